@@ -1,0 +1,5 @@
+"""`python -m fltrust_repro`."""
+
+from fltrust_repro.cli import main
+
+main()

@@ -1,0 +1,177 @@
+"""The only module that imports MXNet: makes it importable, picks the device, shares memory.
+
+MXNet 1.9.1 is older than today's numpy and CUDA packages; what it needs from its surroundings
+is set right here, before its import, and nothing else has to know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import site
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# One thread per process: trials run in parallel, one a core, and a fixed number of threads keeps
+# the order of floating point sums, hence the numbers, the same whatever the number of processes.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("MXNET_CPU_WORKER_NTHREADS", "1")
+os.environ.setdefault("MXNET_ENFORCE_DETERMINISM", "1")
+os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "0")
+os.environ.setdefault("MXNET_STORAGE_FALLBACK_LOG_VERBOSE", "0")
+
+import numpy as np  # noqa: E402  (after the thread counts)
+
+from fltrust_repro.errors import BadInput  # noqa: E402
+
+# numpy 1.24 dropped these names, which MXNet's import still reads.
+_DROPPED = {"bool": bool, "int": int, "float": float, "object": object, "str": str}
+for _name, _type in {**_DROPPED, "complex": complex}.items():
+    if _name not in np.__dict__:
+        setattr(np, _name, _type)
+
+# What libmxnet.so of mxnet-cu112 links to, and the PyPI package folder that carries each.
+_CUDA_LIBRARIES = {
+    "libcudart.so.11.0": "cuda_runtime",
+    "libnvrtc.so.11.2": "cuda_nvrtc",
+    "libcublasLt.so.11": "cublas",
+    "libcublas.so.11": "cublas",
+    "libcufft.so.10": "cufft",
+    "libcurand.so.10": "curand",
+    "libcusolver.so.11": "cusolver",
+    "libcudnn.so.8": "cudnn",
+    "libnccl.so.2": "nccl",
+    "libnvToolsExt.so.1": "nvtx",
+}
+
+
+def _preload_cuda() -> None:
+    """Load the CUDA 11 libraries that pip installed, since the loader does not look there."""
+    roots = [Path(folder) / "nvidia" for folder in [*site.getsitepackages(), site.getusersitepackages()]]
+    for library, package in _CUDA_LIBRARIES.items():
+        for root in roots:
+            file = root / package / "lib" / library
+            if file.exists():
+                # A missing companion shows again, by name, at MXNet's own import.
+                with contextlib.suppress(OSError):
+                    ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+                break
+
+
+def _import_mxnet() -> ModuleType:
+    if importlib.util.find_spec("mxnet") is None:
+        raise BadInput(
+            "MXNet is not installed; run `make setup`, or `pip install -e .[cpu]` "
+            "(`.[cuda]` on a machine with an NVIDIA driver)."
+        )
+    _preload_cuda()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import mxnet
+        except OSError as error:
+            raise BadInput(
+                f"MXNet does not load ({error}); without an NVIDIA driver install the CPU build: "
+                "`pip uninstall -y mxnet-cu112 && pip install -e .[cpu]`."
+            ) from error
+    return mxnet
+
+
+mx = _import_mxnet()
+nd = mx.nd
+NDArray = mx.nd.NDArray
+Context = mx.context.Context
+
+
+def gpu_count() -> int:
+    """How many GPUs MXNet can use: 0 for the CPU build or where there is no driver."""
+    try:
+        return mx.context.num_gpus()
+    except mx.base.MXNetError:
+        return 0
+
+
+def resolve_device(name: str) -> str:
+    """Turn `cpu`, `gpu` or `auto` into the device at hand, `cpu` or `gpu`.
+
+    Raises `BadInput` for another name, and for `gpu` where MXNet sees none.
+    """
+    if name not in ("cpu", "gpu", "auto"):
+        raise BadInput(f"device is {name!r}; choose cpu, gpu or auto.")
+    if name == "auto":
+        return "gpu" if gpu_count() else "cpu"
+    if name == "gpu" and not gpu_count():
+        raise BadInput(
+            "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install the driver "
+            "and `pip install -e .[cuda]`."
+        )
+    return name
+
+
+def context(device: str, index: int = 0) -> Context:
+    """Return MXNet's context for `cpu` or `gpu` number `index`."""
+    return mx.gpu(index) if device == "gpu" else mx.cpu()
+
+
+def on_gpu(array: NDArray) -> bool:
+    """Whether the array lies in a GPU's memory."""
+    return array.context.device_type == "gpu"
+
+
+def host_view(array: NDArray) -> np.ndarray:
+    """Return a numpy array over the memory of a float32 CPU NDArray: no copy, writable.
+
+    Waits for what MXNet still computes on it. The view keeps the NDArray alive.
+    """
+    if array.size == 0:
+        return np.empty(array.shape, dtype=np.float32)
+    array.wait_to_read()
+    address = ctypes.c_void_p()
+    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
+    buffer = (ctypes.c_float * array.size).from_address(address.value)
+    buffer.owner = array
+    return np.frombuffer(buffer, dtype=np.float32).reshape(array.shape)
+
+
+def array_view(array: NDArray) -> tuple[Any, ModuleType]:
+    """Return the same memory as an array with numpy's interface, and the module of its functions.
+
+    numpy itself on the CPU, where NDArray operators are up to 60 times slower; `mx.np` on a GPU,
+    where the data stay. A formula written against this pair runs on both.
+    """
+    if on_gpu(array):
+        return array.as_np_ndarray(), mx.np
+    return host_view(array), np
+
+
+def to_ndarray(array: Any) -> NDArray:
+    """Turn an array made with `array_view`'s module into an NDArray; no copy of float32."""
+    if isinstance(array, np.ndarray):
+        return nd.from_numpy(np.ascontiguousarray(array, dtype=np.float32), zero_copy=True)
+    return array.as_nd_ndarray()
+
+
+def uniform(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:
+    """Draw float32 from [0, 1) on the device of `like`, as `array_view` would show them."""
+    if not on_gpu(like):
+        return rng.random(shape, dtype=np.float32)
+    _seed_device(rng, like)
+    return nd.random.uniform(shape=shape, ctx=like.context).as_np_ndarray()
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:
+    """Draw standard normal float32 on the device of `like`, as `array_view` would show them."""
+    if not on_gpu(like):
+        return rng.standard_normal(shape, dtype=np.float32)
+    _seed_device(rng, like)
+    return nd.random.normal(shape=shape, ctx=like.context).as_np_ndarray()
+
+
+def _seed_device(rng: np.random.Generator, like: NDArray) -> None:
+    # MXNet keeps one generator per device; seeding it at each draw makes `rng` the only state.
+    mx.random.seed(int(rng.integers(2**31)), ctx=like.context)

@@ -1,0 +1,360 @@
+"""Exact updates of all workers for LR and the CNN of Table 7a, compiled for the CPU.
+
+The Gluon models in `models.py` are the definition; a test holds these formulas against them. What
+is written here is their gradient, worker by worker, with batches gathered straight into the
+core's cache: MXNet's own operators spend most of a small batch on dispatch and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+_SCORE_CHUNK = 50
+
+
+class Compiled(NamedTuple):
+    """What a compiled model offers, both on numpy arrays.
+
+    `updates(w, x, labels, rows, counts, learning_rate, updates, losses)` fills the last two as
+    `workers.Learner.updates` describes them; `scores(w, x)` returns logits (n, classes).
+    """
+
+    updates: Callable[..., None]
+    scores: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@njit(cache=True)
+def _softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Turn logits (n, L) into d loss / d logits in place; return the mean cross-entropy."""
+    n, classes = logits.shape
+    loss = 0.0
+    for i in range(n):
+        top = logits[i, 0]
+        for k in range(1, classes):
+            top = max(top, logits[i, k])
+        total = 0.0
+        for k in range(classes):
+            total += np.exp(logits[i, k] - top)
+        loss += np.log(total) + top - logits[i, labels[i]]
+        for k in range(classes):
+            share = np.exp(logits[i, k] - top) / total
+            logits[i, k] = (share - (1.0 if k == labels[i] else 0.0)) / n
+    return loss / n
+
+
+@njit(cache=True, fastmath=True)
+def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    for i in range(x.shape[0]):
+        for k in range(weight.shape[0]):
+            total = np.float32(0)
+            for j in range(x.shape[1]):
+                total += x[i, j] * weight[k, j]
+            out[i, k] = total + bias[k]
+
+
+@njit(cache=True, fastmath=True)
+def _linear_weight_gradient(residual: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    # Four examples per pass over a row of the gradient: one load and store for four products.
+    n, features = x.shape
+    for k in range(out.shape[0]):
+        row = out[k]
+        row[:] = 0
+        i = 0
+        while i + 4 <= n:
+            a, b, c, d = residual[i, k], residual[i + 1, k], residual[i + 2, k], residual[i + 3, k]
+            for j in range(features):
+                row[j] += a * x[i, j] + b * x[i + 1, j] + c * x[i + 2, j] + d * x[i + 3, j]
+            i += 4
+        while i < n:
+            a = residual[i, k]
+            for j in range(features):
+                row[j] += a * x[i, j]
+            i += 1
+
+
+@njit(cache=True)
+def _lr_gradient(w: np.ndarray, x: np.ndarray, labels: np.ndarray, gradient: np.ndarray) -> float:
+    """Gradient of the batch-mean cross-entropy of LR: weight (L, features), then bias (L,)."""
+    n, features = x.shape
+    classes = w.size // (features + 1)
+    cut = classes * features
+    residual = np.empty((n, classes), dtype=np.float32)
+    _linear(x, w[:cut].reshape(classes, features), w[cut:], residual)
+    loss = _softmax_residual(residual, labels)
+    _linear_weight_gradient(residual, x, gradient[:cut].reshape(classes, features))
+    for k in range(classes):
+        gradient[cut + k] = residual[:, k].sum()
+    return loss
+
+
+@njit(cache=True)
+def _gather(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    batch = np.empty((rows.size, x.shape[1]), dtype=np.float32)
+    for i in range(rows.size):
+        batch[i] = x[rows[i]]
+    return batch
+
+
+@njit(cache=True)
+def _lr_updates(
+    w: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    batches: np.ndarray,
+    counts: np.ndarray,
+    learning_rate: float,
+    updates: np.ndarray,
+    losses: np.ndarray,
+) -> None:
+    gradient = np.empty(w.size, dtype=np.float32)
+    for i in range(counts.size):
+        update = updates[i]
+        update[:] = 0
+        for r in range(batches.shape[0] if counts[i] else 0):
+            rows = batches[r, i, : counts[i]]
+            loss = _lr_gradient(w + update, _gather(x, rows), labels[rows], gradient)
+            update -= np.float32(learning_rate) * gradient
+            if r == 0:
+                losses[i] = loss
+
+
+def compiled_lr(classes: int, _shape: tuple[int, int, int]) -> Compiled:
+    """Multi-class logistic regression."""
+
+    def updates(w: np.ndarray, x: np.ndarray, *rest: np.ndarray) -> None:
+        _lr_updates(w, x.reshape(len(x), -1), *rest)
+
+    def scores(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+        cut = w.size - classes
+        return x.reshape(len(x), -1) @ w[:cut].reshape(classes, -1).T + w[cut:]
+
+    return Compiled(updates, scores)
+
+
+# --- the CNN: arrays are (channels, examples, height, width), so that a convolution is one matrix
+# product of its weight with the patches of all examples.
+
+
+@njit(cache=True)
+def _patches(x: np.ndarray, kh: int, kw: int) -> np.ndarray:
+    channels, n, height, width = x.shape
+    oh, ow = height - kh + 1, width - kw + 1
+    out = np.empty((channels * kh * kw, n, oh, ow), dtype=np.float32)
+    for c in range(channels):
+        for i in range(kh):
+            for j in range(kw):
+                target = out[(c * kh + i) * kw + j]
+                for e in range(n):
+                    for a in range(oh):
+                        for b in range(ow):
+                            target[e, a, b] = x[c, e, a + i, b + j]
+    return out.reshape(channels * kh * kw, n * oh * ow)
+
+
+@njit(cache=True)
+def _patches_gradient(columns: np.ndarray, x_gradient: np.ndarray, kh: int, kw: int) -> None:
+    channels, n, height, width = x_gradient.shape
+    oh, ow = height - kh + 1, width - kw + 1
+    source = columns.reshape(channels * kh * kw, n, oh, ow)
+    x_gradient[:] = 0
+    for c in range(channels):
+        for i in range(kh):
+            for j in range(kw):
+                part = source[(c * kh + i) * kw + j]
+                for e in range(n):
+                    for a in range(oh):
+                        for b in range(ow):
+                            x_gradient[c, e, a + i, b + j] += part[e, a, b]
+
+
+@njit(cache=True)
+def _bias_relu_pool(
+    z: np.ndarray, bias: np.ndarray, ph: int, pw: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Max pooling of relu(z + bias); also which place of each window the maximum came from."""
+    filters, n, height, width = z.shape
+    out = np.empty((filters, n, height // ph, width // pw), dtype=np.float32)
+    place = np.empty(out.shape, dtype=np.int8)
+    for f in range(filters):
+        for e in range(n):
+            for a in range(out.shape[2]):
+                for b in range(out.shape[3]):
+                    best, where = z[f, e, a * ph, b * pw], 0
+                    for k in range(1, ph * pw):
+                        value = z[f, e, a * ph + k // pw, b * pw + k % pw]
+                        if value > best:
+                            best, where = value, k
+                    best += bias[f]
+                    out[f, e, a, b] = best if best > 0 else np.float32(0)
+                    place[f, e, a, b] = where if best > 0 else -1
+    return out, place
+
+
+@njit(cache=True)
+def _bias_relu_pool_gradient(
+    gradient: np.ndarray, place: np.ndarray, ph: int, pw: int, z: np.ndarray, bias: np.ndarray
+) -> None:
+    # Writes d loss / d z into z, whose values are no longer needed, and d loss / d bias.
+    z[:] = 0
+    for f in range(gradient.shape[0]):
+        total = 0.0
+        for e in range(gradient.shape[1]):
+            for a in range(gradient.shape[2]):
+                for b in range(gradient.shape[3]):
+                    k = place[f, e, a, b]
+                    if k >= 0:
+                        value = gradient[f, e, a, b]
+                        z[f, e, a * ph + k // pw, b * pw + k % pw] = value
+                        total += value
+        bias[f] = total
+
+
+@njit(cache=True)
+def _examples_first(x: np.ndarray) -> np.ndarray:
+    """(channels, n, height, width) -> (n, channels * height * width), as Gluon flattens."""
+    channels, n, height, width = x.shape
+    out = np.empty((n, channels, height * width), dtype=np.float32)
+    for c in range(channels):
+        for e in range(n):
+            out[e, c] = x[c, e].ravel()
+    return out.reshape(n, channels * height * width)
+
+
+@njit(cache=True)
+def _channels_first(x: np.ndarray, out: np.ndarray) -> None:
+    channels, n, height, width = out.shape
+    source = x.reshape(n, channels, height, width)
+    for c in range(channels):
+        for e in range(n):
+            out[c, e] = source[e, c]
+
+
+@njit(cache=True)
+def _cnn_forward(w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple) -> tuple:
+    """Logits of the CNN for x (channels, n, height, width), and what the gradient needs again.
+
+    `ends` are where the eight parameters end in `w`, in Gluon's order; `sizes` are the filters of
+    both convolutions, the hidden units, the kernel and the pooling window.
+    """
+    _channels, n, height, width = x.shape
+    f1, f2, hidden, kh, kw, ph, pw = sizes
+    h1, w1 = height - kh + 1, width - kw + 1
+    h2, w2 = h1 // ph - kh + 1, w1 // pw - kw + 1
+    columns1 = _patches(x, kh, kw)
+    z1 = np.dot(w[: ends[0]].reshape(f1, -1), columns1).reshape(f1, n, h1, w1)
+    pool1, place1 = _bias_relu_pool(z1, w[ends[0] : ends[1]], ph, pw)
+    columns2 = _patches(pool1, kh, kw)
+    z2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1), columns2).reshape(f2, n, h2, w2)
+    pool2, place2 = _bias_relu_pool(z2, w[ends[2] : ends[3]], ph, pw)
+    flat = _examples_first(pool2)
+    dense1 = w[ends[3] : ends[4]].reshape(hidden, -1)
+    units = np.maximum(np.dot(flat, dense1.T) + w[ends[4] : ends[5]], np.float32(0))
+    logits = np.dot(units, w[ends[5] : ends[6]].reshape(-1, hidden).T) + w[ends[6] :]
+    return logits, units, flat, (columns1, z1, pool1, place1), (columns2, z2, pool2, place2)
+
+
+@njit(cache=True)
+def _cnn_gradient(
+    w: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    ends: np.ndarray,
+    sizes: tuple,
+    gradient: np.ndarray,
+) -> float:
+    """Gradient of the batch-mean cross-entropy, by the chain rule from the last layer back."""
+    f1, f2, hidden, kh, kw, ph, pw = sizes
+    residual, units, flat, layer1, layer2 = _cnn_forward(w, x, ends, sizes)
+    columns1, z1, pool1, place1 = layer1
+    columns2, z2, pool2, place2 = layer2
+    loss = _softmax_residual(residual, labels)
+
+    gradient[ends[5] : ends[6]].reshape(-1, hidden)[:] = np.dot(residual.T, units)
+    gradient[ends[6] :] = residual.sum(axis=0)
+    back = np.dot(residual, w[ends[5] : ends[6]].reshape(-1, hidden))
+    d_units = np.where(units > 0, back, np.float32(0))
+    gradient[ends[3] : ends[4]].reshape(hidden, -1)[:] = np.dot(d_units.T, flat)
+    gradient[ends[4] : ends[5]] = d_units.sum(axis=0)
+    _channels_first(np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1)), pool2)
+
+    _bias_relu_pool_gradient(pool2, place2, ph, pw, z2, gradient[ends[2] : ends[3]])
+    d_z2 = z2.reshape(f2, -1)
+    gradient[ends[1] : ends[2]].reshape(f2, -1)[:] = np.dot(d_z2, columns2.T)
+    np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2, columns2)
+    _patches_gradient(columns2, pool1, kh, kw)
+
+    _bias_relu_pool_gradient(pool1, place1, ph, pw, z1, gradient[ends[0] : ends[1]])
+    gradient[: ends[0]].reshape(f1, -1)[:] = np.dot(z1.reshape(f1, -1), columns1.T)
+    return loss
+
+
+@njit(cache=True)
+def _gather_channels_first(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    batch = np.empty((x.shape[1], rows.size, x.shape[2], x.shape[3]), dtype=np.float32)
+    for e in range(rows.size):
+        for c in range(x.shape[1]):
+            batch[c, e] = x[rows[e], c]
+    return batch
+
+
+@njit(cache=True)
+def _cnn_updates(
+    w: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    batches: np.ndarray,
+    counts: np.ndarray,
+    learning_rate: float,
+    updates: np.ndarray,
+    losses: np.ndarray,
+    ends: np.ndarray,
+    sizes: tuple,
+) -> None:
+    gradient = np.empty(w.size, dtype=np.float32)
+    for i in range(counts.size):
+        update = updates[i]
+        update[:] = 0
+        for r in range(batches.shape[0] if counts[i] else 0):
+            rows = batches[r, i, : counts[i]]
+            batch = _gather_channels_first(x, rows)
+            loss = _cnn_gradient(w + update, batch, labels[rows], ends, sizes, gradient)
+            update -= np.float32(learning_rate) * gradient
+            if r == 0:
+                losses[i] = loss
+
+
+@njit(cache=True)
+def _cnn_scores(
+    w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple, scores: np.ndarray, chunk: int
+) -> None:
+    for start in range(0, len(x), chunk):
+        rows = np.arange(start, min(start + chunk, len(x)))
+        batch = _gather_channels_first(x, rows)
+        scores[start : start + rows.size] = _cnn_forward(w, batch, ends, sizes)[0]
+
+
+def compiled_cnn(
+    classes: int, shape: tuple[int, int, int], kernel: tuple[int, int], pool: tuple[int, int]
+) -> Compiled:
+    """The CNN of Table 7a: 30 and 50 filters, 200 hidden units, no padding."""
+    channels, height, width = shape
+    (kh, kw), (ph, pw) = kernel, pool
+    last = [((size - k + 1) // p - k + 1) // p for size, k, p in zip((height, width), kernel, pool)]
+    flat = 50 * last[0] * last[1]
+    lengths = [30 * channels * kh * kw, 30, 50 * 30 * kh * kw, 50, 200 * flat, 200, classes * 200]
+    ends = np.cumsum(lengths)
+    sizes = (30, 50, 200, kh, kw, ph, pw)
+
+    def updates(*arguments: np.ndarray) -> None:
+        _cnn_updates(*arguments, ends, sizes)
+
+    def scores(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+        out = np.empty((len(x), classes), dtype=np.float32)
+        _cnn_scores(w, x, ends, sizes, out, _SCORE_CHUNK)
+        return out
+
+    return Compiled(updates, scores)

@@ -1,0 +1,90 @@
+"""The paper's classifiers (Section 4.1) as plain Gluon blocks, and what makes one a federated model.
+
+A model is registered as a function `(classes, shape) -> HybridBlock`, shape = (channels, height,
+width) of one example; the block maps (n, *shape) to logits (n, classes). A model may bring an exact
+compiled formula for the updates of all workers (`gradients.py`); any other one runs in a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fltrust_repro.backend import mx
+from fltrust_repro.errors import BadInput
+from fltrust_repro.gradients import Compiled, compiled_cnn, compiled_lr
+from fltrust_repro.registry import Registry
+
+nn = mx.gluon.nn
+HybridBlock = mx.gluon.HybridBlock
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier: how to build it and, where there is one, its compiled updates."""
+
+    name: str
+    build: Callable[[int, Shape], HybridBlock]
+    compiled: Callable[[int, Shape], Compiled] | None
+
+
+models: Registry[Model] = Registry("model")
+
+
+def model(name: str, compiled: Callable[[int, Shape], Compiled] | None = None) -> Callable:
+    """Register a function `(classes, shape) -> HybridBlock` as model `name`."""
+
+    def register(build: Callable[[int, Shape], HybridBlock]) -> Callable:
+        models.add(name, Model(name, build, compiled))
+        return build
+
+    return register
+
+
+@model("lr", compiled=compiled_lr)
+def logistic_regression(classes: int, shape: Shape) -> HybridBlock:
+    """Multi-class logistic regression (d = 7,850 for MNIST)."""
+    return nn.Dense(classes, in_units=int(np.prod(shape)))
+
+
+def cnn_windows(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Kernel and pooling window of the CNN: 3x3 and 2x2, or 1x3 and 1x2 for a row of features."""
+    return ((1, 3), (1, 2)) if shape[1] == 1 else ((3, 3), (2, 2))
+
+
+def _compiled_cnn(classes: int, shape: Shape) -> Compiled:
+    return compiled_cnn(classes, shape, *cnn_windows(shape))
+
+
+@model("cnn", compiled=_compiled_cnn)
+def cnn(classes: int, shape: Shape) -> HybridBlock:
+    """Two convolutions and two dense layers of Table 7a (d = 266,060 for MNIST)."""
+    kernel, pool = cnn_windows(shape)
+    smallest = [p * (k + p - 1) + k - 1 for k, p in zip(kernel, pool)]
+    if any(size < least for size, least in zip(shape[1:], smallest)):
+        raise BadInput(
+            f"the CNN of Table 7a needs images of at least 10 x 10 pixels, these are "
+            f"{shape[1]} x {shape[2]}; use --model lr or resnet20."
+        )
+    block = nn.HybridSequential()
+    block.add(
+        nn.Conv2D(30, kernel, activation="relu", in_channels=shape[0]),
+        nn.MaxPool2D(pool, pool),
+        nn.Conv2D(50, kernel, activation="relu", in_channels=30),
+        nn.MaxPool2D(pool, pool),
+        nn.Dense(200, activation="relu"),
+        nn.Dense(classes, in_units=200),
+    )
+    return block
+
+
+@model("resnet20")
+def resnet20(classes: int, shape: Shape) -> HybridBlock:
+    """ResNet20 of He et al. (2016) from Gluon's model zoo, first convolution for small images."""
+    zoo = mx.gluon.model_zoo.vision
+    return zoo.ResNetV1(
+        zoo.BasicBlockV1, [3, 3, 3], [16, 16, 32, 64], classes=classes, thumbnail=True
+    )

@@ -1,0 +1,114 @@
+"""Training examples -> workers, with a degree p of non-IID (Section 4.1), and their batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Who holds which training examples: worker i holds `examples[starts[i]:starts[i + 1]]`."""
+
+    examples: np.ndarray  # int64 (n,)
+    starts: np.ndarray  # int64 (m + 1,)
+
+    @classmethod
+    def of(cls, parts: list[np.ndarray]) -> Shards:
+        """Build from one index array per worker."""
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+        return cls(np.concatenate(parts).astype(np.int64), starts.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, worker: int) -> np.ndarray:
+        return self.examples[self.starts[worker] : self.starts[worker + 1]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many examples each worker holds, shape (m,); 0 is possible."""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """One batch per local round and worker; only `rows[:, i, :counts[i]]` of worker i is real."""
+
+    rows: np.ndarray  # int64 (rounds, m, batch size)
+    counts: np.ndarray  # int64 (m,)
+
+
+def partition(
+    labels: np.ndarray, classes: int, workers: int, non_iid: float, rng: np.random.Generator
+) -> Shards:
+    """Deal the training examples to the workers (Section 4.1).
+
+    An example with label l goes to group l with probability p = `non_iid`, else to one of the
+    other groups uniformly, and within its group to a worker uniformly and independently. Where m
+    is no multiple of L, neighbouring groups share a worker: the L groups cut the interval [0, m)
+    into equal lengths, and an example falls on a point of its group's length.
+
+    Parameters
+    ----------
+    labels : int array (n,), values 0..classes-1
+    classes : int
+        L, the number of labels and of groups.
+    workers : int
+        m.
+    non_iid : float
+        p in (0, 1]; p = 1 / L deals independently of the label.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Shards of the m workers, in the order of the groups; a worker may hold nothing.
+    """
+    n = len(labels)
+    elsewhere = rng.integers(1, classes, n) if classes > 1 else np.zeros(n, dtype=np.int64)
+    stays = rng.random(n) < non_iid
+    group = np.where(stays, labels, (labels + elsewhere) % classes)
+    point = (group + rng.random(n)) * workers / classes
+    worker = np.minimum(point.astype(np.int64), workers - 1)
+    return Shards.of([np.flatnonzero(worker == i) for i in range(workers)])
+
+
+def shuffle_workers(shards: Shards, rng: np.random.Generator) -> Shards:
+    """Number the workers at random, so that the first c are c random ones."""
+    return Shards.of([shards[i] for i in rng.permutation(len(shards))])
+
+
+@njit(cache=True)
+def _draw(examples: np.ndarray, starts: np.ndarray, uniforms: np.ndarray, rows: np.ndarray) -> None:
+    # Floyd's algorithm: k different places out of n from k uniform numbers.
+    rounds, workers, batch = uniforms.shape
+    for r in range(rounds):
+        for i in range(workers):
+            start, n = starts[i], starts[i + 1] - starts[i]
+            taken = rows[r, i]
+            k = min(batch, n)
+            for t in range(k):
+                place = int(uniforms[r, i, t] * (n - k + t + 1))
+                for earlier in range(t):
+                    if taken[earlier] == place:
+                        place = n - k + t
+                        break
+                taken[t] = place
+            for t in range(k):
+                taken[t] = examples[start + taken[t]]
+
+
+def sample_batches(
+    shards: Shards, batch_size: int, rounds: int, rng: np.random.Generator
+) -> Batches:
+    """Draw min(batch_size, examples held) of each worker's examples without replacement.
+
+    Drawn afresh for each of the `rounds` local rounds.
+    """
+    counts = np.minimum(shards.sizes, batch_size)
+    uniforms = rng.random((rounds, len(shards), batch_size))
+    rows = np.zeros(uniforms.shape, dtype=np.int64)
+    _draw(shards.examples, shards.starts, uniforms, rows)
+    return Batches(rows, counts)

@@ -1,0 +1,96 @@
+"""Named rules, attacks, models and data sets: filled by decorators, extended by plug-ins."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from fltrust_repro.errors import BadInput
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """The entries of one kind ("rule", "attack", ...) by the name a user types.
+
+    A name is registered once; an unknown one raises `BadInput` with the names there are.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Register `entry` under `name`; `BadInput` if the name is taken."""
+        if name in self._entries:
+            raise BadInput(f"{self.kind} {name!r} exists already; register yours by another name.")
+        self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> Entry:
+        if name in self._entries:
+            return self._entries[name]
+        near = difflib.get_close_matches(str(name), self._entries, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise BadInput(f"unknown {self.kind} {name!r}; choose one of {', '.join(self)}.{hint}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def summary(function: object) -> str:
+    """First sentence of a docstring: what `list` prints beside a name."""
+    text = (getattr(function, "__doc__", None) or "(no description)").strip()
+    return text.splitlines()[0]
+
+
+PLUGIN_PREFIX = "fltrust_repro_plugin_"
+
+
+def load_plugin(path: str | Path) -> ModuleType:
+    """Import a user's Python file, whose decorators register rules, attacks or models.
+
+    Loading the same file twice is harmless. Raises `BadInput` when the file is missing or
+    does not import.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise BadInput(f"plug-in {str(path)!r} does not exist; give the path of a Python file.")
+    source = file.read_bytes()
+    name = PLUGIN_PREFIX + hashlib.sha256(str(file).encode() + source).hexdigest()[:16]
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"plug-in {str(path)!r} is not a Python file; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        problem = f"{type(error).__name__}: {error}".rstrip(".")
+        raise BadInput(f"plug-in {str(path)!r} does not load: {problem}.") from error
+    return module
+
+
+def plugin_digest(function: object) -> str | None:
+    """Hash of the plug-in source a function was defined in; None for built-in ones.
+
+    Stored with each trial, so that an edited plug-in never answers with old results.
+    """
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    if module is None or not module.__name__.startswith(PLUGIN_PREFIX):
+        return None
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]

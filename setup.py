@@ -1,0 +1,54 @@
+"""Set-up: `pip install -e .[cpu]`, or `.[cuda]` on a machine with an NVIDIA driver."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="fltrust_repro",
+    version="0.1.0",
+    description="Local model poisoning attacks to Byzantine-robust federated learning, in MXNet",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=["fltrust_repro"],
+    python_requires=">=3.9,<3.13",
+    install_requires=[
+        "click>=8.1,<9",
+        "numba>=0.59,<0.70",
+        "numpy>=1.24,<2",
+        "pandas>=2.0,<4",
+        "pillow>=10,<14",
+        "pooch>=1.8,<2",
+        "scikit-learn>=1.3,<2",
+        "scipy>=1.11,<2",
+        "setuptools>=65,<81",
+        "tabulate>=0.9,<1",
+        "tomli>=2,<3; python_version < '3.11'",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        # Both install a package called mxnet: exactly one of the two.
+        "cpu": ["mxnet==1.9.1"],
+        "cuda": [
+            "mxnet-cu112==1.9.1",
+            "nvidia-cublas-cu11>=11.4,<12",
+            "nvidia-cuda-nvrtc-cu11>=11.2,<12",
+            "nvidia-cuda-runtime-cu11>=11.2,<12",
+            "nvidia-cudnn-cu11>=8.5,<9",
+            "nvidia-cufft-cu11>=10.4,<11",
+            "nvidia-curand-cu11>=10.2,<11",
+            "nvidia-cusolver-cu11>=11.1,<12",
+            "nvidia-nccl-cu11>=2.14,<3",
+            "nvidia-nvtx-cu11>=11.2,<12",
+        ],
+        "dev": ["hypothesis>=6.80,<7", "pytest>=7.4,<10", "ruff>=0.6,<1"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)
