@@ -82,21 +82,20 @@ def mean(updates: NDArray) -> NDArray:
     return to_ndarray(array.mean(axis=0))
 
 
-def krum_scores(squared: np.ndarray, c: int) -> np.ndarray:
-    """Krum's score of each of n models: summed squared distances to its n - c - 2 nearest.
+def krum_scores(squared: np.ndarray, neighbours: int) -> np.ndarray:
+    """Krum's score of each of n models: summed squared distances to its nearest neighbours.
 
-    `squared` holds squared distances, shape (n, n). At least one neighbour counts, so that the
-    score has a meaning for the small n of the partial-knowledge attack (Equation 4) too.
+    `squared` holds squared distances, shape (n, n); a model is no neighbour of itself.
     """
-    n = len(squared)
-    neighbours = min(max(n - c - 2, 1), n - 1)
-    others = squared + np.diag(np.full(n, np.inf))
+    if neighbours < 1:
+        return np.zeros(len(squared))
+    others = squared + np.diag(np.full(len(squared), np.inf))
     return np.partition(others, neighbours - 1, axis=1)[:, :neighbours].sum(axis=1)
 
 
-def krum_choice(squared: np.ndarray, c: int) -> int:
+def krum_choice(squared: np.ndarray, neighbours: int) -> int:
     """Return the index of the model that Krum selects; among equals the first."""
-    return int(np.argmin(krum_scores(squared, c)))
+    return int(np.argmin(krum_scores(squared, neighbours)))
 
 
 @rule("krum", Limit("m - c - 2", lambda m, c, beta: m - c - 2))
@@ -106,7 +105,8 @@ def krum(updates: NDArray, c: int) -> NDArray:
     >>> krum(nd.array([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]]), c=1).asnumpy()
     array([1. , 1.5], dtype=float32)
     """
-    return updates[krum_choice(squared_distances(updates), c)].copy()
+    chosen = krum_choice(squared_distances(updates), len(updates) - c - 2)
+    return updates[chosen].copy()
 
 
 @rule("trimmed-mean", Limit("m - 2 beta", lambda m, c, beta: m - 2 * beta))

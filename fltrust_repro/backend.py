@@ -52,7 +52,9 @@ _CUDA_LIBRARIES = {
 
 def _preload_cuda() -> None:
     """Load the CUDA 11 libraries that pip installed, since the loader does not look there."""
-    roots = [Path(folder) / "nvidia" for folder in [*site.getsitepackages(), site.getusersitepackages()]]
+    roots = [
+        Path(folder) / "nvidia" for folder in [*site.getsitepackages(), site.getusersitepackages()]
+    ]
     for library, package in _CUDA_LIBRARIES.items():
         for root in roots:
             file = root / package / "lib" / library
@@ -107,7 +109,7 @@ def resolve_device(name: str) -> str:
         return "gpu" if gpu_count() else "cpu"
     if name == "gpu" and not gpu_count():
         raise BadInput(
-            "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install the driver "
+            "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install its driver "
             "and `pip install -e .[cuda]`."
         )
     return name

@@ -1,5 +1,4 @@
-"""The two hot primitives of the aggregation rules: means of middle order statistics by column,
-and squared distances between all rows.
+"""The two hot primitives of the rules: means of middle order statistics, and distances.
 
 On the CPU they are compiled loops over blocks of columns that stay in the cache; on a GPU they
 are array operators that never leave the device. Both are written so that a non-finite value in

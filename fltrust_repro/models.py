@@ -1,4 +1,4 @@
-"""The paper's classifiers (Section 4.1) as plain Gluon blocks, and what makes one a federated model.
+"""The paper's classifiers (Section 4.1) as plain Gluon blocks, and how to add one.
 
 A model is registered as a function `(classes, shape) -> HybridBlock`, shape = (channels, height,
 width) of one example; the block maps (n, *shape) to logits (n, classes). A model may bring an exact

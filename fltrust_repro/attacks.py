@@ -1,0 +1,284 @@
+"""Attacks of compromised workers (paper, Sections 3 and 4.1), in the space of updates.
+
+With `delta_i = w_i - w_re` the received global model is the origin: the crafted local model
+`w'_1 = w_re - lambda s` (3.2) is the update `-lambda s`. An attack gets the before-attack updates
+that the attacker knows, all m with full knowledge and the c own ones with partial knowledge, the
+compromised workers' always first, and returns the c updates they send instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fltrust_repro import backend
+from fltrust_repro.aggregation import Limit, krum_choice, krum_scores, rules
+from fltrust_repro.backend import NDArray, array_view, to_ndarray
+from fltrust_repro.kernels import squared_distances
+from fltrust_repro.poisoning import flip_labels
+from fltrust_repro.registry import Registry, summary
+
+if TYPE_CHECKING:
+    from fltrust_repro.settings import Setting
+
+LAMBDA_THRESHOLD = 1e-5  # Section 3.2: below it, the search for lambda has failed
+
+
+@dataclass(frozen=True)
+class Round:
+    """What an attack is given in one iteration.
+
+    Attributes
+    ----------
+    known : NDArray (m, d) with full knowledge, (c, d) with partial
+        Before-attack updates that the attacker knows; rows 0..c-1 are the compromised workers'.
+    c : int
+        How many compromised workers take part.
+    w_re : NDArray (d,)
+        The global model that the workers received.
+    setting : Setting
+    rng : numpy.random.Generator
+        The attacker's own.
+    """
+
+    known: NDArray
+    c: int
+    w_re: NDArray
+    setting: Setting
+    rng: np.random.Generator
+
+    @property
+    def partial(self) -> bool:
+        """Whether the attacker knows the compromised workers only."""
+        return self.setting.knowledge == "partial"
+
+
+Craft = Callable[[Round], NDArray]
+Poison = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A named attack: on the updates sent (`craft`), or on the training labels (`poison`)."""
+
+    name: str
+    craft: Craft | None = None
+    poison: Poison | None = None
+    has_knowledge: bool = False
+    limit: Limit | None = None
+
+    @property
+    def summary(self) -> str:
+        """What `list` prints beside the name."""
+        function = self.craft or self.poison
+        return summary(function) if function else "The compromised workers behave."
+
+
+attacks: Registry[Attack] = Registry("attack")
+
+
+def attack(name: str, has_knowledge: bool = True, limit: Limit | None = None) -> Callable:
+    """Register a function `(Round) -> NDArray (c, d)` as attack `name`.
+
+    `has_knowledge` says whether full and partial knowledge make a difference; without it the
+    attack is given all m before-attack updates.
+    """
+
+    def register(craft: Craft) -> Craft:
+        attacks.add(name, Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit))
+        return craft
+
+    return register
+
+
+attacks.add("none", Attack("none"))
+attacks.add("label-flip", Attack("label-flip", poison=flip_labels))
+
+
+def changing_direction(step: Round) -> Any:
+    """Signs s of how the global model would change (3.1): +1 where it grows, else -1.
+
+    The sign of the mean of the known before-attack updates; with `direction="rule"` and full
+    knowledge, of what the aggregation rule itself would output.
+    """
+    setting = step.setting
+    if setting.direction == "rule" and not step.partial:
+        change = rules[setting.rule](step.known, c=setting.compromised, beta=setting.beta)
+        array, xp = array_view(change)
+    else:
+        known, xp = array_view(step.known)
+        array = known.mean(axis=0)
+    one = xp.ones_like(array)
+    return xp.where(array > 0, one, -one)
+
+
+@attack("gaussian", has_knowledge=False)
+def gaussian(step: Round) -> NDArray:
+    """Samples of the Gaussian that fits each parameter of all before-attack models (4.1)."""
+    known, _ = array_view(step.known)
+    noise = backend.normal(step.rng, (step.c, known.shape[1]), step.known)
+    noise *= known.std(axis=0)
+    noise += known.mean(axis=0)
+    return to_ndarray(noise)
+
+
+# --- Krum (3.2)
+
+
+@dataclass(frozen=True)
+class KrumProblem:
+    """Equations 2 and 4: the largest lambda for which Krum picks `w'_1 = base - lambda s`.
+
+    Squared distances are all that Krum looks at, and that between `w'_1` and a benign model is
+    a quadratic in lambda; so the n benign models' distances are computed once, and trying a
+    lambda costs O(n^2).
+
+    Attributes
+    ----------
+    squared : float64 (n, n), between the benign models
+    offsets : float64 (n,), D^2 of each benign model to the base
+    slopes : float64 (n,), s . (delta_i - base)
+    d : int, number of parameters
+    """
+
+    squared: np.ndarray
+    offsets: np.ndarray
+    slopes: np.ndarray
+    d: int
+
+    def upper_bound(self, copies: int, assumed: int) -> float:
+        """Theorem 1 (Equation 3), for any number of copies of w'_1 and assumed compromised.
+
+        With c copies and c assumed, w'_1 needs m - c - 2 neighbours, of which m - 2c - 1 benign.
+        """
+        n = len(self.offsets)
+        neighbours = max(n + copies - assumed - 2, 1)
+        benign = max(neighbours - (copies - 1), 1)
+        nearest = krum_scores(self.squared, min(neighbours, n - 1)).min()
+        farthest = np.sqrt(self.offsets.max())
+        return float(np.sqrt(nearest / (benign * self.d)) + farthest / np.sqrt(self.d))
+
+    def picks_crafted(self, scale: float, copies: int, assumed: int) -> bool:
+        """Whether Krum picks w'_1 among `copies` of it and the benign models."""
+        n = copies + len(self.offsets)
+        crafted = self.offsets + 2.0 * scale * self.slopes + scale**2 * self.d
+        squared = np.zeros((n, n))
+        squared[copies:, copies:] = self.squared
+        squared[:copies, copies:] = np.maximum(crafted, 0.0)
+        squared[copies:, :copies] = squared[:copies, copies:].T
+        return krum_choice(squared, max(n - assumed - 2, 1)) < copies
+
+    def search(self, start: float, copies: int, assumed: int) -> tuple[float, bool]:
+        """Halve lambda from `start` until Krum picks w'_1 or lambda < 1e-5; say which."""
+        scale = start
+        while scale >= LAMBDA_THRESHOLD:
+            if self.picks_crafted(scale, copies, assumed):
+                return scale, True
+            scale /= 2
+        return scale, False
+
+
+def solve_full(problem: KrumProblem, c: int) -> tuple[float, bool]:
+    """Equation 2: c copies of w'_1 among the benign models, Krum assuming c compromised."""
+    return problem.search(problem.upper_bound(c, c), c, c)
+
+
+def solve_partial(problem: KrumProblem, c: int, assumes: str) -> tuple[float, bool]:
+    """Equation 4: add crafted models, one at a time, until Krum picks w'_1.
+
+    `assumes` is what the attacker's own Krum takes for the number of compromised models:
+    "zero", "added" (as many as were added) or "c". At most c models are added.
+    """
+    assumed = {"zero": lambda q: 0, "added": lambda q: q, "c": lambda q: c}[assumes]
+    start = problem.upper_bound(1, assumed(1))
+    scale, found = start, False
+    for copies in range(1, c + 1):
+        scale, found = problem.search(start, copies, assumed(copies))
+        if found:
+            break
+    return scale, found
+
+
+@attack("krum", limit=Limit("m - 2c - 1", lambda m, c, beta: m - 2 * c - 1))
+def krum_attack(step: Round) -> NDArray:
+    """Make Krum pick w'_1 = w_re - lambda s for the largest lambda found (3.2)."""
+    known, xp = array_view(step.known)
+    setting, c, d = step.setting, step.c, known.shape[1]
+    direction = changing_direction(step)
+    distances = squared_distances(step.known)
+    benign = slice(0, None) if step.partial else slice(c, None)
+    if setting.base == "before-attack":
+        assumed = 0 if step.partial else c
+        base = known[krum_choice(distances, max(len(known) - assumed - 2, 1))].copy()
+    else:
+        base = xp.zeros_like(direction)
+    gaps = known[benign] - base if setting.base == "before-attack" else known[benign]
+    problem = KrumProblem(
+        squared=distances[benign, benign],
+        offsets=_host((gaps * gaps).sum(axis=1)),
+        slopes=_host(xp.dot(gaps, direction)),
+        d=d,
+    )
+    if step.partial:
+        scale, _ = solve_partial(problem, c, setting.attacker_assumes)
+    else:
+        scale, _ = solve_full(problem, c)
+    return to_ndarray(_supporters(base - np.float32(scale) * direction, step, xp))
+
+
+def _host(array: Any) -> np.ndarray:
+    return np.asarray(array if isinstance(array, np.ndarray) else array.asnumpy(), np.float64)
+
+
+def _supporters(crafted: Any, step: Round, xp: Any) -> Any:
+    """w'_1 and c - 1 models around it: distance epsilon * U(0, 1), uniform direction (3.2)."""
+    out = backend.normal(step.rng, (step.c, crafted.size), step.known)
+    lengths = xp.sqrt((out * out).sum(axis=1))
+    radius = step.setting.epsilon * step.rng.random(step.c)
+    radius[0] = 0.0
+    out *= (xp.array(radius.astype(np.float32)) / lengths).reshape(-1, 1)
+    out += crafted
+    return out
+
+
+# --- trimmed mean (3.3), also used against median (3.4) and mean
+
+
+def benign_interval(step: Round, direction: Any) -> tuple[Any, Any]:
+    """Full knowledge: from the extreme of the benign models to b times as far (3.3).
+
+    Returns the near and the far end for each parameter, as updates. With
+    `interval_space="model"` the interval is taken on local models, not on updates.
+    """
+    known, xp = array_view(step.known)
+    received, _ = array_view(step.w_re)
+    b = step.setting.b
+    benign = known[step.c :]
+    near = xp.where(direction < 0, benign.max(axis=0), benign.min(axis=0))
+    shift = received if step.setting.interval_space == "model" else xp.zeros_like(near)
+    near = near + shift
+    outward = (direction < 0) == (near > 0)
+    far = xp.where(outward, near * b, near / b)
+    return near - shift, far - shift
+
+
+def estimated_interval(step: Round, direction: Any) -> tuple[Any, Any]:
+    """Partial knowledge: mu + 3 sigma to mu + 4 sigma against the direction (3.3)."""
+    known, _ = array_view(step.known)
+    mu, sigma = known.mean(axis=0), known.std(axis=0)
+    return mu - 3 * direction * sigma, mu - 4 * direction * sigma
+
+
+@attack("trimmed-mean")
+def trimmed_mean_attack(step: Round) -> NDArray:
+    """Put all compromised values beyond the benign ones, against the changing direction (3.3)."""
+    direction = changing_direction(step)
+    interval = estimated_interval if step.partial else benign_interval
+    near, far = interval(step, direction)
+    out = backend.uniform(step.rng, (step.c, near.size), step.known)
+    out *= far - near
+    out += near
+    return to_ndarray(out)

@@ -1,0 +1,185 @@
+"""Measured tables next to the paper's: cell by cell the value, the difference and a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy import stats
+
+from fltrust_repro.attacks import attacks
+from fltrust_repro.experiments import Cell, Experiment
+from fltrust_repro.store import Trial
+
+TOLERANCE = 0.03
+SHARE_OF_INCREASE = 0.2
+NOTABLE_INCREASE = 0.05
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell with what its trials gave."""
+
+    cell: Cell
+    errors: tuple[float, ...]
+    diverged: int
+
+    @property
+    def mean(self) -> float:
+        """Mean error rate; NaN without trials."""
+        return math.fsum(self.errors) / len(self.errors) if self.errors else math.nan
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over trials; NaN for fewer than two."""
+        return float(pd.Series(self.errors, dtype=float).std())
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 95% confidence interval of the mean (Student's t)."""
+        n = len(self.errors)
+        if n < 2:
+            return math.nan
+        return float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * self.std / math.sqrt(n))
+
+    @property
+    def difference(self) -> float:
+        """Measured minus the paper's value."""
+        return math.nan if self.cell.paper is None else self.mean - self.cell.paper
+
+
+def measure(cell: Cell, trials: Sequence[Trial]) -> Measured:
+    """Collect a cell's finished trials."""
+    errors = tuple(trial.result.error_rate for trial in trials)
+    return Measured(cell, errors, sum(trial.result.diverged for trial in trials))
+
+
+def verdict(measured: Measured, baseline: Measured | None) -> str:
+    """Say whether a cell agrees with the paper: "inside", "outside" or why it cannot be said.
+
+    Without a crafted attack: within 0.03 of the paper. With one: within 0.03 + 20% of the increase
+    that the paper prints over its own no-attack cell `baseline`, and where that increase is 0.05 or
+    more, above our no-attack cell by a one-sided Welch test at 95%.
+    """
+    if not measured.errors:
+        return "missing"
+    if measured.cell.paper is None:
+        return "not in the paper"
+    tolerance = TOLERANCE
+    if attacks[measured.cell.setting.attack].has_knowledge and baseline is not None:
+        increase = measured.cell.paper - baseline.cell.paper
+        tolerance += SHARE_OF_INCREASE * max(increase, 0.0)
+        if increase >= NOTABLE_INCREASE:
+            if min(len(measured.errors), len(baseline.errors)) < 2:
+                return "too few trials"
+            if not significantly_above(measured.errors, baseline.errors):
+                return "outside"
+    # The paper prints two digits; a difference that rounds to the tolerance is not beyond it.
+    return "inside" if abs(measured.difference) <= tolerance + 1e-9 else "outside"
+
+
+def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
+    """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
+    if len(set(errors)) == 1 and len(set(others)) == 1:
+        return errors[0] > others[0]
+    test = stats.ttest_ind(errors, others, equal_var=False, alternative="greater")
+    return bool(test.pvalue < 1 - LEVEL)
+
+
+def baselines(measured: Sequence[Measured]) -> dict[str, Measured]:
+    """Return each row's cell without attack."""
+    return {m.cell.row: m for m in measured if m.cell.setting.attack == "none"}
+
+
+def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFrame:
+    """One line per cell: paper, mean, std, ci95, trials, difference, verdict."""
+    plain = baselines(measured)
+    lines = [
+        {
+            "experiment": experiment.name,
+            "row": m.cell.row,
+            "column": m.cell.column,
+            "paper": m.cell.paper,
+            "mean": round(m.mean, 4),
+            "std": round(m.std, 4),
+            "ci95": round(m.half_width, 4),
+            "trials": len(m.errors),
+            "diverged": m.diverged,
+            "difference": round(m.difference, 4),
+            "verdict": verdict(m, plain.get(m.cell.row)),
+        }
+        for m in measured
+    ]
+    return pd.DataFrame(lines)
+
+
+def _cell_text(m: Measured, judged: str) -> str:
+    if not m.errors:
+        return "missing"
+    spread = "" if math.isnan(m.half_width) else f" ±{m.half_width:.2f}"
+    if m.cell.paper is None:
+        return f"{m.mean:.2f}{spread}"
+    mark = {"inside": "", "too few trials": " ?"}.get(judged, " *")
+    return f"{m.mean:.2f}{spread} ({m.cell.paper:.2f}, {m.difference:+.2f}){mark}"
+
+
+def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> str:
+    """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)".
+
+    `style` is tabulate's: "simple" for a terminal, "github" for Markdown. A star marks a cell
+    outside the tolerance of `verdict`, a question mark one with too few trials to say.
+    """
+    plain = baselines(measured)
+    texts = {
+        (m.cell.row, m.cell.column): _cell_text(m, verdict(m, plain.get(m.cell.row)))
+        for m in measured
+    }
+    frame = pd.DataFrame(
+        [[texts[row, column] for column in experiment.columns] for row in experiment.rows],
+        index=list(experiment.rows),
+        columns=list(experiment.columns),
+    )
+    return frame.to_markdown(tablefmt=style)
+
+
+def summary_line(measured: Sequence[Measured]) -> str:
+    """Count the cells that agree with the paper."""
+    plain = baselines(measured)
+    judged = [verdict(m, plain.get(m.cell.row)) for m in measured]
+    counts = {word: judged.count(word) for word in dict.fromkeys(judged)}
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
+    """Return a page with the table, what it was measured with, and how to read it."""
+    seeds = sorted({trial.seed for trial in trials})
+    versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
+    hours = sum(trial.result.seconds for trial in trials) / 3600
+    protocols = sorted({trial.protocol for trial in trials})
+    command = (
+        f"python -m fltrust_repro reproduce {experiment.name} --trials {len(seeds)} "
+        f"--seed {seeds[0]}"
+    )
+    return "\n".join(
+        [
+            f"# {experiment.title}",
+            "",
+            "Testing error rate ± 95% confidence interval (the paper's value, difference).",
+            "",
+            table(experiment, measured, "github"),
+            "",
+            f"{summary_line(measured)}. A star marks a cell outside the tolerance: 0.03, in",
+            "attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where",
+            "the increase must also be significant (95%) if the paper's is 0.05 or more. A",
+            "question mark: too few trials to say.",
+            "",
+            f"- Command: `{command}`",
+            f"- Trials: {len(trials)}, seeds {seeds[0]} to {seeds[-1]}, {hours:.2f} hours of",
+            f"  training in all; protocol version {', '.join(protocols)}",
+            *(f"- Versions: {line}" for line in versions),
+            "",
+        ]
+    )

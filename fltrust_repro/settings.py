@@ -1,0 +1,172 @@
+"""Setting: one full parameter combination (Table 1, Section 4.1, README "Readings of the paper").
+
+Each field's sentence is also the help text of its command-line option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fltrust_repro.aggregation import rules
+from fltrust_repro.attacks import attacks
+from fltrust_repro.datasets import datasets
+from fltrust_repro.errors import BadInput
+from fltrust_repro.models import models
+from fltrust_repro.registry import plugin_digest
+
+# The paper gives no learning rate; these are calibrated on its numbers without attack.
+LEARNING_RATES = {
+    ("lr", "mnist"): 0.1,
+    ("cnn", "mnist"): 0.01,
+}
+DEFAULT_LEARNING_RATE = 0.1
+
+CHOICES = {
+    "knowledge": ("full", "partial"),
+    "direction": ("mean", "rule"),
+    "worker_order": ("shuffled", "grouped"),
+    "attacker_assumes": ("zero", "added", "c"),
+    "base": ("received", "before-attack"),
+    "interval_space": ("update", "model"),
+}
+
+
+def _field(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that decides a trial's numbers but the seed; a wrong value raises `BadInput`.
+
+    Fields left None take the paper's default for the data set, the model or c.
+    """
+
+    dataset: str = _field("mnist", "Data set.")
+    model: str = _field("lr", "Classifier.")
+    rule: str = _field("krum", "Aggregation rule of the master device.")
+    attack: str = _field("none", "What the compromised workers do.")
+    knowledge: str | None = _field("full", "Whether the attacker knows all workers or its own.")
+    workers: int = _field(100, "Number of worker devices, m.")
+    compromised: int = _field(20, "Number of compromised worker devices, c; the rules know it.")
+    non_iid: float = _field(0.5, "Degree of non-IID, p.")
+    beta: int | None = _field(None, "Values trimmed from each end by trimmed mean; default c.")
+    epsilon: float = _field(0.01, "Largest distance between crafted models in the Krum attack.")
+    b: float = _field(2.0, "Width of the interval in the trimmed mean attack, full knowledge.")
+    iterations: int | None = _field(None, "Iterations; default 500 for lr, 2000 for others.")
+    batch_size: int | None = _field(None, "Examples per batch; default 32, Fashion-MNIST 64.")
+    learning_rate: float | None = _field(None, "alpha, on the batch-mean loss.")
+    rounds: int = _field(1, "Local rounds of stochastic gradient descent per iteration.")
+    direction: str = _field("mean", "Changing direction s: of the mean update or of the rule.")
+    worker_order: str = _field("shuffled", "Which workers are compromised: c random or first c.")
+    attacker_assumes: str = _field("zero", "Compromised models the attacker's Krum assumes.")
+    base: str = _field("received", "Model from which the Krum attack deviates.")
+    interval_space: str = _field("update", "Where the trimmed mean attack takes [w_max, b w_max].")
+
+    def __post_init__(self) -> None:
+        for name, default in self._defaults().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        self._check_types()
+        entry = self._check_names()
+        if not entry.has_knowledge:
+            object.__setattr__(self, "knowledge", None)
+        self._check_ranges()
+        self._check_limits()
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            "knowledge": "full",
+            "beta": self.compromised,
+            "iterations": 500 if self.model == "lr" else 2000,
+            "batch_size": 64 if self.dataset == "fashion-mnist" else 32,
+            "learning_rate": LEARNING_RATES.get((self.model, self.dataset), DEFAULT_LEARNING_RATE),
+        }
+
+    def _check_types(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "int" in field.type:
+                if isinstance(value, bool) or not isinstance(value, int):
+                    raise BadInput(f"{field.name} is {value!r}; give a whole number.")
+            elif "float" in field.type:
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise BadInput(f"{field.name} is {value!r}; give a number.")
+                object.__setattr__(self, field.name, float(value))
+            elif not isinstance(value, str):
+                raise BadInput(f"{field.name} is {value!r}; give a name in quotes.")
+
+    def _check_names(self) -> Any:
+        for registry, name in ((datasets, self.dataset), (models, self.model), (rules, self.rule)):
+            registry[name]
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise BadInput(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}."
+                )
+        return attacks[self.attack]
+
+    def _check_ranges(self) -> None:
+        m, c = self.workers, self.compromised
+        least_c = 0 if self.attack == "none" else 1
+        _require(m >= 1, "workers", m, "at least 1")
+        _require(
+            least_c <= c and 2 * c < m,
+            "compromised",
+            c,
+            f"at least {least_c} and less than half of the {m} workers, as 2.3 assumes",
+        )
+        _require(self.beta >= 0 and 2 * self.beta < m, "beta", self.beta, f"in [0, m/2), m = {m}")
+        _require(0 < self.non_iid <= 1, "non_iid", self.non_iid, "in (0, 1]")
+        for name, least in (("iterations", 1), ("batch_size", 1), ("rounds", 1)):
+            _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, "learning_rate", rate, "a finite number above 0")
+        _require(0 <= self.epsilon < math.inf, "epsilon", self.epsilon, "finite and at least 0")
+        _require(1 < self.b < math.inf, "b", self.b, "a finite number above 1")
+
+    def _check_limits(self) -> None:
+        rule, attack = rules[self.rule], attacks[self.attack]
+        for kind, entry in (("rule", rule), ("attack", attack)):
+            if entry.limit is not None:
+                user = f"{kind} {entry.name!r}"
+                entry.limit.check(user, self.workers, self.compromised, self.beta)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name, defaults filled in."""
+        return dataclasses.asdict(self)
+
+    def key(self) -> str:
+        """Return a stable name of the setting, whatever the order or spelling-out of its fields."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def plugin_key(self) -> str:
+        """Hash of the plug-in sources that the setting's names come from; empty without any."""
+        functions = [
+            datasets[self.dataset],
+            models[self.model].build,
+            rules[self.rule].function,
+            attacks[self.attack].craft,
+        ]
+        digests = [digest for f in functions if (digest := plugin_digest(f)) is not None]
+        return "+".join(sorted(set(digests)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Setting:
+        """Build from field values by name; `BadInput` names an unknown one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        strange = sorted(set(values) - set(known))
+        if strange:
+            raise BadInput(f"unknown setting {', '.join(strange)}; there are {', '.join(known)}.")
+        return cls(**values)
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise BadInput(f"{name} is {value}; it must be {allowed}.")
