@@ -109,8 +109,8 @@ def resolve_device(name: str) -> str:
         return "gpu" if gpu_count() else "cpu"
     if name == "gpu" and not gpu_count():
         raise BadInput(
-            "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install its driver "
-            "and `pip install -e .[cuda]`."
+            "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install its "
+            "driver and `pip install -e .[cuda]`."
         )
     return name
 

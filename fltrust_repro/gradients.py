@@ -36,67 +36,89 @@ def _softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
         top = logits[i, 0]
         for k in range(1, classes):
             top = max(top, logits[i, k])
+        loss += top - logits[i, labels[i]]
         total = 0.0
         for k in range(classes):
-            total += np.exp(logits[i, k] - top)
-        loss += np.log(total) + top - logits[i, labels[i]]
+            logits[i, k] = np.exp(logits[i, k] - top)
+            total += logits[i, k]
+        loss += np.log(total)
         for k in range(classes):
-            share = np.exp(logits[i, k] - top) / total
-            logits[i, k] = (share - (1.0 if k == labels[i] else 0.0)) / n
+            logits[i, k] /= total * n
+        logits[i, labels[i]] -= np.float32(1.0 / n)
     return loss / n
 
 
 @njit(cache=True, fastmath=True)
-def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
-    for i in range(x.shape[0]):
-        for k in range(weight.shape[0]):
-            total = np.float32(0)
-            for j in range(x.shape[1]):
-                total += x[i, j] * weight[k, j]
-            out[i, k] = total + bias[k]
+def _linear(
+    x: np.ndarray, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray
+) -> None:
+    # Four examples per pass over the weights, read where the data set lies: the copy of a batch
+    # would cost as much as the products.
+    n, features = rows.size, x.shape[1]
+    whole = n - n % 4
+    for i in range(0, whole, 4):
+        xa, xb, xc, xd = x[rows[i]], x[rows[i + 1]], x[rows[i + 2]], x[rows[i + 3]]
+        for k in range(bias.size):
+            row = weight[k]
+            a = b = c = d = np.float32(0)
+            for j in range(features):
+                a += xa[j] * row[j]
+                b += xb[j] * row[j]
+                c += xc[j] * row[j]
+                d += xd[j] * row[j]
+            out[i, k], out[i + 1, k] = a + bias[k], b + bias[k]
+            out[i + 2, k], out[i + 3, k] = c + bias[k], d + bias[k]
+    for i in range(whole, n):
+        xa = x[rows[i]]
+        for k in range(bias.size):
+            row = weight[k]
+            a = np.float32(0)
+            for j in range(features):
+                a += xa[j] * row[j]
+            out[i, k] = a + bias[k]
 
 
 @njit(cache=True, fastmath=True)
-def _linear_weight_gradient(residual: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
-    # Four examples per pass over a row of the gradient: one load and store for four products.
-    n, features = x.shape
-    for k in range(out.shape[0]):
-        row = out[k]
-        row[:] = 0
-        i = 0
-        while i + 4 <= n:
+def _linear_weight_gradient(
+    residual: np.ndarray, x: np.ndarray, rows: np.ndarray, out: np.ndarray
+) -> None:
+    # Four examples per pass over the gradient, for the same reason.
+    n, features = rows.size, x.shape[1]
+    whole = n - n % 4
+    out[:] = 0
+    for i in range(0, whole, 4):
+        xa, xb, xc, xd = x[rows[i]], x[rows[i + 1]], x[rows[i + 2]], x[rows[i + 3]]
+        for k in range(out.shape[0]):
+            row = out[k]
             a, b, c, d = residual[i, k], residual[i + 1, k], residual[i + 2, k], residual[i + 3, k]
             for j in range(features):
-                row[j] += a * x[i, j] + b * x[i + 1, j] + c * x[i + 2, j] + d * x[i + 3, j]
-            i += 4
-        while i < n:
-            a = residual[i, k]
+                row[j] += a * xa[j] + b * xb[j] + c * xc[j] + d * xd[j]
+    for i in range(whole, n):
+        xa = x[rows[i]]
+        for k in range(out.shape[0]):
+            row, a = out[k], residual[i, k]
             for j in range(features):
-                row[j] += a * x[i, j]
-            i += 1
+                row[j] += a * xa[j]
 
 
 @njit(cache=True)
-def _lr_gradient(w: np.ndarray, x: np.ndarray, labels: np.ndarray, gradient: np.ndarray) -> float:
-    """Gradient of the batch-mean cross-entropy of LR: weight (L, features), then bias (L,)."""
-    n, features = x.shape
+def _lr_gradient(
+    w: np.ndarray, x: np.ndarray, rows: np.ndarray, labels: np.ndarray, gradient: np.ndarray
+) -> float:
+    """Gradient of the batch-mean cross-entropy of LR on the examples `rows`.
+
+    `w` and `gradient` hold the weight (L, features), then the bias (L,).
+    """
+    features = x.shape[1]
     classes = w.size // (features + 1)
     cut = classes * features
-    residual = np.empty((n, classes), dtype=np.float32)
-    _linear(x, w[:cut].reshape(classes, features), w[cut:], residual)
-    loss = _softmax_residual(residual, labels)
-    _linear_weight_gradient(residual, x, gradient[:cut].reshape(classes, features))
+    residual = np.empty((rows.size, classes), dtype=np.float32)
+    _linear(x, rows, w[:cut].reshape(classes, features), w[cut:], residual)
+    loss = _softmax_residual(residual, labels[rows])
+    _linear_weight_gradient(residual, x, rows, gradient[:cut].reshape(classes, features))
     for k in range(classes):
         gradient[cut + k] = residual[:, k].sum()
     return loss
-
-
-@njit(cache=True)
-def _gather(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    batch = np.empty((rows.size, x.shape[1]), dtype=np.float32)
-    for i in range(rows.size):
-        batch[i] = x[rows[i]]
-    return batch
 
 
 @njit(cache=True)
@@ -115,8 +137,7 @@ def _lr_updates(
         update = updates[i]
         update[:] = 0
         for r in range(batches.shape[0] if counts[i] else 0):
-            rows = batches[r, i, : counts[i]]
-            loss = _lr_gradient(w + update, _gather(x, rows), labels[rows], gradient)
+            loss = _lr_gradient(w + update, x, batches[r, i, : counts[i]], labels, gradient)
             update -= np.float32(learning_rate) * gradient
             if r == 0:
                 losses[i] = loss
@@ -175,41 +196,45 @@ def _patches_gradient(columns: np.ndarray, x_gradient: np.ndarray, kh: int, kw: 
 def _bias_relu_pool(
     z: np.ndarray, bias: np.ndarray, ph: int, pw: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Max pooling of relu(z + bias); also which place of each window the maximum came from."""
+    """Max pooling of relu(z + bias), and where in z[f, e] each maximum lies, or -1 for relu's 0.
+
+    The first of equal values counts, as in Gluon's pooling.
+    """
     filters, n, height, width = z.shape
-    out = np.empty((filters, n, height // ph, width // pw), dtype=np.float32)
-    place = np.empty(out.shape, dtype=np.int8)
+    oh, ow = height // ph, width // pw
+    out = np.empty((filters, n, oh, ow), dtype=np.float32)
+    place = np.empty(out.shape, dtype=np.int32)
     for f in range(filters):
         for e in range(n):
-            for a in range(out.shape[2]):
-                for b in range(out.shape[3]):
-                    best, where = z[f, e, a * ph, b * pw], 0
-                    for k in range(1, ph * pw):
-                        value = z[f, e, a * ph + k // pw, b * pw + k % pw]
-                        if value > best:
-                            best, where = value, k
-                    best += bias[f]
-                    out[f, e, a, b] = best if best > 0 else np.float32(0)
-                    place[f, e, a, b] = where if best > 0 else -1
+            image = z[f, e].ravel()
+            for a in range(oh):
+                for b in range(ow):
+                    best, where = -bias[f], np.int32(-1)
+                    for i in range(ph):
+                        start = (a * ph + i) * width + b * pw
+                        for k in range(start, start + pw):
+                            higher = image[k] > best
+                            best = image[k] if higher else best
+                            where = np.int32(k) if higher else where
+                    out[f, e, a, b] = best + bias[f]
+                    place[f, e, a, b] = where
     return out, place
 
 
 @njit(cache=True)
 def _bias_relu_pool_gradient(
-    gradient: np.ndarray, place: np.ndarray, ph: int, pw: int, z: np.ndarray, bias: np.ndarray
+    gradient: np.ndarray, place: np.ndarray, z: np.ndarray, bias: np.ndarray
 ) -> None:
     # Writes d loss / d z into z, whose values are no longer needed, and d loss / d bias.
     z[:] = 0
     for f in range(gradient.shape[0]):
         total = 0.0
         for e in range(gradient.shape[1]):
-            for a in range(gradient.shape[2]):
-                for b in range(gradient.shape[3]):
-                    k = place[f, e, a, b]
-                    if k >= 0:
-                        value = gradient[f, e, a, b]
-                        z[f, e, a * ph + k // pw, b * pw + k % pw] = value
-                        total += value
+            image, values, where = z[f, e].ravel(), gradient[f, e].ravel(), place[f, e].ravel()
+            for k in range(where.size):
+                if where[k] >= 0:
+                    image[where[k]] = values[k]
+                    total += values[k]
         bias[f] = total
 
 
@@ -267,7 +292,7 @@ def _cnn_gradient(
     gradient: np.ndarray,
 ) -> float:
     """Gradient of the batch-mean cross-entropy, by the chain rule from the last layer back."""
-    f1, f2, hidden, kh, kw, ph, pw = sizes
+    f1, f2, hidden, kh, kw, _ph, _pw = sizes
     residual, units, flat, layer1, layer2 = _cnn_forward(w, x, ends, sizes)
     columns1, z1, pool1, place1 = layer1
     columns2, z2, pool2, place2 = layer2
@@ -281,13 +306,13 @@ def _cnn_gradient(
     gradient[ends[4] : ends[5]] = d_units.sum(axis=0)
     _channels_first(np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1)), pool2)
 
-    _bias_relu_pool_gradient(pool2, place2, ph, pw, z2, gradient[ends[2] : ends[3]])
+    _bias_relu_pool_gradient(pool2, place2, z2, gradient[ends[2] : ends[3]])
     d_z2 = z2.reshape(f2, -1)
     gradient[ends[1] : ends[2]].reshape(f2, -1)[:] = np.dot(d_z2, columns2.T)
     np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2, columns2)
     _patches_gradient(columns2, pool1, kh, kw)
 
-    _bias_relu_pool_gradient(pool1, place1, ph, pw, z1, gradient[ends[0] : ends[1]])
+    _bias_relu_pool_gradient(pool1, place1, z1, gradient[ends[0] : ends[1]])
     gradient[: ends[0]].reshape(f1, -1)[:] = np.dot(z1.reshape(f1, -1), columns1.T)
     return loss
 
