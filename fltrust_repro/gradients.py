@@ -48,6 +48,17 @@ def _softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
     return loss / n
 
 
+@njit(cache=True)
+def _descend(update: np.ndarray, gradient: np.ndarray, learning_rate: float, start: bool) -> None:
+    rate = np.float32(learning_rate)
+    if start:
+        for j in range(update.size):
+            update[j] = -rate * gradient[j]
+    else:
+        for j in range(update.size):
+            update[j] -= rate * gradient[j]
+
+
 @njit(cache=True, fastmath=True)
 def _linear(
     x: np.ndarray, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray
@@ -135,12 +146,14 @@ def _lr_updates(
     gradient = np.empty(w.size, dtype=np.float32)
     for i in range(counts.size):
         update = updates[i]
-        update[:] = 0
-        for r in range(batches.shape[0] if counts[i] else 0):
-            loss = _lr_gradient(w + update, x, batches[r, i, : counts[i]], labels, gradient)
-            update -= np.float32(learning_rate) * gradient
-            if r == 0:
-                losses[i] = loss
+        if counts[i] == 0:
+            update[:] = 0
+            continue
+        for r in range(batches.shape[0]):
+            local = w if r == 0 else w + update
+            loss = _lr_gradient(local, x, batches[r, i, : counts[i]], labels, gradient)
+            _descend(update, gradient, learning_rate, r == 0)
+            losses[i] = loss if r == 0 else losses[i]
 
 
 def compiled_lr(classes: int, _shape: tuple[int, int, int]) -> Compiled:
@@ -342,14 +355,16 @@ def _cnn_updates(
     gradient = np.empty(w.size, dtype=np.float32)
     for i in range(counts.size):
         update = updates[i]
-        update[:] = 0
-        for r in range(batches.shape[0] if counts[i] else 0):
+        if counts[i] == 0:
+            update[:] = 0
+            continue
+        for r in range(batches.shape[0]):
             rows = batches[r, i, : counts[i]]
+            local = w if r == 0 else w + update
             batch = _gather_channels_first(x, rows)
-            loss = _cnn_gradient(w + update, batch, labels[rows], ends, sizes, gradient)
-            update -= np.float32(learning_rate) * gradient
-            if r == 0:
-                losses[i] = loss
+            loss = _cnn_gradient(local, batch, labels[rows], ends, sizes, gradient)
+            _descend(update, gradient, learning_rate, r == 0)
+            losses[i] = loss if r == 0 else losses[i]
 
 
 @njit(cache=True)

@@ -12,7 +12,7 @@ import numpy as np
 from fltrust_repro import datasets
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import Round, attacks
-from fltrust_repro.backend import NDArray, context, nd
+from fltrust_repro.backend import NDArray, array_view, context, nd, to_ndarray
 from fltrust_repro.models import models
 from fltrust_repro.partition import partition, sample_batches, shuffle_workers
 from fltrust_repro.settings import Setting
@@ -129,9 +129,11 @@ def run_trial(
         updates, losses = learner.updates(w, train_x, labels, batches, setting.learning_rate)
         if attack.craft is not None:
             known = updates[:c] if setting.knowledge == "partial" else updates
-            updates[:c] = attack.craft(Round(known, c, w, setting, attack_rng))
+            array_view(updates)[0][:c] = array_view(
+                attack.craft(Round(known, c, w, setting, attack_rng))
+            )[0]
         # Step III: the master device aggregates.
-        w = w + rule(updates, c=c, beta=beta)
+        w = _moved(w, rule(updates, c=c, beta=beta))
         diverged = not _is_finite(w)
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
             error = learner.error_rate(w, test_x, data.test_y)
@@ -155,10 +157,14 @@ def _resident(x: np.ndarray, ctx: object) -> NDArray:
     return nd.from_numpy(x, zero_copy=True) if ctx.device_type == "cpu" else nd.array(x, ctx=ctx)
 
 
+def _moved(w: NDArray, change: NDArray) -> NDArray:
+    return to_ndarray(array_view(w)[0] + array_view(change)[0])
+
+
 def _is_finite(w: NDArray) -> bool:
     # Also the one point of each iteration where the host waits for the device, without which
     # MXNet's asynchronous engine would pile up memory.
-    return bool(np.isfinite((w * 0).sum().asscalar()))
+    return bool(np.isfinite(float((array_view(w)[0] * 0).sum())))
 
 
 def _mean_loss(losses: np.ndarray) -> float:
