@@ -256,7 +256,8 @@ def _reproduce(
         lines.append(f"{reused} trials were taken from {trials_file}.")
     click.echo("\n".join(lines))
 
-    write_csv(trials_file, store.all_of(dict.fromkeys(experiment.settings)))
+    settings = dict.fromkeys(experiment.settings)
+    write_csv(trials_file, [trial for setting in settings for trial in store.find(setting)])
     write_text(
         out / f"{experiment.name}.csv", report.as_frame(experiment, measured).to_csv(index=False)
     )

@@ -13,7 +13,7 @@ import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -165,21 +165,14 @@ class Store:
             ) from error
         return cursor.rowcount == 1
 
-    def find(self, setting: Setting, seeds: Iterable[int]) -> list[Trial]:
-        """Return the finished trials of a setting for the seeds given, in the order of seeds."""
-        wanted = sorted(set(seeds))
+    def find(self, setting: Setting, seeds: Container[int] | None = None) -> list[Trial]:
+        """Return the finished trials of a setting by seed: those among `seeds`, or all."""
         cursor = self._connection.execute(
-            f"SELECT {', '.join(COLUMNS)} FROM trials WHERE key = ? AND protocol = ? "
-            "AND seed BETWEEN ? AND ? ORDER BY seed",
-            (setting.key(), protocol_of(setting), wanted[0], wanted[-1]),
+            f"SELECT {', '.join(COLUMNS)} FROM trials WHERE key = ? AND protocol = ? ORDER BY seed",
+            (setting.key(), protocol_of(setting)),
         )
-        trials = [Trial.from_row(dict(zip(COLUMNS, row))) for row in cursor]
-        return [trial for trial in trials if trial.seed in wanted]
-
-    def all_of(self, settings: Iterable[Setting]) -> Iterator[Trial]:
-        """Yield every finished trial of the settings under their protocol, whatever the seed."""
-        for setting in settings:
-            yield from self.find(setting, range(2**31))
+        rows = (dict(zip(COLUMNS, row)) for row in cursor)
+        return [Trial.from_row(row) for row in rows if seeds is None or row["seed"] in seeds]
 
 
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
