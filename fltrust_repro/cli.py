@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class _Group(click.Group):
     """Turns errors that the user can mend into one sentence and exit code 2."""
 
     def invoke(self, context: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         try:
             return super().invoke(context)
         except BadInput as error:

@@ -71,11 +71,13 @@ def versions() -> str:
 
 # A worker process's end of the progress bar: a shared count of iterations, set once at its start.
 _iterations_done = None
+_parent = 0
 
 
 def _prepare_process(plugins: tuple[Path, ...], iterations_done: object) -> None:
-    global _iterations_done
+    global _iterations_done, _parent
     _iterations_done = iterations_done
+    _parent = os.getppid()
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for path in plugins:
@@ -83,6 +85,8 @@ def _prepare_process(plugins: tuple[Path, ...], iterations_done: object) -> None
 
 
 def _count_iteration() -> None:
+    if os.getppid() != _parent:
+        os._exit(1)  # the command was killed: nobody is left to take the result
     with _iterations_done.get_lock():
         _iterations_done.value += 1
 
