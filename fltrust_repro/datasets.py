@@ -213,7 +213,7 @@ def ch_mnist_8(directories: tuple[Path, ...], rng: np.random.Generator) -> Datas
 def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
     """Wisconsin diagnostic breast cancer: 569, 30 features, 2 classes (inside scikit-learn)."""
     drawn = _split("breast-cancer", _read_breast_cancer(), 455, 2, rng)
-    center, scale = center_and_range(drawn.train_x)
+    center, scale = mean_and_deviation(drawn.train_x)
     train_x, test_x = (
         _frozen(((x - center) / scale).astype(np.float32)) for x in (drawn.train_x, drawn.test_x)
     )
@@ -233,13 +233,13 @@ def _split(name: str, pool: Pool, n_train: int, classes: int, rng: np.random.Gen
     return Dataset(name, *map(_frozen, parts), classes)
 
 
-def center_and_range(train_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and range (max - min) of every feature over the training examples.
+def mean_and_deviation(train_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every feature over the training examples.
 
-    A feature that is constant there gets range 1, so that it becomes 0 and not NaN.
+    A feature that is constant there gets deviation 1, so that it becomes 0 and not NaN.
     """
-    span = np.ptp(train_x, axis=0)
-    return train_x.mean(axis=0), np.where(span > 0, span, 1.0)
+    deviation = train_x.std(axis=0)
+    return train_x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
 
 
 @lru_cache(maxsize=1)

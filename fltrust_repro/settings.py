@@ -23,6 +23,7 @@ from fltrust_repro.registry import plugin_digest
 LEARNING_RATES = {
     ("lr", "mnist"): 0.1,
     ("cnn", "mnist"): 0.01,
+    ("cnn", "breast-cancer"): 0.1,
 }
 DEFAULT_LEARNING_RATE = 0.1
 
