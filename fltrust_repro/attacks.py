@@ -218,7 +218,7 @@ def krum_attack(step: Round) -> NDArray:
     gaps = known[benign] - base if setting.base == "before-attack" else known[benign]
     problem = KrumProblem(
         squared=distances[benign, benign],
-        offsets=_host((gaps * gaps).sum(axis=1)),
+        offsets=_host(_squared_lengths(gaps, xp)),
         slopes=_host(xp.dot(gaps, direction)),
         d=d,
     )
@@ -229,6 +229,10 @@ def krum_attack(step: Round) -> NDArray:
     return to_ndarray(_supporters(base - np.float32(scale) * direction, step, xp))
 
 
+def _squared_lengths(rows: Any, xp: Any) -> Any:
+    return xp.einsum("ij,ij->i", rows, rows)  # without a second matrix for the squares
+
+
 def _host(array: Any) -> np.ndarray:
     return np.asarray(array if isinstance(array, np.ndarray) else array.asnumpy(), np.float64)
 
@@ -236,10 +240,11 @@ def _host(array: Any) -> np.ndarray:
 def _supporters(crafted: Any, step: Round, xp: Any) -> Any:
     """w'_1 and c - 1 models around it: distance epsilon * U(0, 1), uniform direction (3.2)."""
     out = backend.normal(step.rng, (step.c, crafted.size), step.known)
-    lengths = xp.sqrt((out * out).sum(axis=1))
+    lengths = xp.sqrt(_squared_lengths(out, xp))
     radius = step.setting.epsilon * step.rng.random(step.c)
     radius[0] = 0.0
-    out *= (xp.array(radius.astype(np.float32)) / lengths).reshape(-1, 1)
+    radii, _ = array_view(backend.nd.array(radius, ctx=step.known.context))
+    out *= (radii / lengths).reshape(-1, 1)
     out += crafted
     return out
 

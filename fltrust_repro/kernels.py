@@ -8,7 +8,6 @@ a row harms nothing but what depends on that row.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -118,8 +117,7 @@ def squared_distances(updates: NDArray) -> np.ndarray:
     at infinite distance from every other row. Products of float32 blocks are summed in float64;
     of a GPU only the (m, m) products leave it.
     """
-    array, xp = array_view(updates)
-    products, finite = (_gram_operators if on_gpu(updates) else _gram_host)(array, xp)
+    products, finite = _gram_operators(updates) if on_gpu(updates) else _gram_host(updates)
     norms = np.diag(products)
     squared = np.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
     squared[~finite, :] = np.inf
@@ -128,24 +126,36 @@ def squared_distances(updates: NDArray) -> np.ndarray:
     return squared
 
 
-def _gram_host(array: np.ndarray, _xp: Any) -> tuple[np.ndarray, np.ndarray]:
-    m, d = array.shape
-    products = np.zeros((m, m))
-    with np.errstate(invalid="ignore", over="ignore"):
-        finite = np.isfinite(array @ np.zeros(d, dtype=np.float32))
-        for start in range(0, d, _GRAM_COLUMNS):
-            block = array[:, start : start + _GRAM_COLUMNS]
-            if not finite.all():
-                block = np.where(finite[:, None], block, np.float32(0))
-            part = block @ block.T
-            if not np.isfinite(part).all():  # float32 overflows at 1.8e19 squared
-                part = block.astype(np.float64) @ block.T.astype(np.float64)
-            products += part
+def _gram_host(updates: NDArray) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of all rows, non-finite ones taken as 0, and which rows are finite."""
+    array, _ = array_view(updates)
+    finite = np.ones(len(array), dtype=bool)
+    products = _gram_of_blocks(array)
+    if not np.isfinite(products).all():
+        # A row is not finite, or float32 products overflowed: the careful way, in float64.
+        finite = np.isfinite(array).all(axis=1)
+        kept = np.where(finite[:, None], array, np.float32(0))
+        products = _gram_of_blocks(kept.astype(np.float64))
     return products, finite
 
 
-def _gram_operators(array: Any, xp: Any) -> tuple[np.ndarray, np.ndarray]:
+def _gram_of_blocks(array: np.ndarray) -> np.ndarray:
+    m, d = array.shape
+    products = np.zeros((m, m))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, d, _GRAM_COLUMNS):
+            block = array[:, start : start + _GRAM_COLUMNS]
+            products += block @ block.T
+    return products
+
+
+def _gram_operators(updates: NDArray) -> tuple[np.ndarray, np.ndarray]:
+    array, xp = array_view(updates)
     finite = xp.isfinite(array).min(axis=1)
     kept = xp.where(finite.reshape(-1, 1), array, xp.zeros_like(array))
     products = xp.dot(kept, kept.T).asnumpy().astype(np.float64)
-    return products, finite.asnumpy().astype(bool)
+    # A row too long for a float32 product counts as non-finite: it is far from every other.
+    measurable = finite.asnumpy().astype(bool) & np.isfinite(np.diag(products))
+    products[~measurable, :] = 0.0
+    products[:, ~measurable] = 0.0
+    return products, measurable

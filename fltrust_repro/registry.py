@@ -75,6 +75,7 @@ def load_plugin(path: str | Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise BadInput(f"plug-in {str(path)!r} is not a Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
+    module.__plugin_digest__ = hashlib.sha256(source).hexdigest()[:16]
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -86,11 +87,9 @@ def load_plugin(path: str | Path) -> ModuleType:
 
 
 def plugin_digest(function: object) -> str | None:
-    """Hash of the plug-in source a function was defined in; None for built-in ones.
+    """Hash of the plug-in source that a function was loaded from; None for built-in ones.
 
     Stored with each trial, so that an edited plug-in never answers with old results.
     """
     module = sys.modules.get(getattr(function, "__module__", ""))
-    if module is None or not module.__name__.startswith(PLUGIN_PREFIX):
-        return None
-    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]
+    return getattr(module, "__plugin_digest__", None)

@@ -98,7 +98,10 @@ class Setting:
             elif "float" in field.type:
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise BadInput(f"{field.name} is {value!r}; give a number.")
-                object.__setattr__(self, field.name, float(value))
+                try:
+                    object.__setattr__(self, field.name, float(value))
+                except OverflowError:
+                    raise BadInput(f"{field.name} is beyond any float; give a number.") from None
             elif not isinstance(value, str):
                 raise BadInput(f"{field.name} is {value!r}; give a name in quotes.")
 

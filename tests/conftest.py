@@ -1,0 +1,79 @@
+"""Hypothesis profiles, marks, and the device that stands in for a GPU."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from fltrust_repro import backend, kernels
+from fltrust_repro.backend import mx, nd
+
+settings.register_profile("local", deadline=None, max_examples=50)
+settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, skipped without one")
+
+
+class Device:
+    """Makes arrays on the device whose code path is tested."""
+
+    def __init__(self, ctx):
+        self.ctx = ctx
+
+    def array(self, values):
+        """Float32 NDArray on the device."""
+        return nd.array(np.asarray(values, dtype=np.float32), ctx=self.ctx)
+
+
+def _only_on(ctx, create):
+    def checked(*args, **kwargs):
+        out = create(*args, **kwargs)
+        assert out.context == ctx, f"mx.np.{create.__name__} made an array on {out.context}"
+        return out
+
+    return checked
+
+
+@pytest.fixture(params=["operators", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """A device on which the package uses MXNet's array operators, as it does on a GPU.
+
+    Without a GPU a second CPU context stands in. MXNet does not mind mixing two CPU contexts, as
+    it does mixing CPU and GPU; so an array made outside the device is an error here.
+    """
+    if request.param == "gpu":
+        if not backend.gpu_count():
+            pytest.skip("MXNet sees no GPU on this machine")
+        return Device(mx.gpu())
+    ctx = mx.cpu(1)
+
+    def on_second_cpu(array):
+        return array.context == ctx
+
+    monkeypatch.setattr(backend, "on_gpu", on_second_cpu)
+    monkeypatch.setattr(kernels, "on_gpu", on_second_cpu)
+    for name in ("array", "zeros", "ones", "full", "arange"):
+        monkeypatch.setattr(mx.np, name, _only_on(ctx, getattr(mx.np, name)))
+    return Device(ctx)
+
+
+@pytest.fixture
+def host_randomness(monkeypatch):
+    """Draw on the host for every device, so that two devices can be compared number by number."""
+
+    def drawn_by(name):
+        def draw(rng, shape, like):
+            values = getattr(rng, name)(shape, dtype=np.float32)
+            if not backend.on_gpu(like):
+                return values
+            return nd.array(values, ctx=like.context).as_np_ndarray()
+
+        return draw
+
+    monkeypatch.setattr(backend, "uniform", drawn_by("random"))
+    monkeypatch.setattr(backend, "normal", drawn_by("standard_normal"))

@@ -1,0 +1,191 @@
+"""Slow, obviously right versions of the paper's mathematics, written from its text.
+
+Everything here works on local models in float64, one Python loop per sum of the paper, and shares
+no code with the package: `models` is an array (m, d) of local models, `received` the global model
+(d,) that the workers got, `s` the changing directions (d,).
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+# --- aggregation rules (2.2)
+
+
+def mean(models):
+    m = len(models)
+    return np.array([sum(float(w[j]) for w in models) / m for j in range(models.shape[1])])
+
+
+def squared_distance(a, b):
+    return sum((float(x) - float(y)) ** 2 for x, y in zip(a, b))
+
+
+def krum_index(models, c):
+    """Which model Krum selects: among equal sums the first."""
+    models = [np.asarray(w, dtype=np.float64) for w in models]
+    neighbours = max(len(models) - c - 2, 1)
+    best, best_sum = None, math.inf
+    for i, w_i in enumerate(models):
+        distances = []
+        for k, w_k in enumerate(models):
+            if k != i:
+                distances.append(((w_i - w_k) ** 2).sum())
+        total = sum(sorted(distances)[:neighbours])
+        if total < best_sum:
+            best, best_sum = i, total
+    return best
+
+
+def krum(models, c):
+    return models[krum_index(models, c)]
+
+
+def trimmed_mean(models, beta):
+    m, d = models.shape
+    out = []
+    for j in range(d):
+        kept = sorted(float(w[j]) for w in models)[beta : m - beta]
+        out.append(sum(kept) / (m - 2 * beta))
+    return np.array(out)
+
+
+def median(models):
+    m, d = models.shape
+    out = []
+    for j in range(d):
+        values = sorted(float(w[j]) for w in models)
+        if m % 2 == 1:
+            out.append(values[m // 2])
+        else:
+            out.append((values[m // 2 - 1] + values[m // 2]) / 2)
+    return np.array(out)
+
+
+# --- the attacks
+
+
+def flip(label, classes):
+    """Label flipping (4.1)."""
+    return classes - label - 1
+
+
+def changing_direction(before, received):
+    """+1 where the mean of the models is larger than the received one, otherwise -1 (3.2)."""
+    return np.array([1 if w > r else -1 for w, r in zip(mean(before), received)])
+
+
+def theorem_1(benign, received, c):
+    """Right-hand side of Equation 3: m - c benign models, c compromised ones."""
+    m, d = len(benign) + c, len(received)
+    sums = []
+    for i, w_i in enumerate(benign):
+        others = [squared_distance(w_i, w) for k, w in enumerate(benign) if k != i]
+        sums.append(sum(sorted(others)[: m - c - 2]))
+    farthest = max(math.sqrt(squared_distance(w, received)) for w in benign)
+    return math.sqrt(min(sums) / ((m - 2 * c - 1) * d)) + farthest / math.sqrt(d)
+
+
+def krum_picks_crafted(others, received, s, scale, copies, assumed):
+    """Whether Krum picks w_re - lambda s among `copies` of it and the other models."""
+    crafted = received - scale * s
+    return krum_index([crafted] * copies + list(others), assumed) < copies
+
+
+def halve(others, received, s, start, copies, assumed):
+    """Lambda and whether Krum picked w'_1, halving until it does or lambda < 1e-5 (3.2)."""
+    scale = start
+    while scale >= 1e-5:
+        if krum_picks_crafted(others, received, s, scale, copies, assumed):
+            return scale, True
+        scale /= 2
+    return scale, False
+
+
+def krum_attack_full(models, received, s, c):
+    """Equation 2 by trying."""
+    benign = models[c:]
+    return halve(benign, received, s, theorem_1(benign, received, c), c, c)
+
+
+def krum_attack_partial(own, received, s, assumes):
+    """Equation 4 by trying, adding crafted models one at a time.
+
+    `assumes` is how many compromised models the attacker's own Krum assumes. The start is
+    Theorem 1's for one crafted model, whose neighbours are all before-attack models.
+    """
+    c, d = own.shape
+    for copies in range(1, c + 1):
+        assumed = {"zero": 0, "added": copies, "c": c}[assumes]
+        if copies == 1:
+            neighbours = max(c + 1 - assumed - 2, 1)
+            sums = []
+            for i, w_i in enumerate(own):
+                others = [squared_distance(w_i, w) for k, w in enumerate(own) if k != i]
+                sums.append(sum(sorted(others)[:neighbours]))
+            farthest = max(math.sqrt(squared_distance(w, received)) for w in own)
+            start = math.sqrt(min(sums) / (neighbours * d)) + farthest / math.sqrt(d)
+        scale, found = halve(own, received, s, start, copies, assumed)
+        if found:
+            return scale, copies, True
+    return scale, copies, False
+
+
+def trimmed_mean_interval(benign, s, b):
+    """Lower and upper end of the interval of each parameter, the four cases of 3.3."""
+    low, high = [], []
+    for j in range(benign.shape[1]):
+        w_max = max(float(w[j]) for w in benign)
+        w_min = min(float(w[j]) for w in benign)
+        if s[j] == -1 and w_max > 0:
+            ends = w_max, b * w_max
+        elif s[j] == -1:
+            ends = w_max, w_max / b
+        elif w_min > 0:
+            ends = w_min / b, w_min
+        else:
+            ends = b * w_min, w_min
+        low.append(ends[0])
+        high.append(ends[1])
+    return np.array(low), np.array(high)
+
+
+def estimated_interval(own, s):
+    """Lower and upper end of the interval of each parameter with partial knowledge (3.3)."""
+    low, high = [], []
+    for j in range(own.shape[1]):
+        values = [float(w[j]) for w in own]
+        mu = sum(values) / len(values)
+        sigma = math.sqrt(sum((v - mu) ** 2 for v in values) / len(values))
+        ends = (mu + 3 * sigma, mu + 4 * sigma) if s[j] == -1 else (mu - 4 * sigma, mu - 3 * sigma)
+        low.append(ends[0])
+        high.append(ends[1])
+    return np.array(low), np.array(high)
+
+
+# --- a worker's gradient
+
+
+def softmax_regression(w, x, labels, classes):
+    """Loss and gradient of the batch-mean cross-entropy; w is weight (L, features), then bias."""
+    n, features = x.shape
+    weight, bias = w[: classes * features].reshape(classes, features), w[classes * features :]
+    loss, d_weight, d_bias = 0.0, np.zeros_like(weight), np.zeros_like(bias)
+    for example, label in zip(x, labels):
+        scores = [float(weight[k] @ example + bias[k]) for k in range(classes)]
+        total = sum(math.exp(score) for score in scores)
+        loss += (math.log(total) - scores[label]) / n
+        for k in range(classes):
+            residual = math.exp(scores[k]) / total - (1 if k == label else 0)
+            d_weight[k] += residual * example / n
+            d_bias[k] += residual / n
+    return loss, np.concatenate([d_weight.ravel(), d_bias])
+
+
+# --- the 0-1 principle
+
+
+def zero_one_inputs(n):
+    """All 2^n inputs of zeros and ones, shape (2^n, n): a network that sorts them sorts all."""
+    return np.array(list(itertools.product((0, 1), repeat=n)), dtype=np.int64).reshape(2**n, n)

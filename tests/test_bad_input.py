@@ -1,0 +1,321 @@
+"""Bad input as a new user types it: one sentence with the value and what is allowed, exit code 2."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pooch
+import pytest
+
+from fltrust_repro import backend, cli, downloads, sweep
+
+DIGITS = "run --dataset digits --iterations 2 --device cpu "
+
+# command, and what its sentence has to say
+COMMANDS = {
+    "runn": ["runn", "run"],
+    "run --datset digits": ["--datset", "--dataset"],
+    DIGITS + "surplus": ["surplus"],
+    # unknown names
+    "run --dataset mnsit": ["mnsit", "Did you mean 'mnist'"],
+    DIGITS + "--model svm": ["svm", "lr, cnn, resnet20"],
+    DIGITS + "--rule trimed-mean": ["trimed-mean", "Did you mean 'trimmed-mean'"],
+    DIGITS + "--attack krumm": ["krumm", "gaussian"],
+    DIGITS + "--attack krum --knowledge both": ["both", "full, partial"],
+    DIGITS + "--knowledge both": ["both", "full, partial"],
+    DIGITS + "--direction up": ["up", "mean, rule"],
+    DIGITS + "--worker-order sorted": ["sorted", "shuffled, grouped"],
+    DIGITS + "--attacker-assumes one": ["one", "zero, added, c"],
+    DIGITS + "--base here": ["here", "received, before-attack"],
+    DIGITS + "--interval-space pixel": ["pixel", "update, model"],
+    DIGITS + "--device foo": ["foo", "cpu, gpu or auto"],
+    "reproduce table9z": ["table9z", "table2a"],
+    "reproduce": ["EXPERIMENT"],
+    "reproduce nowhere.toml": ["nowhere.toml", ".toml"],
+    "data verify mnits": ["mnits", "mnist"],
+    # no numbers
+    DIGITS + "--workers ten": ["ten", "--workers"],
+    DIGITS + "--workers 10.5": ["10.5", "--workers"],
+    DIGITS + "--non-iid half": ["half", "--non-iid"],
+    DIGITS + "--seed x": ["x", "--seed"],
+    DIGITS + "--epsilon nan": ["nan", "at least 0"],
+    DIGITS + "--epsilon inf": ["inf", "finite"],
+    DIGITS + "--b nan": ["nan", "above 1"],
+    DIGITS + "--learning-rate inf": ["inf", "finite"],
+    DIGITS + "--non-iid nan": ["nan", "(0, 1]"],
+    # out of range
+    DIGITS + "--workers 0": ["workers is 0", "at least 1"],
+    DIGITS + "--workers -5": ["workers is -5", "at least 1"],
+    DIGITS + "--compromised 50": ["compromised is 50", "less than half of the 100"],
+    DIGITS + "--compromised -1": ["compromised is -1", "at least 0"],
+    DIGITS + "--compromised 0 --attack krum": ["compromised is 0", "at least 1"],
+    DIGITS + "--non-iid 0": ["is 0", "(0, 1]"],
+    DIGITS + "--non-iid 1.5": ["1.5", "(0, 1]"],
+    DIGITS + "--beta 50 --rule trimmed-mean": ["beta is 50", "100"],
+    DIGITS + "--beta -1": ["beta is -1"],
+    DIGITS + "--epsilon -1": ["epsilon is -1", "at least 0"],
+    DIGITS + "--b 1": ["b is 1", "above 1"],
+    DIGITS + "--learning-rate 0": ["is 0", "above 0"],
+    DIGITS + "--iterations 0": ["iterations is 0", "at least 1"],
+    DIGITS + "--batch-size 0": ["is 0", "at least 1"],
+    DIGITS + "--rounds 0": ["rounds is 0", "at least 1"],
+    DIGITS + "--seed -1": ["--seed is -1", "at least 0"],
+    DIGITS + "--seed 99999999999999999999": ["--seed", "99999999999999999999"],
+    DIGITS + "--seed 9223372036854775807 --trials 2": ["--seed"],
+    DIGITS + "--workers 99999999999999999999": ["workers is 99999999999999999999"],
+    DIGITS + "--trials 0": ["--trials is 0", "at least 1"],
+    DIGITS + "--jobs 0": ["--jobs is 0", "at least 1"],
+    "reproduce table2e --trials 0": ["--trials is 0", "at least 1"],
+    "reproduce table2e --seed -3": ["--seed is -3", "at least 0"],
+    # limits of rules and attacks
+    DIGITS + "--rule krum --workers 3 --compromised 1": ["'krum'", "m - c - 2", "m = 3"],
+    DIGITS + "--attack krum --workers 5 --compromised 2": ["'krum'", "m - 2c - 1", "c = 2"],
+    # places
+    DIGITS + "--data-dir nowhere": ["nowhere", "not a directory"],
+    DIGITS + "--data-dir a-file": ["a-file", "not a directory"],
+    "data status --data-dir nowhere": ["nowhere", "not a directory"],
+    DIGITS + "--store a-folder": ["a-folder", "--store"],
+    DIGITS + "--store a-file": ["a-file", "--store"],
+    DIGITS + "--store a-file/trials.sqlite": ["a-file", "--store"],
+    DIGITS + "--store other.sqlite": ["other.sqlite", "columns", "--store"],
+    "reproduce tiny.toml --out a-file": ["a-file", "--out"],
+    "reproduce tiny.toml --out damaged": ["damaged", "line 2"],
+    # plug-ins
+    DIGITS + "--plugin nowhere.py": ["nowhere.py", "path of a Python file"],
+    DIGITS + "--plugin a-folder": ["a-folder", "path of a Python file"],
+    DIGITS + "--plugin a-file": ["a-file", ".py"],
+    DIGITS + "--plugin broken.py": ["broken.py", "no_such_module"],
+    DIGITS + "--plugin wrong_syntax.py": ["wrong_syntax.py", "line 1"],
+    DIGITS + "--plugin clash.py": ["clash.py", "'krum' exists already"],
+    DIGITS + "--plugin parameters.py": ["parameters.py", "c and beta only"],
+    "list --plugin nowhere.py": ["nowhere.py"],
+    # files of experiments
+    "reproduce field.toml": ["field.toml", "unknown setting datasett"],
+    "reproduce syntax.toml": ["syntax.toml", "TOML"],
+    "reproduce untitled.toml": ["untitled.toml", "title"],
+    "reproduce number.toml": ["number.toml", "row", "few"],
+    "reproduce empty.toml": ["empty.toml", "rows"],
+    "reproduce paper.toml": ["paper.toml", "few"],
+    "reproduce bytes.toml": ["bytes.toml"],
+}
+
+TINY = """title = "x"
+[setting]
+dataset = "digits"
+workers = 10
+compromised = 2
+iterations = 2
+[rows]
+few = { rule = "median" }
+[columns]
+plain = { attack = "none" }
+"""
+FILES = {
+    "a-file": "my thesis\n" * 500,
+    "broken.py": "import no_such_module\n",
+    "wrong_syntax.py": "def f(:\n",
+    "clash.py": "from fltrust_repro.aggregation import rule\n"
+    '@rule("krum")\ndef mine(updates):\n    return updates[0]\n',
+    "parameters.py": "from fltrust_repro.aggregation import rule\n"
+    '@rule("mine")\ndef mine(updates, m):\n    return updates[0]\n',
+    "tiny.toml": TINY,
+    "damaged/tiny.trials.csv": "key,seed\n1,2\n",
+    "field.toml": TINY.replace("dataset", "datasett"),
+    "syntax.toml": TINY.replace('"x"', '"x'),
+    "untitled.toml": TINY.replace('title = "x"', ""),
+    "number.toml": TINY.replace('{ rule = "median" }', "3"),
+    "empty.toml": TINY.replace('few = { rule = "median" }', ""),
+    "paper.toml": TINY + "[paper]\nfew = 0.1\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder with all the wrong files, and no data set of this machine."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "bytes.toml").write_bytes(b'title = "\xff"\n')
+    (tmp_path / "a-folder").mkdir()
+    connection = sqlite3.connect(tmp_path / "other.sqlite")
+    connection.execute("CREATE TABLE trials (mine)")
+    connection.close()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLTRUST_DATA", raising=False)
+    monkeypatch.setattr(downloads, "__file__", str(tmp_path / "package" / "downloads.py"))
+    for name, source in downloads.SOURCES.items():
+        alone = replace(source, mirrors=source.mirrors and ("http://127.0.0.1:9/",), elsewhere=())
+        monkeypatch.setitem(downloads.SOURCES, name, alone)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Its handler keeps the standard error of the first test that used it, closed since.
+    monkeypatch.setattr(pooch.get_logger(), "handlers", [])
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that has to be refused, and give its sentence."""
+
+    def run(command: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.main.main(command.split(), prog_name="python -m fltrust_repro")
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2, err
+        return sentence(out, err)
+
+    return run
+
+
+def sentence(out: str, err: str) -> str:
+    """The one error line, after click's two lines of usage at most."""
+    assert out == ""
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line]
+    assert sum(line.startswith("Error: ") for line in lines) == 1, err
+    assert lines[-1].startswith("Error: "), err
+    assert all(line.startswith(("Usage: ", "Try ")) for line in lines[:-1]), err
+    text = lines[-1]
+    assert "object" not in text, "speaks of Python, not of the user's input"
+    assert "BadInput" not in text
+    assert "[Errno" not in text
+    return text
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Nothing may be trained before the input is known to be good."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a worker process was started")
+
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", refuse)
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_input_is_refused_in_one_sentence_before_any_training(command, refused):
+    text = refused(command)
+    for words in COMMANDS[command]:
+        assert words in text
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("command", ["run --dataset digits", "reproduce tiny.toml"])
+def test_a_gpu_where_there_is_none_is_refused(command, refused, monkeypatch):
+    monkeypatch.setattr(backend, "gpu_count", lambda: 0)
+    text = refused(f"{command} --device gpu")
+    assert "no NVIDIA GPU" in text
+    assert "--device cpu" in text
+
+
+def test_a_model_that_cannot_take_the_data_is_refused(refused_by_command):
+    text = refused_by_command(DIGITS + "--model cnn")
+    assert "8 x 8" in text
+    assert "--model lr or resnet20" in text
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08", gzip.compress(b"no IDX file")])
+def test_a_damaged_data_file_is_named_with_the_remedy(folder, refused, content):
+    (folder / "data" / "mnist").mkdir(parents=True)
+    for name in downloads.IDX_FILES:
+        (folder / "data" / "mnist" / f"{name}.gz").write_bytes(content)
+    text = refused("run --dataset mnist")
+    assert "train-images-idx3-ubyte.gz" in text
+    assert "data fetch mnist" in text
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_real_mnist_with_one_byte_changed_or_cut_is_refused(folder, refused, request):
+    real = request.getfixturevalue("real_mnist")
+    target = folder / "data" / "mnist"
+    target.mkdir(parents=True)
+    for name in downloads.IDX_FILES:
+        (target / f"{name}.gz").symlink_to(real / f"{name}.gz")
+    labels = target / "t10k-labels-idx1-ubyte.gz"
+    content = labels.read_bytes()
+    labels.unlink()
+    labels.write_bytes(content[: len(content) // 2])
+    assert "cut short" in refused("run --dataset mnist")
+    values = bytearray(gzip.decompress(content))
+    values[1000] ^= 1
+    labels.write_bytes(gzip.compress(bytes(values)))
+    text = refused("run --dataset mnist")
+    assert "checksum" in text
+    assert "t10k-labels-idx1-ubyte.gz" in text
+
+
+REAL_DATA = os.environ.get("FLTRUST_DATA")  # before `folder` takes it away
+
+
+@pytest.fixture
+def real_mnist() -> Path:
+    files = downloads.locate("mnist", (Path(REAL_DATA),)) if REAL_DATA else None
+    if files is None or files[0].suffix != ".gz":
+        pytest.skip("mnist is not in $FLTRUST_DATA")
+    return files[0].parent
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "ch-mnist", "ch-mnist-8"])
+def test_data_that_cannot_be_had_says_what_to_put_where(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        cli.main.main(["run", "--dataset", name], prog_name="fltrust_repro")
+    _, err = capsys.readouterr()
+    last = err.strip().splitlines()[-1]
+    assert stop.value.code == 2
+    assert last.startswith("Error: ")
+    assert "Traceback" not in err
+    assert f"{os.sep}{downloads.SOURCES[name].folder}'" in last
+    assert "--data-dir" in last
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_store_in_a_folder_without_rights_is_refused(folder, refused):
+    (folder / "a-folder").chmod(stat.S_IRUSR | stat.S_IXUSR)
+    text = refused(DIGITS + "--store a-folder/trials.sqlite")
+    assert "a-folder" in text
+
+
+@pytest.fixture
+def refused_by_command(folder):
+    """As `refused`, in a process of its own, exactly as a user runs it."""
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "fltrust_repro", *command.split()],
+            capture_output=True, text=True, timeout=120, check=False, cwd=folder,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        return sentence(done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (DIGITS + "--compromised 50", "compromised is 50"),
+        (DIGITS + "--store a-file", "a-file"),
+        ("reproduce table9z", "table9z"),
+    ],
+)
+def test_the_program_itself_exits_with_two_and_no_traceback(command, words, refused_by_command):
+    assert words in refused_by_command(command)
+
+
+def test_a_refused_command_leaves_nothing_behind(folder, refused):
+    before = sorted(path for path in folder.rglob("*"))
+    refused(DIGITS + "--compromised 50")
+    refused("reproduce table9z")
+    assert sorted(path for path in folder.rglob("*")) == before

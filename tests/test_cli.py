@@ -1,0 +1,326 @@
+"""The commands as a user types them: what they print, what they write, what they exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pandas as pd
+import pooch
+import pytest
+
+from fltrust_repro import cli, downloads, sweep
+from fltrust_repro.settings import Setting
+
+TINY = """
+title = "A tiny table"
+[setting]
+dataset = "digits"
+workers = 10
+compromised = 2
+iterations = 12
+[rows]
+median = { rule = "median" }
+[columns]
+no-attack = { attack = "none" }
+full = { attack = "trimmed-mean" }
+[paper]
+median = [0.30, 0.60]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """An empty current folder, no data of this machine, no mirror that answers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLTRUST_DATA", raising=False)
+    monkeypatch.setattr(downloads, "__file__", str(tmp_path / "package" / "downloads.py"))
+    for name, source in downloads.SOURCES.items():
+        alone = replace(source, mirrors=source.mirrors and ("http://127.0.0.1:9/",), elsewhere=())
+        monkeypatch.setitem(downloads.SOURCES, name, alone)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Its handler keeps the standard error of the first test that used it, closed since.
+    monkeypatch.setattr(pooch.get_logger(), "handlers", [])
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main.main([str(a) for a in arguments], prog_name="fltrust_repro")
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def shell(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "fltrust_repro", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, check=False, env={**os.environ},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Starting a worker process fails the test."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a worker process was started")
+
+    return lambda: monkeypatch.setattr(sweep, "ProcessPoolExecutor", refuse)
+
+
+RUN = [
+    "run",
+    "--dataset",
+    "digits",
+    "--workers",
+    "10",
+    "--compromised",
+    "2",
+    "--iterations",
+    "12",
+    "--device",
+    "cpu",
+    "--jobs",
+    "1",
+]
+
+
+def test_run_with_json_prints_one_object_and_nothing_else_on_stdout(tmp_path):
+    done = shell(*RUN, "--attack", "krum", "--trials", "2", "--seed", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer) == ["setting", "trials", "mean_error_rate", "std_error_rate"]
+    assert list(answer["setting"]) == [field.name for field in fields(Setting)]
+    assert answer["setting"]["iterations"] == 12
+    assert answer["setting"]["learning_rate"] > 0
+    assert [list(trial) for trial in answer["trials"]] == 2 * [
+        ["seed", "error_rate", "lowest_error_rate", "seconds", "iterations", "diverged"]
+    ]
+    assert [trial["seed"] for trial in answer["trials"]] == [4, 5]
+    first, second = (trial["error_rate"] for trial in answer["trials"])
+    assert answer["mean_error_rate"] == pytest.approx((first + second) / 2)
+    assert answer["std_error_rate"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert "2/2 trials" in done.stderr
+    assert (tmp_path / "trials.sqlite").is_file()
+
+
+def test_run_prints_a_line_per_trial_and_does_not_repeat_finished_ones(call, no_processes):
+    code, out, _ = call(*RUN, "--trials", 2)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["seed 0", "seed 1"]
+    assert lines[2].startswith("mean error rate 0.")
+    no_processes()
+    assert call(*RUN, "--trials", 2)[:2] == (0, out)
+    assert call(*RUN, "--seed", 1)[1].splitlines()[0] == lines[1]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_diverged_run_says_so(call):
+    code, out, err = call(*RUN, "--rule", "mean", "--learning-rate", "1e38", "--json", "--seed", 3)
+    assert code == 0
+    assert json.loads(out)["trials"][0]["diverged"] is True
+    assert "diverged with seeds 3" in err
+
+
+def test_workers_without_examples_are_mentioned(call):
+    many = [
+        "run",
+        "--dataset",
+        "breast-cancer",
+        "--iterations",
+        "1",
+        "--device",
+        "cpu",
+        "--jobs",
+        "1",
+    ]
+    code, _, err = call(*many)
+    assert code == 0
+    assert "hold no training example" in err
+
+
+def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    code, out, err = call("reproduce", "tiny.toml", "--trials", 2, "--jobs", 1, "--out", "results")
+    assert code == 0, err
+    assert "A tiny table" in out
+    assert "2 trials, seeds 0 to 1" in out
+    assert "(0.30, " in out
+    assert "(0.60, " in out
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"tiny.csv", "tiny.md", "tiny.trials.csv"}
+    assert list(pd.read_csv("results/tiny.csv")["trials"]) == [2, 2]
+    assert len(pd.read_csv("results/tiny.trials.csv")) == 4
+    assert "# A tiny table" in (tmp_path / "results" / "tiny.md").read_text()
+
+
+def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
+    call, tmp_path, no_processes
+):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    command = ("reproduce", "tiny.toml", "--trials", 2, "--jobs", 1, "--out", "results")
+    _, table, _ = call(*command)
+    written = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    no_processes()
+    code, again, _ = call(*command)
+    assert code == 0
+    assert table.splitlines()[:5] == again.splitlines()[:5]
+    code, fresh, _ = call(*command, "--store", "fresh.sqlite")
+    assert code == 0
+    assert table.splitlines()[:5] == fresh.splitlines()[:5]
+    assert "4 trials were taken from results" in fresh
+    assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == written
+
+
+def test_more_trials_build_on_the_finished_ones(call, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    command = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results")
+    call(*command, "--trials", 1)
+    code, out, err = call(*command, "--trials", 2)
+    assert code == 0
+    assert "2/2 trials" in err
+    assert "2 trials, seeds 0 to 1" in out
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_one_data_set_that_fails_does_not_stop_the_other_tables(call, tmp_path, damage):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "first.toml").write_text(TINY.replace("digits", "mnist"))
+    if damage == "cut short":
+        (tmp_path / "data" / "mnist").mkdir(parents=True)
+        for name in downloads.IDX_FILES:
+            (tmp_path / "data" / "mnist" / f"{name}.gz").write_bytes(b"\x1f\x8b\x08")
+    code, out, err = call("reproduce", "first.toml", "tiny.toml", "--trials", 1, "--out", "results")
+    assert code == 1
+    assert "A tiny table" in out
+    assert (tmp_path / "results" / "tiny.csv").is_file()
+    assert not (tmp_path / "results" / "first.csv").exists()
+    assert "mnist" in err
+    assert "first" in err.strip().splitlines()[-1]
+    assert "tiny" not in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_list_names_everything_with_one_line_each(call):
+    code, out, _ = call("list")
+    assert code == 0
+    names = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    for name in [
+        "krum",
+        "trimmed-mean",
+        "median",
+        "mean",
+        "none",
+        "gaussian",
+        "label-flip",
+        "lr",
+        "cnn",
+        "resnet20",
+        "mnist",
+        "fashion-mnist",
+        "ch-mnist",
+        "breast-cancer",
+        "table2a",
+        "table2b",
+        "table2c",
+        "table2d",
+        "table2e",
+    ]:
+        assert name in names
+    assert all(len(line.split()) > 1 for line in out.splitlines() if line.startswith("  "))
+
+
+def test_data_status_says_what_is_at_hand(call):
+    code, out, _ = call("data", "status")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert "not at hand" in lines["mnist"]
+    assert "scikit-learn" in lines["breast-cancer"]
+
+
+def test_data_verify_exits_with_one_when_a_data_set_is_missing(call):
+    assert call("data", "verify", "breast-cancer", "digits") == (
+        0, "breast-cancer: verified\ndigits: verified\n", ""
+    )  # fmt: skip
+    code, out, err = call("data", "verify", "mnist", "digits")
+    assert (code, out) == (1, "digits: verified\n")
+    assert "mnist is not at hand" in err
+    assert "data fetch mnist" in err
+
+
+def test_help_names_every_field_of_a_setting(call):
+    code, out, _ = call("run", "--help")
+    assert code == 0
+    for field in fields(Setting):
+        assert "--" + field.name.replace("_", "-") in out
+
+
+PLUGIN = '''
+import numpy as np
+from mxnet.gluon import nn
+
+from fltrust_repro.aggregation import rule
+from fltrust_repro.attacks import attack
+from fltrust_repro.models import model
+
+
+@rule("middle-of-three")
+def middle_of_three(updates):
+    """Median of the last three workers' updates."""
+    return updates[-3:].sort(axis=0)[1]
+
+
+@attack("shout")
+def shout(step):
+    """Ten times the own update."""
+    return step.known[: step.c] * 10
+
+
+@model("two-layers")
+def two_layers(classes, shape):
+    """One hidden layer."""
+    block = nn.HybridSequential()
+    block.add(nn.Dense(16, activation="relu", in_units=int(np.prod(shape))))
+    block.add(nn.Dense(classes, in_units=16))
+    return block
+'''
+
+
+def test_a_plugins_rule_attack_and_model_run_in_every_process(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    own = [
+        "--plugin",
+        "mine.py",
+        "--rule",
+        "middle-of-three",
+        "--attack",
+        "shout",
+        "--model",
+        "two-layers",
+    ]
+    done = shell(*RUN, *own, "--trials", 3, "--jobs", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert len(answer["trials"]) == 3
+    assert answer["setting"]["rule"] == "middle-of-three"
+    listed = shell("list", "--plugin", "mine.py").stdout
+    assert "Median of the last three workers' updates." in listed
+    assert "One hidden layer." in listed
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m fltrust_repro list | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr

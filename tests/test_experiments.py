@@ -1,0 +1,140 @@
+"""The experiments of the paper: its numbers, its settings, and wrong .toml files."""
+
+from __future__ import annotations
+
+import pytest
+
+from fltrust_repro.errors import BadInput
+from fltrust_repro.experiments import available, load_experiment
+from fltrust_repro.settings import Setting
+
+COLUMNS = ("no-attack", "gaussian", "label-flip", "partial", "full")
+
+# Table 2 of the paper, typed from its pages: rows Krum, trimmed mean, median.
+TABLE_2 = {
+    "table2a": """0.14 0.13 0.13 0.72 0.80
+                  0.12 0.11 0.13 0.23 0.52
+                  0.13 0.13 0.15 0.19 0.29""",
+    "table2b": """0.11 0.10 0.10 0.75 0.77
+                  0.06 0.07 0.07 0.14 0.23
+                  0.06 0.06 0.16 0.28 0.32""",
+    "table2c": """0.16 0.16 0.16 0.90 0.91
+                  0.10 0.10 0.12 0.26 0.28
+                  0.09 0.12 0.12 0.21 0.29""",
+    "table2d": """0.29 0.30 0.43 0.73 0.81
+                  0.17 0.25 0.37 0.69 0.69
+                  0.17 0.20 0.17 0.57 0.63""",
+    "table2e": """0.03 0.04 0.14 0.17 0.17
+                  0.02 0.03 0.05 0.14 0.15
+                  0.03 0.03 0.04 0.17 0.18""",
+}
+DATA = {
+    "table2a": ("mnist", "lr", 500, 32),
+    "table2b": ("mnist", "cnn", 2000, 32),
+    "table2c": ("fashion-mnist", "cnn", 2000, 64),
+    "table2d": ("ch-mnist", "resnet20", 2000, 32),
+    "table2e": ("breast-cancer", "cnn", 2000, 32),
+}
+
+
+def test_the_five_panels_of_table_2_are_there():
+    assert set(TABLE_2) <= set(available())
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_a_panel_has_the_papers_fifteen_values(name):
+    experiment = load_experiment(name)
+    assert experiment.rows == ("krum", "trimmed-mean", "median")
+    assert experiment.columns == COLUMNS
+    assert [cell.paper for cell in experiment.cells] == [float(v) for v in TABLE_2[name].split()]
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_a_panel_has_the_papers_settings(name):
+    cells = load_experiment(name).cells
+    for cell in cells:
+        s = cell.setting
+        assert (s.dataset, s.model, s.iterations, s.batch_size) == DATA[name]
+        assert (s.workers, s.compromised, s.beta, s.non_iid) == (100, 20, 20, 0.5)
+        assert (s.epsilon, s.b, s.rounds) == (0.01, 2.0, 1)
+        assert s.rule == cell.row
+    assert len({cell.setting for cell in cells}) == 15
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_each_rule_meets_the_attack_that_was_crafted_for_it(name):
+    crafted = {"krum": "krum", "trimmed-mean": "trimmed-mean", "median": "trimmed-mean"}
+    for cell in load_experiment(name).cells:
+        attack, knowledge = {
+            "no-attack": ("none", None),
+            "gaussian": ("gaussian", None),
+            "label-flip": ("label-flip", None),
+            "partial": (crafted[cell.row], "partial"),
+            "full": (crafted[cell.row], "full"),
+        }[cell.column]
+        assert (cell.setting.attack, cell.setting.knowledge) == (attack, knowledge)
+
+
+GOOD = """
+title = "Mine"
+[setting]
+dataset = "digits"
+workers = 20
+compromised = 4
+[rows]
+few = { iterations = 5 }
+[columns]
+mean = { rule = "mean" }
+krum = { rule = "krum", iterations = 6 }
+"""
+
+
+def load(tmp_path, text: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return load_experiment(str(path))
+
+
+def test_an_own_file_needs_no_values_of_the_paper_and_columns_win_over_rows(tmp_path):
+    experiment = load(tmp_path, GOOD)
+    assert experiment.name == "mine"
+    assert experiment.title == "Mine"
+    shared = {"dataset": "digits", "workers": 20, "compromised": 4}
+    assert experiment.settings == (
+        Setting(**shared, rule="mean", iterations=5),
+        Setting(**shared, rule="krum", iterations=6),
+    )
+    assert [cell.paper for cell in experiment.cells] == [None, None]
+
+
+WRONG = {
+    "title = 3": ("has no 'title'", ("title = \"Mine\"", "title = 3")),
+    "no rows": ("rows", ("[rows]\nfew = { iterations = 5 }", "[rows]")),
+    "no columns": ("columns", (GOOD[GOOD.index("[columns]") :], "[columns]\n")),
+    "no setting": ("setting", ("[setting]", "[settings]")),
+    "unknown part": ("unknown parts extra", ("[rows]", "[extra]\n[rows]")),
+    "unknown field": ("row 'few', column 'mean'.*unknown setting itterations",
+                      ("iterations = 5", "itterations = 5")),
+    "wrong name": ("unknown rule 'krumm'", ('rule = "krum"', 'rule = "krumm"')),
+    "wrong type": ("iterations is '5'", ("iterations = 5", 'iterations = "5"')),
+    "out of range": ("compromised is 10", ("compromised = 4", "compromised = 10")),
+    "row is a number": ("few", ("few = { iterations = 5 }", "few = 5")),
+    "not toml": ("not valid TOML", ("[rows]", "[rows")),
+    "value per column": ("1 values for 2 columns", ("[rows]", "[paper]\nfew = [0.1]\n[rows]")),
+    "value is a number": ("few", ("[rows]", "[paper]\nfew = 0.1\n[rows]")),
+    "value is a word": ("few", ("[rows]", '[paper]\nfew = ["a", "b"]\n[rows]')),
+    "value of no row": ("many", ("[rows]", "[paper]\nmany = [0.1, 0.2]\n[rows]")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_file_is_one_sentence_that_names_it_and_the_place(tmp_path, case):
+    words, (found, instead) = WRONG[case]
+    assert found in GOOD
+    with pytest.raises(BadInput, match=f"(?s)mine.toml.*{words}"):
+        load(tmp_path, GOOD.replace(found, instead, 1))
+
+
+def test_an_unknown_name_is_answered_with_the_names_there_are():
+    with pytest.raises(BadInput, match="'table2z'.*table2a, table2b"):
+        load_experiment("table2z")

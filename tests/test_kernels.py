@@ -1,0 +1,227 @@
+"""The two primitives: every width, rank and awkward value, compiled and with operators."""
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fltrust_repro import backend
+from fltrust_repro.backend import nd
+from fltrust_repro.kernels import middle_mean, sorting_network, squared_distances
+
+NAN, INF = np.float32("nan"), np.float32("inf")
+
+
+def array(values):
+    return nd.array(np.asarray(values, dtype=np.float32))
+
+
+def apply_network(network, values):
+    values = values.copy()
+    for low, high in network:
+        pair = values[:, [low, high]]
+        values[:, low], values[:, high] = pair.min(axis=1), pair.max(axis=1)
+    return values
+
+
+@pytest.mark.parametrize("n", range(1, 11))
+def test_network_sorts_every_input_of_zeros_and_ones(n):
+    inputs = reference.zero_one_inputs(n)
+    np.testing.assert_array_equal(apply_network(sorting_network(n), inputs), np.sort(inputs, 1))
+
+
+@pytest.mark.parametrize("n", [11, 15, 16, 17, 31, 33, 50, 63, 64, 65, 80, 99, 100, 127, 129, 150])
+def test_network_sorts_random_inputs_and_thresholds(n):
+    rng = np.random.default_rng(n)
+    inputs = np.concatenate(
+        [
+            rng.permuted(np.tile(np.arange(n), (200, 1)), axis=1),
+            rng.random((200, n)) < rng.random((200, 1)),
+            np.tril(np.ones((n, n), dtype=int)),
+            np.triu(np.ones((n, n), dtype=int)),
+        ]
+    )
+    np.testing.assert_array_equal(apply_network(sorting_network(n), inputs), np.sort(inputs, 1))
+
+
+def test_network_of_one_value_compares_nothing():
+    assert sorting_network(1).shape == (0, 2)
+
+
+@pytest.mark.parametrize("d", [1, 2, 511, 512, 513, 1023, 1024, 1025])
+@pytest.mark.parametrize("m", [1, 2, 5, 8, 33])
+def test_every_rank_is_exact_across_block_boundaries(m, d):
+    values = np.random.default_rng(m * d).standard_normal((m, d)).astype(np.float32)
+    ordered = np.sort(values, axis=0)
+    for rank in {0, m // 2, m - 1}:
+        out = middle_mean(array(values), rank, rank + 1)
+        np.testing.assert_array_equal(out.asnumpy(), ordered[rank])
+
+
+@pytest.mark.parametrize(("m", "first", "stop"), [(3, 0, 3), (10, 2, 8), (100, 20, 80), (7, 3, 4)])
+def test_middle_mean_is_the_mean_of_the_ranks_asked_for(m, first, stop):
+    values = np.random.default_rng(m).standard_normal((m, 700)).astype(np.float32)
+    expected = np.sort(values.astype(np.float64), axis=0)[first:stop].mean(axis=0)
+    out = middle_mean(array(values), first, stop)
+    assert (out.shape, out.dtype) == ((700,), np.float32)
+    np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+AWKWARD = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, -1e-40, 1.0, 1.0000001, -1.0, 3e38, -3e38, 1e-6]
+
+
+@given(st.lists(st.sampled_from([*AWKWARD, float("inf"), -float("inf")]), min_size=1, max_size=20))
+def test_ties_denormals_zeros_and_infinities_are_ranked_as_numpy_ranks_them(column):
+    values = np.array(column, dtype=np.float32).reshape(-1, 1)
+    out = [middle_mean(array(values), k, k + 1).asscalar() for k in range(len(column))]
+    np.testing.assert_array_equal(np.array(out, dtype=np.float32), np.sort(values[:, 0]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbouring_floats_are_told_apart(seed):
+    near = np.float32([*AWKWARD, INF, -INF])
+    with np.errstate(over="ignore"):
+        values = np.concatenate([near, np.nextafter(near, INF), np.nextafter(near, -INF)])
+    np.random.default_rng(seed).shuffle(values)
+    column = array(values.reshape(-1, 1))
+    out = [middle_mean(column, rank, rank + 1).asscalar() for rank in range(len(values))]
+    np.testing.assert_array_equal(np.array(out, dtype=np.float32), np.sort(values))
+
+
+@pytest.mark.parametrize("nan", [NAN, -NAN])
+def test_nan_of_either_sign_is_an_extreme_beyond_the_infinities(nan):
+    column = array([[1], [nan], [2], [INF], [-INF], [3], [nan]])
+    ranks = [middle_mean(column, k, k + 1).asscalar() for k in range(7)]
+    finite = [-np.inf, 1.0, 2.0, 3.0, np.inf]
+    assert ranks[:5] == finite or ranks[2:] == finite
+    assert np.isnan(ranks).sum() == 2
+
+
+def test_a_column_with_nan_does_not_touch_its_neighbours():
+    values = np.arange(15, dtype=np.float32).reshape(5, 3)
+    values[2, 1] = NAN
+    out = middle_mean(array(values), 2, 3).asnumpy()
+    assert out[0] == 6
+    assert out[2] == 8
+
+
+def test_sums_do_not_lose_small_values_beside_large_ones():
+    # In float32 1e8 + 1 - 1e8 is 0.
+    assert middle_mean(array([[1e8], [1.5], [-1e8]]), 0, 3).asscalar() == 0.5
+
+
+def test_the_mean_of_two_huge_values_does_not_overflow():
+    assert middle_mean(array([[3e38], [3e38]]), 0, 2).asscalar() == np.float32(3e38)
+
+
+def test_kernels_leave_their_input_as_it_is():
+    values = np.random.default_rng(0).standard_normal((6, 600)).astype(np.float32)
+    values[2, 3] = NAN
+    updates = array(values)
+    middle_mean(updates, 1, 5)
+    squared_distances(updates)
+    np.testing.assert_array_equal(updates.asnumpy(), values)
+
+
+def test_distances_of_a_triangle():
+    squared = squared_distances(array([[0, 0], [3, 4], [0, 1]]))
+    assert squared.dtype == np.float64
+    np.testing.assert_array_equal(squared, [[0, 25, 1], [25, 0, 18], [1, 18, 0]])
+
+
+def integer_distances(values):
+    wide = values.astype(np.float64)
+    return ((wide[:, None] - wide[None]) ** 2).sum(axis=2)
+
+
+@pytest.mark.parametrize("d", [1, 511, 8191, 8192, 8193, 16385])
+def test_distances_of_small_integers_are_exact_across_block_boundaries(d):
+    values = np.random.default_rng(d).integers(-3, 4, (5, d))
+    np.testing.assert_array_equal(squared_distances(array(values)), integer_distances(values))
+
+
+def test_distances_are_as_exact_as_float32_products_allow():
+    values = np.random.default_rng(3).standard_normal((40, 9000)).astype(np.float32) * 0.01
+    expected = integer_distances(values)
+    np.testing.assert_allclose(squared_distances(array(values)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [NAN, -NAN, INF, -INF])
+@pytest.mark.parametrize("place", [0, 8192, 8199])
+def test_one_non_finite_value_puts_its_row_infinitely_far_and_harms_no_other(bad, place):
+    values = np.random.default_rng(0).integers(-3, 4, (5, 8200)).astype(np.float32)
+    expected = integer_distances(values)
+    expected[3, :] = expected[:, 3] = np.inf
+    expected[3, 3] = 0
+    values[3, place] = bad
+    np.testing.assert_array_equal(squared_distances(array(values)), expected)
+
+
+@pytest.mark.parametrize("huge", [1e18, 1e19, 1e30, -3e38])
+def test_a_row_of_huge_values_is_far_away_and_harms_no_other(huge):
+    values = np.random.default_rng(0).integers(-3, 4, (5, 8200)).astype(np.float32)
+    expected = integer_distances(values)
+    values[1] = huge
+    squared = squared_distances(array(values))
+    others = [0, 2, 3, 4]
+    np.testing.assert_array_equal(squared[np.ix_(others, others)], expected[np.ix_(others, others)])
+    np.testing.assert_allclose(squared[1, others], 8200 * float(huge) ** 2, rtol=1e-5)
+    assert not np.isnan(squared).any()
+
+
+def test_non_finite_and_huge_rows_together():
+    squared = squared_distances(array([[0, 0], [NAN, 1], [1e30, 0], [3, 4], [0, -INF]]))
+    assert squared[0, 3] == 25
+    assert squared[0, 2] == pytest.approx(1e60, rel=1e-6)
+    assert np.isinf(squared[1, [0, 2, 3, 4]]).all()
+    assert np.isinf(squared[4, [0, 1, 2, 3]]).all()
+    np.testing.assert_array_equal(np.diag(squared), np.zeros(5))
+
+
+# --- array operators, as on a GPU
+
+
+@pytest.mark.parametrize(("m", "first", "stop"), [(1, 0, 1), (7, 3, 4), (10, 2, 8), (10, 4, 6)])
+def test_operators_give_the_middle_mean_of_the_compiled_loop(device, m, first, stop):
+    values = np.random.default_rng(m).standard_normal((m, 530)).astype(np.float32)
+    if m > 1:
+        values[0, :5] = [NAN, INF, -INF, 1e30, -1e30]
+    expected = middle_mean(array(values), first, stop).asnumpy()
+    out = middle_mean(device.array(values), first, stop)
+    assert out.context == device.ctx
+    np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_operators_give_the_distances_of_the_compiled_loop(device):
+    values = np.random.default_rng(1).standard_normal((12, 9000)).astype(np.float32)
+    expected = squared_distances(array(values))
+    np.testing.assert_allclose(squared_distances(device.array(values)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e30, -3e38])
+def test_operators_keep_a_bad_row_from_the_others(device, bad):
+    values = np.random.default_rng(1).integers(-3, 4, (6, 300)).astype(np.float32)
+    values[2], values[[0, 1], 7], values[[3, 4], 7] = 0, 3, -3
+    expected = integer_distances(values)
+    values[2, 7] = bad
+    squared = squared_distances(device.array(values))
+    others = [0, 1, 3, 4, 5]
+    assert not np.isnan(squared).any()
+    np.testing.assert_array_equal(squared[np.ix_(others, others)], expected[np.ix_(others, others)])
+    assert (squared[2, others] > 1e59).all()
+    assert (squared[others, 2] > 1e59).all()
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "deviation"), [(backend.uniform, 0.5, 12**-0.5), (backend.normal, 0.0, 1.0)]
+)
+def test_the_device_draws_from_the_trials_generator(device, draw, mean, deviation):
+    like = device.array([0])
+    first, again, other = (
+        draw(np.random.default_rng(seed), (20, 1000), like).asnumpy() for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert first.mean() == pytest.approx(mean, abs=5 * deviation / 20000**0.5)
+    assert first.std() == pytest.approx(deviation, rel=0.03)

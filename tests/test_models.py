@@ -1,0 +1,70 @@
+"""The paper's classifiers: how many parameters, from which seed, for which inputs."""
+
+import numpy as np
+import pytest
+
+from fltrust_repro.backend import mx, nd
+from fltrust_repro.errors import BadInput
+from fltrust_repro.models import models
+from fltrust_repro.workers import Learner
+
+
+def learner(name, classes, shape, seed=0):
+    return Learner(models[name], classes, shape, mx.cpu(), seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape", "d"),
+    [
+        ("lr", 10, (1, 28, 28), 7850),
+        ("lr", 2, (1, 1, 30), 62),
+        ("cnn", 10, (1, 28, 28), 266_060),
+        ("cnn", 2, (1, 1, 30), 65_272),
+        ("cnn", 3, (1, 10, 10), 24_653),
+    ],
+)
+def test_number_of_parameters(name, classes, shape, d):
+    assert learner(name, classes, shape).initial.shape == (d,)
+
+
+def test_resnet20_has_twenty_weighted_layers():
+    block = models["resnet20"].build(8, (1, 8, 8))
+    block.initialize()
+    block(nd.zeros((2, 1, 8, 8)))
+    shapes = [p.shape for name, p in block.collect_params(".*weight").items()]
+    main_path = [shape for shape in shapes if len(shape) == 2 or shape[2] == 3]
+    assert len(main_path) == 20
+    assert main_path[-1] == (8, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("lr", (1, 4, 4)), ("cnn", (1, 10, 10)), ("resnet20", (1, 8, 8))]
+)
+def test_the_seed_decides_the_initial_model(name, shape):
+    first, again, other = (learner(name, 3, shape, seed).initial.asnumpy() for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert np.isfinite(first).all()
+
+
+def test_initial_weights_are_xavier_and_biases_zero():
+    initial = learner("lr", 10, (1, 28, 28)).initial.asnumpy()
+    bound = np.sqrt(6 / ((784 + 10) / 2) / 2)  # Gluon's Xavier: uniform, magnitude 3, average fan
+    weights, biases = initial[:7840], initial[7840:]
+    assert (biases == 0).all()
+    assert np.abs(weights).max() <= bound
+    assert np.abs(weights).max() > 0.99 * bound
+    assert weights.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 9, 28), (3, 28, 9), (1, 1, 9)])
+def test_the_cnn_refuses_images_that_are_too_small(shape):
+    with pytest.raises(BadInput, match=f"at least .* these are {shape[1]} x {shape[2]}"):
+        models["cnn"].build(2, shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 10, 10), (3, 10, 11), (1, 1, 10)])
+def test_the_smallest_images_the_cnn_takes(shape):
+    net = models["cnn"].build(2, shape)
+    net.initialize()
+    assert net(nd.zeros((4, *shape))).shape == (4, 2)

@@ -1,0 +1,164 @@
+"""Tables next to the paper's: what counts as agreement, and how it is shown."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fltrust_repro import report
+from fltrust_repro.experiments import Cell, load_experiment
+from fltrust_repro.report import Measured, verdict
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Trial
+from fltrust_repro.training import TrialResult
+
+
+def measured(errors, paper, attack="none", diverged=0) -> Measured:
+    setting = Setting(dataset="digits", rule="trimmed-mean", attack=attack)
+    return Measured(Cell("trimmed-mean", attack, setting, paper), tuple(errors), diverged)
+
+
+def around(mean: float, spread: float = 0.01, n: int = 10) -> list[float]:
+    """N error rates with exactly this mean."""
+    return [mean + spread * (1 if i % 2 else -1) for i in range(n)]
+
+
+PLAIN = measured(around(0.13), 0.12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [(0.12, "inside"), (0.15, "inside"), (0.09, "inside"), (0.151, "outside"), (0.089, "outside")],
+)
+@pytest.mark.parametrize("attack", ["none", "gaussian", "label-flip"])
+def test_without_a_crafted_attack_a_cell_agrees_within_three_hundredths(attack, mean, expected):
+    assert verdict(measured(around(mean), 0.12, attack), PLAIN) == expected
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [(0.52, "inside"), (0.411, "inside"), (0.629, "inside"), (0.40, "outside"), (0.64, "outside")],
+)
+def test_under_attack_a_fifth_of_the_papers_increase_is_added(mean, expected):
+    assert verdict(measured(around(mean), 0.52, "trimmed-mean"), PLAIN) == expected
+
+
+def test_an_attack_that_does_nothing_does_not_pass_however_near_its_number_is():
+    plain, idle = measured(around(0.14), 0.12), measured(around(0.14), 0.17, "trimmed-mean")
+    assert abs(idle.difference) < 0.03 + 0.2 * 0.05
+    assert verdict(idle, plain) == "outside"
+    assert verdict(measured(around(0.15), 0.17, "trimmed-mean"), PLAIN) == "inside"
+
+
+def test_an_increase_within_the_noise_of_the_trials_does_not_pass():
+    noisy = measured(around(0.16, spread=0.1), 0.17, "trimmed-mean")
+    assert verdict(noisy, PLAIN) == "outside"
+
+
+def test_an_increase_that_the_paper_hardly_has_need_not_be_significant():
+    assert verdict(measured(around(0.13), 0.16, "trimmed-mean"), PLAIN) == "inside"
+
+
+def test_one_trial_is_too_few_to_say_whether_an_attack_works():
+    one = measured([0.5], 0.52, "trimmed-mean")
+    assert verdict(one, PLAIN) == "too few trials"
+    assert verdict(measured(around(0.5), 0.52, "trimmed-mean"), measured([0.13], 0.12)) == (
+        "too few trials"
+    )
+    assert verdict(measured([0.13], 0.12), None) == "inside"
+
+
+def test_a_cell_without_trials_or_without_a_printed_value_is_not_judged():
+    assert verdict(measured([], 0.12), PLAIN) == "missing"
+    assert verdict(measured([0.1], None), PLAIN) == "not in the paper"
+
+
+def test_the_interval_is_students():
+    cell = measured([0.1, 0.2, 0.3], 0.2)
+    assert cell.mean == pytest.approx(0.2)
+    assert cell.std == pytest.approx(0.1)
+    assert cell.half_width == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
+    assert math.isnan(measured([0.1], 0.2).half_width)
+    assert measured([0.1], 0.2).difference == pytest.approx(-0.1)
+
+
+def test_significance_is_one_sided_and_holds_for_equal_trials():
+    assert report.significantly_above([0.3, 0.31, 0.32], [0.1, 0.11, 0.12])
+    assert not report.significantly_above([0.1, 0.11, 0.12], [0.3, 0.31, 0.32])
+    assert report.significantly_above([0.2, 0.2], [0.1, 0.1])
+    assert not report.significantly_above([0.2, 0.2], [0.2, 0.2])
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'title = "Mine"\n[setting]\ndataset = "digits"\n'
+        '[rows]\nmedian = { rule = "median" }\nmean = { rule = "mean" }\n'
+        '[columns]\nno-attack = { attack = "none" }\nfull = { attack = "trimmed-mean" }\n'
+        "[paper]\nmedian = [0.12, 0.52]\n"
+    )
+    return load_experiment(str(path))
+
+
+def trials(cell: Cell, errors) -> list[Trial]:
+    return [
+        Trial(cell.setting, seed, TrialResult(error, error, 500, seed == 1, 3600.0, [], 0),
+              "cpu", "python 3.11", "2020-01-01", "1")
+        for seed, error in enumerate(errors)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def finished(experiment):
+    rates = [[0.12, 0.14], [0.5, 0.6], [0.1], []]
+    return [trials(cell, errors) for cell, errors in zip(experiment.cells, rates)]
+
+
+@pytest.fixture
+def cells(experiment, finished):
+    return [report.measure(*pair) for pair in zip(experiment.cells, finished)]
+
+
+def test_the_table_shows_ours_the_papers_and_the_difference(experiment, cells):
+    lines = report.table(experiment, cells, "simple").splitlines()
+    assert lines[0].split() == ["no-attack", "full"]
+    assert lines[2].split(None, 1)[0] == "median"
+    assert "0.13 ±0.13 (0.12, +0.01)" in lines[2]
+    assert "0.55 ±0.64 (0.52, +0.03)" in lines[2]
+    assert lines[3].split() == ["mean", "0.10", "missing"]
+
+
+def test_the_table_marks_cells_outside_and_cells_with_too_few_trials(experiment):
+    outside, few = [[0.3, 0.31], [0.5]]
+    cells = [
+        report.measure(cell, trials(cell, errors))
+        for cell, errors in zip(experiment.cells, [outside, few, [], []])
+    ]
+    text = report.table(experiment, cells, "github")
+    assert "(0.12, +0.18) *" in text.replace("  ", " ")
+    assert "0.50 (0.52, -0.02) ?" in text
+    assert report.summary_line(cells) == "1 outside, 1 too few trials, 2 missing"
+
+
+def test_the_csv_has_one_line_per_cell(experiment, cells):
+    frame = report.as_frame(experiment, cells)
+    assert list(frame.columns) == [
+        "experiment", "row", "column", "paper", "mean", "std", "ci95", "trials", "diverged",
+        "difference", "verdict",
+    ]  # fmt: skip
+    first = frame.iloc[0]
+    assert (first["experiment"], first["row"], first["column"]) == ("mine", "median", "no-attack")
+    assert (first["paper"], first["mean"], first["trials"], first["diverged"]) == (0.12, 0.13, 2, 1)
+    assert list(frame["verdict"])[2:] == ["not in the paper", "missing"]
+    assert math.isnan(frame.iloc[3]["mean"])
+
+
+def test_the_page_says_the_command_the_seeds_the_time_and_the_versions(experiment, cells, finished):
+    page = report.markdown(experiment, cells, [t for part in finished for t in part])
+    assert page.startswith("# Mine\n")
+    assert "reproduce mine --trials 2 --seed 0`" in page
+    assert "5, seeds 0 to 1, 5.00 hours" in page
+    assert "python 3.11, cpu" in page
+    assert "| median" in page

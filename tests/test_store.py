@@ -1,0 +1,274 @@
+"""Finished trials: written once, read back whole, told apart, and never mixed with other files."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from dataclasses import asdict, replace
+
+import pytest
+
+from fltrust_repro import store as module
+from fltrust_repro.aggregation import rules
+from fltrust_repro.errors import BadInput
+from fltrust_repro.registry import load_plugin
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Store, Trial, protocol_of, read_csv, write_csv, write_text
+from fltrust_repro.training import TrialResult
+
+SETTING = Setting(dataset="digits", rule="krum", attack="krum", iterations=20, epsilon=0.1)
+RESULT = TrialResult(
+    error_rate=1 / 3,
+    lowest_error_rate=0.1 + 0.2,
+    iterations=20,
+    diverged=True,
+    seconds=1.25,
+    curve=[(10, 0.5, math.nan), (20, 1 / 3, 0.123456789)],
+    empty_workers=3,
+)
+
+
+def trial(seed: int = 0, setting: Setting = SETTING, **changes) -> Trial:
+    finished = Trial(
+        setting, seed, RESULT, "cpu", 'python 3.11, "x"', "2020-01-01", protocol_of(setting)
+    )
+    return replace(finished, **changes)
+
+
+def assert_same(found: Trial, written: Trial) -> None:
+    """Equal in every field, where NaN equals NaN and a loss has five digits."""
+    assert found.setting == written.setting
+    found_fields, written_fields = asdict(found), asdict(written)
+    found_curve, curve = (f["result"].pop("curve") for f in (found_fields, written_fields))
+    assert found_fields == written_fields
+    assert [point[:2] for point in found_curve] == [point[:2] for point in curve]
+    losses = [point[2] for point in curve]
+    assert [point[2] for point in found_curve] == pytest.approx(losses, rel=1e-4, nan_ok=True)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "trials.sqlite"
+
+
+def test_every_field_survives_the_store(file):
+    with Store(file) as store:
+        assert store.add(trial())
+    with Store(file) as store:
+        (found,) = store.find(SETTING, [0])
+    assert_same(found, trial())
+
+
+def test_every_field_survives_a_csv_file(tmp_path):
+    written = [trial(seed) for seed in (3, 1)]
+    write_csv(tmp_path / "new" / "trials.csv", written)
+    for found, expected in zip(read_csv(tmp_path / "new" / "trials.csv"), written):
+        assert_same(found, expected)
+
+
+def test_a_trial_that_went_through_csv_and_store_gives_the_same_csv(tmp_path, file):
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    write_csv(first, [trial()])
+    with Store(file) as store:
+        store.add(read_csv(first)[0])
+        write_csv(second, store.find(SETTING))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_finished_trial_is_never_replaced(file):
+    with Store(file) as store:
+        assert store.add(trial())
+        assert not store.add(trial(result=replace(RESULT, error_rate=0.9)))
+        (found,) = store.find(SETTING, [0])
+    assert found.result.error_rate == 1 / 3
+
+
+def test_a_trial_is_there_for_other_connections_as_soon_as_it_is_added(file):
+    with Store(file) as store:
+        store.add(trial())
+        other = sqlite3.connect(file)
+        assert other.execute("SELECT seed FROM trials").fetchall() == [(0,)]
+        other.close()
+
+
+def test_find_gives_the_wanted_seeds_of_the_wanted_setting_in_order(file):
+    other = replace(SETTING, epsilon=0.2)
+    with Store(file) as store:
+        for seed in (5, 0, 2, 9):
+            store.add(trial(seed))
+        store.add(trial(1, other))
+        assert [t.seed for t in store.find(SETTING, [9, 0, 1, 5])] == [0, 5, 9]
+        assert [t.seed for t in store.find(other, range(10))] == [1]
+        assert [t.seed for t in store.find(SETTING)] == [0, 2, 5, 9]
+
+
+def test_trials_of_another_protocol_version_do_not_count(file, monkeypatch):
+    with Store(file) as store:
+        store.add(trial())
+        monkeypatch.setattr(module, "PROTOCOL", module.PROTOCOL + 1)
+        assert store.find(SETTING, [0]) == []
+        assert store.add(trial())
+        assert len(store.find(SETTING, [0])) == 1
+
+
+RULE = '''
+from fltrust_repro.aggregation import rule
+
+@rule("first-of-all")
+def first_of_all(updates):
+    """The first worker's update{}."""
+    return updates[0]
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Write and load a rule's source, in place of what the same file registered before."""
+    path = tmp_path / "my_rule.py"
+
+    def load(source: str):
+        monkeypatch.delitem(rules._entries, "first-of-all", raising=False)
+        path.write_text(source)
+        load_plugin(path)
+        return path
+
+    yield load
+    rules._entries.pop("first-of-all", None)
+
+
+def test_an_edited_plugin_does_not_answer_with_the_trials_of_its_old_source(plugin, file):
+    plugin(RULE.format(""))
+    setting = replace(SETTING, rule="first-of-all")
+    before = protocol_of(setting)
+    with Store(file) as store:
+        store.add(trial(setting=setting))
+        assert len(store.find(setting, [0])) == 1
+        plugin(RULE.format(", edited"))
+        assert store.find(setting, [0]) == []
+    assert protocol_of(setting) != before
+    assert protocol_of(SETTING) == str(module.PROTOCOL)
+
+
+def test_a_trial_is_filed_under_the_plugin_source_that_ran_not_the_one_edited_meanwhile(plugin):
+    path = plugin(RULE.format(""))
+    setting = replace(SETTING, rule="first-of-all")
+    before = protocol_of(setting)
+    path.write_text(RULE.format(", edited while trials run"))
+    assert protocol_of(setting) == before
+
+
+def refused(path) -> str:
+    with pytest.raises(BadInput) as error:
+        Store(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "--store" in message
+    return message
+
+
+def test_a_folder_is_refused_as_store(tmp_path):
+    refused(tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file" / "trials.sqlite")
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(file):
+    file.write_text("my thesis\n" * 1000)
+    refused(file)
+    assert file.read_text() == "my thesis\n" * 1000
+
+
+def test_a_damaged_store_is_refused_and_left_as_it_is(file):
+    with Store(file) as store:
+        for seed in range(100):
+            store.add(trial(seed))
+    damaged = file.read_bytes()[:100] + b"\xff" * 3000
+    file.write_bytes(damaged)
+    refused(file)
+    assert file.read_bytes() == damaged
+
+
+def test_a_database_with_other_columns_is_refused_and_left_as_it_is(file):
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE trials (key, seed, protocol, mine)")
+    connection.execute("INSERT INTO trials VALUES (1, 2, 3, 4)")
+    connection.commit()
+    connection.close()
+    before = file.read_bytes()
+    assert "columns" in refused(file)
+    assert file.read_bytes() == before
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_any_training(file, monkeypatch):
+    Store(file).close()
+    connect = sqlite3.connect  # root may write anywhere, so the file is opened read-only
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda path, **_: connect(f"file:{path}?mode=ro", uri=True)
+    )
+    assert "readonly" in refused(file)
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_finished_stays(file):
+    with Store(file) as store:
+        store.add(trial())
+        store._connection.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(BadInput, match="could not be written .*same command again"):
+            for seed in range(1, 100):
+                store.add(trial(seed))
+        assert_same(store.find(SETTING, [0])[0], trial())
+
+
+def test_a_broken_line_of_a_csv_file_is_named_with_its_file(tmp_path):
+    path = tmp_path / "trials.csv"
+    write_csv(path, [trial(seed) for seed in range(3)])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], lines[2].replace("0.3333", "x.3333"), lines[3]]))
+    with pytest.raises(BadInput) as error:
+        read_csv(path)
+    assert f"{path}, line 3," in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [
+        ("seed,", "sead,"),
+        ("digits", "digitz"),
+        (",20,1,", ",20,"),
+        ("[[10,", "[[10"),
+        (",20,1,", ",20.5,1,"),
+    ],
+)
+def test_a_csv_file_that_is_wrong_in_any_way_is_one_sentence(tmp_path, found, instead):
+    path = tmp_path / "trials.csv"
+    write_csv(path, [trial()])
+    text = path.read_text()
+    assert found in text
+    path.write_text(text.replace(found, instead, 1))
+    with pytest.raises(BadInput, match=r"trials.csv, line 2, is not a finished trial"):
+        read_csv(path)
+
+
+def test_a_csv_file_cut_in_the_middle_is_refused(tmp_path):
+    path = tmp_path / "trials.csv"
+    write_csv(path, [trial(), trial(1)])
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(BadInput, match="line 3"):
+        read_csv(path)
+
+
+def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results" / "table.md"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \udcff")
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_for_results_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be written .*--out"):
+        write_text(tmp_path / "file" / "table.md", "text")

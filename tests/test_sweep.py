@@ -1,0 +1,175 @@
+"""Many trials: the same numbers whatever the number of processes, nothing lost, nothing run twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from fltrust_repro import sweep
+from fltrust_repro.errors import BadInput
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Store
+from fltrust_repro.sweep import Machine, in_turns, run_missing
+
+SMALL = Setting(
+    dataset="digits", rule="krum", attack="krum", workers=20, compromised=4, iterations=30
+)
+OTHER = replace(SMALL, rule="median", attack="trimmed-mean", knowledge="partial", iterations=40)
+
+
+def numbers(store: Store, settings=(SMALL, OTHER)) -> list:
+    """All that a trial's seed decides."""
+    return [
+        (trial.name, trial.result.error_rate, trial.result.lowest_error_rate,
+         trial.result.iterations, trial.result.curve)
+        for setting in settings
+        for trial in store.find(setting)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_one_process(tmp_path_factory):
+    with Store(tmp_path_factory.mktemp("one") / "trials.sqlite") as store:
+        assert run_missing([SMALL, OTHER], range(3), store, Machine(jobs=1)) == 6
+        yield store
+
+
+def test_one_and_two_processes_give_the_same_numbers(by_one_process, tmp_path):
+    with Store(tmp_path / "trials.sqlite") as store:
+        run_missing([SMALL, OTHER], range(3), store, Machine(jobs=2))
+        assert len(numbers(store)) == 6
+        assert numbers(store) == numbers(by_one_process)
+
+
+def test_finished_trials_are_not_run_again(by_one_process, monkeypatch):
+    def no_process(*_, **__):
+        raise AssertionError("a worker process was started")
+
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", no_process)
+    assert run_missing([SMALL, OTHER], range(3), by_one_process, Machine(jobs=2)) == 0
+    assert run_missing([OTHER, OTHER], [2], by_one_process, Machine(jobs=2)) == 0
+    with pytest.raises(AssertionError, match="was started"):
+        run_missing([SMALL], range(4), by_one_process, Machine())
+
+
+def test_only_what_is_missing_runs_and_a_setting_named_twice_runs_once(by_one_process, tmp_path):
+    hours = []
+    with Store(tmp_path / "trials.sqlite") as store:
+        for trial in by_one_process.find(SMALL, [1]):
+            store.add(trial)
+        ran = run_missing([SMALL, SMALL], range(3), store, Machine(jobs=2), hours.append)
+        assert ran == 2
+        assert numbers(store, [SMALL]) == numbers(by_one_process, [SMALL])
+    assert len(hours) == 1
+    assert 0 < hours[0] < 1
+
+
+def test_every_setting_has_its_first_seed_before_any_has_its_second():
+    assert in_turns([SMALL, OTHER, SMALL], [4, 5]) == [
+        (SMALL, 4), (OTHER, 4), (SMALL, 5), (OTHER, 5)
+    ]  # fmt: skip
+
+
+def test_an_error_in_a_worker_process_comes_back_as_its_sentence(tmp_path):
+    setting = Setting(dataset="digits", model="cnn", iterations=2)
+    with Store(tmp_path / "trials.sqlite") as store:
+        with pytest.raises(BadInput, match="at least 10 x 10 pixels, these are 8 x 8"):
+            run_missing([setting], [0], store, Machine())
+        assert numbers(store, [setting]) == []
+
+
+# ---- interrupted, killed, and started again -----------------------------------------------------
+
+SEEDS = 4
+LONG = replace(SMALL, iterations=400)
+OPTIONS = (
+    "run --dataset digits --rule krum --attack krum --workers 20 --compromised 4 "
+    f"--iterations {LONG.iterations} --trials {SEEDS} --jobs 2 --device cpu --json"
+).split()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    with Store(tmp_path_factory.mktemp("undisturbed") / "trials.sqlite") as store:
+        run_missing([LONG], range(SEEDS), store, Machine(jobs=2))
+        return numbers(store, [LONG])
+
+
+def start(store_path) -> subprocess.Popen:
+    """The command in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fltrust_repro", *OPTIONS, "--store", str(store_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_first_trial(store_path, command: subprocess.Popen) -> None:
+    def finished() -> int:
+        connection = sqlite3.connect(f"file:{store_path}?mode=ro", uri=True)
+        try:
+            return connection.execute("SELECT count(*) FROM trials").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0  # there is no table yet
+        finally:
+            connection.close()
+
+    deadline = time.monotonic() + 120
+    while not store_path.exists() or not finished():
+        assert command.poll() is None, command.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_nothing_left_of(group: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("worker processes were left behind")
+
+
+def assert_the_same_command_goes_on(store_path, undisturbed) -> None:
+    with Store(store_path) as store:
+        kept = numbers(store, [LONG])
+        assert 1 <= len(kept) < SEEDS
+        assert all(trial in undisturbed for trial in kept)
+    again = start(store_path)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert f"/{SEEDS - len(kept)} trials" in errors
+    with Store(store_path) as store:
+        assert numbers(store, [LONG]) == undisturbed
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path, undisturbed):
+    store_path = tmp_path / "trials.sqlite"
+    command = start(store_path)
+    wait_for_first_trial(store_path, command)
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
+    _, errors = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert_nothing_left_of(command.pid)
+    assert_the_same_command_goes_on(store_path, undisturbed)
+
+
+def test_after_kill_9_nothing_is_left_and_the_same_command_goes_on(tmp_path, undisturbed):
+    store_path = tmp_path / "trials.sqlite"
+    command = start(store_path)
+    wait_for_first_trial(store_path, command)
+    command.kill()
+    command.wait()
+    assert_nothing_left_of(command.pid)
+    assert_the_same_command_goes_on(store_path, undisturbed)

@@ -1,0 +1,190 @@
+"""One trial, start to end: the numbers it gives, what attacks do to them, and what ends it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from fltrust_repro import datasets, downloads, training
+from fltrust_repro.attacks import Attack, attacks
+from fltrust_repro.backend import nd
+from fltrust_repro.partition import partition, shuffle_workers
+from fltrust_repro.settings import Setting
+from fltrust_repro.training import generator, run_trial
+from fltrust_repro.workers import Learner
+
+SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "learning_rate": 0.5}
+
+
+def small(iterations: int = 60, **fields) -> Setting:
+    return Setting(**{**SMALL, "iterations": iterations, **fields})
+
+
+def error_rate(**fields) -> float:
+    """Mean over three seeds."""
+    return fmean(run_trial(small(**fields), seed).error_rate for seed in range(3))
+
+
+def need(dataset: str) -> None:
+    data = os.environ.get("FLTRUST_DATA")
+    if not data or downloads.locate(dataset, (Path(data),)) is None:
+        pytest.skip(f"{dataset} is not in $FLTRUST_DATA")
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
+    setting = small(30, rule="krum", attack="krum")
+    first, again, other = (run_trial(setting, seed) for seed in (7, 7, 8))
+    assert first.curve == again.curve
+    assert first.error_rate == again.error_rate
+    assert first.curve != other.curve
+
+
+@pytest.mark.parametrize("attack", ["gaussian", "label-flip", "krum", "trimmed-mean"])
+def test_every_attack_draws_from_the_seed_alone(attack):
+    setting = small(10, rule="mean", attack=attack)
+    np.random.seed(1)
+    first = run_trial(setting, 3)
+    np.random.seed(2)
+    assert run_trial(setting, 3).curve == first.curve
+
+
+def test_no_generator_of_a_trial_depends_on_how_much_another_has_drawn():
+    before = generator(5, "attack").random()
+    generator(5, "batches").random(1000)
+    assert generator(5, "attack").random() == before
+    assert generator(5, "batches").random() != before
+    assert generator(6, "attack").random() != before
+
+
+@pytest.mark.parametrize("rule", ["mean", "krum", "trimmed-mean", "median"])
+def test_without_attack_every_rule_learns(rule):
+    result = run_trial(small(rule=rule), 0)
+    assert result.error_rate < 0.3
+    assert result.curve[-1][2] < 0.7 * result.curve[0][2]
+
+
+def test_the_krum_attack_ruins_krum():
+    assert error_rate(rule="krum", attack="krum") > error_rate(rule="krum") + 0.3
+
+
+@pytest.mark.parametrize("knowledge", ["full", "partial"])
+@pytest.mark.parametrize("rule", ["trimmed-mean", "median"])
+def test_the_trimmed_mean_attack_harms_trimmed_mean_and_median(rule, knowledge):
+    attacked = error_rate(rule=rule, attack="trimmed-mean", knowledge=knowledge)
+    assert attacked > error_rate(rule=rule) + 0.05
+
+
+def test_label_flipping_changes_the_labels_of_the_compromised_workers_and_no_others(monkeypatch):
+    seen = []
+
+    class Watched(Learner):
+        def updates(self, w_re, x, labels, batches, learning_rate):
+            seen.append(labels.copy())
+            return super().updates(w_re, x, labels, batches, learning_rate)
+
+    monkeypatch.setattr(training, "Learner", Watched)
+    setting = small(1, attack="label-flip")
+    run_trial(setting, 2)
+
+    true = datasets.load("digits", generator(2, "split")).train_y
+    dealt = partition(true, 10, setting.workers, setting.non_iid, generator(2, "partition"))
+    shards = shuffle_workers(dealt, generator(2, "order"))
+    held = np.concatenate([shards[worker] for worker in range(setting.compromised)])
+    benign = np.setdiff1d(np.arange(len(true)), held)
+    np.testing.assert_array_equal(seen[0][held], 9 - true[held])
+    np.testing.assert_array_equal(seen[0][benign], true[benign])
+
+
+def test_the_curve_has_every_tenth_iteration_and_the_last_one():
+    calls = []
+    result = run_trial(small(23), 0, after_iteration=lambda: calls.append(1))
+    assert [iteration for iteration, _, _ in result.curve] == [10, 20, 23]
+    assert result.error_rate == result.curve[-1][1]
+    assert result.lowest_error_rate == min(error for _, error, _ in result.curve)
+    assert result.iterations == 23 == len(calls)
+    assert result.seconds > 0
+    assert not result.diverged
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_diverged_model_ends_the_trial_and_is_reported_with_its_error_rate():
+    result = run_trial(small(rule="mean", learning_rate=1e38), 0)
+    assert result.diverged
+    assert result.iterations < 60
+    assert result.curve[-1][0] == result.iterations
+    assert 0 <= result.error_rate <= 1
+
+
+@pytest.fixture
+def hostile(monkeypatch):
+    """An attack that sends what the test says, from all compromised workers."""
+
+    def send(value: float) -> str:
+        def craft(step):
+            return nd.full((step.c, step.w_re.size), value)
+
+        monkeypatch.setitem(attacks._entries, "hostile", Attack("hostile", craft=craft))
+        return "hostile"
+
+    return send
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rule", ["krum", "trimmed-mean", "median"])
+def test_values_that_are_no_numbers_do_not_get_past_a_robust_rule(rule, value, hostile):
+    result = run_trial(small(40, rule=rule, attack=hostile(value)), 0)
+    assert not result.diverged
+    assert result.error_rate < 0.5
+
+
+def test_values_that_are_no_numbers_do_get_past_the_mean(hostile):
+    result = run_trial(small(40, rule="mean", attack=hostile(math.nan)), 0)
+    assert result.diverged
+    assert result.iterations == 1
+
+
+def test_workers_without_examples_are_counted_and_harmless():
+    result = run_trial(Setting(dataset="breast-cancer", iterations=20, rule="mean"), 0)
+    assert result.empty_workers > 0
+    assert not result.diverged
+    assert result.error_rate < 0.5
+
+
+def test_several_local_rounds_learn_faster_than_one():
+    one, five = (run_trial(small(10, rule="mean", rounds=rounds), 0) for rounds in (1, 5))
+    assert five.error_rate < one.error_rate
+
+
+def test_the_cnn_learns_on_breast_cancer():
+    setting = Setting(
+        dataset="breast-cancer", model="cnn", rule="median", workers=20, compromised=4,
+        iterations=30,
+    )  # fmt: skip
+    result = run_trial(setting, 0)
+    assert result.curve[-1][2] < 0.9 * result.curve[0][2]
+    assert result.error_rate < 0.3
+
+
+def test_the_attack_on_real_mnist_multiplies_the_error_rate_of_trimmed_mean():
+    need("mnist")
+    setting = {"dataset": "mnist", "rule": "trimmed-mean", "iterations": 60}
+    plain = run_trial(Setting(**setting), 0).error_rate
+    attacked = run_trial(Setting(**setting, attack="trimmed-mean"), 0).error_rate
+    assert plain < 0.25
+    assert attacked > 1.7 * plain
+
+
+def test_resnet20_learns_on_real_tissue_tiles():
+    need("ch-mnist-8")
+    setting = Setting(
+        dataset="ch-mnist-8", model="resnet20", rule="median", workers=4, compromised=1,
+        iterations=20,
+    )  # fmt: skip
+    result = run_trial(setting, 0)
+    assert [iteration for iteration, _, _ in result.curve] == [10, 20]
+    assert result.curve[1][2] < result.curve[0][2]

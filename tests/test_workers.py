@@ -1,0 +1,240 @@
+"""All workers' updates: the compiled formulas, the Gluon loop and the reference agree."""
+
+import numpy as np
+import pytest
+import reference
+
+from fltrust_repro.backend import mx, nd
+from fltrust_repro.models import models
+from fltrust_repro.partition import Batches, Shards, sample_batches
+from fltrust_repro.workers import Learner
+
+CASES = [
+    # A row of features, more channels, sides that the pooling windows do not divide.
+    ("lr", 3, (1, 4, 5)),
+    ("lr", 2, (3, 7, 3)),
+    ("cnn", 3, (1, 10, 10)),
+    ("cnn", 4, (2, 13, 11)),
+    ("cnn", 2, (1, 1, 30)),
+]
+RATE = 0.1
+
+
+def learner(name, classes, shape, seed=0, compiled=True):
+    out = Learner(models[name], classes, shape, mx.cpu(), seed)
+    if not compiled:
+        out._compiled = None
+    return out
+
+
+def examples(classes, shape, n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, *shape)).astype(np.float32)
+    # As in images, some have large constant areas: ties within the pooling windows.
+    x[::3, :, :, : shape[2] // 2] = 0
+    return nd.array(x), rng.integers(0, classes, n)
+
+
+def batches_of(sizes, batch_size=8, rounds=1, seed=0):
+    ends = np.cumsum(sizes)
+    shards = Shards.of([np.arange(end - size, end) for size, end in zip(sizes, ends)])
+    return sample_batches(shards, batch_size, rounds, np.random.default_rng(seed))
+
+
+def somewhere(initial, seed=3):
+    """A model off the initial one, whose biases are not zero."""
+    noise = np.random.default_rng(seed).standard_normal(initial.size) * 0.05
+    return initial + nd.array(noise)
+
+
+RAGGED = [20, 8, 0, 3, 1, 28, 0]  # full batches, none, and less than a batch
+
+
+@pytest.mark.parametrize(("name", "classes", "shape"), CASES)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_compiled_updates_equal_the_gluon_loop(name, classes, shape, rounds):
+    x, labels = examples(classes, shape)
+    batches = batches_of(RAGGED, rounds=rounds)
+    compiled = learner(name, classes, shape)
+    loop = learner(name, classes, shape, compiled=False)
+    assert compiled._compiled is not None
+    w = somewhere(compiled.initial)
+    ours, our_losses = compiled.updates(w, x, labels, batches, RATE)
+    theirs, their_losses = loop.updates(w, x, labels, batches, RATE)
+    assert ours.shape == (len(RAGGED), w.size)
+    largest = np.abs(theirs.asnumpy()).max()
+    np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=2e-5 * largest)
+    np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", ["lr", "cnn"])
+def test_a_worker_without_examples_sends_a_zero_update(name, compiled):
+    shape = (1, 10, 10)
+    x, labels = examples(3, shape)
+    trainee = learner(name, 3, shape, compiled=compiled)
+    batches = batches_of(RAGGED, rounds=2)
+    updates, losses = trainee.updates(trainee.initial, x, labels, batches, RATE)
+    moved = np.abs(updates.asnumpy()).max(axis=1) > 0
+    assert moved.tolist() == [size > 0 for size in RAGGED]
+    assert np.isnan(losses).tolist() == [size == 0 for size in RAGGED]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_no_worker_has_examples(compiled):
+    x, labels = examples(3, (1, 4, 4))
+    trainee = learner("lr", 3, (1, 4, 4), compiled=compiled)
+    updates, losses = trainee.updates(trainee.initial, x, labels, batches_of([0, 0]), RATE)
+    assert (updates.asnumpy() == 0).all()
+    assert np.isnan(losses).all()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_updates_are_minus_the_learning_rate_times_the_papers_gradient(compiled):
+    x, labels = examples(3, (1, 4, 5))
+    flat = x.asnumpy().reshape(60, 20).astype(np.float64)
+    trainee = learner("lr", 3, (1, 4, 5), compiled=compiled)
+    w, batches = somewhere(trainee.initial), batches_of([30, 5, 25])
+    for rate in (0.1, 2.5):
+        updates, losses = trainee.updates(w, x, labels, batches, rate)
+        for i, count in enumerate(batches.counts):
+            rows = batches.rows[0, i, :count]
+            loss, gradient = reference.softmax_regression(
+                w.asnumpy().astype(np.float64), flat[rows], labels[rows], 3
+            )
+            np.testing.assert_allclose(updates[i].asnumpy(), -rate * gradient, atol=3e-6 * rate)
+            assert losses[i] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_local_rounds_are_gradient_descent_from_the_received_model(compiled):
+    x, labels = examples(3, (1, 4, 5))
+    flat = x.asnumpy().reshape(60, 20).astype(np.float64)
+    trainee = learner("lr", 3, (1, 4, 5), compiled=compiled)
+    w, batches = somewhere(trainee.initial), batches_of([40, 20], rounds=4)
+    updates, losses = trainee.updates(w, x, labels, batches, 0.5)
+    for i in range(2):
+        local = start = w.asnumpy().astype(np.float64)
+        for r in range(4):
+            rows = batches.rows[r, i]
+            loss, gradient = reference.softmax_regression(local, flat[rows], labels[rows], 3)
+            local = local - 0.5 * gradient
+            if r == 0:
+                assert losses[i] == pytest.approx(loss, rel=1e-5)  # at the received model
+        np.testing.assert_allclose(updates[i].asnumpy(), local - start, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "classes", "shape"), CASES)
+def test_the_received_model_and_the_batches_stay_as_they_are(name, classes, shape):
+    x, labels = examples(classes, shape)
+    batches = batches_of(RAGGED, rounds=2)
+    trainee = learner(name, classes, shape)
+    before = (trainee.initial.asnumpy(), x.asnumpy(), labels.copy(), batches.rows.copy())
+    trainee.updates(trainee.initial, x, labels, batches, RATE)
+    after = (trainee.initial.asnumpy(), x.asnumpy(), labels, batches.rows)
+    for was, is_now in zip(before, after):
+        np.testing.assert_array_equal(was, is_now)
+
+
+@pytest.mark.parametrize(("name", "classes", "shape"), CASES)
+def test_compiled_scores_equal_gluons(name, classes, shape):
+    # 123 examples: the compiled CNN scores in blocks, the last one not full.
+    x, _ = examples(classes, shape, n=123)
+    compiled = learner(name, classes, shape)
+    loop = learner(name, classes, shape, compiled=False)
+    w = somewhere(compiled.initial)
+    np.testing.assert_allclose(compiled._scores(w, x), loop._scores(w, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_error_rate_is_the_share_of_wrong_predictions(compiled):
+    # Two features, two classes: the larger feature is the predicted label.
+    trainee = learner("lr", 2, (1, 1, 2), compiled=compiled)
+    w = nd.array([1, 0, 0, 1, 0, 0])
+    x = nd.array([[2, 1], [1, 2], [5, 3], [0, 1]]).reshape((4, 1, 1, 2))
+    assert trainee.error_rate(w, x, np.array([0, 1, 0, 1])) == 0
+    assert trainee.error_rate(w, x, np.array([0, 1, 0, 0])) == 0.25
+    assert trainee.error_rate(w, x, np.array([1, 0, 1, 0])) == 1
+    biased = nd.array([1, 0, 0, 1, 0, 1.5])
+    assert trainee.error_rate(biased, x, np.array([0, 1, 0, 1])) == 0.25
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_error_rate_of_more_examples_than_fit_a_chunk(compiled):
+    trainee = learner("lr", 2, (1, 1, 2), compiled=compiled)
+    x = np.zeros((2345, 1, 1, 2), dtype=np.float32)
+    x[:, 0, 0, 1] = 1
+    labels = np.ones(2345, dtype=np.int64)
+    labels[-469:] = 0
+    w = nd.array([1, 0, 0, 1, 0, 0])
+    assert trainee.error_rate(w, nd.array(x), labels) == pytest.approx(0.2)
+
+
+# --- batch normalisation
+
+
+def statistics_of(trainee):
+    return np.concatenate([p.data().asnumpy().ravel() for p in trainee._statistics])
+
+
+@pytest.fixture(scope="module")
+def resnet_case():
+    shape = (1, 8, 8)
+    x, labels = examples(3, shape, n=40)
+    return shape, x, labels, batches_of([12, 0, 9, 14], batch_size=8)
+
+
+def test_running_statistics_move_once_to_the_mean_over_the_workers(resnet_case):
+    shape, x, labels, batches = resnet_case
+    together = learner("resnet20", 3, shape)
+    start = statistics_of(together)
+    together.updates(together.initial, x, labels, batches, RATE)
+    alone = []
+    for i in (0, 2, 3):  # worker 1 has no examples
+        one = learner("resnet20", 3, shape)
+        np.testing.assert_array_equal(statistics_of(one), start)
+        one_batch = Batches(batches.rows[:, i : i + 1], batches.counts[i : i + 1])
+        one.updates(one.initial, x, labels, one_batch, RATE)
+        alone.append(statistics_of(one))
+    assert np.abs(np.diff(alone, axis=0)).max() > 1e-3
+    np.testing.assert_allclose(
+        statistics_of(together), np.mean(alone, axis=0), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_running_mean_is_one_momentum_step_from_the_batch_means(resnet_case):
+    shape, x, labels, batches = resnet_case
+    trainee = learner("resnet20", 3, shape)
+    trainee.updates(trainee.initial, x, labels, batches, RATE)
+    # The first batch normalisation sees two convolutions of the input.
+    first, block = trainee._net.features[0], trainee._net.features[1][0].body
+    convolution = block[0]
+    trainee._load(trainee._weights, trainee.initial)
+    means = []
+    for i in (0, 2, 3):
+        rows = batches.rows[0, i, : batches.counts[i]]
+        seen = convolution(first(nd.array(x.asnumpy()[rows]))).asnumpy()
+        means.append(seen.mean(axis=(0, 2, 3)))
+    running = block[1].running_mean.data().asnumpy()
+    np.testing.assert_allclose(running, 0.1 * np.mean(means, axis=0), rtol=1e-3, atol=1e-6)
+
+
+def test_a_workers_update_does_not_depend_on_the_workers_before_it(resnet_case):
+    shape, x, labels, batches = resnet_case
+    together = learner("resnet20", 3, shape)
+    updates, losses = together.updates(together.initial, x, labels, batches, RATE)
+    last = learner("resnet20", 3, shape)
+    alone = Batches(batches.rows[:, 3:], batches.counts[3:])
+    update, loss = last.updates(last.initial, x, labels, alone, RATE)
+    np.testing.assert_allclose(updates[3].asnumpy(), update[0].asnumpy(), rtol=1e-4, atol=1e-6)
+    assert losses[3] == pytest.approx(loss[0])
+    assert (updates[1].asnumpy() == 0).all()
+
+
+def test_updates_hold_the_trained_parameters_and_no_statistics(resnet_case):
+    shape = resnet_case[0]
+    trainee = learner("resnet20", 3, shape)
+    names = [p.name for p in trainee._weights]
+    assert not [name for name in names if "running" in name]
+    assert len(trainee._statistics) > 0
+    assert trainee.initial.size == sum(int(np.prod(p.shape)) for p in trainee._weights)
