@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 _SCORE_CHUNK = 50
+_SHARED_PASS = 48  # examples; more of the small CNN's layers would leave the core's cache
 
 
 class Compiled(NamedTuple):
@@ -236,19 +237,27 @@ def _bias_relu_pool(
 
 @njit(cache=True)
 def _bias_relu_pool_gradient(
-    gradient: np.ndarray, place: np.ndarray, z: np.ndarray, bias: np.ndarray
+    gradient: np.ndarray, place: np.ndarray, starts: np.ndarray, z: np.ndarray, bias: np.ndarray
 ) -> None:
-    # Writes d loss / d z into z, whose values are no longer needed, and d loss / d bias.
+    # Writes d loss / d z into z, whose values are no longer needed, and each worker's d / d bias.
     z[:] = 0
     for f in range(gradient.shape[0]):
-        total = 0.0
-        for e in range(gradient.shape[1]):
-            image, values, where = z[f, e].ravel(), gradient[f, e].ravel(), place[f, e].ravel()
-            for k in range(where.size):
-                if where[k] >= 0:
-                    image[where[k]] = values[k]
-                    total += values[k]
-        bias[f] = total
+        for i in range(len(starts) - 1):
+            total = 0.0
+            for e in range(starts[i], starts[i + 1]):
+                image, values, where = z[f, e].ravel(), gradient[f, e].ravel(), place[f, e].ravel()
+                for k in range(where.size):
+                    if where[k] >= 0:
+                        image[where[k]] = values[k]
+                        total += values[k]
+            bias[i, f] = total
+
+
+@njit(cache=True)
+def _columns(matrix: np.ndarray, start: int, stop: int) -> np.ndarray:
+    if stop - start == matrix.shape[1]:
+        return matrix
+    return np.ascontiguousarray(matrix[:, start:stop])
 
 
 @njit(cache=True)
@@ -296,38 +305,60 @@ def _cnn_forward(w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple) -
 
 
 @njit(cache=True)
-def _cnn_gradient(
+def _cnn_gradients(
     w: np.ndarray,
     x: np.ndarray,
     labels: np.ndarray,
+    starts: np.ndarray,
     ends: np.ndarray,
     sizes: tuple,
-    gradient: np.ndarray,
-) -> float:
-    """Gradient of the batch-mean cross-entropy, by the chain rule from the last layer back."""
+    gradients: np.ndarray,
+    losses: np.ndarray,
+) -> None:
+    """Gradient of each worker's batch-mean cross-entropy, by the chain rule from the last layer.
+
+    All workers are at the same model w, so they share one pass; worker i's examples are
+    starts[i]..starts[i + 1] - 1 of x, its gradient is row i.
+    """
     f1, f2, hidden, kh, kw, _ph, _pw = sizes
     residual, units, flat, layer1, layer2 = _cnn_forward(w, x, ends, sizes)
     columns1, z1, pool1, place1 = layer1
     columns2, z2, pool2, place2 = layer2
-    loss = _softmax_residual(residual, labels)
+    for i in range(len(losses)):
+        mine = slice(starts[i], starts[i + 1])
+        if starts[i] < starts[i + 1]:
+            losses[i] = _softmax_residual(residual[mine], labels[mine])
 
-    gradient[ends[5] : ends[6]].reshape(-1, hidden)[:] = np.dot(residual.T, units)
-    gradient[ends[6] :] = residual.sum(axis=0)
     back = np.dot(residual, w[ends[5] : ends[6]].reshape(-1, hidden))
     d_units = np.where(units > 0, back, np.float32(0))
-    gradient[ends[3] : ends[4]].reshape(hidden, -1)[:] = np.dot(d_units.T, flat)
-    gradient[ends[4] : ends[5]] = d_units.sum(axis=0)
     _channels_first(np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1)), pool2)
-
-    _bias_relu_pool_gradient(pool2, place2, z2, gradient[ends[2] : ends[3]])
+    _bias_relu_pool_gradient(pool2, place2, starts, z2, gradients[:, ends[2] : ends[3]])
     d_z2 = z2.reshape(f2, -1)
-    gradient[ends[1] : ends[2]].reshape(f2, -1)[:] = np.dot(d_z2, columns2.T)
-    np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2, columns2)
-    _patches_gradient(columns2, pool1, kh, kw)
+    d_columns2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2)
+    _patches_gradient(d_columns2, pool1, kh, kw)
+    _bias_relu_pool_gradient(pool1, place1, starts, z1, gradients[:, ends[0] : ends[1]])
+    d_z1 = z1.reshape(f1, -1)
 
-    _bias_relu_pool_gradient(pool1, place1, z1, gradient[ends[0] : ends[1]])
-    gradient[: ends[0]].reshape(f1, -1)[:] = np.dot(z1.reshape(f1, -1), columns1.T)
-    return loss
+    n = x.shape[1]
+    per1, per2 = columns1.shape[1] // n, columns2.shape[1] // n
+    for i in range(len(losses)):
+        start, stop, row = starts[i], starts[i + 1], gradients[i]
+        if start == stop:
+            row[:] = 0
+            continue
+        row[: ends[0]].reshape(f1, -1)[:] = np.dot(
+            _columns(d_z1, start * per1, stop * per1),
+            _columns(columns1, start * per1, stop * per1).T,
+        )
+        row[ends[1] : ends[2]].reshape(f2, -1)[:] = np.dot(
+            _columns(d_z2, start * per2, stop * per2),
+            _columns(columns2, start * per2, stop * per2).T,
+        )
+        mine = slice(start, stop)
+        np.dot(d_units[mine].T, flat[mine], row[ends[3] : ends[4]].reshape(hidden, -1))
+        row[ends[4] : ends[5]] = d_units[mine].sum(axis=0)
+        row[ends[5] : ends[6]].reshape(-1, hidden)[:] = np.dot(residual[mine].T, units[mine])
+        row[ends[6] :] = residual[mine].sum(axis=0)
 
 
 @njit(cache=True)
@@ -352,19 +383,35 @@ def _cnn_updates(
     ends: np.ndarray,
     sizes: tuple,
 ) -> None:
-    gradient = np.empty(w.size, dtype=np.float32)
-    for i in range(counts.size):
-        update = updates[i]
-        if counts[i] == 0:
-            update[:] = 0
-            continue
-        for r in range(batches.shape[0]):
-            rows = batches[r, i, : counts[i]]
-            local = w if r == 0 else w + update
+    rounds, workers = batches.shape[0], counts.size
+    gradient = np.empty((1, w.size), dtype=np.float32)
+    unused = np.empty(1)
+    first = 0
+    while first < workers:
+        last = first + 1
+        together = counts[first]
+        while rounds == 1 and last < workers and together + counts[last] <= _SHARED_PASS:
+            together += counts[last]
+            last += 1
+        starts = np.zeros(last - first + 1, dtype=np.int64)
+        starts[1:] = np.cumsum(counts[first:last])
+        rows = np.empty(together, dtype=np.int64)
+        for i in range(first, last):
+            rows[starts[i - first] : starts[i - first + 1]] = batches[0, i, : counts[i]]
+        mine = updates[first:last]
+        if together == 0:
+            mine[:] = 0
+        else:
             batch = _gather_channels_first(x, rows)
-            loss = _cnn_gradient(local, batch, labels[rows], ends, sizes, gradient)
-            _descend(update, gradient, learning_rate, r == 0)
-            losses[i] = loss if r == 0 else losses[i]
+            own = losses[first:last]
+            _cnn_gradients(w, batch, labels[rows], starts, ends, sizes, mine, own)
+            mine *= -np.float32(learning_rate)
+        for r in range(1, rounds if together else 0):
+            rows = batches[r, first, : counts[first]]
+            batch, local = _gather_channels_first(x, rows), w + mine[0]
+            _cnn_gradients(local, batch, labels[rows], starts, ends, sizes, gradient, unused)
+            mine[0] -= np.float32(learning_rate) * gradient[0]
+        first = last
 
 
 @njit(cache=True)
