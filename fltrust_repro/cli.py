@@ -23,7 +23,7 @@ from fltrust_repro.experiments import Experiment, available, load_experiment
 from fltrust_repro.models import models
 from fltrust_repro.registry import load_plugin, summary
 from fltrust_repro.settings import CHOICES, Setting
-from fltrust_repro.store import Store, Trial, read_csv, write_csv, write_text
+from fltrust_repro.store import Store, Trial, check_writable, read_csv, write_csv, write_text
 
 PAPER_TRIALS = 50
 LONG_HOURS = 1.0
@@ -57,6 +57,17 @@ def _count(text: str, least: int) -> Callable:
         return value
 
     return check
+
+
+LAST_SEED = 2**31 - 1
+
+
+def _seeds(first: int, trials: int) -> range:
+    if first + trials - 1 > LAST_SEED:
+        raise BadInput(
+            f"--seed is {first} and --trials {trials}; the last seed must be at most {LAST_SEED}."
+        )
+    return range(first, first + trials)
 
 
 def _common(command: Callable) -> Callable:
@@ -144,8 +155,8 @@ def run(
     """Run trials of one setting."""
     machine = _machine(device, jobs, data_dir, plugins)
     setting = Setting.from_dict(fields)
+    seeds = _seeds(first_seed, trials)
     datasets.fetch(setting.dataset, data_dir)
-    seeds = range(first_seed, first_seed + trials)
     with Store(store_path) as store:
         sweep.run_missing([setting], seeds, store, machine, _announcer(trials))
         finished = store.find(setting, seeds)
@@ -218,7 +229,8 @@ def reproduce(
     """
     machine = _machine(device, jobs, data_dir, plugins)
     experiments = [load_experiment(name) for name in names]
-    seeds = range(first_seed, first_seed + trials)
+    seeds = _seeds(first_seed, trials)
+    check_writable(out)
     missing = []
     with Store(store_path) as store:
         for experiment in experiments:
@@ -240,7 +252,9 @@ def _reproduce(
     for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
         datasets.fetch(name, machine.data_dir)
     click.echo(f"\n{experiment.title}", err=True)
-    sweep.run_missing(experiment.settings, seeds, store, machine, _announcer(len(seeds)))
+    ran = sweep.run_missing(experiment.settings, seeds, store, machine, _announcer(len(seeds)))
+    if not ran:
+        click.echo("All trials were finished already.", err=True)
     found = [store.find(cell.setting, seeds) for cell in experiment.cells]
     measured = [report.measure(cell, trials) for cell, trials in zip(experiment.cells, found)]
     _warn([trial for trials in found for trial in trials])

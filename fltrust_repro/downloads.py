@@ -306,7 +306,7 @@ def faults_of(name: str, path: Path) -> Iterator[None]:
     remedy = f"replace it by {SOURCES[name].by_hand}"
     if SOURCES[name].mirrors:
         remedy = f"delete it and run `python -m fltrust_repro data fetch {name}`"
-    raise BadInput(f"{str(path)!r} {problem}; {remedy}.") from cause
+    raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from cause
 
 
 def content(path: Path) -> bytes:

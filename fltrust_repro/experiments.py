@@ -38,6 +38,7 @@ class Experiment:
     """A named set of settings, arranged as a table."""
 
     name: str
+    command: str  # what `reproduce` takes
     title: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -84,30 +85,57 @@ def load_experiment(name: str) -> Experiment:
     return _build(file, content)
 
 
+_PARTS = {"title": "text", "setting": "table", "rows": "table", "columns": "table"}
+
+
 def _build(file: Path, content: dict[str, Any]) -> Experiment:
-    parts = {"title": str, "setting": dict, "rows": dict, "columns": dict, "paper": dict}
-    for part, kind in parts.items():
-        if not isinstance(content.get(part, {} if part == "paper" else None), kind):
-            raise BadInput(
-                f"{file} has no {part!r}, or not as a {kind.__name__}; see table2a.toml."
-            )
-    strange = sorted(set(content) - set(parts))
+    strange = sorted(set(content) - {*_PARTS, "paper"})
     if strange:
         raise BadInput(
-            f"{file} has unknown parts {', '.join(strange)}; there are {', '.join(parts)}."
+            f"{file} has unknown parts {', '.join(strange)}; there are {', '.join(_PARTS)}, paper."
         )
-    rows, columns, paper = content["rows"], content["columns"], content.get("paper", {})
+    for part, kind in {**_PARTS, "paper": "table"}.items():
+        value = content.get(part, {} if part == "paper" else None)
+        if not isinstance(value, str if kind == "text" else dict):
+            raise BadInput(f"{file} has no {part}, or not as a {kind}; see table2a.toml.")
+    for part in ("rows", "columns"):
+        for name, fields in content[part].items():
+            if not isinstance(fields, dict):
+                raise BadInput(f"{file}: {name!r} in [{part}] must be {{ field = value, ... }}.")
+        if not content[part]:
+            raise BadInput(f"{file} has no {part}; an experiment needs at least one of each.")
     cells = []
-    for row, row_fields in rows.items():
-        values = paper.get(row, [None] * len(columns))
-        if len(values) != len(columns):
-            raise BadInput(
-                f"{file}: [paper] {row} has {len(values)} values for {len(columns)} columns."
-            )
-        for (column, column_fields), value in zip(columns.items(), values):
+    for row, values in _paper_values(file, content).items():
+        for (column, fields), value in zip(content["columns"].items(), values):
             try:
-                setting = Setting.from_dict({**content["setting"], **row_fields, **column_fields})
-            except (BadInput, TypeError) as error:
+                setting = Setting.from_dict(
+                    {**content["setting"], **content["rows"][row], **fields}
+                )
+            except BadInput as error:
                 raise BadInput(f"{file}, row {row!r}, column {column!r}: {error}") from error
             cells.append(Cell(row, column, setting, value))
-    return Experiment(file.stem, content["title"], tuple(rows), tuple(columns), tuple(cells))
+    return Experiment(
+        name=file.stem,
+        command=file.stem if file.parent == directory() else str(file),
+        title=content["title"],
+        rows=tuple(content["rows"]),
+        columns=tuple(content["columns"]),
+        cells=tuple(cells),
+    )
+
+
+def _paper_values(file: Path, content: dict[str, Any]) -> dict[str, list[float | None]]:
+    """The paper's value for every column, by row; None where the file gives none."""
+    rows, columns, paper = content["rows"], content["columns"], content.get("paper", {})
+    unknown = sorted(set(paper) - set(rows))
+    if unknown:
+        raise BadInput(f"{file}: [paper] names {', '.join(unknown)}, which [rows] does not have.")
+    for row, values in paper.items():
+        numbers = isinstance(values, list) and all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
+        )
+        if not numbers or len(values) != len(columns):
+            raise BadInput(
+                f"{file}: [paper] {row} must be a list of {len(columns)} numbers, one per column."
+            )
+    return {row: paper.get(row, [None] * len(columns)) for row in rows}

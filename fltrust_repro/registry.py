@@ -66,7 +66,8 @@ def load_plugin(path: str | Path) -> ModuleType:
     """
     file = Path(path).resolve()
     if not file.is_file():
-        raise BadInput(f"plug-in {str(path)!r} does not exist; give the path of a Python file.")
+        problem = "is not a file" if file.exists() else "does not exist"
+        raise BadInput(f"plug-in {str(path)!r} {problem}; give the path of a Python file.")
     source = file.read_bytes()
     name = PLUGIN_PREFIX + hashlib.sha256(str(file).encode() + source).hexdigest()[:16]
     if name in sys.modules:
@@ -81,7 +82,8 @@ def load_plugin(path: str | Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        problem = f"{type(error).__name__}: {error}".rstrip(".")
+        kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
+        problem = f"{kind}{error}".rstrip(".")
         raise BadInput(f"plug-in {str(path)!r} does not load: {problem}.") from error
     return module
 

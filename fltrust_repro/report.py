@@ -160,7 +160,7 @@ def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Seque
     hours = sum(trial.result.seconds for trial in trials) / 3600
     protocols = sorted({trial.protocol for trial in trials})
     command = (
-        f"python -m fltrust_repro reproduce {experiment.name} --trials {len(seeds)} "
+        f"python -m fltrust_repro reproduce {experiment.command} --trials {len(seeds)} "
         f"--seed {seeds[0]}"
     )
     return "\n".join(

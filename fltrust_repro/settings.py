@@ -27,6 +27,8 @@ LEARNING_RATES = {
 }
 DEFAULT_LEARNING_RATE = 0.1
 
+MOST = 1_000_000
+
 CHOICES = {
     "knowledge": ("full", "partial"),
     "direction": ("mean", "rule"),
@@ -118,7 +120,9 @@ class Setting:
     def _check_ranges(self) -> None:
         m, c = self.workers, self.compromised
         least_c = 0 if self.attack == "none" else 1
-        _require(m >= 1, "workers", m, "at least 1")
+        for name in ("workers", "iterations", "batch_size", "rounds"):
+            value = getattr(self, name)
+            _require(1 <= value <= MOST, name, value, f"at least 1 and at most {MOST:,}")
         _require(
             least_c <= c and 2 * c < m,
             "compromised",
@@ -127,8 +131,6 @@ class Setting:
         )
         _require(self.beta >= 0 and 2 * self.beta < m, "beta", self.beta, f"in [0, m/2), m = {m}")
         _require(0 < self.non_iid <= 1, "non_iid", self.non_iid, "in (0, 1]")
-        for name, least in (("iterations", 1), ("batch_size", 1), ("rounds", 1)):
-            _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         rate = self.learning_rate
         _require(0 < rate < math.inf, "learning_rate", rate, "a finite number above 0")
         _require(0 <= self.epsilon < math.inf, "epsilon", self.epsilon, "finite and at least 0")

@@ -124,10 +124,13 @@ class Store:
                 # that the file cannot be written.
                 self._connection.execute("DELETE FROM trials WHERE 0")
             self._check_columns()
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.DatabaseError as error:
+            remedy = "give --store another file, in a folder that you can write to"
+            raise BadInput(f"store {str(path)!r} cannot be used ({error}); {remedy}.") from error
+        except OSError as error:
             raise BadInput(
-                f"store {str(path)!r} cannot be used ({error}); give --store a file in a folder "
-                "that you can write to."
+                f"store {str(path)!r} cannot be made ({error.strerror}); give --store a file in a "
+                "folder that you can write to."
             ) from error
 
     def _check_columns(self) -> None:
@@ -202,6 +205,22 @@ def read_csv(path: Path) -> list[Trial]:
     return trials
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `BadInput` where no file can be written to a folder, made where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{path} cannot be written ({error.strerror}); give --out a folder that you can write to."
+    )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; `BadInput` where the folder cannot be written."""
     try:
@@ -216,6 +235,4 @@ def write_text(path: Path, text: str) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise BadInput(
-            f"{path} cannot be written ({error.strerror}); give --out a folder that you can write."
-        ) from error
+        raise _not_writable(path, error) from error

@@ -12,12 +12,13 @@ import os
 import platform
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -71,22 +72,25 @@ def versions() -> str:
 
 # A worker process's end of the progress bar: a shared count of iterations, set once at its start.
 _iterations_done = None
-_parent = 0
 
 
 def _prepare_process(plugins: tuple[Path, ...], iterations_done: object) -> None:
-    global _iterations_done, _parent
+    global _iterations_done
     _iterations_done = iterations_done
-    _parent = os.getppid()
+    threading.Thread(target=_end_with_command, daemon=True).start()
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for path in plugins:
         load_plugin(path)
 
 
+def _end_with_command() -> None:
+    # Returns however the command ended, kill -9 included; then nobody is left to take a result.
+    parent_process().join()
+    os._exit(1)
+
+
 def _count_iteration() -> None:
-    if os.getppid() != _parent:
-        os._exit(1)  # the command was killed: nobody is left to take the result
     with _iterations_done.get_lock():
         _iterations_done.value += 1
 

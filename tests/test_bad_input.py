@@ -1,4 +1,4 @@
-"""Bad input as a new user types it: one sentence with the value and what is allowed, exit code 2."""
+"""Bad input as a new user types it: one sentence with the value and what to do, exit code 2."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_an_own_file_needs_no_values_of_the_paper_and_columns_win_over_rows(tmp_
 
 
 WRONG = {
-    "title = 3": ("has no 'title'", ("title = \"Mine\"", "title = 3")),
+    "title = 3": ("has no title, or not as a text", ("title = \"Mine\"", "title = 3")),
     "no rows": ("rows", ("[rows]\nfew = { iterations = 5 }", "[rows]")),
     "no columns": ("columns", (GOOD[GOOD.index("[columns]") :], "[columns]\n")),
     "no setting": ("setting", ("[setting]", "[settings]")),
@@ -120,7 +120,7 @@ WRONG = {
     "out of range": ("compromised is 10", ("compromised = 4", "compromised = 10")),
     "row is a number": ("few", ("few = { iterations = 5 }", "few = 5")),
     "not toml": ("not valid TOML", ("[rows]", "[rows")),
-    "value per column": ("1 values for 2 columns", ("[rows]", "[paper]\nfew = [0.1]\n[rows]")),
+    "value per column": ("few must be a list of 2 numbers", ("[rows]", "[paper]\nfew = [0.1]\n[rows]")),
     "value is a number": ("few", ("[rows]", "[paper]\nfew = 0.1\n[rows]")),
     "value is a word": ("few", ("[rows]", '[paper]\nfew = ["a", "b"]\n[rows]')),
     "value of no row": ("many", ("[rows]", "[paper]\nmany = [0.1, 0.2]\n[rows]")),
@@ -136,5 +136,5 @@ def test_a_wrong_file_is_one_sentence_that_names_it_and_the_place(tmp_path, case
 
 
 def test_an_unknown_name_is_answered_with_the_names_there_are():
-    with pytest.raises(BadInput, match="'table2z'.*table2a, table2b"):
+    with pytest.raises(BadInput, match=r"'table2z'.*table2a, table2b"):
         load_experiment("table2z")

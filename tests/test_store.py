@@ -215,7 +215,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_finished_stays(file):
     with Store(file) as store:
         store.add(trial())
         store._connection.execute("PRAGMA max_page_count = 1")
-        with pytest.raises(BadInput, match="could not be written .*same command again"):
+        with pytest.raises(BadInput, match=r"could not be written .*same command again"):
             for seed in range(1, 100):
                 store.add(trial(seed))
         assert_same(store.find(SETTING, [0])[0], trial())
@@ -270,5 +270,5 @@ def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_folder_for_results_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="cannot be written .*--out"):
+    with pytest.raises(BadInput, match=r"cannot be written .*--out"):
         write_text(tmp_path / "file" / "table.md", "text")

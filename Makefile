@@ -1,0 +1,117 @@
+# A fresh clone needs `make table2` or `make test` and nothing else: each sets .venv up first.
+
+# Options, as in `make table2 PANELS=ae TRIALS=3 DEVICE=cpu SEED=0 JOBS=2 DATA_DIR=path`
+PANELS   ?= default
+TRIALS   ?= 50
+DEVICE   ?= auto
+SEED     ?=
+JOBS     ?=
+DATA_DIR ?=
+
+# Hours on two CPU cores for 50 trials per cell of the panels that need a GPU.
+HOURS_B = 333
+HOURS_C = 667
+HOURS_D = 1333
+
+# The first Python that can be used; tried, since a pyenv shim may exist and yet not run.
+PYTHONS = python3.12 python3.11 python3.10 python3.9 python3
+USABLE  = import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))
+PYTHON  ?= $(shell for python in $(PYTHONS); do \
+             if $$python -c '$(USABLE)' 2>/dev/null; then echo $$python; break; fi; done)
+
+# MXNet has one build for the CPU and one for CUDA, which does not load without NVIDIA's driver.
+EXTRA ?= $(shell PATH=$$PATH:/sbin:/usr/sbin; \
+           if nvidia-smi >/dev/null 2>&1 || ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; \
+           then echo cuda; else echo cpu; fi)
+
+# Written last: without it, .venv is what an interrupted set-up left and is made anew.
+READY = .venv/ready
+RUN   = .venv/bin/python -m fltrust_repro
+
+.PHONY: help setup table2 test smoke clean
+
+help:
+	@echo "make table2   Table 2 next to the paper's values; options with their defaults:"
+	@echo "              PANELS=abcde (on a CPU: ea) TRIALS=50 DEVICE=auto|cpu|gpu SEED=0"
+	@echo "              JOBS=one per core, DATA_DIR=where data sets lie"
+	@echo "make test     the tests that end within minutes; ALL=1 for all"
+	@echo "make smoke    Table 2 in small on the CPU, in about a minute"
+	@echo "make setup    only the set-up; PYTHON=python3.11 and EXTRA=cpu|cuda choose"
+	@echo "make clean    remove .venv and caches, neither data nor results"
+
+setup: $(READY)
+
+$(READY): setup.py
+	@test -n "$(PYTHON)" || { echo "Error: no Python 3.9 to 3.12 that can make a venv was found" \
+	  "(tried $(PYTHONS)); install one, with its venv package on Debian," \
+	  "or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c '$(USABLE)' 2>/dev/null || { echo "Error: PYTHON=$(PYTHON) does not run, is not" \
+	  "Python 3.9 to 3.12, or cannot make a venv; name another one." >&2; exit 1; }
+	@echo "Setting up .venv with $(PYTHON) for $(EXTRA); this takes minutes, once."
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	@touch $@
+
+# Refused before a set-up of minutes; TRIALS, SEED, JOBS and DATA_DIR are the program's to check.
+ifneq ($(filter table2,$(MAKECMDGOALS)),)
+  ifneq ($(PANELS),default)
+    letters := $(strip $(foreach l,a b c d e,$(findstring $(l),$(PANELS))))
+    strange := $(subst a,,$(subst b,,$(subst c,,$(subst d,,$(subst e,,$(PANELS))))))
+    ifneq ($(if $(letters),$(strange),none),)
+      $(error PANELS is '$(PANELS)'; give letters from a to e without spaces, as PANELS=ae)
+    endif
+  endif
+  ifeq ($(filter auto cpu gpu,$(DEVICE)),)
+    $(error DEVICE is '$(DEVICE)'; choose cpu, gpu or auto)
+  endif
+endif
+
+# One call for all panels, so that one without its data does not stop the others.
+table2: $(READY)
+	@panels=$(PANELS); device=$(DEVICE); status=0; \
+	if [ $$device = auto ]; then \
+	  device=$$(.venv/bin/python -c \
+	    "from fltrust_repro.backend import resolve_device as f; print(f('auto'))") || exit; \
+	fi; \
+	if [ $$panels = default ]; then \
+	  if [ $$device = gpu ]; then panels=abcde; else panels=ea; fi; \
+	fi; \
+	$(RUN) reproduce $$(echo $$panels | sed 's/./table2& /g') --trials '$(TRIALS)' \
+	  --device $$device $(if $(SEED),--seed '$(SEED)') $(if $(JOBS),--jobs '$(JOBS)') \
+	  $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') || status=$$?; \
+	if [ $(PANELS)$$device = defaultcpu ] && [ $$status -le 1 ]; then \
+	  echo; \
+	  echo "Panels b, c and d are for a GPU. On two CPU cores, 50 trials of them take about" \
+	    "$(HOURS_B), $(HOURS_C) and $(HOURS_D) hours; one trial of each:"; \
+	  echo "    make table2 PANELS=bcd TRIALS=1"; \
+	fi; \
+	exit $$status
+
+test: $(READY)
+	.venv/bin/python -m pytest tests $(if $(ALL),,-m "not slow and not gpu")
+
+# Panels a and e with few iterations, a on small digits, all of it in a temporary folder; and
+# ResNet20 where its data are at hand, as they cannot be downloaded without a login.
+smoke: $(READY)
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT TERM; \
+	small() { awk '/^\[paper\]/ {exit} {print} /^\[setting\]/ {print "iterations = '$$2'"}' $$1; }; \
+	small experiments/table2a.toml 60 | sed 's/"mnist"/"digits"/; s/MNIST/digits/' \
+	  > "$$folder/small-a.toml"; \
+	small experiments/table2e.toml 10 > "$$folder/small-e.toml"; \
+	options="--device cpu --store $$folder/trials.sqlite"; \
+	$(RUN) reproduce "$$folder/small-a.toml" "$$folder/small-e.toml" --trials 2 \
+	  $$options --out "$$folder"; \
+	test "$$(wc -l < "$$folder/small-a.csv")" -eq 16; \
+	test "$$(wc -l < "$$folder/small-e.csv")" -eq 16; \
+	$(RUN) run --dataset digits --iterations 200 --rule trimmed-mean --attack trimmed-mean \
+	  $$options --json > "$$folder/run.json"; \
+	.venv/bin/python -m json.tool "$$folder/run.json" > /dev/null; \
+	if ! $(RUN) data status | grep -q 'ch-mnist-8 .*not at hand'; then \
+	  $(RUN) run --dataset ch-mnist-8 --model resnet20 --workers 10 --compromised 2 \
+	    --rule median --attack trimmed-mean --iterations 2 $$options; \
+	fi; \
+	echo "smoke: all is well"
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find fltrust_repro tests -name __pycache__ -prune -exec rm -rf {} +
