@@ -158,7 +158,8 @@ def test_the_csv_has_one_line_per_cell(experiment, cells):
 def test_the_page_says_the_command_the_seeds_the_time_and_the_versions(experiment, cells, finished):
     page = report.markdown(experiment, cells, [t for part in finished for t in part])
     assert page.startswith("# Mine\n")
-    assert "reproduce mine --trials 2 --seed 0`" in page
+    assert f"reproduce {experiment.command} --trials 2 --seed 0`" in page
+    assert experiment.command.endswith("mine.toml")
     assert "5, seeds 0 to 1, 5.00 hours" in page
     assert "python 3.11, cpu" in page
     assert "| median" in page
