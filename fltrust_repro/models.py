@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fltrust_repro.backend import mx
+from fltrust_repro.cnn_gradients import compiled_cnn
 from fltrust_repro.errors import BadInput
-from fltrust_repro.gradients import Compiled, compiled_cnn, compiled_lr
+from fltrust_repro.gradients import Compiled, compiled_lr
 from fltrust_repro.registry import Registry
 
 nn = mx.gluon.nn

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fltrust_repro import datasets
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import Round, attacks
-from fltrust_repro.backend import NDArray, array_view, context, nd, to_ndarray
+from fltrust_repro.backend import Context, NDArray, array_view, context, nd, to_ndarray
 from fltrust_repro.models import models
-from fltrust_repro.partition import partition, sample_batches, shuffle_workers
+from fltrust_repro.partition import Shards, partition, sample_batches, shuffle_workers
 from fltrust_repro.settings import Setting
 from fltrust_repro.workers import Learner
 
@@ -61,6 +62,8 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, _PURPOSES.index(purpose)])
 
 
+# A model that diverges is reported as such; numpy need not say so as well.
+@np.errstate(over="ignore", invalid="ignore")
 def run_trial(
     setting: Setting,
     seed: int,
@@ -97,36 +100,20 @@ def run_trial(
     DataUnavailable
         The data set is not at hand and could not be downloaded.
     """
-    ctx = context(device, gpu)
-    data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
-    shards = partition(
-        data.train_y,
-        data.classes,
-        setting.workers,
-        setting.non_iid,
-        generator(seed, "partition"),
-    )
-    if setting.worker_order == "shuffled":
-        shards = shuffle_workers(shards, generator(seed, "order"))
+    devices = _set_up(setting, seed, context(device, gpu), data_dir)
+    learner, data = devices.learner, devices.data
     attack, rule = attacks[setting.attack], rules[setting.rule]
     c, beta = setting.compromised, setting.beta
-    labels = data.train_y
-    if attack.poison is not None:
-        labels = attack.poison(labels, shards, c, data.classes)
-
-    initial_seed = int(generator(seed, "initial").integers(2**31))
-    learner = Learner(
-        models[setting.model], data.classes, data.train_x.shape[1:], ctx, initial_seed
-    )
-    train_x, test_x = _resident(data.train_x, ctx), _resident(data.test_x, ctx)
     batch_rng, attack_rng = generator(seed, "batches"), generator(seed, "attack")
 
     w, diverged, curve = learner.initial, False, []
     started = time.perf_counter()
     for iteration in range(1, setting.iterations + 1):
         # Step I and II: the workers receive the global model and train on their own examples.
-        batches = sample_batches(shards, setting.batch_size, setting.rounds, batch_rng)
-        updates, losses = learner.updates(w, train_x, labels, batches, setting.learning_rate)
+        batches = sample_batches(devices.shards, setting.batch_size, setting.rounds, batch_rng)
+        updates, losses = learner.updates(
+            w, devices.train_x, devices.labels, batches, setting.learning_rate
+        )
         if attack.craft is not None:
             known = updates[:c] if setting.knowledge == "partial" else updates
             array_view(updates)[0][:c] = array_view(
@@ -136,7 +123,7 @@ def run_trial(
         w = _moved(w, rule(updates, c=c, beta=beta))
         diverged = not _is_finite(w)
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
-            error = learner.error_rate(w, test_x, data.test_y)
+            error = learner.error_rate(w, devices.test_x, data.test_y)
             curve.append((iteration, error, _mean_loss(losses[c:])))
         after_iteration()
         if diverged:
@@ -149,11 +136,45 @@ def run_trial(
         diverged=diverged,
         seconds=time.perf_counter() - started,
         curve=curve,
-        empty_workers=int((shards.sizes == 0).sum()),
+        empty_workers=int((devices.shards.sizes == 0).sum()),
     )
 
 
-def _resident(x: np.ndarray, ctx: object) -> NDArray:
+class _Devices(NamedTuple):
+    """Master and worker devices before training: who holds what, and where it lies."""
+
+    data: datasets.Dataset
+    shards: Shards
+    labels: np.ndarray  # the workers' labels, poisoned where the attack poisons data
+    learner: Learner
+    train_x: NDArray
+    test_x: NDArray
+
+
+def _set_up(setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None) -> _Devices:
+    data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
+    shards = partition(
+        data.train_y,
+        data.classes,
+        setting.workers,
+        setting.non_iid,
+        generator(seed, "partition"),
+    )
+    if setting.worker_order == "shuffled":
+        shards = shuffle_workers(shards, generator(seed, "order"))
+    poison = attacks[setting.attack].poison
+    labels = data.train_y
+    if poison is not None:
+        labels = poison(labels, shards, setting.compromised, data.classes)
+    initial_seed = int(generator(seed, "initial").integers(2**31))
+    learner = Learner(
+        models[setting.model], data.classes, data.train_x.shape[1:], ctx, initial_seed
+    )
+    train_x, test_x = _resident(data.train_x, ctx), _resident(data.test_x, ctx)
+    return _Devices(data, shards, labels, learner, train_x, test_x)
+
+
+def _resident(x: np.ndarray, ctx: Context) -> NDArray:
     return nd.from_numpy(x, zero_copy=True) if ctx.device_type == "cpu" else nd.array(x, ctx=ctx)
 
 

@@ -120,7 +120,10 @@ WRONG = {
     "out of range": ("compromised is 10", ("compromised = 4", "compromised = 10")),
     "row is a number": ("few", ("few = { iterations = 5 }", "few = 5")),
     "not toml": ("not valid TOML", ("[rows]", "[rows")),
-    "value per column": ("few must be a list of 2 numbers", ("[rows]", "[paper]\nfew = [0.1]\n[rows]")),
+    "value per column": (
+        "few must be a list of 2 numbers",
+        ("[rows]", "[paper]\nfew = [0.1]\n[rows]"),
+    ),
     "value is a number": ("few", ("[rows]", "[paper]\nfew = 0.1\n[rows]")),
     "value is a word": ("few", ("[rows]", '[paper]\nfew = ["a", "b"]\n[rows]')),
     "value of no row": ("many", ("[rows]", "[paper]\nmany = [0.1, 0.2]\n[rows]")),
