@@ -131,7 +131,7 @@ CONTENT_MD5: dict[str, dict[str, str]] = {
 }
 """md5 of the uncompressed files: the same whoever compressed them, and with what."""
 
-CH_8_MD5 = "45a65d5f4cfd435b9b0cb7ebc9d4bdf2"  # of labels and pixels in `datasets.in_fixed_order`
+CH_8_MD5 = "45a65d5f4cfd435b9b0cb7ebc9d4bdf2"  # of labels and pixels in `readers.in_fixed_order`
 KAGGLE_64_BLOB = "b0059fe409bd5e9340de51d2643c37bdaed94799"  # git blob id of hmnist_64_64_L.csv
 
 

@@ -177,8 +177,9 @@ def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Seque
             "question mark: too few trials to say.",
             "",
             f"- Command: `{command}`",
-            f"- Trials: {len(trials)}, seeds {seeds[0]} to {seeds[-1]}, {hours:.2f} hours of",
-            f"  training in all; protocol version {', '.join(protocols)}",
+            f"- Trials: {len(trials)} in all, seeds {seeds[0]} to {seeds[-1]}",
+            f"- Training time: {hours:.2f} hours, one process each; protocol version "
+            f"{', '.join(protocols)}",
             *(f"- Versions: {line}" for line in versions),
             "",
         ]

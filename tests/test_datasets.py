@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from fltrust_repro import datasets as module
-from fltrust_repro import downloads
+from fltrust_repro import downloads, readers
 from fltrust_repro.datasets import Dataset, dataset, datasets, fetch, load, status, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
 
@@ -50,7 +50,7 @@ def _alone(tmp_path, monkeypatch):
         alone = replace(source, mirrors=source.mirrors and ("http://127.0.0.1:9/",), elsewhere=())
         monkeypatch.setitem(downloads.SOURCES, name, alone)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for cached in (module._read_idx, module._read_ch_mnist):
+    for cached in (readers.read_idx, readers.read_ch_mnist):
         cached.cache_clear()
 
 
@@ -58,7 +58,7 @@ def _alone(tmp_path, monkeypatch):
 def tiny(monkeypatch):
     """MNIST is two training images and one test image of 2x2 pixels."""
     shapes = dict(zip(downloads.IDX_FILES, [(2, 2, 2), (2,), (1, 2, 2), (1,)]))
-    monkeypatch.setattr(module, "IDX_SHAPES", shapes)
+    monkeypatch.setattr(readers, "IDX_SHAPES", shapes)
     digests = {name: hashlib.md5(content).hexdigest() for name, content in CONTENT.items()}
     monkeypatch.setitem(downloads.CONTENT_MD5, "mnist", digests)
 
@@ -242,7 +242,7 @@ def test_random_split_by_seed(name, train, test, shape):
 
 def test_split_is_disjoint_and_complete():
     x = np.arange(20, dtype=np.float32).reshape(20, 1, 1, 1)
-    drawn = module._split("x", module.Pool(x, np.arange(20, dtype=np.int32)), 16, 20, rng(7))
+    drawn = module._split("x", readers.Pool(x, np.arange(20, dtype=np.int32)), 16, 20, rng(7))
     assert len(drawn.train_y) == 16
     assert sorted([*drawn.train_y, *drawn.test_y]) == list(range(20))
     np.testing.assert_array_equal(drawn.train_x.ravel(), drawn.train_y)
@@ -334,7 +334,7 @@ def test_verify_finds_nan():
 @pytest.fixture
 def sixteen(monkeypatch):
     """CH-MNIST is two tiles of each class, 12 of the 16 for training."""
-    monkeypatch.setattr(module, "CH_TILES", 16)
+    monkeypatch.setattr(readers, "CH_TILES", 16)
     monkeypatch.setattr(module, "CH_TRAIN", 12)
 
 
@@ -367,7 +367,7 @@ def archive(pixels: np.ndarray, labels: np.ndarray) -> bytes:
 def test_gray_is_cut_off_not_rounded():
     rgb = np.array([[[255, 255, 255], [0, 0, 0], [1, 1, 0], [0, 200, 0]]], np.uint8)
     # 65536 * 255 >> 16;  0;  (19595 + 38470) / 65536 = 0.89;  200 * 38470 / 65536 = 117.4
-    assert module.rgb_to_gray(rgb).tolist() == [[255, 0, 0, 117]]
+    assert readers.rgb_to_gray(rgb).tolist() == [[255, 0, 0, 117]]
 
 
 def test_tile_is_resized_first_then_turned_gray():
@@ -376,19 +376,19 @@ def test_tile_is_resized_first_then_turned_gray():
         np.asarray(Image.fromarray(tile[..., k]).resize((64, 64), Image.Resampling.LANCZOS))
         for k in range(3)
     ]
-    gray = module.tile_to_gray(tile)
+    gray = readers.tile_to_gray(tile)
     assert gray.shape == (64, 64)
     assert gray.dtype == np.uint8
     for row, column in ((0, 0), (5, 40), (63, 63)):
         red, green, blue = (int(channel[row, column]) for channel in small)
         assert gray[row, column] == (19595 * red + 38470 * green + 7471 * blue) >> 16
-    gray_first = Image.fromarray(module.rgb_to_gray(tile)).resize((64, 64), Image.LANCZOS)
+    gray_first = Image.fromarray(readers.rgb_to_gray(tile)).resize((64, 64), Image.LANCZOS)
     assert (gray != np.asarray(gray_first)).any()
 
 
 def test_table_archive_and_cache_give_the_same_examples(sixteen, tmp_path):
     pixels, labels = tiles()
-    gray = np.array([module.tile_to_gray(tile) for tile in pixels])
+    gray = np.array([readers.tile_to_gray(tile) for tile in pixels])
     sources = {
         "hmnist_64_64_L.csv": table(gray[::-1], labels[::-1]),
         "hmnist_64_64_L.csv.gz": gzip.compress(table(gray, labels)),
@@ -442,7 +442,7 @@ def test_interrupted_cache_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        module._write_cache(tmp_path / "c.npz", IMAGES, LABELS)
+        readers._write_cache(tmp_path / "c.npz", IMAGES, LABELS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -765,11 +765,11 @@ def test_gray_formula_on_5000_real_tiles():
     import pandas as pd
 
     colours = pd.read_csv(real("ch-mnist", "hmnist_8_8_RGB.csv.gz")).to_numpy()
-    gray, labels = module.parse_table(
+    gray, labels = readers.parse_table(
         downloads.content(real("ch-mnist", "hmnist_8_8_L.csv.gz")), side=8
     )
     rgb = colours[:, :-1].astype(np.uint8).reshape(-1, 8, 8, 3)
-    np.testing.assert_array_equal(module.rgb_to_gray(rgb), gray)
+    np.testing.assert_array_equal(readers.rgb_to_gray(rgb), gray)
     np.testing.assert_array_equal(colours[:, -1] - 1, labels)
     rounded = np.array([np.asarray(Image.fromarray(tile).convert("L")) for tile in rgb[:100]])
     assert (rounded != gray[:100]).any()
@@ -778,7 +778,7 @@ def test_gray_formula_on_5000_real_tiles():
 def test_real_64x64_tiles_agree_with_their_8x8_rows():
     with np.load(real("ch-mnist", "sample24_64_64_L.npz")) as sample:
         images, sample_labels, rows = (sample[key] for key in ("images", "labels", "rows"))
-    small, labels = module.parse_table(
+    small, labels = readers.parse_table(
         downloads.content(real("ch-mnist", "hmnist_8_8_L.csv.gz")), side=8
     )
     np.testing.assert_array_equal(labels[rows], sample_labels)

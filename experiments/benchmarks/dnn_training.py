@@ -66,19 +66,18 @@ def main(iterations: int, resnet_workers: int, data_dir: Path | None) -> None:
         changes = {"workers": workers, "compromised": workers // 5, "beta": workers // 5}
         setting = Setting.from_dict({**setting.as_dict(), **changes, "iterations": iterations})
         try:
-            run_trial(
-                Setting.from_dict({**setting.as_dict(), "iterations": 1}), 0, data_dir=data_dir
-            )
+            once = Setting.from_dict({**setting.as_dict(), "iterations": 1})
+            start = run_trial(once, 0, data_dir=data_dir)  # compiles too
             result = run_trial(setting, 0, data_dir=data_dir)
         except BadInput as error:
             click.echo(f"{setting.dataset}: left out. {error}", err=True)
             continue
-        losses = [loss for _, _, loss in result.curve]
+        first, last = start.curve[0][2], result.curve[-1][2]
         seconds = result.seconds / iterations * WORKERS / workers
         hours = CELLS * TRIALS * ITERATIONS * seconds / 3600 / cores
         case = [panel, setting.dataset, setting.model, setting.learning_rate, iterations, workers]
-        rows.append([*case, losses[0], losses[-1], result.error_rate, seconds, hours])
-    names = ["panel", "data", "model", "learning rate", "iterations", "workers", "loss at 10"]
+        rows.append([*case, first, last, result.error_rate, seconds, hours])
+    names = ["panel", "data", "model", "learning rate", "iterations", "workers", "first loss"]
     names += ["last loss", "error rate", "s / iteration, m = 100", f"panel hours, {cores} cores"]
     click.echo(f"{sweep.versions()}; one thread per trial")
     click.echo(tabulate(rows, names, floatfmt=".3f"))
