@@ -160,6 +160,7 @@ def test_the_page_says_the_command_the_seeds_the_time_and_the_versions(experimen
     assert page.startswith("# Mine\n")
     assert f"reproduce {experiment.command} --trials 2 --seed 0`" in page
     assert experiment.command.endswith("mine.toml")
-    assert "5, seeds 0 to 1, 5.00 hours" in page
+    assert "5 in all, seeds 0 to 1" in page
+    assert "Training time: 5.00 hours" in page
     assert "python 3.11, cpu" in page
     assert "| median" in page
