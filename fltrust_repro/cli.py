@@ -262,7 +262,7 @@ def _reproduce(
     reused = sum(trial.name in known for trials in found for trial in trials)
     lines = [
         f"{experiment.title}. Error rate ± 95% confidence (paper, difference); "
-        f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}.",
+        f"{len(seeds)} trial{'s' * (len(seeds) > 1)}, seeds {seeds[0]} to {seeds[-1]}.",
         "",
         report.table(experiment, measured, "simple"),
         "",

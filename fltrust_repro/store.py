@@ -69,6 +69,7 @@ class Trial:
         return {
             **result,
             "diverged": int(result["diverged"]),
+            "seconds": round(result["seconds"], 3),
             "curve": json.dumps([[i, e, _rounded(loss)] for i, e, loss in result["curve"]]),
             "key": self.setting.key(),
             "seed": self.seed,

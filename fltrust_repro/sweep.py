@@ -172,13 +172,16 @@ def _collect(
     futures: Sequence[Future], store: Store, iterations: int, iterations_done: Synchronized
 ) -> None:
     pending = set(futures)
-    with tqdm(total=iterations, unit="it", file=sys.stderr, smoothing=0.05) as progress:
-        progress.set_description(f"0/{len(futures)} trials")
+    every = 0.5 if sys.stderr.isatty() else 30  # seconds; a log file needs no animation
+    with tqdm(
+        total=iterations, unit="it", file=sys.stderr, smoothing=0.05, mininterval=every
+    ) as progress:
         while pending:
             finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in finished:
                 store.add(future.result())
-            progress.set_description(f"{len(futures) - len(pending)}/{len(futures)} trials")
+            done = len(futures) - len(pending)
+            progress.set_description(f"{done}/{len(futures)} trials", refresh=False)
             progress.update(iterations_done.value - progress.n)
 
 
