@@ -156,10 +156,13 @@ def run_missing(
     try:
         with _plain_errors():
             first = missing[0][0]
-            seconds = pool.submit(_projected_seconds, first, *where).result()
+            with _interrupts_held():
+                projection = pool.submit(_projected_seconds, first, *where)
+            seconds = projection.result()
             iterations = sum(setting.iterations for setting, _ in missing)
             announce(seconds / first.iterations * iterations / jobs / 3600)
-            futures = [pool.submit(_run, setting, seed, *where) for setting, seed in missing]
+            with _interrupts_held():
+                futures = [pool.submit(_run, setting, seed, *where) for setting, seed in missing]
             _collect(futures, store, iterations, iterations_done)
     except BaseException:
         _stop_now(pool)
@@ -183,6 +186,17 @@ def _collect(
             done = len(futures) - len(pending)
             progress.set_description(f"{done}/{len(futures)} trials", refresh=False)
             progress.update(iterations_done.value - progress.n)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    # Processes start inside `submit` and inherit the signal mask: Ctrl-C cannot hit one before it
+    # ignores the signal by itself. Ours comes through when the mask is lifted.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
