@@ -210,12 +210,11 @@ def krum_attack(step: Round) -> NDArray:
     direction = changing_direction(step)
     distances = squared_distances(step.known)
     benign = slice(0, None) if step.partial else slice(c, None)
+    base, gaps = xp.zeros_like(direction), known[benign]
     if setting.base == "before-attack":
         assumed = 0 if step.partial else c
         base = known[krum_choice(distances, max(len(known) - assumed - 2, 1))].copy()
-    else:
-        base = xp.zeros_like(direction)
-    gaps = known[benign] - base if setting.base == "before-attack" else known[benign]
+        gaps = gaps - base
     problem = KrumProblem(
         squared=distances[benign, benign],
         offsets=_host(_squared_lengths(gaps, xp)),

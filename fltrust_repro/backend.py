@@ -18,7 +18,13 @@ from typing import Any
 
 # One thread per process: trials run in parallel, one a core, and a fixed number of threads keeps
 # the order of floating point sums, hence the numbers, the same whatever the number of processes.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+for _name in THREAD_COUNTS:
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("MXNET_CPU_WORKER_NTHREADS", "1")
 os.environ.setdefault("MXNET_ENFORCE_DETERMINISM", "1")

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fltrust_repro.backend import THREAD_COUNTS
 from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import Setting
@@ -141,8 +142,7 @@ def run_missing(
     if not missing:
         return 0
     # Before the processes start: numpy's and MXNet's libraries read it when they load.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
     spawn = get_context("spawn")
     iterations_done = spawn.Value("q", 0)
     jobs = min(machine.jobs, len(missing))
