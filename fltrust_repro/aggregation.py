@@ -10,12 +10,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
-from fltrust_repro.backend import NDArray, array_view, to_ndarray
+from fltrust_repro.backend import NDArray, array_view, nd, take_rows, to_ndarray
 from fltrust_repro.errors import BadInput
-from fltrust_repro.kernels import middle_mean, squared_distances
+from fltrust_repro.kernels import (
+    mean_around_median,
+    middle_mean,
+    middle_means_without,
+    squared_distances,
+)
 from fltrust_repro.registry import Registry
 
 
@@ -36,25 +43,51 @@ class Limit:
             )
 
 
+class WithoutEach(NamedTuple):
+    """What a rule gives when one worker is left out: for worker i, `aggregates[which[i]]`."""
+
+    aggregates: NDArray  # (k, d); k < m where leaving out one or another gives the same
+    which: np.ndarray  # int (m,)
+
+
 @dataclass(frozen=True)
 class Rule:
-    """An aggregation rule with its limit; `parameters` are those of `c`, `beta` that it takes."""
+    """An aggregation rule with its limit; `parameters` are those of `c`, `beta` that it takes.
+
+    `leave_one_out`, of the same parameters, is a fast way to `without_each`.
+    """
 
     name: str
     function: Callable[..., NDArray]
     limit: Limit | None
     parameters: tuple[str, ...]
+    leave_one_out: Callable[..., WithoutEach] | None = None
 
     def __call__(self, updates: NDArray, *, c: int, beta: int) -> NDArray:
         """Aggregate updates of shape (m, d) to shape (d,)."""
+        return self.function(updates, **self._known(c, beta))
+
+    def without_each(self, updates: NDArray, *, c: int, beta: int) -> WithoutEach:
+        """Aggregate the other m - 1 updates, for each of the m workers left out (Section 5)."""
+        if self.leave_one_out is not None:
+            return self.leave_one_out(updates, **self._known(c, beta))
+        workers = np.arange(len(updates))
+        rest = (take_rows(updates, np.delete(workers, i)) for i in workers)
+        return WithoutEach(nd.stack(*[self(rows, c=c, beta=beta) for rows in rest]), workers)
+
+    def _known(self, c: int, beta: int) -> dict[str, int]:
         known = {"c": c, "beta": beta}
-        return self.function(updates, **{name: known[name] for name in self.parameters})
+        return {name: known[name] for name in self.parameters}
 
 
 rules: Registry[Rule] = Registry("rule")
 
 
-def rule(name: str, limit: Limit | None = None) -> Callable:
+def rule(
+    name: str,
+    limit: Limit | None = None,
+    leave_one_out: Callable[..., WithoutEach] | None = None,
+) -> Callable:
     """Register a function `(updates[, c][, beta]) -> (d,)` as aggregation rule `name`."""
 
     def register(function: Callable[..., NDArray]) -> Callable[..., NDArray]:
@@ -65,13 +98,22 @@ def rule(name: str, limit: Limit | None = None) -> Callable:
                 f"rule {name!r} takes {', '.join(strange)}; after the updates a rule may take c "
                 "and beta only."
             )
-        rules.add(name, Rule(name, function, limit, parameters))
+        rules.add(name, Rule(name, function, limit, parameters, leave_one_out))
         return function
 
     return register
 
 
-@rule("mean")
+def _each_its_own(aggregates: NDArray) -> WithoutEach:
+    return WithoutEach(aggregates, np.arange(len(aggregates)))
+
+
+def _mean_without(updates: NDArray) -> WithoutEach:
+    array, _ = array_view(updates)
+    return _each_its_own(to_ndarray((array.sum(axis=0) - array) / (len(array) - 1)))
+
+
+@rule("mean", leave_one_out=_mean_without)
 def mean(updates: NDArray) -> NDArray:
     """Mean of each parameter (not robust).
 
@@ -98,7 +140,44 @@ def krum_choice(squared: np.ndarray, neighbours: int) -> int:
     return int(np.argmin(krum_scores(squared, neighbours)))
 
 
-@rule("krum", Limit("m - c - 2", lambda m, c, beta: m - c - 2))
+@njit(cache=True)
+def _krum_among(
+    squared: np.ndarray, nearest: np.ndarray, taking_part: np.ndarray, neighbours: int
+) -> int:
+    # `krum_choice` of the models taking part; row i of `nearest` is i and then the others by
+    # distance from it.
+    choice, least = -1, np.inf
+    for i in range(len(squared)):
+        if not taking_part[i]:
+            continue
+        score, counted = 0.0, 0
+        for k in nearest[i, 1:]:
+            if counted == neighbours:
+                break
+            if taking_part[k]:
+                score += squared[i, k]
+                counted += 1
+        if choice < 0 or score < least:
+            choice, least = i, score
+    return choice
+
+
+def _nearest_first(squared: np.ndarray) -> np.ndarray:
+    itself_first = squared + np.diag(np.full(len(squared), -1.0))
+    return np.argsort(itself_first, axis=1, kind="stable")
+
+
+def _krum_without(updates: NDArray, c: int) -> WithoutEach:
+    m = len(updates)
+    squared = squared_distances(updates)
+    nearest = _nearest_first(squared)
+    taking_part = ~np.eye(m, dtype=bool)
+    chosen = [_krum_among(squared, nearest, row, max(m - c - 3, 1)) for row in taking_part]
+    few, which = np.unique(chosen, return_inverse=True)
+    return WithoutEach(take_rows(updates, few), which)
+
+
+@rule("krum", Limit("m - c - 2", lambda m, c, beta: m - c - 2), leave_one_out=_krum_without)
 def krum(updates: NDArray, c: int) -> NDArray:
     """Select the update with the smallest sum of squared distances to its m - c - 2 nearest.
 
@@ -109,7 +188,44 @@ def krum(updates: NDArray, c: int) -> NDArray:
     return updates[chosen].copy()
 
 
-@rule("trimmed-mean", Limit("m - 2 beta", lambda m, c, beta: m - 2 * beta))
+def bulyan_selection(squared: np.ndarray, c: int, theta: int) -> np.ndarray:
+    """Select theta models by Krum, one after another, each among those not selected yet.
+
+    `squared` holds squared distances, shape (m, m). With n models left, Krum looks at n - c - 2
+    neighbours, at least 1.
+    """
+    nearest = _nearest_first(squared)
+    left = np.ones(len(squared), dtype=bool)
+    selected = np.empty(theta, dtype=np.int64)
+    for t in range(theta):
+        selected[t] = _krum_among(squared, nearest, left, max(len(squared) - t - c - 2, 1))
+        left[selected[t]] = False
+    return selected
+
+
+@rule("bulyan", Limit("m - 4c", lambda m, c, beta: m - 4 * c))
+def bulyan(updates: NDArray, c: int) -> NDArray:
+    """Mean of each parameter's gamma values closest to the median, of theta models Krum selects.
+
+    theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates the selected rows.
+
+    >>> bulyan(nd.array([[0], [1], [2], [4], [99]]), c=1).asnumpy()
+    array([1.], dtype=float32)
+    """
+    m = len(updates)
+    selected = bulyan_selection(squared_distances(updates), c, m - 2 * c)
+    return mean_around_median(take_rows(updates, selected), m - 4 * c)
+
+
+def _trimmed_mean_without(updates: NDArray, beta: int) -> WithoutEach:
+    return _each_its_own(middle_means_without(updates, beta, len(updates) - 1 - beta))
+
+
+@rule(
+    "trimmed-mean",
+    Limit("m - 2 beta", lambda m, c, beta: m - 2 * beta),
+    leave_one_out=_trimmed_mean_without,
+)
 def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
     """Mean of each parameter without its beta largest and beta smallest values.
 
@@ -119,7 +235,12 @@ def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
     return middle_mean(updates, beta, len(updates) - beta)
 
 
-@rule("median")
+def _median_without(updates: NDArray) -> WithoutEach:
+    left = len(updates) - 1
+    return _each_its_own(middle_means_without(updates, (left - 1) // 2, left // 2 + 1))
+
+
+@rule("median", leave_one_out=_median_without)
 def median(updates: NDArray) -> NDArray:
     """Median of each parameter; for even m the mean of the middle two.
 

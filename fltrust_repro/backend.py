@@ -164,6 +164,12 @@ def to_ndarray(array: Any) -> NDArray:
     return array.as_nd_ndarray()
 
 
+def take_rows(array: NDArray, rows: np.ndarray) -> NDArray:
+    """Copy some rows of an array (m, ...), in the order given, on its device."""
+    view, xp = array_view(array)
+    return to_ndarray(view[rows if xp is np else xp.array(rows, ctx=array.context, dtype="int64")])
+
+
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:
     """Draw float32 from [0, 1) on the device of `like`, as `array_view` would show them."""
     if not on_gpu(like):

@@ -1,4 +1,4 @@
-"""The two hot primitives of the rules: means of middle order statistics, and distances.
+"""The hot primitives of rules and defenses: means of order statistics, and distances.
 
 On the CPU they are compiled loops over blocks of columns that stay in the cache; on a GPU they
 are array operators that never leave the device. Both are written so that a non-finite value in
@@ -8,6 +8,8 @@ a row harms nothing but what depends on that row.
 from __future__ import annotations
 
 from functools import lru_cache
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -56,23 +58,32 @@ def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
 
 
 @njit(cache=True)
+def _sorted_block(
+    updates: np.ndarray, network: np.ndarray, start: int, width: int, block: np.ndarray
+) -> None:
+    # Columns start..start + width - 1 of the updates, sorted, as floats over the block's memory.
+    bits = updates.view(np.int32)
+    for i in range(len(updates)):
+        block[i, :width] = bits[i, start : start + width]
+        _ordered(block[i])
+    _sort_rows(block, network)
+    for i in range(len(updates)):
+        _ordered(block[i])
+
+
+@njit(cache=True)
 def _middle_mean(
     updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
 ) -> None:
     m, d = updates.shape
-    bits = updates.view(np.int32)
     block = np.zeros((m, columns), dtype=np.int32)
     values = block.view(np.float32)
     total = np.empty(columns, dtype=np.float64)
     for start in range(0, d, columns):
         width = min(columns, d - start)
-        for i in range(m):
-            block[i, :width] = bits[i, start : start + width]
-            _ordered(block[i])
-        _sort_rows(block, network)
+        _sorted_block(updates, network, start, width, block)
         total[:] = 0.0
         for i in range(first, stop):
-            _ordered(block[i])
             row = values[i]
             for j in range(columns):
                 total[j] += row[j]
@@ -96,11 +107,125 @@ def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
     """
     array, xp = array_view(updates)
     if on_gpu(updates):
-        ordered = xp.sort(xp.where(xp.isnan(array), xp.full_like(array, np.inf), array), axis=0)
-        return to_ndarray(ordered[first:stop].mean(axis=0))
+        return to_ndarray(_sorted_columns(array, xp)[first:stop].mean(axis=0))
     m, d = array.shape
     out = np.empty(d, dtype=np.float32)
     _middle_mean(array, sorting_network(m), first, stop, _COLUMNS, out)
+    return to_ndarray(out)
+
+
+def _sorted_columns(array: Any, xp: ModuleType) -> Any:
+    return xp.sort(xp.where(xp.isnan(array), xp.full_like(array, np.inf), array), axis=0)
+
+
+@njit(cache=True)
+def _middle_means_without(
+    updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
+) -> None:
+    m, d = updates.shape
+    block = np.zeros((m, columns), dtype=np.int32)
+    values = block.view(np.float32)
+    total = np.empty(columns, dtype=np.float64)
+    scale = 1.0 / (stop - first)
+    for start in range(0, d, columns):
+        width = min(columns, d - start)
+        _sorted_block(updates, network, start, width, block)
+        low, high = values[first], values[stop]
+        total[:] = 0.0
+        for i in range(first, stop + 1):
+            row = values[i]
+            for j in range(columns):
+                total[j] += row[j]
+        for i in range(m):
+            row, target = updates[i, start : start + width], out[i, start : start + width]
+            for j in range(width):
+                value = row[j]
+                value = value if value < high[j] else high[j]
+                value = value if value > low[j] else low[j]
+                target[j] = (total[j] - value) * scale
+
+
+def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
+    """For each row, the `middle_mean` of ranks first..stop-1 of the other m - 1 rows.
+
+    All from one sort: with the order statistics S of all m rows, leaving row i out removes from
+    S[first] + ... + S[stop] the row's own value if it is among these, else the end that it
+    moves out of the ranks: clip(delta_i, S[first], S[stop]) in every case.
+
+    Parameters
+    ----------
+    updates : NDArray of shape (m, d), float32
+    first, stop : int
+        0 <= first < stop <= m - 1.
+
+    Returns
+    -------
+    NDArray of shape (m, d), float32; allocates no more.
+    """
+    array, xp = array_view(updates)
+    if on_gpu(updates):
+        ordered = _sorted_columns(array, xp)
+        total = ordered[first : stop + 1].sum(axis=0)
+        clipped = xp.minimum(xp.maximum(array, ordered[first]), ordered[stop])
+        return to_ndarray((total - clipped) / (stop - first))
+    m = len(array)
+    out = np.empty_like(array)
+    _middle_means_without(array, sorting_network(m), first, stop, _COLUMNS, out)
+    return to_ndarray(out)
+
+
+@njit(cache=True)
+def _mean_around_median(
+    updates: np.ndarray, network: np.ndarray, keep: int, columns: int, out: np.ndarray
+) -> None:
+    n, d = updates.shape
+    block = np.zeros((n, columns), dtype=np.int32)
+    values = block.view(np.float32)
+    for start in range(0, d, columns):
+        width = min(columns, d - start)
+        _sorted_block(updates, network, start, width, block)
+        for j in range(width):
+            median = (np.float64(values[(n - 1) // 2, j]) + np.float64(values[n // 2, j])) / 2
+            low, high = 0, n - 1
+            while high - low + 1 > keep:
+                if values[high, j] - median >= median - values[low, j]:
+                    high -= 1
+                else:
+                    low += 1
+            total = 0.0
+            for i in range(low, high + 1):
+                total += values[i, j]
+            out[start + j] = total / keep
+
+
+def mean_around_median(updates: NDArray, keep: int) -> NDArray:
+    """Mean of the `keep` values of each column that lie closest to the column's median.
+
+    Of two values equally far from the median, the smaller one is kept.
+
+    Parameters
+    ----------
+    updates : NDArray of shape (n, d), float32, finite
+    keep : int, 1 <= keep <= n
+
+    Returns
+    -------
+    NDArray of shape (d,), float32, summed in float64 on the CPU.
+    """
+    array, xp = array_view(updates)
+    n, d = array.shape
+    if on_gpu(updates):
+        ordered = _sorted_columns(array, xp)
+        median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+        # The kept values are neighbours in order: of all windows, that whose farther end is nearest.
+        starts = n - keep + 1
+        reach = xp.maximum(median - ordered[:starts], ordered[keep - 1 :] - median)
+        first = reach.argmin(axis=0).reshape(1, -1)
+        rank = xp.arange(n, ctx=updates.context).reshape(-1, 1)
+        kept = (rank >= first) * (rank < first + keep)
+        return to_ndarray(xp.where(kept, ordered, xp.zeros_like(ordered)).sum(axis=0) / keep)
+    out = np.empty(d, dtype=np.float32)
+    _mean_around_median(array, sorting_network(n), keep, _COLUMNS, out)
     return to_ndarray(out)
 
 

@@ -63,6 +63,23 @@ def median(models):
     return np.array(out)
 
 
+def bulyan(models, c):
+    """Krum theta = m - 2c times, then per parameter the mean of the gamma closest to the median."""
+    left = [np.asarray(w, dtype=np.float64) for w in models]
+    selected = []
+    for _ in range(len(models) - 2 * c):
+        selected.append(left.pop(krum_index(left, c)))
+    gamma = len(selected) - 2 * c
+    out = []
+    for j in range(len(selected[0])):
+        values = sorted(w[j] for w in selected)
+        n = len(values)
+        middle = (values[(n - 1) // 2] + values[n // 2]) / 2
+        closest = sorted(values, key=lambda v: (abs(v - middle), v))[:gamma]
+        out.append(sum(closest) / gamma)
+    return np.array(out)
+
+
 # --- the attacks
 
 

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fltrust_repro import aggregation
-from fltrust_repro.aggregation import Limit, krum, mean, median, rule, rules, trimmed_mean
+from fltrust_repro.aggregation import (
+    Limit,
+    bulyan,
+    krum,
+    mean,
+    median,
+    rule,
+    rules,
+    trimmed_mean,
+)
 from fltrust_repro.backend import nd
 from fltrust_repro.errors import BadInput
 
@@ -54,6 +63,66 @@ def test_rules_equal_the_reference_on_random_updates(m, c):
     expected = reference.trimmed_mean(values, c)
     np.testing.assert_allclose(trimmed_mean(updates, c).asnumpy(), expected, **close)
     np.testing.assert_allclose(median(updates).asnumpy(), reference.median(values), **close)
+
+
+@pytest.mark.parametrize(("m", "c"), [(5, 1), (6, 0), (9, 2), (30, 7), (100, 20)])
+def test_bulyan_equals_the_reference(m, c):
+    values = np.random.default_rng(m).standard_normal((m, 19)).astype(np.float32)
+    expected = reference.bulyan(values, c)
+    np.testing.assert_allclose(bulyan(array(values), c).asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@given(st.data())
+def test_bulyan_on_ties_and_with_c_rows_that_are_anything(data):
+    c = data.draw(st.integers(0, 2))
+    m = 4 * c + data.draw(st.integers(1, 4))
+    values = data.draw(integers(m, 3)).astype(np.float32)
+    np.testing.assert_allclose(bulyan(array(values), c).asnumpy(), reference.bulyan(values, c))
+    values[:c] = data.draw(st.sampled_from([NAN, INF, -INF, np.float32(1e30)]))
+    out = bulyan(array(values), c).asnumpy()
+    assert (values[c:].min(axis=0) <= out).all()
+    assert (out <= values[c:].max(axis=0)).all()
+
+
+LEAVE_ONE_OUT = ("mean", "krum", "trimmed-mean", "median", "bulyan")
+
+
+@pytest.mark.parametrize("name", LEAVE_ONE_OUT)
+@pytest.mark.parametrize(("m", "c"), [(6, 1), (7, 1), (30, 5), (31, 5)])
+def test_aggregates_without_each_worker_equal_the_naive_ones(name, m, c):
+    values = np.random.default_rng(m).standard_normal((m, 23)).astype(np.float32)
+    found = rules[name].without_each(array(values), c=c, beta=c)
+    for i in range(m):
+        naive = rules[name](array(np.delete(values, i, axis=0)), c=c, beta=c).asnumpy()
+        row = found.aggregates.asnumpy()[found.which[i]]
+        np.testing.assert_allclose(row, naive, rtol=1e-6, atol=1e-6)
+
+
+@given(st.data(), st.sampled_from(LEAVE_ONE_OUT[:4]))
+def test_aggregates_without_each_worker_on_ties(data, name):
+    c = data.draw(st.integers(0, 2))
+    m = 2 * c + data.draw(st.integers(4, 7))
+    values = data.draw(integers(m, 2, largest=3)).astype(np.float32)
+    found = rules[name].without_each(array(values), c=c, beta=c)
+    for i in range(m):
+        naive = rules[name](array(np.delete(values, i, axis=0)), c=c, beta=c).asnumpy()
+        np.testing.assert_allclose(found.aggregates.asnumpy()[found.which[i]], naive, atol=1e-5)
+
+
+def test_krum_without_each_worker_has_as_many_aggregates_as_differ():
+    values = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
+    found = rules["krum"].without_each(array(values), c=3, beta=3)
+    assert len(found.aggregates) == len(np.unique(found.which)) == 2
+
+
+def test_a_rule_of_ones_own_is_left_out_the_slow_way():
+    @rule("test-largest")
+    def largest(updates):
+        """Largest of each."""
+        return updates.max(axis=0)
+
+    found = rules["test-largest"].without_each(array([[1], [5], [3]]), c=0, beta=0)
+    np.testing.assert_array_equal(found.aggregates.asnumpy()[found.which], [[5], [3], [5]])
 
 
 @given(problems(spare=3))
