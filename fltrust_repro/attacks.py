@@ -8,14 +8,15 @@ compromised workers' always first, and returns the c updates they send instead.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fltrust_repro import backend
-from fltrust_repro.aggregation import Limit, krum_choice, krum_scores, rules
+from fltrust_repro.aggregation import Limit, krum_choice, krum_scores, rules, trimmed_mean
 from fltrust_repro.backend import NDArray, array_view, to_ndarray
 from fltrust_repro.kernels import squared_distances
 from fltrust_repro.poisoning import flip_labels
@@ -36,12 +37,14 @@ class Round:
     known : NDArray (m, d) with full knowledge, (c, d) with partial
         Before-attack updates that the attacker knows; rows 0..c-1 are the compromised workers'.
     c : int
-        How many compromised workers take part.
+        How many compromised workers take part, at least 1.
     w_re : NDArray (d,)
         The global model that the workers received.
     setting : Setting
     rng : numpy.random.Generator
         The attacker's own.
+    notes : Counter
+        What an attack wants counted over the trial, by name.
     """
 
     known: NDArray
@@ -49,6 +52,7 @@ class Round:
     w_re: NDArray
     setting: Setting
     rng: np.random.Generator
+    notes: Counter[str] = field(default_factory=Counter)
 
     @property
     def partial(self) -> bool:
@@ -57,12 +61,12 @@ class Round:
 
 
 Craft = Callable[[Round], NDArray]
-Poison = Callable[..., np.ndarray]
+Poison = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A named attack: on the updates sent (`craft`), or on the training labels (`poison`)."""
+    """A named attack: on the updates sent (`craft`), or on the batches' labels (`poison`)."""
 
     name: str
     craft: Craft | None = None
@@ -98,21 +102,27 @@ attacks.add("none", Attack("none"))
 attacks.add("label-flip", Attack("label-flip", poison=flip_labels))
 
 
-def changing_direction(step: Round) -> Any:
+def changing_direction(known: NDArray, setting: Setting, everyone: bool) -> Any:
     """Signs s of how the global model would change (3.1): +1 where it grows, else -1.
 
-    The sign of the mean of the known before-attack updates; with `direction="rule"` and full
-    knowledge, of what the aggregation rule itself would output.
+    The sign of the mean of the known before-attack updates; with `direction="rule"`, where these
+    are everyone's, of what the aggregation rule itself would output.
     """
-    setting = step.setting
-    if setting.direction == "rule" and not step.partial:
-        change = rules[setting.rule](step.known, c=setting.compromised, beta=setting.beta)
-        array, xp = array_view(change)
+    array, xp = array_view(known)
+    if setting.direction == "rule" and everyone:
+        _, c, beta = setting.at_master
+        change, _ = array_view(rules[setting.rule](known, c=c, beta=beta))
     else:
-        known, xp = array_view(step.known)
-        array = known.mean(axis=0)
-    one = xp.ones_like(array)
-    return xp.where(array > 0, one, -one)
+        change = array.mean(axis=0)
+    one = xp.ones_like(change)
+    return xp.where(change > 0, one, -one)
+
+
+def direction_agreement(updates: NDArray, c: int, setting: Setting) -> float:
+    """Share of the parameters whose direction the c own updates tell as all updates do (4.2)."""
+    partial = changing_direction(updates[:c], setting, everyone=False)
+    full = changing_direction(updates, setting, everyone=True)
+    return float((partial == full).mean())
 
 
 @attack("gaussian", has_knowledge=False)
@@ -181,9 +191,9 @@ class KrumProblem:
         return scale, False
 
 
-def solve_full(problem: KrumProblem, c: int) -> tuple[float, bool]:
-    """Equation 2: c copies of w'_1 among the benign models, Krum assuming c compromised."""
-    return problem.search(problem.upper_bound(c, c), c, c)
+def solve_full(problem: KrumProblem, copies: int, assumed: int) -> tuple[float, bool]:
+    """Equation 2: copies of w'_1 among the benign models, Krum assuming so many compromised."""
+    return problem.search(problem.upper_bound(copies, assumed), copies, assumed)
 
 
 def solve_partial(problem: KrumProblem, c: int, assumes: str) -> tuple[float, bool]:
@@ -204,15 +214,21 @@ def solve_partial(problem: KrumProblem, c: int, assumes: str) -> tuple[float, bo
 
 @attack("krum", limit=Limit("m - 2c - 1", lambda m, c, beta: m - 2 * c - 1))
 def krum_attack(step: Round) -> NDArray:
-    """Make Krum pick w'_1 = w_re - lambda s for the largest lambda found (3.2)."""
+    """Make Krum pick w'_1 = w_re - lambda s for the largest lambda found (3.2).
+
+    With the deviation goal (Appendix B), w'_1 = w_re - lambda.
+    """
     known, xp = array_view(step.known)
     setting, c, d = step.setting, step.c, known.shape[1]
-    direction = changing_direction(step)
+    if setting.goal == "deviation":
+        direction = xp.ones_like(known[0])
+    else:
+        direction = changing_direction(step.known, setting, not step.partial)
     distances = squared_distances(step.known)
     benign = slice(0, None) if step.partial else slice(c, None)
     base, gaps = xp.zeros_like(direction), known[benign]
     if setting.base == "before-attack":
-        assumed = 0 if step.partial else c
+        assumed = 0 if step.partial else setting.at_master.c
         base = known[krum_choice(distances, max(len(known) - assumed - 2, 1))].copy()
         gaps = gaps - base
     problem = KrumProblem(
@@ -222,9 +238,10 @@ def krum_attack(step: Round) -> NDArray:
         d=d,
     )
     if step.partial:
-        scale, _ = solve_partial(problem, c, setting.attacker_assumes)
+        scale, found = solve_partial(problem, c, setting.attacker_assumes)
     else:
-        scale, _ = solve_full(problem, c)
+        scale, found = solve_full(problem, c, setting.at_master.c)
+    step.notes["lambda not found"] += not found
     return to_ndarray(_supporters(base - np.float32(scale) * direction, step, xp))
 
 
@@ -278,11 +295,35 @@ def estimated_interval(step: Round, direction: Any) -> tuple[Any, Any]:
 
 @attack("trimmed-mean")
 def trimmed_mean_attack(step: Round) -> NDArray:
-    """Put all compromised values beyond the benign ones, against the changing direction (3.3)."""
-    direction = changing_direction(step)
+    """Put all compromised values beyond the benign ones, against the changing direction (3.3).
+
+    With the deviation goal (Appendix B), on the side where that moves trimmed mean further.
+    """
+    if step.setting.goal == "deviation":
+        direction = -farther_side(step)
+    else:
+        direction = changing_direction(step.known, step.setting, not step.partial)
     interval = estimated_interval if step.partial else benign_interval
     near, far = interval(step, direction)
     out = backend.uniform(step.rng, (step.c, near.size), step.known)
     out *= far - near
     out += near
     return to_ndarray(out)
+
+
+def farther_side(step: Round) -> Any:
+    """+1 where values above all benign ones move trimmed mean further than values below, else -1.
+
+    "Further" is from what trimmed mean gives before the attack (Equation 5).
+    """
+    known, xp = array_view(step.known)
+    beta = step.setting.at_master.beta
+    before, _ = array_view(trimmed_mean(step.known, beta))
+    one = xp.ones_like(before)
+
+    def moved(side: Any) -> Any:
+        near, _ = benign_interval(step, -side)
+        crafted = xp.concatenate([near + xp.zeros_like(known[: step.c]), known[step.c :]])
+        return xp.abs(array_view(trimmed_mean(to_ndarray(crafted), beta))[0] - before)
+
+    return xp.where(moved(one) > moved(-one), one, -one)

@@ -18,6 +18,7 @@ from fltrust_repro import datasets, report, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.backend import resolve_device
+from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Experiment, available, load_experiment
 from fltrust_repro.models import models
@@ -353,6 +354,7 @@ def list_everything(plugins: tuple[Path, ...]) -> None:
     sections = {
         "rules": {name: summary(rule.function) for name, rule in rules.items()},
         "attacks": {name: attack.summary for name, attack in attacks.items()},
+        "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},
         "data sets": {name: summary(loader) for name, loader in datasets.datasets.items()},
         "experiments": {name: load_experiment(name).title for name in available()},

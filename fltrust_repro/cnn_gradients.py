@@ -77,28 +77,37 @@ def _bias_relu_pool(
 
 
 @njit(cache=True)
-def _bias_relu_pool_gradient(
-    gradient: np.ndarray, place: np.ndarray, starts: np.ndarray, z: np.ndarray, bias: np.ndarray
-) -> None:
-    # Writes d loss / d z into z, whose values are no longer needed, and each worker's d / d bias.
+def _bias_relu_pool_gradient(gradient: np.ndarray, place: np.ndarray, z: np.ndarray) -> None:
+    # Writes d loss / d z into z, whose values are no longer needed.
     z[:] = 0
     for f in range(gradient.shape[0]):
-        for i in range(len(starts) - 1):
-            total = 0.0
-            for e in range(starts[i], starts[i + 1]):
-                image, values, where = z[f, e].ravel(), gradient[f, e].ravel(), place[f, e].ravel()
-                for k in range(where.size):
-                    if where[k] >= 0:
-                        image[where[k]] = values[k]
-                        total += values[k]
-            bias[i, f] = total
+        for e in range(gradient.shape[1]):
+            image, values, where = z[f, e].ravel(), gradient[f, e].ravel(), place[f, e].ravel()
+            for k in range(where.size):
+                if where[k] >= 0:
+                    image[where[k]] = values[k]
 
 
 @njit(cache=True)
-def _columns(matrix: np.ndarray, start: int, stop: int) -> np.ndarray:
-    if stop - start == matrix.shape[1]:
-        return matrix
-    return np.ascontiguousarray(matrix[:, start:stop])
+def _columns_of(matrix: np.ndarray, n: int, examples: np.ndarray) -> np.ndarray:
+    """Of a matrix whose columns belong to n examples in turn, the columns of some of these."""
+    rows, per = matrix.shape[0], matrix.shape[1] // n
+    out = np.empty((rows, examples.size * per), dtype=np.float32)
+    for r in range(rows):
+        for e in range(examples.size):
+            start = examples[e] * per
+            out[r, e * per : (e + 1) * per] = matrix[r, start : start + per]
+    return out
+
+
+@njit(cache=True)
+def _ones(n: int) -> np.ndarray:
+    return np.ones(n, dtype=np.float32)
+
+
+@njit(cache=True)
+def _row_sums(matrix: np.ndarray) -> np.ndarray:
+    return np.dot(matrix, _ones(matrix.shape[1]))  # numba's own sums along an axis are slow
 
 
 @njit(cache=True)
@@ -150,7 +159,8 @@ def _cnn_gradients(
     w: np.ndarray,
     x: np.ndarray,
     labels: np.ndarray,
-    starts: np.ndarray,
+    members: np.ndarray,
+    counts: np.ndarray,
     ends: np.ndarray,
     sizes: tuple,
     gradients: np.ndarray,
@@ -158,48 +168,47 @@ def _cnn_gradients(
 ) -> None:
     """Gradient of each worker's batch-mean cross-entropy, by the chain rule from the last layer.
 
-    All workers are at the same model w, so they share one pass; worker i's examples are
-    starts[i]..starts[i + 1] - 1 of x, its gradient is row i.
+    All workers are at the same model w, so that examples x with labels pass through it once,
+    whoever holds them; worker i's are `members[i, :counts[i]]`, its gradient is row i.
     """
     f1, f2, hidden, kh, kw, _ph, _pw = sizes
+    n = x.shape[1]
     residual, units, flat, layer1, layer2 = _cnn_forward(w, x, ends, sizes)
     columns1, z1, pool1, place1 = layer1
     columns2, z2, pool2, place2 = layer2
-    for i in range(len(losses)):
-        mine = slice(starts[i], starts[i + 1])
-        if starts[i] < starts[i + 1]:
-            losses[i] = softmax_residual(residual[mine], labels[mine])
+    loss = np.empty(n)
+    for e in range(n):
+        loss[e] = softmax_residual(residual[e : e + 1], labels[e : e + 1])
 
     back = np.dot(residual, w[ends[5] : ends[6]].reshape(-1, hidden))
     d_units = np.where(units > 0, back, np.float32(0))
     _channels_first(np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1)), pool2)
-    _bias_relu_pool_gradient(pool2, place2, starts, z2, gradients[:, ends[2] : ends[3]])
+    _bias_relu_pool_gradient(pool2, place2, z2)
     d_z2 = z2.reshape(f2, -1)
     d_columns2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2)
     _patches_gradient(d_columns2, pool1, kh, kw)
-    _bias_relu_pool_gradient(pool1, place1, starts, z1, gradients[:, ends[0] : ends[1]])
+    _bias_relu_pool_gradient(pool1, place1, z1)
     d_z1 = z1.reshape(f1, -1)
 
-    n = x.shape[1]
-    per1, per2 = columns1.shape[1] // n, columns2.shape[1] // n
-    for i in range(len(losses)):
-        start, stop, row = starts[i], starts[i + 1], gradients[i]
-        if start == stop:
+    for i in range(counts.size):
+        row, mine = gradients[i], members[i, : counts[i]]
+        if mine.size == 0:
             row[:] = 0
             continue
-        row[: ends[0]].reshape(f1, -1)[:] = np.dot(
-            _columns(d_z1, start * per1, stop * per1),
-            _columns(columns1, start * per1, stop * per1).T,
-        )
+        losses[i] = loss[mine].mean()
+        own_d_z1, own_d_z2 = _columns_of(d_z1, n, mine), _columns_of(d_z2, n, mine)
+        own_d_units, own_residual = d_units[mine], residual[mine]
+        row[: ends[0]].reshape(f1, -1)[:] = np.dot(own_d_z1, _columns_of(columns1, n, mine).T)
+        row[ends[0] : ends[1]] = _row_sums(own_d_z1)
         row[ends[1] : ends[2]].reshape(f2, -1)[:] = np.dot(
-            _columns(d_z2, start * per2, stop * per2),
-            _columns(columns2, start * per2, stop * per2).T,
+            own_d_z2, _columns_of(columns2, n, mine).T
         )
-        mine = slice(start, stop)
-        np.dot(d_units[mine].T, flat[mine], row[ends[3] : ends[4]].reshape(hidden, -1))
-        row[ends[4] : ends[5]] = d_units[mine].sum(axis=0)
-        row[ends[5] : ends[6]].reshape(-1, hidden)[:] = np.dot(residual[mine].T, units[mine])
-        row[ends[6] :] = residual[mine].sum(axis=0)
+        row[ends[2] : ends[3]] = _row_sums(own_d_z2)
+        np.dot(own_d_units.T, flat[mine], row[ends[3] : ends[4]].reshape(hidden, -1))
+        row[ends[4] : ends[5]] = np.dot(_ones(mine.size), own_d_units)
+        row[ends[5] : ends[6]].reshape(-1, hidden)[:] = np.dot(own_residual.T, units[mine])
+        row[ends[6] :] = np.dot(_ones(mine.size), own_residual)
+        row *= np.float32(1.0 / mine.size)
 
 
 @njit(cache=True)
@@ -215,8 +224,8 @@ def _gather_channels_first(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _cnn_updates(
     w: np.ndarray,
     x: np.ndarray,
-    labels: np.ndarray,
     batches: np.ndarray,
+    labels: np.ndarray,
     counts: np.ndarray,
     learning_rate: float,
     updates: np.ndarray,
@@ -224,35 +233,60 @@ def _cnn_updates(
     ends: np.ndarray,
     sizes: tuple,
 ) -> None:
-    rounds, workers = batches.shape[0], counts.size
-    gradient = np.empty((1, w.size), dtype=np.float32)
-    unused = np.empty(1)
+    """Local SGD of every worker; those that hold few examples share a pass of the first round."""
+    rounds, workers, batch_size = batches.shape
+    rate = np.float32(learning_rate)
+    gradient, unused = np.empty((1, w.size), dtype=np.float32), np.empty(1)
+    everything = np.arange(batch_size).reshape(1, -1)
     first = 0
     while first < workers:
-        last = first + 1
-        together = counts[first]
+        last, together = first + 1, counts[first]
         while rounds == 1 and last < workers and together + counts[last] <= _SHARED_PASS:
             together += counts[last]
             last += 1
-        starts = np.zeros(last - first + 1, dtype=np.int64)
-        starts[1:] = np.cumsum(counts[first:last])
-        rows = np.empty(together, dtype=np.int64)
+        rows, truth = np.empty(together, dtype=np.int64), np.empty(together, dtype=labels.dtype)
+        members = np.zeros((last - first, batch_size), dtype=np.int64)
+        start = 0
         for i in range(first, last):
-            rows[starts[i - first] : starts[i - first + 1]] = batches[0, i, : counts[i]]
+            stop = start + counts[i]
+            rows[start:stop] = batches[0, i, : counts[i]]
+            truth[start:stop] = labels[0, i, : counts[i]]
+            members[i - first, : counts[i]] = np.arange(start, stop)
+            start = stop
         mine = updates[first:last]
-        if together == 0:
-            mine[:] = 0
-        else:
-            batch = _gather_channels_first(x, rows)
-            own = losses[first:last]
-            _cnn_gradients(w, batch, labels[rows], starts, ends, sizes, mine, own)
-            mine *= -np.float32(learning_rate)
+        _shared_pass(
+            w, x, rows, truth, members, counts[first:last], rate, mine, losses[first:last], ends,
+            sizes,
+        )  # fmt: skip
         for r in range(1, rounds if together else 0):
-            rows = batches[r, first, : counts[first]]
-            batch, local = _gather_channels_first(x, rows), w + mine[0]
-            _cnn_gradients(local, batch, labels[rows], starts, ends, sizes, gradient, unused)
-            mine[0] -= np.float32(learning_rate) * gradient[0]
+            batch = _gather_channels_first(x, batches[r, first, :together])
+            truth, local = labels[r, first, :together], w + mine[0]
+            one = counts[first : first + 1]
+            _cnn_gradients(local, batch, truth, everything, one, ends, sizes, gradient, unused)
+            mine[0] -= rate * gradient[0]
         first = last
+
+
+@njit(cache=True)
+def _shared_pass(
+    w: np.ndarray,
+    x: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    members: np.ndarray,
+    counts: np.ndarray,
+    rate: np.float32,
+    updates: np.ndarray,
+    losses: np.ndarray,
+    ends: np.ndarray,
+    sizes: tuple,
+) -> None:
+    if rows.size == 0:
+        updates[:] = 0
+    else:
+        batch = _gather_channels_first(x, rows)
+        _cnn_gradients(w, batch, labels, members, counts, ends, sizes, updates, losses)
+        updates *= -rate
 
 
 @njit(cache=True)
@@ -277,8 +311,26 @@ def compiled_cnn(
     ends = np.cumsum(lengths)
     sizes = (30, 50, 200, kh, kw, ph, pw)
 
-    def updates(*arguments: np.ndarray) -> None:
-        _cnn_updates(*arguments, ends, sizes)
+    def updates(
+        w: np.ndarray,
+        x: np.ndarray,
+        batches: np.ndarray,
+        labels: np.ndarray,
+        counts: np.ndarray,
+        learning_rate: float,
+        *out: np.ndarray,
+    ) -> None:
+        if len(batches) == 1:
+            # Workers that share their examples share most of the work too.
+            names = batches[0].astype(np.int64) * classes + labels[0]
+            distinct, members = np.unique(names, return_inverse=True)
+            if 2 * distinct.size <= counts.sum():
+                rows, truth = np.divmod(distinct, classes)
+                members = members.reshape(names.shape)
+                rate = np.float32(learning_rate)
+                _shared_pass(w, x, rows, truth, members, counts, rate, *out, ends, sizes)
+                return
+        _cnn_updates(w, x, batches, labels, counts, learning_rate, *out, ends, sizes)
 
     def scores(w: np.ndarray, x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), classes), dtype=np.float32)

@@ -17,12 +17,14 @@ from numba import njit
 class Compiled(NamedTuple):
     """What a compiled model offers, both on numpy arrays.
 
-    `updates(w, x, labels, rows, counts, learning_rate, updates, losses)` fills the last two as
-    `workers.Learner.updates` describes them; `scores(w, x)` returns logits (n, classes).
+    `updates(w, x, rows, labels, counts, learning_rate, updates, losses)` fills the last two as
+    `workers.Learner.updates` describes them; `scores(w, x)` returns logits (n, classes), and
+    `scores_of_all`, where it is faster than one by one, those (k, n, classes) of models (k, d).
     """
 
     updates: Callable[..., None]
     scores: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    scores_of_all: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 @njit(cache=True)
@@ -123,7 +125,7 @@ def _lr_gradient(
     cut = classes * features
     residual = np.empty((rows.size, classes), dtype=np.float32)
     _linear(x, rows, w[:cut].reshape(classes, features), w[cut:], residual)
-    loss = softmax_residual(residual, labels[rows])
+    loss = softmax_residual(residual, labels)
     _linear_weight_gradient(residual, x, rows, gradient[:cut].reshape(classes, features))
     for k in range(classes):
         gradient[cut + k] = residual[:, k].sum()
@@ -134,8 +136,8 @@ def _lr_gradient(
 def _lr_updates(
     w: np.ndarray,
     x: np.ndarray,
-    labels: np.ndarray,
     batches: np.ndarray,
+    labels: np.ndarray,
     counts: np.ndarray,
     learning_rate: float,
     updates: np.ndarray,
@@ -149,7 +151,8 @@ def _lr_updates(
             continue
         for r in range(batches.shape[0]):
             local = w if r == 0 else w + update
-            loss = _lr_gradient(local, x, batches[r, i, : counts[i]], labels, gradient)
+            mine = slice(0, counts[i])
+            loss = _lr_gradient(local, x, batches[r, i, mine], labels[r, i, mine], gradient)
             _descend(update, gradient, learning_rate, r == 0)
             losses[i] = loss if r == 0 else losses[i]
 
@@ -164,4 +167,10 @@ def compiled_lr(classes: int, _shape: tuple[int, int, int]) -> Compiled:
         cut = w.size - classes
         return x.reshape(len(x), -1) @ w[:cut].reshape(classes, -1).T + w[cut:]
 
-    return Compiled(updates, scores)
+    def scores_of_all(models: np.ndarray, x: np.ndarray) -> np.ndarray:
+        k, d = models.shape
+        weights = models[:, : d - classes].reshape(k * classes, -1)
+        products = (weights @ x.reshape(len(x), -1).T).reshape(k, classes, -1)
+        return products.transpose(0, 2, 1) + models[:, None, d - classes :]
+
+    return Compiled(updates, scores, scores_of_all)

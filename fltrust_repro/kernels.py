@@ -217,7 +217,7 @@ def mean_around_median(updates: NDArray, keep: int) -> NDArray:
     if on_gpu(updates):
         ordered = _sorted_columns(array, xp)
         median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-        # The kept values are neighbours in order: of all windows, that whose farther end is nearest.
+        # Kept values are neighbours in order: of all windows, the one whose farther end is nearest.
         starts = n - keep + 1
         reach = xp.maximum(median - ordered[:starts], ordered[keep - 1 :] - median)
         first = reach.argmin(axis=0).reshape(1, -1)

@@ -35,9 +35,10 @@ class Shards:
 
 @dataclass(frozen=True)
 class Batches:
-    """One batch per local round and worker; only `rows[:, i, :counts[i]]` of worker i is real."""
+    """One batch per local round and worker; of worker i, only `[:, i, :counts[i]]` is real."""
 
-    rows: np.ndarray  # int64 (rounds, m, batch size)
+    rows: np.ndarray  # int64 (rounds, m, batch size): which training examples
+    labels: np.ndarray  # int (rounds, m, batch size): what the worker takes for their labels
     counts: np.ndarray  # int64 (m,)
 
 
@@ -66,13 +67,32 @@ def partition(
     -------
     Shards of the m workers, in the order of the groups; a worker may hold nothing.
     """
+    group = _groups(labels, classes, non_iid, rng)
+    point = (group + rng.random(len(labels))) * workers / classes
+    worker = np.minimum(point.astype(np.int64), workers - 1)
+    return Shards.of([np.flatnonzero(worker == i) for i in range(workers)])
+
+
+def share_groups(
+    labels: np.ndarray, classes: int, workers: int, non_iid: float, rng: np.random.Generator
+) -> Shards:
+    """Give every worker all examples of its group, for data sets too small to be dealt.
+
+    Parameters as in `partition`. Where m is no multiple of L, a worker belongs to the group that
+    holds the middle of its stretch of [0, m).
+    """
+    group = _groups(labels, classes, non_iid, rng)
+    own = ((np.arange(workers) + 0.5) * classes / workers).astype(np.int64)
+    return Shards.of([np.flatnonzero(group == g) for g in own])
+
+
+def _groups(
+    labels: np.ndarray, classes: int, non_iid: float, rng: np.random.Generator
+) -> np.ndarray:
     n = len(labels)
     elsewhere = rng.integers(1, classes, n) if classes > 1 else np.zeros(n, dtype=np.int64)
     stays = rng.random(n) < non_iid
-    group = np.where(stays, labels, (labels + elsewhere) % classes)
-    point = (group + rng.random(n)) * workers / classes
-    worker = np.minimum(point.astype(np.int64), workers - 1)
-    return Shards.of([np.flatnonzero(worker == i) for i in range(workers)])
+    return np.where(stays, labels, (labels + elsewhere) % classes)
 
 
 def shuffle_workers(shards: Shards, rng: np.random.Generator) -> Shards:
@@ -101,14 +121,14 @@ def _draw(examples: np.ndarray, starts: np.ndarray, uniforms: np.ndarray, rows: 
 
 
 def sample_batches(
-    shards: Shards, batch_size: int, rounds: int, rng: np.random.Generator
+    shards: Shards, labels: np.ndarray, batch_size: int, rounds: int, rng: np.random.Generator
 ) -> Batches:
     """Draw min(batch_size, examples held) of each worker's examples without replacement.
 
-    Drawn afresh for each of the `rounds` local rounds.
+    Drawn afresh for each of the `rounds` local rounds; `labels` are the training examples'.
     """
     counts = np.minimum(shards.sizes, batch_size)
     uniforms = rng.random((rounds, len(shards), batch_size))
     rows = np.zeros(uniforms.shape, dtype=np.int64)
     _draw(shards.examples, shards.starts, uniforms, rows)
-    return Batches(rows, counts)
+    return Batches(rows, labels[rows], counts)

@@ -1,18 +1,10 @@
-"""Data poisoning: what compromised workers do to their training data before training starts."""
+"""Data poisoning: what compromised workers do to their training data."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from fltrust_repro.partition import Shards
 
-
-def flip_labels(labels: np.ndarray, shards: Shards, c: int, classes: int) -> np.ndarray:
-    """Flip each label l that the first c workers hold to L - l - 1 (Section 4.1).
-
-    Returns a new label array; `labels` stays as it is.
-    """
-    held = shards.examples[: shards.starts[c]]
-    flipped = labels.copy()
-    flipped[held] = classes - 1 - labels[held]
-    return flipped
+def flip_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Flip each label l to L - l - 1, L = `classes` (Section 4.1)."""
+    return classes - 1 - labels

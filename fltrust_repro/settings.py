@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.datasets import datasets
+from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.registry import plugin_digest
@@ -27,6 +28,10 @@ LEARNING_RATES = {
 }
 DEFAULT_LEARNING_RATE = 0.1
 
+# 455 examples are four or five for each of 100 workers; README "Readings of the paper".
+DEALING = {"breast-cancer": "shared"}
+DEFAULT_DEALING = "once"
+
 MOST = 1_000_000
 
 CHOICES = {
@@ -36,7 +41,17 @@ CHOICES = {
     "attacker_assumes": ("zero", "added", "c"),
     "base": ("received", "before-attack"),
     "interval_space": ("update", "model"),
+    "goal": ("directed-deviation", "deviation"),
+    "dealing": ("once", "each-iteration", "shared"),
 }
+
+
+class MasterView(NamedTuple):
+    """What the master device sees in one iteration: m updates, c of them maybe compromised."""
+
+    m: int
+    c: int
+    beta: int
 
 
 def _field(default: Any, text: str) -> Any:
@@ -55,6 +70,7 @@ class Setting:
     rule: str = _field("krum", "Aggregation rule of the master device.")
     attack: str = _field("none", "What the compromised workers do.")
     knowledge: str | None = _field("full", "Whether the attacker knows all workers or its own.")
+    defense: str = _field("none", "What the master device removes before aggregating.")
     workers: int = _field(100, "Number of worker devices, m.")
     compromised: int = _field(20, "Number of compromised worker devices, c; the rules know it.")
     non_iid: float = _field(0.5, "Degree of non-IID, p.")
@@ -65,11 +81,15 @@ class Setting:
     batch_size: int | None = _field(None, "Examples per batch; default 32, Fashion-MNIST 64.")
     learning_rate: float | None = _field(None, "alpha, on the batch-mean loss.")
     rounds: int = _field(1, "Local rounds of stochastic gradient descent per iteration.")
+    selected: int | None = _field(None, "Workers selected at random per iteration; default all.")
+    poisoned_fraction: float = _field(1.0, "Share of iterations that are attacked, at random.")
+    goal: str = _field("directed-deviation", "What the attacker maximises.")
     direction: str = _field("mean", "Changing direction s: of the mean update or of the rule.")
     worker_order: str = _field("shuffled", "Which workers are compromised: c random or first c.")
     attacker_assumes: str = _field("zero", "Compromised models the attacker's Krum assumes.")
     base: str = _field("received", "Model from which the Krum attack deviates.")
     interval_space: str = _field("update", "Where the trimmed mean attack takes [w_max, b w_max].")
+    dealing: str | None = _field(None, "Examples: dealt once, each-iteration, or groups shared.")
 
     def __post_init__(self) -> None:
         for name, default in self._defaults().items():
@@ -89,7 +109,18 @@ class Setting:
             "iterations": 500 if self.model == "lr" else 2000,
             "batch_size": 64 if self.dataset == "fashion-mnist" else 32,
             "learning_rate": LEARNING_RATES.get((self.model, self.dataset), DEFAULT_LEARNING_RATE),
+            "selected": self.workers,
+            "dealing": DEALING.get(self.dataset, DEFAULT_DEALING),
         }
+
+    @property
+    def at_master(self) -> MasterView:
+        """The workers that send an update in one iteration, and how c and beta shrink with them."""
+
+        def share(count: int) -> int:
+            return math.ceil(count * self.selected / self.workers)
+
+        return MasterView(self.selected, share(self.compromised), share(self.beta))
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
@@ -108,8 +139,7 @@ class Setting:
                 raise BadInput(f"{field.name} is {value!r}; give a name in quotes.")
 
     def _check_names(self) -> Any:
-        for registry, name in ((datasets, self.dataset), (models, self.model), (rules, self.rule)):
-            registry[name]
+        datasets[self.dataset], models[self.model], rules[self.rule], defenses[self.defense]
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise BadInput(
@@ -129,6 +159,9 @@ class Setting:
             c,
             f"at least {least_c} and less than half of the {m} workers, as 2.3 assumes",
         )
+        _require(1 <= self.selected <= m, "selected", self.selected, f"in [1, m], m = {m}")
+        share = self.poisoned_fraction
+        _require(0 <= share <= 1, "poisoned_fraction", share, "in [0, 1]")
         _require(self.beta >= 0 and 2 * self.beta < m, "beta", self.beta, f"in [0, m/2), m = {m}")
         _require(0 < self.non_iid <= 1, "non_iid", self.non_iid, "in (0, 1]")
         rate = self.learning_rate
@@ -137,19 +170,35 @@ class Setting:
         _require(1 < self.b < math.inf, "b", self.b, "a finite number above 1")
 
     def _check_limits(self) -> None:
-        rule, attack = rules[self.rule], attacks[self.attack]
-        for kind, entry in (("rule", rule), ("attack", attack)):
-            if entry.limit is not None:
-                user = f"{kind} {entry.name!r}"
-                entry.limit.check(user, self.workers, self.compromised, self.beta)
+        rule, attack, defense = rules[self.rule], attacks[self.attack], defenses[self.defense]
+        m, c, beta = self.at_master
+        if rule.limit is not None:
+            rule.limit.check(f"rule {rule.name!r}", m, c, beta)
+            if defense.most > 0:
+                left = m - defense.most * c
+                after = f"rule {rule.name!r} after defense {defense.name!r}"
+                rule.limit.check(after, left, c, beta)
+        if attack.limit is not None:
+            attack.limit.check(f"attack {attack.name!r}", m, c, beta)
+        if self.goal == "deviation" and attack.has_knowledge and self.knowledge == "partial":
+            raise BadInput(
+                "goal is 'deviation' with knowledge 'partial'; the paper has this goal for full "
+                "knowledge only (Appendix B): use knowledge full."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, defaults filled in."""
         return dataclasses.asdict(self)
 
     def key(self) -> str:
-        """Return a stable name of the setting, whatever the order or spelling-out of its fields."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
+        """Return a stable name of the setting, whatever the order or spelling-out of its fields.
+
+        Fields with a fixed default are left out where they have it, so that a field added later
+        does not rename the settings there were.
+        """
+        fixed = {field.name: field.default for field in dataclasses.fields(self)}
+        told = {name: value for name, value in self.as_dict().items() if value != fixed[name]}
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def plugin_key(self) -> str:
@@ -159,6 +208,7 @@ class Setting:
             models[self.model].build,
             rules[self.rule].function,
             attacks[self.attack].craft,
+            defenses[self.defense].function,
         ]
         digests = [digest for f in functions if (digest := plugin_digest(f)) is not None]
         return "+".join(sorted(set(digests)))

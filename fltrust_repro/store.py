@@ -33,11 +33,13 @@ COLUMNS = {
     "diverged": "INTEGER NOT NULL",
     "seconds": "REAL NOT NULL",
     "empty_workers": "INTEGER NOT NULL",
+    "notes": "TEXT NOT NULL DEFAULT '{}'",
     "curve": "TEXT NOT NULL",
     "device": "TEXT NOT NULL",
     "versions": "TEXT NOT NULL",
     "finished": "TEXT NOT NULL",
 }
+_ADDED_LATER = {"notes": "{}"}  # what a trial without the column has in it
 _CSV_KINDS = {"TEXT": str, "INTEGER": int, "REAL": float}
 
 
@@ -70,6 +72,7 @@ class Trial:
             **result,
             "diverged": int(result["diverged"]),
             "seconds": round(result["seconds"], 3),
+            "notes": json.dumps(result["notes"], sort_keys=True),
             "curve": json.dumps([[i, e, _rounded(loss)] for i, e, loss in result["curve"]]),
             "key": self.setting.key(),
             "seed": self.seed,
@@ -90,6 +93,7 @@ class Trial:
             diverged=bool(row["diverged"]),
             seconds=row["seconds"],
             empty_workers=row["empty_workers"],
+            notes=json.loads(row["notes"]),
             curve=[
                 (i, e, math.nan if loss is None else loss)
                 for i, e, loss in json.loads(row["curve"])
@@ -136,6 +140,10 @@ class Store:
 
     def _check_columns(self) -> None:
         found = [row[1] for row in self._connection.execute("PRAGMA table_info(trials)")]
+        if sorted({*found, *_ADDED_LATER}) == sorted(COLUMNS):
+            for name in sorted(set(COLUMNS) - set(found)):
+                self._connection.execute(f"ALTER TABLE trials ADD COLUMN {name} {COLUMNS[name]}")
+                found.append(name)
         if sorted(found) != sorted(COLUMNS):
             raise BadInput(
                 f"store {str(self.path)!r} holds other columns than this version writes; give "
@@ -194,8 +202,9 @@ def read_csv(path: Path) -> list[Trial]:
     with path.open(newline="", encoding="utf-8") as file:
         for row in (reader := csv.DictReader(file)):
             try:
+                told = {**_ADDED_LATER, **row}
                 values = {
-                    name: _CSV_KINDS[kind.split()[0]](row[name]) for name, kind in COLUMNS.items()
+                    name: _CSV_KINDS[kind.split()[0]](told[name]) for name, kind in COLUMNS.items()
                 }
                 trials.append(Trial.from_row(values))
             except (KeyError, TypeError, ValueError) as error:

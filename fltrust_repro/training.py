@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from fltrust_repro import datasets
 from fltrust_repro.aggregation import rules
-from fltrust_repro.attacks import Round, attacks
-from fltrust_repro.backend import Context, NDArray, array_view, context, nd, to_ndarray
+from fltrust_repro.attacks import Round, attacks, direction_agreement
+from fltrust_repro.backend import Context, NDArray, array_view, context, nd, take_rows, to_ndarray
+from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.models import models
-from fltrust_repro.partition import Shards, partition, sample_batches, shuffle_workers
+from fltrust_repro.partition import (
+    Shards,
+    partition,
+    sample_batches,
+    share_groups,
+    shuffle_workers,
+)
 from fltrust_repro.settings import Setting
 from fltrust_repro.workers import Learner
 
@@ -23,7 +31,18 @@ from fltrust_repro.workers import Learner
 PROTOCOL = 1
 EVALUATE_EVERY = 10
 
-_PURPOSES = ("split", "partition", "order", "initial", "batches", "attack")
+_PURPOSES = (
+    "split",
+    "partition",
+    "order",
+    "initial",
+    "batches",
+    "attack",
+    "selected",
+    "poisoned",
+    "validation",
+    "ties",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,11 @@ class TrialResult:
     curve : list of (iteration, error rate, training loss)
         The loss is the benign workers' mean batch loss at the model before that iteration.
     empty_workers : int
-        Workers that hold no training example and send zero updates.
+        Workers that hold no training example (of the first deal) and send zero updates.
+    notes : dict of float by name
+        "attacked iterations"; what an attack counts, such as "lambda not found", in how many
+        iterations; "direction agreement", with partial knowledge: the share of parameters whose
+        changing direction the attacker's own updates tell right (4.2), mean over the iterations.
     """
 
     error_rate: float
@@ -55,6 +78,7 @@ class TrialResult:
     seconds: float
     curve: list[tuple[int, float, float]]
     empty_workers: int
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
@@ -73,14 +97,15 @@ def run_trial(
     data_dir: str | Path | None = None,
     after_iteration: Callable[[], None] = lambda: None,
 ) -> TrialResult:
-    """Train once under the setting's attack.
+    """Train once under the setting's attack and defense.
 
     Parameters
     ----------
     setting : Setting
     seed : int
         Decides the split, the partition, which workers are compromised, the initial model, the
-        batches and the attacker's randomness, each by a generator of its own.
+        batches, the attacker's randomness and all else that is random, each by a generator of
+        its own.
     device : {"cpu", "gpu"}
     gpu : int
         Which GPU.
@@ -100,31 +125,14 @@ def run_trial(
     DataUnavailable
         The data set is not at hand and could not be downloaded.
     """
-    devices = _set_up(setting, seed, context(device, gpu), data_dir)
-    learner, data = devices.learner, devices.data
-    attack, rule = attacks[setting.attack], rules[setting.rule]
-    c, beta = setting.compromised, setting.beta
-    batch_rng, attack_rng = generator(seed, "batches"), generator(seed, "attack")
-
-    w, diverged, curve = learner.initial, False, []
+    trial = _Trial(setting, seed, context(device, gpu), data_dir)
+    w, diverged, curve = trial.learner.initial, False, []
     started = time.perf_counter()
     for iteration in range(1, setting.iterations + 1):
-        # Step I and II: the workers receive the global model and train on their own examples.
-        batches = sample_batches(devices.shards, setting.batch_size, setting.rounds, batch_rng)
-        updates, losses = learner.updates(
-            w, devices.train_x, devices.labels, batches, setting.learning_rate
-        )
-        if attack.craft is not None:
-            known = updates[:c] if setting.knowledge == "partial" else updates
-            array_view(updates)[0][:c] = array_view(
-                attack.craft(Round(known, c, w, setting, attack_rng))
-            )[0]
-        # Step III: the master device aggregates.
-        w = _moved(w, rule(updates, c=c, beta=beta))
+        w, losses = trial.iterate(w, iteration)
         diverged = not _is_finite(w)
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
-            error = learner.error_rate(w, devices.test_x, data.test_y)
-            curve.append((iteration, error, _mean_loss(losses[c:])))
+            curve.append((iteration, trial.error_rate(w), _mean_loss(losses)))
         after_iteration()
         if diverged:
             break
@@ -136,42 +144,125 @@ def run_trial(
         diverged=diverged,
         seconds=time.perf_counter() - started,
         curve=curve,
-        empty_workers=int((devices.shards.sizes == 0).sum()),
+        empty_workers=trial.empty_workers,
+        notes=trial.finished_notes(),
     )
 
 
-class _Devices(NamedTuple):
-    """Master and worker devices before training: who holds what, and where it lies."""
+class _Trial:
+    """Master and worker devices of one trial, and what they do in an iteration."""
 
-    data: datasets.Dataset
-    shards: Shards
-    labels: np.ndarray  # the workers' labels, poisoned where the attack poisons data
-    learner: Learner
-    train_x: NDArray
-    test_x: NDArray
+    def __init__(
+        self, setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None
+    ) -> None:
+        self._setting = setting
+        data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
+        self._data = data
+        self._deal = _dealer(setting, data, seed)
+        self._shards = self._deal()
+        self.empty_workers = int((self._shards.sizes == 0).sum())
+        initial_seed = int(generator(seed, "initial").integers(2**31))
+        model = models[setting.model]
+        self.learner = Learner(model, data.classes, data.train_x.shape[1:], ctx, initial_seed)
+        self._train_x, self._test_x = _resident(data.train_x, ctx), _resident(data.test_x, ctx)
+        self._rngs = {name: generator(seed, name) for name in _PURPOSES}
+        self._attacked = _attacked_iterations(setting, self._rngs["poisoned"])
+        self._notes: Counter[str] = Counter()
+        if setting.defense != "none":
+            chosen = self._rngs["validation"].permutation(len(data.test_y))[:VALIDATION_EXAMPLES]
+            self._validation = (
+                _resident(np.ascontiguousarray(data.test_x[chosen]), ctx),
+                data.test_y[chosen],
+            )
+
+    def error_rate(self, w: NDArray) -> float:
+        """Of model w on the whole test set."""
+        return self.learner.error_rate(w, self._test_x, self._data.test_y)
+
+    def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, np.ndarray]:
+        """One iteration (2.1): the next global model, and the benign workers' losses at w."""
+        setting, attack = self._setting, attacks[self._setting.attack]
+        shards, c = self._taking_part()
+        # Neither where no compromised worker was selected nor where no other one was.
+        possible = setting.attack != "none" and 0 < c < len(shards)
+        attacked = possible and self._attacked[iteration - 1]
+        self._notes["attacked iterations"] += int(attacked)
+        # Steps I and II: the workers receive the global model and train on their own examples.
+        batches = sample_batches(
+            shards, self._data.train_y, setting.batch_size, setting.rounds, self._rngs["batches"]
+        )
+        if attacked and attack.poison is not None:
+            own = batches.labels[:, :c]
+            batches.labels[:, :c] = attack.poison(own, self._data.classes)
+        updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
+        if attacked and attack.craft is not None:
+            self._craft(updates, c, w)
+        # Step III: the master device aggregates.
+        _, assumed, beta = setting.at_master
+        kept = self._defended(updates, w)
+        return _moved(w, rules[setting.rule](kept, c=assumed, beta=beta)), losses[c:]
+
+    def _taking_part(self) -> tuple[Shards, int]:
+        """The workers selected in this iteration, and how many of them are compromised."""
+        setting = self._setting
+        if setting.dealing == "each-iteration":
+            self._shards = self._deal()
+        if setting.selected == setting.workers:
+            return self._shards, setting.compromised
+        drawn = self._rngs["selected"].choice(setting.workers, setting.selected, replace=False)
+        drawn.sort()  # the compromised ones, numbered from 0, stay first
+        compromised = int((drawn < setting.compromised).sum())
+        return Shards.of([self._shards[worker] for worker in drawn]), compromised
+
+    def _craft(self, updates: NDArray, c: int, w: NDArray) -> None:
+        """Overwrite the c compromised workers' updates."""
+        setting = self._setting
+        own_only = setting.knowledge == "partial"
+        if own_only:
+            self._notes["direction agreement"] += direction_agreement(updates, c, setting)
+        known = updates[:c] if own_only else updates
+        step = Round(known, c, w, setting, self._rngs["attack"], self._notes)
+        array_view(updates)[0][:c] = array_view(attacks[setting.attack].craft(step))[0]
+
+    def _defended(self, updates: NDArray, w: NDArray) -> NDArray:
+        """The updates that the defense leaves (Section 5)."""
+        setting = self._setting
+        if setting.defense == "none":
+            return updates
+        _, c, beta = setting.at_master
+        judge = partial(self.learner.judge, x=self._validation[0], labels=self._validation[1])
+        case = Suspicion(updates, w, rules[setting.rule], c, beta, judge, self._rngs["ties"])
+        removed = defenses[setting.defense].function(case)
+        return take_rows(updates, np.delete(np.arange(len(updates)), removed))
+
+    def finished_notes(self) -> dict[str, float]:
+        """What was counted; the direction agreement as a mean over the attacked iterations."""
+        notes = dict(self._notes)
+        if "direction agreement" in notes:
+            notes["direction agreement"] /= notes["attacked iterations"]
+        return notes
 
 
-def _set_up(setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None) -> _Devices:
-    data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
-    shards = partition(
-        data.train_y,
-        data.classes,
-        setting.workers,
-        setting.non_iid,
-        generator(seed, "partition"),
-    )
-    if setting.worker_order == "shuffled":
-        shards = shuffle_workers(shards, generator(seed, "order"))
-    poison = attacks[setting.attack].poison
-    labels = data.train_y
-    if poison is not None:
-        labels = poison(labels, shards, setting.compromised, data.classes)
-    initial_seed = int(generator(seed, "initial").integers(2**31))
-    learner = Learner(
-        models[setting.model], data.classes, data.train_x.shape[1:], ctx, initial_seed
-    )
-    train_x, test_x = _resident(data.train_x, ctx), _resident(data.test_x, ctx)
-    return _Devices(data, shards, labels, learner, train_x, test_x)
+def _dealer(setting: Setting, data: datasets.Dataset, seed: int) -> Callable[[], Shards]:
+    """How examples come to the workers; each call deals them anew."""
+    deal = share_groups if setting.dealing == "shared" else partition
+    rng = generator(seed, "partition")
+
+    def dealt() -> Shards:
+        shards = deal(data.train_y, data.classes, setting.workers, setting.non_iid, rng)
+        if setting.worker_order == "shuffled":
+            shards = shuffle_workers(shards, generator(seed, "order"))
+        return shards
+
+    return dealt
+
+
+def _attacked_iterations(setting: Setting, rng: np.random.Generator) -> np.ndarray:
+    """Whether each iteration is attacked: a share of them, drawn at random (4.2)."""
+    attacked = np.zeros(setting.iterations, dtype=bool)
+    count = round(setting.poisoned_fraction * setting.iterations)
+    attacked[rng.permutation(setting.iterations)[:count]] = True
+    return attacked
 
 
 def _resident(x: np.ndarray, ctx: Context) -> NDArray:

@@ -69,7 +69,7 @@ class Learner:
         self.initial = _flatten([p.data(ctx) for p in self._weights])
 
     def updates(
-        self, w_re: NDArray, x: NDArray, labels: np.ndarray, batches: Batches, learning_rate: float
+        self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
     ) -> tuple[NDArray, np.ndarray]:
         """Local SGD of every worker from the received global model (Section 2.1, Step II).
 
@@ -77,7 +77,6 @@ class Learner:
         ----------
         w_re : NDArray (d,)
         x : NDArray (n, channels, height, width), all training examples
-        labels : int array (n,)
         batches : Batches
             One batch per local round and worker; a worker without examples sends a zero update.
         learning_rate : float
@@ -94,22 +93,21 @@ class Learner:
             self._compiled.updates(
                 host_view(w_re),
                 host_view(x),
-                labels,
                 batches.rows,
+                batches.labels,
                 batches.counts,
                 learning_rate,
                 host_view(updates),
                 losses,
             )
         else:
-            self._loop(w_re, x, labels, batches, learning_rate, updates, losses)
+            self._loop(w_re, x, batches, learning_rate, updates, losses)
         return updates, losses
 
     def _loop(
         self,
         w_re: NDArray,
         x: NDArray,
-        labels: np.ndarray,
         batches: Batches,
         learning_rate: float,
         updates: NDArray,
@@ -125,8 +123,8 @@ class Learner:
             for r in range(rounds if count else 0):
                 if r > 0:
                     self._load(self._weights, w_re + update)
-                rows = batches.rows[r, i, :count]
-                loss = self._backward(_take(x, rows, self.ctx), labels[rows])
+                rows, labels = batches.rows[r, i, :count], batches.labels[r, i, :count]
+                loss = self._backward(_take(x, rows, self.ctx), labels)
                 update -= learning_rate * _flatten([p.grad(self.ctx) for p in self._weights])
                 first_losses.setdefault(i, loss)
             if rounds > 1:
@@ -158,6 +156,25 @@ class Learner:
     def error_rate(self, w: NDArray, x: NDArray, labels: np.ndarray) -> float:
         """Share of wrong predictions of model w on examples x (n, ...) with labels (n,)."""
         return float((self._scores(w, x).argmax(axis=1) != labels).mean())
+
+    def judge(
+        self, models: NDArray, x: NDArray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Error rates and mean cross-entropies of models (k, d) on examples x, float64 (k,) each.
+
+        A model with non-finite logits has infinite loss.
+        """
+        if self._compiled is not None and self._compiled.scores_of_all is not None:
+            scores = self._compiled.scores_of_all(host_view(models), host_view(x))
+        else:
+            scores = np.stack([self._scores(models[k], x) for k in range(len(models))])
+        scores = scores.astype(np.float64)  # (k, n, classes)
+        errors = (scores.argmax(axis=2) != labels).mean(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            top = scores.max(axis=2)
+            log_total = top + np.log(np.exp(scores - top[:, :, None]).sum(axis=2))
+            losses = (log_total - scores[:, np.arange(len(labels)), labels]).mean(axis=1)
+        return errors, np.where(np.isfinite(losses), losses, np.inf)
 
     def _scores(self, w: NDArray, x: NDArray) -> np.ndarray:
         if self._compiled is not None:

@@ -206,3 +206,25 @@ def softmax_regression(w, x, labels, classes):
 def zero_one_inputs(n):
     """All 2^n inputs of zeros and ones, shape (2^n, n): a network that sorts them sorts all."""
     return np.array(list(itertools.product((0, 1), repeat=n)), dtype=np.int64).reshape(2**n, n)
+
+
+# --- defenses (5)
+
+
+def impacts(updates, received, rule, c, judge):
+    """E_A - E_B and L_A - L_B of every worker, each with two aggregations of its own."""
+    models = np.asarray(updates, dtype=np.float64) + received
+    aggregate = {
+        "mean": mean,
+        "krum": lambda w: krum(w, c),
+        "trimmed-mean": lambda w: trimmed_mean(w, c),
+        "median": median,
+        "bulyan": lambda w: bulyan(w, c),
+    }[rule]
+    errors, losses = [], []
+    for i in range(len(models)):
+        included, excluded = aggregate(models), aggregate(np.delete(models, i, axis=0))
+        error, loss = judge(np.stack([included, excluded]))
+        errors.append(error[0] - error[1])
+        losses.append(loss[0] - loss[1])
+    return np.array(errors), np.array(losses)

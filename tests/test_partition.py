@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltrust_repro.partition import Shards, partition, sample_batches, shuffle_workers
+from fltrust_repro.partition import (
+    Shards,
+    partition,
+    sample_batches,
+    share_groups,
+    shuffle_workers,
+)
+
+LABELS = np.arange(1000) % 7
 
 
 def deal(labels, classes, workers, non_iid, seed=0):
@@ -127,7 +135,7 @@ def test_after_shuffling_any_worker_may_be_the_first():
 )
 def test_batches_hold_different_examples_of_their_own_worker(sizes, batch_size, rounds, seed):
     shards = of_sizes(*sizes)
-    batches = sample_batches(shards, batch_size, rounds, np.random.default_rng(seed))
+    batches = sample_batches(shards, LABELS, batch_size, rounds, np.random.default_rng(seed))
     assert batches.rows.shape == (rounds, len(sizes), batch_size)
     assert batches.counts.tolist() == [min(size, batch_size) for size in sizes]
     for drawn in batches.rows:
@@ -135,10 +143,11 @@ def test_batches_hold_different_examples_of_their_own_worker(sizes, batch_size, 
             batch = drawn[worker, :count].tolist()
             assert len(set(batch)) == count
             assert set(batch) <= set(shards[worker].tolist())
+    assert (batches.labels == LABELS[batches.rows]).all()
 
 
 def test_a_batch_larger_than_the_shard_is_the_whole_shard():
-    batches = sample_batches(of_sizes(3, 0, 2), 5, 1, np.random.default_rng(0))
+    batches = sample_batches(of_sizes(3, 0, 2), LABELS, 5, 1, np.random.default_rng(0))
     assert batches.counts.tolist() == [3, 0, 2]
     assert sorted(batches.rows[0, 0, :3]) == [0, 1, 2]
     assert sorted(batches.rows[0, 2, :2]) == [3, 4]
@@ -146,7 +155,7 @@ def test_a_batch_larger_than_the_shard_is_the_whole_shard():
 
 def test_every_example_and_every_pair_is_equally_likely():
     # One worker with 7 examples, batches of 3, 7000 draws: 3000 of each, 1000 of each pair.
-    rows = sample_batches(of_sizes(7), 3, 7000, np.random.default_rng(1)).rows[:, 0]
+    rows = sample_batches(of_sizes(7), LABELS, 3, 7000, np.random.default_rng(1)).rows[:, 0]
     singles = np.bincount(rows.ravel(), minlength=7)
     np.testing.assert_allclose(singles, 3000, atol=4.5 * (7000 * 3 / 7 * 4 / 7) ** 0.5)
     together = np.zeros((7, 7))
@@ -158,20 +167,37 @@ def test_every_example_and_every_pair_is_equally_likely():
 
 def test_batches_are_drawn_afresh_each_round_and_iteration():
     shards, rng = of_sizes(1000), np.random.default_rng(2)
-    first, second = sample_batches(shards, 10, 2, rng), sample_batches(shards, 10, 2, rng)
+    first, second = (
+        sample_batches(shards, LABELS, 10, 2, rng),
+        sample_batches(shards, LABELS, 10, 2, rng),
+    )
     drawn = {tuple(sorted(rows)) for rows in [*first.rows[:, 0], *second.rows[:, 0]]}
     assert len(drawn) == 4
 
 
 def test_workers_draw_independently():
-    rows = sample_batches(of_sizes(100, 100), 5, 1, np.random.default_rng(3)).rows[0]
+    rows = sample_batches(of_sizes(100, 100), LABELS, 5, 1, np.random.default_rng(3)).rows[0]
     assert set(rows[0]) != set(rows[1] - 100)
 
 
 def test_the_generator_decides_the_batches():
     shards = of_sizes(30, 40)
     first, again, other = (
-        sample_batches(shards, 8, 2, np.random.default_rng(seed)).rows for seed in (1, 1, 2)
+        sample_batches(shards, LABELS, 8, 2, np.random.default_rng(seed)).rows for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.parametrize(("workers", "classes"), [(100, 2), (10, 10), (7, 3), (2, 5)])
+def test_a_shared_group_is_what_each_of_its_workers_holds(workers, classes):
+    labels = np.arange(600) % classes
+    shards = share_groups(labels, classes, workers, 0.9, np.random.default_rng(0))
+    groups = [int((i + 0.5) * classes / workers) for i in range(workers)]
+    for i, group in enumerate(groups):
+        assert (labels[shards[i]] == group).mean() > 0.8
+        assert shards[i].tolist() == shards[groups.index(group)].tolist()
+    everybody = np.concatenate([shards[groups.index(g)] for g in set(groups)])
+    assert len(set(everybody.tolist())) == len(everybody)
+    if workers >= classes:
+        assert len(everybody) == 600

@@ -54,6 +54,8 @@ def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
         "attacker_assumes": "zero",
         "base": "received",
         "interval_space": "update",
+        "goal": "directed-deviation",
+        "dealing": "once",
     }
 
 
@@ -161,21 +163,24 @@ def test_the_key_does_not_depend_on_order_or_on_spelling_defaults_out():
     assert re.fullmatch("[0-9a-f]{16}", key)
 
 
+NOT_ALL_SELECTED = {**Setting(attack="krum").as_dict(), "selected": 90}
+
+
 def other_values():
-    setting = Setting(attack="krum").as_dict()
-    for name, value in setting.items():
+    for name, value in NOT_ALL_SELECTED.items():
         if name in CHOICES:
             yield name, next(choice for choice in CHOICES[name] if choice != value)
         elif isinstance(value, str):
-            yield name, {"dataset": "ch-mnist", "model": "cnn", "rule": "mean"}.get(name, "none")
+            others = {"dataset": "ch-mnist", "model": "cnn", "rule": "mean", "defense": "err"}
+            yield name, others.get(name, "none")
         else:
-            yield name, value / 2 if name == "non_iid" else value + 1
+            yield name, value / 2 if name in ("non_iid", "poisoned_fraction") else value + 1
 
 
 @pytest.mark.parametrize(("name", "value"), list(other_values()))
 def test_every_field_changes_the_key(name, value):
-    default = Setting(attack="krum").as_dict()
-    assert Setting.from_dict({**default, name: value}).key() != Setting.from_dict(default).key()
+    default = Setting.from_dict(NOT_ALL_SELECTED)
+    assert Setting.from_dict({**NOT_ALL_SELECTED, name: value}).key() != default.key()
 
 
 def test_the_key_is_the_same_in_another_process():

@@ -6,6 +6,7 @@ import math
 import sqlite3
 from dataclasses import asdict, replace
 
+import pandas as pd
 import pytest
 
 from fltrust_repro import store as module
@@ -25,6 +26,7 @@ RESULT = TrialResult(
     seconds=1.25,
     curve=[(10, 0.5, math.nan), (20, 1 / 3, 0.123456789)],
     empty_workers=3,
+    notes={"attacked iterations": 20, "lambda not found": 2},
 )
 
 
@@ -272,3 +274,19 @@ def test_a_folder_for_results_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"cannot be written .*--out"):
         write_text(tmp_path / "file" / "table.md", "text")
+
+
+def test_a_store_and_a_csv_file_from_before_notes_are_read(tmp_path):
+    file, table = tmp_path / "s.sqlite", tmp_path / "t.csv"
+    with Store(file) as store:
+        store.add(trial(1))
+    write_csv(table, [trial(1)])
+    with sqlite3.connect(file) as connection:
+        connection.execute("ALTER TABLE trials DROP COLUMN notes")
+    lines = pd.read_csv(table).drop(columns="notes")
+    lines.to_csv(table, index=False)
+    with Store(file) as store:
+        (found,) = store.find(trial(1).setting)
+        assert found.result.notes == {}
+        assert store.add(trial(2))
+    assert read_csv(table)[0].result.notes == {}

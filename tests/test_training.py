@@ -13,7 +13,7 @@ import pytest
 from fltrust_repro import datasets, downloads, training
 from fltrust_repro.attacks import Attack, attacks
 from fltrust_repro.backend import nd
-from fltrust_repro.partition import partition, shuffle_workers
+from fltrust_repro.partition import Batches
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import generator, run_trial
 from fltrust_repro.workers import Learner
@@ -79,25 +79,120 @@ def test_the_trimmed_mean_attack_harms_trimmed_mean_and_median(rule, knowledge):
     assert attacked > error_rate(rule=rule) + 0.05
 
 
-def test_label_flipping_changes_the_labels_of_the_compromised_workers_and_no_others(monkeypatch):
+@pytest.fixture
+def watched(monkeypatch):
+    """Copies of the batches of every iteration of the trials that run."""
     seen = []
 
     class Watched(Learner):
-        def updates(self, w_re, x, labels, batches, learning_rate):
-            seen.append(labels.copy())
-            return super().updates(w_re, x, labels, batches, learning_rate)
+        def updates(self, w_re, x, batches, learning_rate):
+            seen.append(Batches(batches.rows, batches.labels.copy(), batches.counts))
+            return super().updates(w_re, x, batches, learning_rate)
 
     monkeypatch.setattr(training, "Learner", Watched)
-    setting = small(1, attack="label-flip")
-    run_trial(setting, 2)
+    return seen
 
+
+@pytest.mark.parametrize("dealing", ["once", "each-iteration", "shared"])
+def test_label_flipping_flips_the_compromised_workers_labels_and_no_others(watched, dealing):
+    run_trial(small(3, attack="label-flip", dealing=dealing), 2)
     true = datasets.load("digits", generator(2, "split")).train_y
-    dealt = partition(true, 10, setting.workers, setting.non_iid, generator(2, "partition"))
-    shards = shuffle_workers(dealt, generator(2, "order"))
-    held = np.concatenate([shards[worker] for worker in range(setting.compromised)])
-    benign = np.setdiff1d(np.arange(len(true)), held)
-    np.testing.assert_array_equal(seen[0][held], 9 - true[held])
-    np.testing.assert_array_equal(seen[0][benign], true[benign])
+    for batches in watched:
+        np.testing.assert_array_equal(batches.labels[:, :4], 9 - true[batches.rows[:, :4]])
+        np.testing.assert_array_equal(batches.labels[:, 4:], true[batches.rows[:, 4:]])
+
+
+def test_examples_dealt_once_stay_where_they_are_and_otherwise_move(watched):
+    def holders(dealing: str) -> dict[int, set[int]]:
+        watched.clear()
+        run_trial(small(30, attack="none", dealing=dealing), 0)
+        found: dict[int, set[int]] = {}
+        for batches in watched:
+            for worker, count in enumerate(batches.counts):
+                for row in batches.rows[0, worker, :count].tolist():
+                    found.setdefault(row, set()).add(worker)
+        return found
+
+    assert max(map(len, holders("once").values())) == 1
+    assert np.mean([len(workers) for workers in holders("each-iteration").values()]) > 3
+    # Two workers per group of digits: they share all of its examples, and no other worker does.
+    assert {len(workers) for workers in holders("shared").values()} <= {1, 2}
+
+
+def test_selected_workers_are_drawn_anew_and_attacked_by_identity(watched, monkeypatch):
+    known = []
+
+    def craft(step):
+        known.append(step.c)
+        return step.known[: step.c]
+
+    monkeypatch.setitem(attacks._entries, "watch", Attack("watch", craft=craft))
+    setting = small(200, attack="watch", selected=5, rule="median")
+    result = run_trial(setting, 0)
+    assert {batches.rows.shape[1] for batches in watched} == {5}
+    # Hypergeometric: 5 of 20 workers, 4 compromised; none among them in 28% of the iterations.
+    assert result.notes["attacked iterations"] == len(known) == pytest.approx(144, abs=20)
+    assert 1.2 < fmean(known) < 1.6
+    assert setting.at_master == (5, 1, 1)
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0, 0), (0.25, 5), (0.5, 10), (1, 20)])
+def test_a_fraction_of_the_iterations_is_attacked(fraction, expected):
+    setting = small(20, rule="median", attack="trimmed-mean", poisoned_fraction=fraction)
+    assert run_trial(setting, 0).notes["attacked iterations"] == expected
+
+
+def test_no_iteration_attacked_is_no_attack():
+    attacked = run_trial(small(20, rule="krum", attack="krum", poisoned_fraction=0), 0)
+    assert attacked.curve == run_trial(small(20, rule="krum"), 0).curve
+
+
+def test_attacking_more_iterations_harms_more():
+    fields = {"rule": "krum", "attack": "krum"}
+    assert error_rate(**fields) > error_rate(**fields, poisoned_fraction=0.2) + 0.1
+
+
+def test_one_worker_that_holds_everything_is_centralized_learning():
+    central = small(60, rule="mean", workers=1, compromised=0)
+    assert run_trial(central, 0).error_rate < 0.3
+
+
+@pytest.mark.parametrize("rule", ["krum", "trimmed-mean", "median"])
+@pytest.mark.parametrize("defense", ["err", "lfr", "union"])
+def test_a_defended_model_learns(rule, defense):
+    assert run_trial(small(rule=rule, defense=defense), 0).error_rate < 0.35
+
+
+@pytest.mark.parametrize("defense", ["lfr", "union"])
+def test_rejection_by_loss_takes_most_of_the_trimmed_mean_attacks_harm(defense):
+    attack = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
+    harmed = error_rate(**attack) - error_rate(rule="trimmed-mean")
+    left = error_rate(**attack, defense=defense) - error_rate(rule="trimmed-mean")
+    assert left < 0.5 * harmed
+
+
+def test_the_attacker_of_krum_tells_how_often_it_found_no_lambda():
+    notes = run_trial(small(30, rule="krum", attack="krum"), 0).notes
+    assert notes["attacked iterations"] == 30
+    assert 0 <= notes["lambda not found"] <= 30
+
+
+def test_partial_knowledge_tells_most_directions_and_more_with_more_compromised():
+    def agreement(c: int) -> float:
+        setting = small(
+            30, rule="median", attack="trimmed-mean", knowledge="partial", compromised=c
+        )
+        return run_trial(setting, 0).notes["direction agreement"]
+
+    assert 0.5 < agreement(2) < agreement(8) < 1
+
+
+def test_the_deviation_goal_moves_krum_and_not_trimmed_mean():
+    plain = error_rate(rule="trimmed-mean")
+    fields = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
+    assert error_rate(**fields, goal="deviation") < plain + 0.5 * (error_rate(**fields) - plain)
+    krum = error_rate(rule="krum", attack="krum", goal="deviation")
+    assert krum > error_rate(rule="krum") + 0.3
 
 
 def test_the_curve_has_every_tenth_iteration_and_the_last_one():
@@ -149,7 +244,8 @@ def test_values_that_are_no_numbers_do_get_past_the_mean(hostile):
 
 
 def test_workers_without_examples_are_counted_and_harmless():
-    result = run_trial(Setting(dataset="breast-cancer", iterations=20, rule="mean"), 0)
+    setting = Setting(dataset="breast-cancer", iterations=20, rule="mean", dealing="once")
+    result = run_trial(setting, 0)
     assert result.empty_workers > 0
     assert not result.diverged
     assert result.error_rate < 0.5

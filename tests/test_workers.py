@@ -35,10 +35,16 @@ def examples(classes, shape, n=60, seed=0):
     return nd.array(x), rng.integers(0, classes, n)
 
 
-def batches_of(sizes, batch_size=8, rounds=1, seed=0):
+def batches_of(labels, sizes, batch_size=8, rounds=1, seed=0):
     ends = np.cumsum(sizes)
     shards = Shards.of([np.arange(end - size, end) for size, end in zip(sizes, ends)])
-    return sample_batches(shards, batch_size, rounds, np.random.default_rng(seed))
+    return sample_batches(shards, labels, batch_size, rounds, np.random.default_rng(seed))
+
+
+def worker(batches, i):
+    """The batches of worker i alone."""
+    one = slice(i, i + 1)
+    return Batches(batches.rows[:, one], batches.labels[:, one], batches.counts[one])
 
 
 def somewhere(initial, seed=3):
@@ -54,14 +60,31 @@ RAGGED = [20, 8, 0, 3, 1, 28, 0]  # full batches, none, and less than a batch
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_compiled_updates_equal_the_gluon_loop(name, classes, shape, rounds):
     x, labels = examples(classes, shape)
-    batches = batches_of(RAGGED, rounds=rounds)
+    batches = batches_of(labels, RAGGED, rounds=rounds)
     compiled = learner(name, classes, shape)
     loop = learner(name, classes, shape, compiled=False)
     assert compiled._compiled is not None
     w = somewhere(compiled.initial)
-    ours, our_losses = compiled.updates(w, x, labels, batches, RATE)
-    theirs, their_losses = loop.updates(w, x, labels, batches, RATE)
+    ours, our_losses = compiled.updates(w, x, batches, RATE)
+    theirs, their_losses = loop.updates(w, x, batches, RATE)
     assert ours.shape == (len(RAGGED), w.size)
+    largest = np.abs(theirs.asnumpy()).max()
+    np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=2e-5 * largest)
+    np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "classes", "shape"), CASES)
+def test_compiled_updates_equal_the_gluon_loop_where_workers_share_examples(name, classes, shape):
+    x, labels = examples(classes, shape)
+    shards = Shards.of([np.arange(12)] * 4 + [np.arange(8, 20)] * 3 + [np.arange(5), np.arange(0)])
+    batches = sample_batches(shards, labels, 8, 1, np.random.default_rng(0))
+    # The same example with different labels, as label flipping makes it.
+    batches.labels[:, :2] = classes - 1 - batches.labels[:, :2]
+    compiled = learner(name, classes, shape)
+    w = somewhere(compiled.initial)
+    ours, our_losses = compiled.updates(w, x, batches, RATE)
+    loop = learner(name, classes, shape, compiled=False)
+    theirs, their_losses = loop.updates(w, x, batches, RATE)
     largest = np.abs(theirs.asnumpy()).max()
     np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=2e-5 * largest)
     np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
@@ -73,8 +96,8 @@ def test_a_worker_without_examples_sends_a_zero_update(name, compiled):
     shape = (1, 10, 10)
     x, labels = examples(3, shape)
     trainee = learner(name, 3, shape, compiled=compiled)
-    batches = batches_of(RAGGED, rounds=2)
-    updates, losses = trainee.updates(trainee.initial, x, labels, batches, RATE)
+    batches = batches_of(labels, RAGGED, rounds=2)
+    updates, losses = trainee.updates(trainee.initial, x, batches, RATE)
     moved = np.abs(updates.asnumpy()).max(axis=1) > 0
     assert moved.tolist() == [size > 0 for size in RAGGED]
     assert np.isnan(losses).tolist() == [size == 0 for size in RAGGED]
@@ -84,7 +107,7 @@ def test_a_worker_without_examples_sends_a_zero_update(name, compiled):
 def test_no_worker_has_examples(compiled):
     x, labels = examples(3, (1, 4, 4))
     trainee = learner("lr", 3, (1, 4, 4), compiled=compiled)
-    updates, losses = trainee.updates(trainee.initial, x, labels, batches_of([0, 0]), RATE)
+    updates, losses = trainee.updates(trainee.initial, x, batches_of(labels, [0, 0]), RATE)
     assert (updates.asnumpy() == 0).all()
     assert np.isnan(losses).all()
 
@@ -94,9 +117,9 @@ def test_updates_are_minus_the_learning_rate_times_the_papers_gradient(compiled)
     x, labels = examples(3, (1, 4, 5))
     flat = x.asnumpy().reshape(60, 20).astype(np.float64)
     trainee = learner("lr", 3, (1, 4, 5), compiled=compiled)
-    w, batches = somewhere(trainee.initial), batches_of([30, 5, 25])
+    w, batches = somewhere(trainee.initial), batches_of(labels, [30, 5, 25])
     for rate in (0.1, 2.5):
-        updates, losses = trainee.updates(w, x, labels, batches, rate)
+        updates, losses = trainee.updates(w, x, batches, rate)
         for i, count in enumerate(batches.counts):
             rows = batches.rows[0, i, :count]
             loss, gradient = reference.softmax_regression(
@@ -111,8 +134,8 @@ def test_local_rounds_are_gradient_descent_from_the_received_model(compiled):
     x, labels = examples(3, (1, 4, 5))
     flat = x.asnumpy().reshape(60, 20).astype(np.float64)
     trainee = learner("lr", 3, (1, 4, 5), compiled=compiled)
-    w, batches = somewhere(trainee.initial), batches_of([40, 20], rounds=4)
-    updates, losses = trainee.updates(w, x, labels, batches, 0.5)
+    w, batches = somewhere(trainee.initial), batches_of(labels, [40, 20], rounds=4)
+    updates, losses = trainee.updates(w, x, batches, 0.5)
     for i in range(2):
         local = start = w.asnumpy().astype(np.float64)
         for r in range(4):
@@ -127,10 +150,10 @@ def test_local_rounds_are_gradient_descent_from_the_received_model(compiled):
 @pytest.mark.parametrize(("name", "classes", "shape"), CASES)
 def test_the_received_model_and_the_batches_stay_as_they_are(name, classes, shape):
     x, labels = examples(classes, shape)
-    batches = batches_of(RAGGED, rounds=2)
+    batches = batches_of(labels, RAGGED, rounds=2)
     trainee = learner(name, classes, shape)
     before = (trainee.initial.asnumpy(), x.asnumpy(), labels.copy(), batches.rows.copy())
-    trainee.updates(trainee.initial, x, labels, batches, RATE)
+    trainee.updates(trainee.initial, x, batches, RATE)
     after = (trainee.initial.asnumpy(), x.asnumpy(), labels, batches.rows)
     for was, is_now in zip(before, after):
         np.testing.assert_array_equal(was, is_now)
@@ -181,20 +204,20 @@ def statistics_of(trainee):
 def resnet_case():
     shape = (1, 8, 8)
     x, labels = examples(3, shape, n=40)
-    return shape, x, labels, batches_of([12, 0, 9, 14], batch_size=8)
+    return shape, x, batches_of(labels, [12, 0, 9, 14], batch_size=8)
 
 
 def test_running_statistics_move_once_to_the_mean_over_the_workers(resnet_case):
-    shape, x, labels, batches = resnet_case
+    shape, x, batches = resnet_case
     together = learner("resnet20", 3, shape)
     start = statistics_of(together)
-    together.updates(together.initial, x, labels, batches, RATE)
+    together.updates(together.initial, x, batches, RATE)
     alone = []
     for i in (0, 2, 3):  # worker 1 has no examples
         one = learner("resnet20", 3, shape)
         np.testing.assert_array_equal(statistics_of(one), start)
-        one_batch = Batches(batches.rows[:, i : i + 1], batches.counts[i : i + 1])
-        one.updates(one.initial, x, labels, one_batch, RATE)
+        one_batch = worker(batches, i)
+        one.updates(one.initial, x, one_batch, RATE)
         alone.append(statistics_of(one))
     assert np.abs(np.diff(alone, axis=0)).max() > 1e-3
     np.testing.assert_allclose(
@@ -203,9 +226,9 @@ def test_running_statistics_move_once_to_the_mean_over_the_workers(resnet_case):
 
 
 def test_running_mean_is_one_momentum_step_from_the_batch_means(resnet_case):
-    shape, x, labels, batches = resnet_case
+    shape, x, batches = resnet_case
     trainee = learner("resnet20", 3, shape)
-    trainee.updates(trainee.initial, x, labels, batches, RATE)
+    trainee.updates(trainee.initial, x, batches, RATE)
     # The first batch normalisation sees two convolutions of the input.
     first, block = trainee._net.features[0], trainee._net.features[1][0].body
     convolution = block[0]
@@ -220,12 +243,12 @@ def test_running_mean_is_one_momentum_step_from_the_batch_means(resnet_case):
 
 
 def test_a_workers_update_does_not_depend_on_the_workers_before_it(resnet_case):
-    shape, x, labels, batches = resnet_case
+    shape, x, batches = resnet_case
     together = learner("resnet20", 3, shape)
-    updates, losses = together.updates(together.initial, x, labels, batches, RATE)
+    updates, losses = together.updates(together.initial, x, batches, RATE)
     last = learner("resnet20", 3, shape)
-    alone = Batches(batches.rows[:, 3:], batches.counts[3:])
-    update, loss = last.updates(last.initial, x, labels, alone, RATE)
+    alone = worker(batches, 3)
+    update, loss = last.updates(last.initial, x, alone, RATE)
     np.testing.assert_allclose(updates[3].asnumpy(), update[0].asnumpy(), rtol=1e-4, atol=1e-6)
     assert losses[3] == pytest.approx(loss[0])
     assert (updates[1].asnumpy() == 0).all()

@@ -43,9 +43,7 @@ def examples(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
     return data.train_x, data.train_y
 
 
-def plain_updates(
-    net: mx.gluon.Block, w: NDArray, x: NDArray, labels: np.ndarray, batches: Batches
-) -> NDArray:
+def plain_updates(net: mx.gluon.Block, w: NDArray, x: NDArray, batches: Batches) -> NDArray:
     """The loop one would write first: one worker after the other."""
     loss_of = mx.gluon.loss.SoftmaxCrossEntropyLoss()
     weight, bias = net.weight, net.bias
@@ -54,9 +52,9 @@ def plain_updates(
     bias.set_data(w[cut:])
     images = host_view(x)
     rows = []
-    for worker in batches.rows[0]:
+    for worker, labels in zip(batches.rows[0], batches.labels[0]):
         with mx.autograd.record():
-            loss = loss_of(net(nd.array(images[worker])), nd.array(labels[worker])).mean()
+            loss = loss_of(net(nd.array(images[worker])), nd.array(labels)).mean()
         loss.backward()
         rows.append(nd.concat(weight.grad().reshape(-1), bias.grad(), dim=0))
     return -SETTING.learning_rate * nd.stack(*rows)
@@ -82,19 +80,17 @@ class Iteration:
 
     def sample(self) -> Batches:
         """Draw the workers' batches."""
-        self.batches = sample_batches(self.shards, SETTING.batch_size, 1, self.rng)
+        self.batches = sample_batches(self.shards, self.labels, SETTING.batch_size, 1, self.rng)
         return self.batches
 
     def ours(self) -> NDArray:
         """All updates by the compiled formula."""
-        self.updates, _ = self.learner.updates(
-            self.w, self.x, self.labels, self.batches, SETTING.learning_rate
-        )
+        self.updates, _ = self.learner.updates(self.w, self.x, self.batches, SETTING.learning_rate)
         return self.updates
 
     def loop(self) -> NDArray:
         """All updates by the plain loop."""
-        updates = plain_updates(self.net, self.w, self.x, self.labels, self.batches)
+        updates = plain_updates(self.net, self.w, self.x, self.batches)
         updates.wait_to_read()
         return updates
 

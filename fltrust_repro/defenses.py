@@ -1,0 +1,106 @@
+"""Defenses (Section 5): which local models the master device removes before it aggregates.
+
+A defense judges every worker by two global models on a small validation set, A with the worker's
+update among those aggregated and B without it; `E_A - E_B` is its error rate impact, `L_A - L_B`
+its loss impact. The c workers of largest impact are removed, ties broken at random: broken by
+position, they would always touch the compromised workers, who come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fltrust_repro.aggregation import Rule
+from fltrust_repro.backend import NDArray, array_view, to_ndarray
+from fltrust_repro.registry import Registry, summary
+
+VALIDATION_EXAMPLES = 100  # Section 5: drawn uniformly at random from the testing examples
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What a defense is given in one iteration.
+
+    Attributes
+    ----------
+    updates : NDArray (m, d), as received from the workers
+    w_re : NDArray (d,), the global model they started from
+    rule : Rule, with c and beta as the rule takes them
+    judge : function, models NDArray (k, d) -> error rates and mean losses on the validation set
+    rng : numpy.random.Generator, for ties
+    """
+
+    updates: NDArray
+    w_re: NDArray
+    rule: Rule
+    c: int
+    beta: int
+    judge: Callable[[NDArray], tuple[np.ndarray, np.ndarray]]
+    rng: np.random.Generator
+
+    @cached_property
+    def impacts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Error rate impact and loss impact of each worker, float64 (m,) each."""
+        included = self.rule(self.updates, c=self.c, beta=self.beta)
+        excluded = self.rule.without_each(self.updates, c=self.c, beta=self.beta)
+        received, xp = array_view(self.w_re)
+        changes = [array_view(included)[0].reshape(1, -1), array_view(excluded.aggregates)[0]]
+        errors, losses = self.judge(to_ndarray(received + xp.concatenate(changes)))
+        # Finite, so that two infinite losses make an impact of 0 and not NaN.
+        losses = np.minimum(losses, np.finfo(np.float32).max)
+        return tuple(values[0] - values[1:][excluded.which] for values in (errors, losses))
+
+    def largest(self, impacts: np.ndarray) -> np.ndarray:
+        """Return the c workers of largest impact, equal ones in random order."""
+        order = self.rng.permutation(len(impacts))
+        return order[np.argsort(-impacts[order], kind="stable")][: self.c]
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A named defense: a function that returns which workers to remove, at most `most` times c."""
+
+    name: str
+    function: Callable[[Suspicion], np.ndarray] | None
+    most: int
+
+    @property
+    def summary(self) -> str:
+        """What `list` prints beside the name."""
+        return summary(self.function) if self.function else "Nothing is removed."
+
+
+defenses: Registry[Defense] = Registry("defense")
+defenses.add("none", Defense("none", None, 0))
+
+
+def defense(name: str, most: int = 1) -> Callable:
+    """Register a function `(Suspicion) -> workers to remove` as defense `name`."""
+
+    def register(function: Callable[[Suspicion], np.ndarray]) -> Callable:
+        defenses.add(name, Defense(name, function, most))
+        return function
+
+    return register
+
+
+@defense("err")
+def error_rate_rejection(case: Suspicion) -> np.ndarray:
+    """ERR: remove the c workers of largest error rate impact."""
+    return case.largest(case.impacts[0])
+
+
+@defense("lfr")
+def loss_function_rejection(case: Suspicion) -> np.ndarray:
+    """LFR: remove the c workers of largest loss impact."""
+    return case.largest(case.impacts[1])
+
+
+@defense("union", most=2)
+def union(case: Suspicion) -> np.ndarray:
+    """Union: remove the workers that ERR or LFR removes, up to 2c."""
+    return np.union1d(error_rate_rejection(case), loss_function_rejection(case))
