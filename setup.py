@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.9,<3.13",
     install_requires=[
         "click>=8.1,<9",
+        "matplotlib>=3.7,<4",
         "numba>=0.59,<0.70",
         "numpy>=1.24,<2",
         "pandas>=2.0,<4",

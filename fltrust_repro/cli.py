@@ -1,10 +1,9 @@
-"""The commands: `python -m fltrust_repro run | reproduce | data | list`."""
+"""The commands: `python -m fltrust_repro run | reproduce | sweep | report | data | list`."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
+import shlex
 import signal
 import statistics
 import sys
@@ -13,21 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from fltrust_repro import datasets, report, sweep
+from fltrust_repro import datasets, fidelity, figures, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
-from fltrust_repro.backend import resolve_device
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.experiments import Experiment, available, load_experiment
+from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
 from fltrust_repro.models import models
+from fltrust_repro.options import (
+    announcer,
+    common,
+    machine_of,
+    out_option,
+    seed_range,
+    setting_options,
+    trials_option,
+)
 from fltrust_repro.registry import load_plugin, summary
-from fltrust_repro.settings import CHOICES, Setting
-from fltrust_repro.store import Store, Trial, check_writable, read_csv, write_csv, write_text
+from fltrust_repro.reproduction import warn
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Store, Trial, check_writable, write_text
 
 PAPER_TRIALS = 50
-LONG_HOURS = 1.0
 
 
 class _Group(click.Group):
@@ -49,87 +57,6 @@ class _Group(click.Group):
             context.exit(0)
 
 
-def _count(text: str, least: int) -> Callable:
-    def check(
-        _context: click.Context, _parameter: click.Parameter, value: int | None
-    ) -> int | None:
-        if value is not None and value < least:
-            raise BadInput(f"{text} is {value}; it must be at least {least}.")
-        return value
-
-    return check
-
-
-LAST_SEED = 2**31 - 1
-
-
-def _seeds(first: int, trials: int) -> range:
-    if first + trials - 1 > LAST_SEED:
-        raise BadInput(
-            f"--seed is {first} and --trials {trials}; the last seed must be at most {LAST_SEED}."
-        )
-    return range(first, first + trials)
-
-
-def _common(command: Callable) -> Callable:
-    options = [
-        click.option("--seed", "first_seed", default=0, show_default=True, metavar="S",
-                     callback=_count("--seed", 0), help="Trials have seeds S, S+1, ..."),
-        click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
-                     help="Where to compute; auto takes a GPU if MXNet sees one."),
-        click.option("--jobs", type=int, callback=_count("--jobs", 1),
-                     help="Worker processes; default one per core, on a GPU one."),
-        click.option("--data-dir", type=click.Path(path_type=Path),
-                     help="Where data sets are looked for first."),
-        click.option("--store", "store_path", default="trials.sqlite", show_default=True,
-                     type=click.Path(path_type=Path), help="File of finished trials."),
-        click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
-                     help="Python file with a rule, attack, model or data set of yours."),
-    ]  # fmt: skip
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
-def _setting_options(command: Callable) -> Callable:
-    types = {"int": int, "float": float, "str": str}
-    for field in reversed(dataclasses.fields(Setting)):
-        kind = types[field.type.split(" ")[0]]
-        metavar = "|".join(CHOICES[field.name]) if field.name in CHOICES else None
-        command = click.option(
-            "--" + field.name.replace("_", "-"),
-            field.name,
-            type=kind,
-            default=field.default,
-            show_default=field.default is not None,
-            metavar=metavar,
-            help=field.metadata["help"],
-        )(command)
-    return command
-
-
-def _machine(
-    device: str, jobs: int | None, data_dir: Path | None, plugins: tuple[Path, ...]
-) -> sweep.Machine:
-    for path in plugins:
-        load_plugin(path)
-    device = resolve_device(device)
-    default_jobs = sweep.usable_cores() if device == "cpu" else 1
-    return sweep.Machine(device, jobs or default_jobs, data_dir, plugins)
-
-
-def _announcer(trials: int) -> Callable[[float], None]:
-    def announce(hours: float) -> None:
-        if hours < LONG_HOURS:
-            return
-        click.echo(
-            f"This will take about {hours:.1f} hours on this machine. Smaller: --trials 1 takes "
-            f"about {hours / trials:.1f} hours. It can be stopped at any time (Ctrl-C); the same "
-            "command goes on.",
-            err=True,
-        )
-
-    return announce
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fltrust_repro")
 def main() -> None:
@@ -137,10 +64,9 @@ def main() -> None:
 
 
 @main.command()
-@_setting_options
-@click.option("--trials", default=1, show_default=True, callback=_count("--trials", 1),
-              help="How many seeds.")  # fmt: skip
-@_common
+@setting_options()
+@trials_option(1)
+@common
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(
     trials: int,
@@ -154,14 +80,14 @@ def run(
     **fields: Any,
 ) -> None:
     """Run trials of one setting."""
-    machine = _machine(device, jobs, data_dir, plugins)
+    machine = machine_of(device, jobs, data_dir, plugins)
     setting = Setting.from_dict(fields)
-    seeds = _seeds(first_seed, trials)
+    seeds = seed_range(first_seed, trials)
     datasets.fetch(setting.dataset, data_dir)
     with Store(store_path) as store:
-        sweep.run_missing([setting], seeds, store, machine, _announcer(trials))
+        sweep.run_missing([setting], seeds, store, machine, announcer(trials))
         finished = store.find(setting, seeds)
-    _warn(finished)
+    warn(finished)
     if as_json:
         click.echo(json.dumps(_as_json(setting, finished), indent=2))
         return
@@ -189,30 +115,11 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
     }
 
 
-def _warn(trials: list[Trial]) -> None:
-    empty = [t.result.empty_workers for t in trials if t.result.empty_workers]
-    if empty:
-        click.echo(
-            f"Note: in {len(empty)} of {len(trials)} trials some workers hold no training example "
-            f"(at most {max(empty)}) and send zero updates.",
-            err=True,
-        )
-    diverged = [t.seed for t in trials if t.result.diverged]
-    if diverged:
-        click.echo(
-            f"Note: the global model diverged with seeds {', '.join(map(str, diverged))}; the "
-            "error rate is that of the model with non-finite parameters.",
-            err=True,
-        )
-
-
 @main.command()
 @click.argument("names", nargs=-1, required=True, metavar="EXPERIMENT...")
-@click.option("--trials", default=PAPER_TRIALS, show_default=True, callback=_count("--trials", 1),
-              help="Trials per cell; the paper has 50.")  # fmt: skip
-@_common
-@click.option("--out", type=click.Path(path_type=Path), default=Path("experiments/results"),
-              show_default=True, help="Folder for CSV and Markdown.")  # fmt: skip
+@trials_option(PAPER_TRIALS)
+@common
+@out_option
 def reproduce(
     names: tuple[str, ...],
     trials: int,
@@ -224,19 +131,19 @@ def reproduce(
     plugins: tuple[Path, ...],
     out: Path,
 ) -> None:
-    """Run tables of the paper (or your own .toml) and print them next to the paper's values.
+    """Run tables and figures of the paper, or your own .toml, and print them beside the paper's.
 
     Trials that OUT already holds, committed ones for instance, are not run again.
     """
-    machine = _machine(device, jobs, data_dir, plugins)
+    machine = machine_of(device, jobs, data_dir, plugins)
     experiments = [load_experiment(name) for name in names]
-    seeds = _seeds(first_seed, trials)
+    seeds = seed_range(first_seed, trials)
     check_writable(out)
     missing = []
     with Store(store_path) as store:
         for experiment in experiments:
             try:
-                _reproduce(experiment, seeds, store, machine, out)
+                reproduction.reproduce(experiment, seeds, store, machine, out, announcer(trials))
             except DataUnavailable as error:
                 missing.append(experiment.name)
                 click.echo(f"\n{experiment.title}\nnot run: {error}", err=True)
@@ -245,52 +152,133 @@ def reproduce(
         sys.exit(1)
 
 
-def _reproduce(
-    experiment: Experiment, seeds: range, store: Store, machine: sweep.Machine, out: Path
+# The attack that the paper crafts for a rule (3.2 to 3.4, Appendix A).
+_CRAFTED = {"krum": "krum", "bulyan": "krum"}
+_FIGURE_2 = {
+    "no attack": {"attack": "none"},
+    "gaussian": {"attack": "gaussian"},
+    "label-flip": {"attack": "label-flip"},
+    "partial": {"knowledge": "partial"},
+    "full": {"knowledge": "full"},
+}
+
+
+@main.command("sweep")
+@click.option("--vary", required=True, metavar="|".join(VARIED), help="What the figure varies.")
+@click.option("--values", help="Its values, with commas between; default those of the paper.")
+@click.option("--rule", "rule_names", multiple=True, default=("krum", "trimmed-mean", "median"),
+              show_default=True, help="A panel of the figure; may be repeated.")  # fmt: skip
+@click.option("--attack", "attack_names", multiple=True,
+              help="A line of the figure; may be repeated. Default: the paper's five, with the "
+              "attack crafted for each rule.")  # fmt: skip
+@click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
+              show_default=True, help="A line per attack and knowledge.")  # fmt: skip
+@setting_options("rule", "attack", "knowledge")
+@click.option("--name", default=None, help="Name of the files in OUT; default sweep-VARY.")
+@trials_option(PAPER_TRIALS)
+@common
+@out_option
+@click.pass_context
+def sweep_command(
+    context: click.Context,
+    vary: str,
+    values: str | None,
+    rule_names: tuple[str, ...],
+    attack_names: tuple[str, ...],
+    knowledges: tuple[str, ...],
+    name: str | None,
+    trials: int,
+    first_seed: int,
+    device: str,
+    jobs: int | None,
+    data_dir: Path | None,
+    store_path: Path,
+    plugins: tuple[Path, ...],
+    out: Path,
+    **fields: Any,
 ) -> None:
-    trials_file = out / f"{experiment.name}.trials.csv"
-    known = _read_back(experiment, trials_file, store)
-    for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
-        datasets.fetch(name, machine.data_dir)
-    click.echo(f"\n{experiment.title}", err=True)
-    ran = sweep.run_missing(experiment.settings, seeds, store, machine, _announcer(len(seeds)))
-    if not ran:
-        click.echo("All trials were finished already.", err=True)
-    found = [store.find(cell.setting, seeds) for cell in experiment.cells]
-    measured = [report.measure(cell, trials) for cell, trials in zip(experiment.cells, found)]
-    _warn([trial for trials in found for trial in trials])
-
-    reused = sum(trial.name in known for trials in found for trial in trials)
-    lines = [
-        f"{experiment.title}. Error rate ± 95% confidence (paper, difference); "
-        f"{len(seeds)} trial{'s' * (len(seeds) > 1)}, seeds {seeds[0]} to {seeds[-1]}.",
-        "",
-        report.table(experiment, measured, "simple"),
-        "",
-        f"{report.summary_line(measured)}.  * outside the tolerance  ? too few trials to say",
-    ]
-    if reused:
-        lines.append(f"{reused} trials were taken from {trials_file}.")
-    click.echo("\n".join(lines))
-
-    settings = dict.fromkeys(experiment.settings)
-    write_csv(trials_file, [trial for setting in settings for trial in store.find(setting)])
-    write_text(
-        out / f"{experiment.name}.csv", report.as_frame(experiment, measured).to_csv(index=False)
-    )
-    write_text(
-        out / f"{experiment.name}.md",
-        report.markdown(experiment, measured, [t for trials in found for t in trials]),
-    )
+    """Run a figure: error rates as one parameter varies, a panel per rule, a line per attack."""
+    machine = machine_of(device, jobs, data_dir, plugins)
+    panels = {
+        rule: {"rule": rules[rule].name, "attack": _CRAFTED.get(rule, "trimmed-mean")}
+        for rule in rule_names
+    }
+    lines = _attack_lines(attack_names, knowledges) if attack_names else _FIGURE_2
+    title = f"{fields['model']} on {fields['dataset']}, {vary} varied"
+    points = None if values is None else _numbers(values)
+    name = name or f"sweep-{vary}"
+    # A parameter left to its default follows what varies; the others are as given.
+    told = {key: value for key, value in fields.items() if value is not None}
+    command = " ".join(["sweep", *_as_typed(context)])
+    figure = figure_of(name, command, title, told, panels, lines, vary, points)
+    seeds = seed_range(first_seed, trials)
+    check_writable(out)
+    with Store(store_path) as store:
+        reproduction.reproduce(figure, seeds, store, machine, out, announcer(trials))
 
 
-def _read_back(experiment: Experiment, file: Path, store: Store) -> set:
-    """Take the trials of an earlier run, committed ones for instance, into the store."""
-    if not file.is_file():
-        return set()
-    settings = set(experiment.settings)
-    known = [trial for trial in read_csv(file) if trial.setting in settings]
-    return {trial.name for trial in known if store.add(trial)}
+def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    lines: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if not attacks[name].has_knowledge:
+            lines[name] = {"attack": name}
+            continue
+        for knowledge in knowledges:
+            lines[f"{name}, {knowledge}"] = {"attack": name, "knowledge": knowledge}
+    return lines
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [int(part) if part.strip().isdigit() else float(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(
+            f"--values is {text!r}; give numbers with commas between, as 5,10,20."
+        ) from None
+
+
+def _as_typed(context: click.Context) -> list[str]:
+    """What the user typed, but for how many trials to run and where."""
+    left_out = ("trials", "first_seed", "device", "jobs", "data_dir", "store_path", "out")
+    words = []
+    for option in context.command.params:
+        typed = context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        if typed and option.name not in left_out:
+            value = context.params[option.name]
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [option.opts[0], shlex.quote(str(one))]
+    return words
+
+
+@main.command("report")
+@click.option("--store", "store_path", default="trials.sqlite", show_default=True,
+              type=click.Path(path_type=Path), help="Finished trials, if it exists.")  # fmt: skip
+@out_option
+@click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
+def report_command(store_path: Path, out: Path, as_latex: bool) -> None:
+    """Set every number that the paper prints beside ours, and check its claims in words.
+
+    Reads the trials in OUT and in the store; runs none. Writes OUT/fidelity.md and fidelity.csv.
+    """
+    check_writable(out)
+    experiments = fidelity.all_experiments()
+    if store_path.is_file():
+        with Store(store_path) as store:
+            trials = fidelity.finished(out, store)
+    else:
+        trials = fidelity.finished(out, None)
+    frame = fidelity.as_frame(experiments, trials)
+    write_text(out / "fidelity.md", fidelity.markdown(experiments, trials))
+    write_text(out / "fidelity.csv", frame.to_csv(index=False))
+    for experiment in experiments:
+        if fidelity.drawable(experiment, trials):
+            figures.draw(experiment, fidelity.measured(experiment, trials), out)
+        if as_latex and experiment.figure is None:
+            write_text(out / f"{experiment.name}.tex", fidelity.latex(experiment, trials))
+    click.echo(fidelity.summary(frame))
+    for line in fidelity.outside(frame):
+        click.echo(line)
+    click.echo(f"The whole report: {out / 'fidelity.md'}")
 
 
 @main.group()

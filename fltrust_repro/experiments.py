@@ -1,15 +1,26 @@
-"""experiments/*.toml -> settings: one file per table of the paper, or of a user's own.
+"""experiments/*.toml -> settings: one file per table and figure of the paper, or of a user's own.
 
 title = "..."
+measure = "lowest_error_rate"   # optional: the default is "error_rate", of the final model
+seconds = 5          # optional: of one trial on one CPU core, to say what missing cells cost
 [setting]            # what all cells share
 [rows]               # per row: name = { setting fields }
 [columns]            # per column likewise; it wins over the row
-[paper]              # optional: row = [the paper's value for each column]
+[paper]              # optional: row = [the paper's value for each column, nan for none]
+
+A figure has, in place of rows and columns:
+
+vary = "c"           # one of `VARIED`: what the horizontal axis shows
+values = [5, 10]     # optional: the default is in `VARIED`
+[panels]             # per panel: name = { setting fields }
+[lines]              # per line likewise; it wins over the panel
 """
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +34,51 @@ else:
     import tomli as tomllib
 
 
+MEASURES = ("error_rate", "lowest_error_rate")
+
+
+@dataclass(frozen=True)
+class Varied:
+    """A parameter that figures vary: its axis, its setting fields, the values of the paper.
+
+    The paper's text does not print the points of its figures; the values are assumed.
+    """
+
+    label: str
+    fields: Callable[[Any], dict[str, Any]]
+    values: tuple[float, ...]
+
+
+VARIED = {
+    "m": Varied(
+        "number of worker devices m (c = m / 5)",
+        lambda m: {"workers": m, "compromised": m // 5},
+        (25, 50, 75, 100, 150),
+    ),
+    "c": Varied(
+        "compromised worker devices c", lambda c: {"compromised": c}, (5, 10, 15, 20, 25, 30)
+    ),
+    "p": Varied("degree of non-IID p", lambda p: {"non_iid": p}, (0.1, 0.3, 0.5, 0.7, 0.9)),
+    "beta": Varied(
+        "trimmed values per side beta", lambda beta: {"beta": beta}, (20, 25, 30, 35, 40, 45)
+    ),
+    "epsilon": Varied(
+        "epsilon of the Krum attack",
+        lambda epsilon: {"epsilon": epsilon},
+        (0.01, 0.05, 0.1, 0.5, 1.0, 2.0),
+    ),
+    "rounds": Varied("rounds of local SGD", lambda n: {"rounds": n}, (1, 2, 3, 5, 10)),
+    "selected": Varied(
+        "worker devices selected per iteration", lambda n: {"selected": n}, (20, 40, 60, 80, 100)
+    ),
+    "poisoned-fraction": Varied(
+        "fraction of poisoned iterations",
+        lambda share: {"poisoned_fraction": share},
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell of a table: its setting and, where the paper prints it, the paper's value."""
@@ -34,20 +90,72 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """What turns a table into a figure: a row per panel and line, a column per value."""
+
+    label: str
+    values: tuple[float, ...]
+    panels: tuple[str, ...]
+    lines: tuple[str, ...]
+
+    def row(self, panel: str, line: str) -> str:
+        """Return the row of the table that holds a panel's line."""
+        return f"{panel}: {line}" if len(self.panels) > 1 else line
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A named set of settings, arranged as a table."""
 
     name: str
-    command: str  # what `reproduce` takes
+    command: str  # that runs it, after `python -m fltrust_repro`
     title: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: tuple[Cell, ...]
+    figure: Figure | None = None
+    measure: str = "error_rate"
+    seconds: float | None = None
 
     @property
     def settings(self) -> tuple[Setting, ...]:
         """The settings of all cells, row by row."""
         return tuple(cell.setting for cell in self.cells)
+
+
+def figure_of(
+    name: str,
+    command: str,
+    title: str,
+    shared: dict[str, Any],
+    panels: dict[str, dict[str, Any]],
+    lines: dict[str, dict[str, Any]],
+    vary: str,
+    values: Sequence[float] | None = None,
+    seconds: float | None = None,
+) -> Experiment:
+    """Arrange a figure: for each panel and line a row of settings, one per value of `vary`.
+
+    Raises `BadInput` for an unknown `vary`, for no values, and for a wrong setting.
+    """
+    if vary not in VARIED:
+        raise BadInput(f"vary is {vary!r}; choose one of {', '.join(VARIED)}.")
+    varied = VARIED[vary]
+    points = tuple(varied.values if values is None else values)
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in points)
+    if not numbers or not points or len(set(points)) < len(points):
+        raise BadInput(f"values are {list(points)}; give at least one number, and none twice.")
+    figure = Figure(varied.label, points, tuple(panels), tuple(lines))
+    cells = []
+    for panel, panel_fields in panels.items():
+        for line, line_fields in lines.items():
+            for point in points:
+                fields = {**shared, **panel_fields, **line_fields, **varied.fields(point)}
+                row, column = figure.row(panel, line), f"{vary} = {point:g}"
+                cells.append(Cell(row, column, Setting.from_dict(fields), None))
+    rows = tuple(dict.fromkeys(cell.row for cell in cells))
+    columns = tuple(dict.fromkeys(cell.column for cell in cells))
+    return Experiment(name, command, title, rows, columns, tuple(cells), figure, seconds=seconds)
 
 
 def directory() -> Path:
@@ -85,25 +193,77 @@ def load_experiment(name: str) -> Experiment:
     return _build(file, content)
 
 
-_PARTS = {"title": "text", "setting": "table", "rows": "table", "columns": "table"}
+_KINDS = {
+    "title": str,
+    "measure": str,
+    "seconds": (int, float),
+    "setting": dict,
+    "rows": dict,
+    "columns": dict,
+    "paper": dict,
+    "vary": str,
+    "values": list,
+    "panels": dict,
+    "lines": dict,
+}
+_TABLE = ("title", "setting", "rows", "columns")
+_FIGURE = ("title", "setting", "vary", "panels", "lines")
 
 
 def _build(file: Path, content: dict[str, Any]) -> Experiment:
-    strange = sorted(set(content) - {*_PARTS, "paper"})
+    strange = sorted(set(content) - set(_KINDS))
     if strange:
         raise BadInput(
-            f"{file} has unknown parts {', '.join(strange)}; there are {', '.join(_PARTS)}, paper."
+            f"{file} has unknown parts {', '.join(strange)}; there are {', '.join(_KINDS)}."
         )
-    for part, kind in {**_PARTS, "paper": "table"}.items():
-        value = content.get(part, {} if part == "paper" else None)
-        if not isinstance(value, str if kind == "text" else dict):
+    needed = _FIGURE if "vary" in content else _TABLE
+    for part in dict.fromkeys([*needed, *content]):
+        if not isinstance(content.get(part), _KINDS[part]):
+            kind = {str: "text", dict: "table", list: "list"}.get(_KINDS[part], "number")
             raise BadInput(f"{file} has no {part}, or not as a {kind}; see table2a.toml.")
-    for part in ("rows", "columns"):
+    for part in set(needed) & {"rows", "columns", "panels", "lines"}:
         for name, fields in content[part].items():
             if not isinstance(fields, dict):
                 raise BadInput(f"{file}: {name!r} in [{part}] must be {{ field = value, ... }}.")
         if not content[part]:
             raise BadInput(f"{file} has no {part}; an experiment needs at least one of each.")
+    measure = content.get("measure", MEASURES[0])
+    if measure not in MEASURES:
+        raise BadInput(f"{file}: measure is {measure!r}; choose one of {', '.join(MEASURES)}.")
+    target = file.stem if file.parent == directory() else str(file)
+    name, command = file.stem, f"reproduce {target}"
+    if "vary" in content:
+        return _figure(file, name, command, content)
+    return Experiment(
+        name=name,
+        command=command,
+        title=content["title"],
+        rows=tuple(content["rows"]),
+        columns=tuple(content["columns"]),
+        cells=tuple(_cells(file, content)),
+        measure=measure,
+        seconds=content.get("seconds"),
+    )
+
+
+def _figure(file: Path, name: str, command: str, content: dict[str, Any]) -> Experiment:
+    try:
+        return figure_of(
+            name,
+            command,
+            content["title"],
+            content["setting"],
+            content["panels"],
+            content["lines"],
+            content["vary"],
+            content.get("values"),
+            content.get("seconds"),
+        )
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from error
+
+
+def _cells(file: Path, content: dict[str, Any]) -> list[Cell]:
     cells = []
     for row, values in _paper_values(file, content).items():
         for (column, fields), value in zip(content["columns"].items(), values):
@@ -113,15 +273,9 @@ def _build(file: Path, content: dict[str, Any]) -> Experiment:
                 )
             except BadInput as error:
                 raise BadInput(f"{file}, row {row!r}, column {column!r}: {error}") from error
-            cells.append(Cell(row, column, setting, value))
-    return Experiment(
-        name=file.stem,
-        command=file.stem if file.parent == directory() else str(file),
-        title=content["title"],
-        rows=tuple(content["rows"]),
-        columns=tuple(content["columns"]),
-        cells=tuple(cells),
-    )
+            known = value is not None and not math.isnan(value)
+            cells.append(Cell(row, column, setting, value if known else None))
+    return cells
 
 
 def _paper_values(file: Path, content: dict[str, Any]) -> dict[str, list[float | None]]:

@@ -51,9 +51,9 @@ class Measured:
         return math.nan if self.cell.paper is None else self.mean - self.cell.paper
 
 
-def measure(cell: Cell, trials: Sequence[Trial]) -> Measured:
-    """Collect a cell's finished trials."""
-    errors = tuple(trial.result.error_rate for trial in trials)
+def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:
+    """Collect a cell's finished trials; `what` is "error_rate" or "lowest_error_rate"."""
+    errors = tuple(getattr(trial.result, what) for trial in trials)
     return Measured(cell, errors, sum(trial.result.diverged for trial in trials))
 
 
@@ -69,7 +69,8 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
     if measured.cell.paper is None:
         return "not in the paper"
     tolerance = TOLERANCE
-    if attacks[measured.cell.setting.attack].has_knowledge and baseline is not None:
+    crafted = attacks[measured.cell.setting.attack].has_knowledge
+    if crafted and baseline is not None and baseline.cell.paper is not None:
         increase = measured.cell.paper - baseline.cell.paper
         tolerance += SHARE_OF_INCREASE * max(increase, 0.0)
         if increase >= NOTABLE_INCREASE:
@@ -89,14 +90,14 @@ def significantly_above(errors: Sequence[float], others: Sequence[float]) -> boo
     return bool(test.pvalue < 1 - LEVEL)
 
 
-def baselines(measured: Sequence[Measured]) -> dict[str, Measured]:
-    """Return each row's cell without attack."""
-    return {m.cell.row: m for m in measured if m.cell.setting.attack == "none"}
+def verdicts(measured: Sequence[Measured]) -> list[str]:
+    """Return the verdict on each cell, with the table's cell that differs by no attack alone."""
+    plain = {m.cell.setting: m for m in measured if m.cell.setting.attack == "none"}
+    return [verdict(m, plain.get(m.cell.setting.without_attack())) for m in measured]
 
 
 def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFrame:
     """One line per cell: paper, mean, std, ci95, trials, difference, verdict."""
-    plain = baselines(measured)
     lines = [
         {
             "experiment": experiment.name,
@@ -109,9 +110,9 @@ def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFra
             "trials": len(m.errors),
             "diverged": m.diverged,
             "difference": round(m.difference, 4),
-            "verdict": verdict(m, plain.get(m.cell.row)),
+            "verdict": judged,
         }
-        for m in measured
+        for m, judged in zip(measured, verdicts(measured))
     ]
     return pd.DataFrame(lines)
 
@@ -132,10 +133,9 @@ def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> s
     `style` is tabulate's: "simple" for a terminal, "github" for Markdown. A star marks a cell
     outside the tolerance of `verdict`, a question mark one with too few trials to say.
     """
-    plain = baselines(measured)
     texts = {
-        (m.cell.row, m.cell.column): _cell_text(m, verdict(m, plain.get(m.cell.row)))
-        for m in measured
+        (m.cell.row, m.cell.column): _cell_text(m, judged)
+        for m, judged in zip(measured, verdicts(measured))
     }
     frame = pd.DataFrame(
         [[texts[row, column] for column in experiment.columns] for row in experiment.rows],
@@ -146,11 +146,38 @@ def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> s
 
 
 def summary_line(measured: Sequence[Measured]) -> str:
-    """Count the cells that agree with the paper."""
-    plain = baselines(measured)
-    judged = [verdict(m, plain.get(m.cell.row)) for m in measured]
+    """Count the cells that agree with the paper, of those that it prints."""
+    judged = [v for v, m in zip(verdicts(measured), measured) if m.cell.paper is not None]
     counts = {word: judged.count(word) for word in dict.fromkeys(judged)}
     return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def _has_paper(measured: Sequence[Measured]) -> bool:
+    return any(m.cell.paper is not None for m in measured)
+
+
+def heading(measured: Sequence[Measured]) -> str:
+    """Say what the cells of a table show."""
+    paper = " (the paper's value, difference)" if _has_paper(measured) else ""
+    return f"Testing error rate ± 95% confidence interval{paper}"
+
+
+def _legend(measured: Sequence[Measured]) -> list[str]:
+    if not _has_paper(measured):
+        return []
+    return [
+        f"{summary_line(measured)}. A star marks a cell outside the tolerance: 0.03, in",
+        "attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where",
+        "the increase must also be significant (95%) if the paper's is 0.05 or more. A",
+        "question mark: too few trials to say.",
+        "",
+    ]
+
+
+def _pictures(experiment: Experiment) -> list[str]:
+    if experiment.figure is None:
+        return []
+    return [f"![{experiment.title}]({experiment.name}.png)", ""]
 
 
 def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
@@ -160,22 +187,18 @@ def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Seque
     hours = sum(trial.result.seconds for trial in trials) / 3600
     protocols = sorted({trial.protocol for trial in trials})
     command = (
-        f"python -m fltrust_repro reproduce {experiment.command} --trials {len(seeds)} "
-        f"--seed {seeds[0]}"
+        f"python -m fltrust_repro {experiment.command} --trials {len(seeds)} --seed {seeds[0]}"
     )
     return "\n".join(
         [
             f"# {experiment.title}",
             "",
-            "Testing error rate ± 95% confidence interval (the paper's value, difference).",
+            f"{heading(measured)}.",
             "",
             table(experiment, measured, "github"),
             "",
-            f"{summary_line(measured)}. A star marks a cell outside the tolerance: 0.03, in",
-            "attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where",
-            "the increase must also be significant (95%) if the paper's is 0.05 or more. A",
-            "question mark: too few trials to say.",
-            "",
+            *_pictures(experiment),
+            *_legend(measured),
             f"- Command: `{command}`",
             f"- Trials: {len(trials)} in all, seeds {seeds[0]} to {seeds[-1]}",
             f"- Training time: {hours:.2f} hours, one process each; protocol version "

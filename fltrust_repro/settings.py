@@ -32,6 +32,18 @@ DEFAULT_LEARNING_RATE = 0.1
 DEALING = {"breast-cancer": "shared"}
 DEFAULT_DEALING = "once"
 
+# What only an attacker reads: without an attack, they change nothing and take their defaults.
+ATTACK_FIELDS = (
+    "epsilon",
+    "b",
+    "poisoned_fraction",
+    "goal",
+    "direction",
+    "attacker_assumes",
+    "base",
+    "interval_space",
+)
+
 MOST = 1_000_000
 
 CHOICES = {
@@ -101,6 +113,10 @@ class Setting:
             object.__setattr__(self, "knowledge", None)
         self._check_ranges()
         self._check_limits()
+        if self.attack == "none":
+            for field in dataclasses.fields(self):
+                if field.name in ATTACK_FIELDS:
+                    object.__setattr__(self, field.name, field.default)
 
     def _defaults(self) -> dict[str, Any]:
         return {
@@ -185,6 +201,10 @@ class Setting:
                 "goal is 'deviation' with knowledge 'partial'; the paper has this goal for full "
                 "knowledge only (Appendix B): use knowledge full."
             )
+
+    def without_attack(self) -> Setting:
+        """Return the setting with which an attacked one is compared."""
+        return dataclasses.replace(self, attack="none")
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, defaults filled in."""

@@ -13,7 +13,7 @@ import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,11 @@ class Store:
         rows = (dict(zip(COLUMNS, row)) for row in cursor)
         return [Trial.from_row(row) for row in rows if seeds is None or row["seed"] in seeds]
 
+    def everything(self) -> Iterator[Trial]:
+        """Yield all finished trials, of every protocol."""
+        for row in self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM trials"):
+            yield Trial.from_row(dict(zip(COLUMNS, row)))
+
 
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
     """Write finished trials as CSV, atomically; `read_csv` reads them back."""
@@ -233,12 +238,17 @@ def _not_writable(path: Path, error: OSError) -> BadInput:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; `BadInput` where the folder cannot be written."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; `BadInput` where the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
         except BaseException:

@@ -136,6 +136,8 @@ def test_workers_without_examples_are_mentioned(call):
         "run",
         "--dataset",
         "breast-cancer",
+        "--dealing",
+        "once",
         "--iterations",
         "1",
         "--device",
@@ -324,3 +326,49 @@ def test_a_reader_that_stops_early_is_no_error():
     )
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path):
+    command = [
+        "sweep", "--vary", "c", "--values", "1,3", "--rule", "krum", "--rule", "median",
+        "--attack", "none", "--attack", "trimmed-mean", "--knowledge", "full",
+        *RUN[1:5], "--iterations", "6", "--trials", 2, "--jobs", 1, "--out", "results",
+    ]  # fmt: skip
+    code, out, err = call(*command)
+    assert code == 0, err
+    assert "krum: trimmed-mean, full" in out
+    assert "8/8" not in err
+    assert "16/16 trials" in err
+    folder = tmp_path / "results"
+    names = {f"sweep-c.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
+    assert {path.name for path in folder.iterdir()} == names
+    page = (folder / "sweep-c.md").read_text()
+    assert "![lr on digits, c varied](sweep-c.png)" in page
+    repeated = "sweep --vary c --values 1,3 --rule krum --rule median --attack none"
+    assert repeated in page
+    assert "--jobs" not in page
+    assert "--iterations 6 --trials 2 --seed 0" in page
+
+
+def test_sweep_takes_the_papers_attacks_where_none_is_named(call):
+    code, out, _ = call(
+        "sweep", "--vary", "epsilon", "--values", "0.5", "--rule", "krum", *RUN[1:7],
+        "--iterations", 3, "--trials", 1, "--jobs", 1, "--out", "results", "--name", "mine",
+    )  # fmt: skip
+    assert code == 0
+    lines = [line.split()[0] for line in out.splitlines() if "epsilon" not in line and line]
+    assert [word for word in lines if word in ("gaussian", "label-flip", "partial", "full")] == [
+        "gaussian", "label-flip", "partial", "full",
+    ]  # fmt: skip
+
+
+def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_processes):
+    no_processes()
+    code, out, err = call("report", "--out", "results", "--latex", "--store", "none.sqlite")
+    assert code == 0, err
+    assert out.startswith("0 of the ")
+    page = (tmp_path / "results" / "fidelity.md").read_text()
+    assert page.startswith("# Fidelity report")
+    assert "not measured" in page
+    assert (tmp_path / "results" / "table2a.tex").is_file()
+    assert len(pd.read_csv(tmp_path / "results" / "fidelity.csv")) > 140

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fltrust_repro.errors import BadInput
-from fltrust_repro.experiments import available, load_experiment
+from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
 from fltrust_repro.settings import Setting
 
 COLUMNS = ("no-attack", "gaussian", "label-flip", "partial", "full")
@@ -141,3 +141,118 @@ def test_a_wrong_file_is_one_sentence_that_names_it_and_the_place(tmp_path, case
 def test_an_unknown_name_is_answered_with_the_names_there_are():
     with pytest.raises(BadInput, match=r"'table2z'.*table2a, table2b"):
         load_experiment("table2z")
+
+
+FIGURE = """
+title = "Mine"
+vary = "c"
+[setting]
+dataset = "digits"
+workers = 20
+[panels]
+krum = { rule = "krum", attack = "krum" }
+median = { rule = "median", attack = "trimmed-mean" }
+[lines]
+no-attack = { attack = "none" }
+full = { knowledge = "full" }
+"""
+
+
+def test_a_figure_is_a_row_per_panel_and_line_and_a_column_per_value(tmp_path):
+    experiment = load(tmp_path, FIGURE.replace('"c"', '"c"\nvalues = [2, 4]'))
+    assert experiment.rows == ("krum: no-attack", "krum: full", "median: no-attack", "median: full")
+    assert experiment.columns == ("c = 2", "c = 4")
+    assert [cell.setting.compromised for cell in experiment.cells] == [2, 4] * 4
+    assert [cell.setting.beta for cell in experiment.cells] == [2, 4] * 4
+    assert experiment.cells[2].setting.attack == "krum"
+
+
+VARIED_FIELDS = {
+    "m": ("workers", {"compromised": 5, "selected": 25}),
+    "c": ("compromised", {"beta": 5}),
+    "p": ("non_iid", {}),
+    "beta": ("beta", {}),
+    "epsilon": ("epsilon", {}),
+    "rounds": ("rounds", {}),
+    "selected": ("selected", {}),
+    "poisoned-fraction": ("poisoned_fraction", {}),
+}
+
+
+@pytest.mark.parametrize("vary", VARIED_FIELDS)
+def test_each_varied_parameter_takes_the_values_of_the_paper(vary):
+    field, first = VARIED_FIELDS[vary]
+    rule = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
+    figure = figure_of("f", "", "", {}, {"a": rule}, {"full": {}}, vary)
+    points = [getattr(cell.setting, field) for cell in figure.cells]
+    assert tuple(points) == VARIED[vary].values == figure.figure.values
+    for name, value in first.items():
+        assert getattr(figure.cells[0].setting, name) == value
+
+
+WRONG_FIGURES = {
+    "unknown axis": ("vary is 'd'; choose one of m, c", ('"c"', '"d"')),
+    "no value": ("values are \\[\\]", ('"c"', '"c"\nvalues = []')),
+    "a value twice": ("none twice", ('"c"', '"c"\nvalues = [2, 2]')),
+    "a word": ("at least one number", ('"c"', '"c"\nvalues = ["a"]')),
+    "no panels": ("no panels", ("[panels]", "[columns]")),
+    "out of range": ("compromised is 10", ('"c"', '"c"\nvalues = [10]')),
+    "no such measure": ("measure is 'best'", ('"c"', '"c"\nmeasure = "best"')),
+    "a part as text": ("has no seconds, or not as a number", ('"c"', '"c"\nseconds = "3"')),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FIGURES)
+def test_a_wrong_figure_is_one_sentence(tmp_path, case):
+    words, (found, instead) = WRONG_FIGURES[case]
+    with pytest.raises(BadInput, match=f"(?s)mine.toml.*{words}"):
+        load(tmp_path, FIGURE.replace(found, instead, 1))
+
+
+# The other tables of the paper, typed from its pages.
+TABLES = {
+    "table3": """0.10 0.10 0.09 0.69 0.70
+                 0.06 0.06 0.07 0.12 0.18
+                 0.06 0.06 0.06 0.11 0.32""",
+    "table4": "0.14 0.12 0.13  0.70 0.15 0.18  0.14 0.25 0.20",
+    "table6": """0.14 0.72 0.13  0.14 0.62 0.13  0.14 0.58 0.14  0.14 0.48 0.14
+                 0.12 0.15 0.23  0.12 0.17 0.21  0.12 0.18 0.12  0.12 0.18 0.12
+                 0.13 0.17 0.19  0.13 0.21 0.25  0.13 0.20 0.13  0.13 0.19 0.14""",
+    "table7b": "0.14 0.36 0.38",
+    "table8": "0.14 0.87 0.80  0.12 0.10 0.52  0.13 0.12 0.29",
+    "section42": "0.01 0.08 0.07 0.01  0.04 0.09 0.09 0.01",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_the_papers_values(name):
+    cells = load_experiment(name).cells
+    assert [cell.paper for cell in cells] == [float(value) for value in TABLES[name].split()]
+
+
+def test_attacks_meet_rules_and_defenses_as_tables_4_to_8_say():
+    def at(name, row, column):
+        cells = load_experiment(name).cells
+        return next(c.setting for c in cells if (c.row, c.column) == (row, column))
+
+    transfer = at("table4", "trimmed-mean-attack", "krum")
+    assert (transfer.rule, transfer.attack, transfer.knowledge) == (
+        "krum", "trimmed-mean", "partial",
+    )  # fmt: skip
+    defended = at("table6", "median-union", "krum")
+    assert (defended.rule, defended.defense, defended.attack) == ("median", "union", "krum")
+    assert defended.knowledge == "partial"
+    bulyan = at("table7b", "full", "bulyan")
+    assert (bulyan.rule, bulyan.attack, bulyan.knowledge) == ("bulyan", "krum", "full")
+    goal = at("table8", "median", "deviation")
+    assert (goal.rule, goal.attack, goal.goal) == ("median", "trimmed-mean", "deviation")
+    assert load_experiment("table3").measure == "lowest_error_rate"
+    assert set(load_experiment("table3").settings) == set(load_experiment("table2b").settings)
+    central = at("section42", "centralized-dnn", "mnist")
+    assert (central.workers, central.compromised, central.rule) == (1, 0, "mean")
+
+
+def test_the_tables_and_figures_share_their_settings():
+    table = set(load_experiment("table2a").settings)
+    for name in ("table4", "table6", "table8", "figure2", "figure3", "figure4c", "figure5c"):
+        assert table & set(load_experiment(name).settings), name

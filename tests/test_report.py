@@ -139,7 +139,7 @@ def test_the_table_marks_cells_outside_and_cells_with_too_few_trials(experiment)
     text = report.table(experiment, cells, "github")
     assert "(0.12, +0.18) *" in text.replace("  ", " ")
     assert "0.50 (0.52, -0.02) ?" in text
-    assert report.summary_line(cells) == "1 outside, 1 too few trials, 2 missing"
+    assert report.summary_line(cells) == "1 outside, 1 too few trials"
 
 
 def test_the_csv_has_one_line_per_cell(experiment, cells):
@@ -158,7 +158,8 @@ def test_the_csv_has_one_line_per_cell(experiment, cells):
 def test_the_page_says_the_command_the_seeds_the_time_and_the_versions(experiment, cells, finished):
     page = report.markdown(experiment, cells, [t for part in finished for t in part])
     assert page.startswith("# Mine\n")
-    assert f"reproduce {experiment.command} --trials 2 --seed 0`" in page
+    assert f"python -m fltrust_repro {experiment.command} --trials 2 --seed 0`" in page
+    assert experiment.command.startswith("reproduce ")
     assert experiment.command.endswith("mine.toml")
     assert "5 in all, seeds 0 to 1" in page
     assert "Training time: 5.00 hours" in page

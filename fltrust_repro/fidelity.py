@@ -1,0 +1,188 @@
+"""The fidelity report: every value that the paper prints beside ours, and its claims in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fltrust_repro import claims, report
+from fltrust_repro.experiments import Experiment, available, load_experiment
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Store, Trial, protocol_of, read_csv
+
+PAPER_TRIALS = 50
+NOT_OF_THE_PAPER = ("readings",)  # experiments of ours
+
+
+def all_experiments() -> list[Experiment]:
+    """Return the experiments of the paper, by name."""
+    return [load_experiment(name) for name in available() if name not in NOT_OF_THE_PAPER]
+
+
+def finished(folder: Path, store: Store | None) -> dict[Setting, list[Trial]]:
+    """Return the finished trials in a results folder and a store by setting, each seed once."""
+    known: dict[Setting, dict[int, Trial]] = {}
+    from_files = [trial for file in sorted(folder.glob("*.trials.csv")) for trial in read_csv(file)]
+    for trial in [*from_files, *(store.everything() if store else ())]:
+        if trial.protocol == protocol_of(trial.setting):
+            known.setdefault(trial.setting, {}).setdefault(trial.seed, trial)
+    return {setting: [by[seed] for seed in sorted(by)] for setting, by in known.items()}
+
+
+def measured(
+    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
+) -> list[report.Measured]:
+    """Return an experiment's cells with all their trials."""
+    return [
+        report.measure(cell, trials.get(cell.setting, ()), experiment.measure)
+        for cell in experiment.cells
+    ]
+
+
+def as_frame(
+    experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]
+) -> pd.DataFrame:
+    """One line per value that the paper prints: `report.as_frame` of all tables, plus hours.
+
+    `hours` is what the trials short of 50 need on one CPU core.
+    """
+    parts = []
+    for experiment in experiments:
+        cells = measured(experiment, trials)
+        frame = report.as_frame(experiment, cells)
+        missing = (PAPER_TRIALS - frame["trials"]).clip(lower=0)
+        frame["hours"] = missing * _seconds(experiment, cells, trials) / 3600
+        parts.append(frame[[cell.paper is not None for cell in experiment.cells]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def _seconds(
+    experiment: Experiment,
+    cells: Sequence[report.Measured],
+    trials: Mapping[Setting, Sequence[Trial]],
+) -> float:
+    """A trial's time: the mean of the finished ones, else what the experiment's file says."""
+    known = [t.result.seconds for m in cells for t in trials.get(m.cell.setting, ())]
+    if known:
+        return sum(known) / len(known)
+    return math.nan if experiment.seconds is None else experiment.seconds
+
+
+def drawable(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> bool:
+    """Whether the experiment is a figure and each of its points has a trial."""
+    return experiment.figure is not None and all(s in trials for s in experiment.settings)
+
+
+def numbers(
+    experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]
+) -> claims.Numbers:
+    """Return the trials by experiment, row and column, as the claims look them up."""
+    return claims.Numbers(
+        {
+            (experiment.name, cell.row, cell.column): trials.get(cell.setting, ())
+            for experiment in experiments
+            for cell in experiment.cells
+        }
+    )
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """Count the measured cells, and those inside."""
+    done = frame[frame["trials"] > 0]
+    inside = int((done["verdict"] == "inside").sum())
+    share = f" ({inside / len(done):.0%})" if len(done) else ""
+    return (
+        f"{len(done)} of the {len(frame)} values that the paper prints are measured; {inside} of "
+        f"these{share} are inside the tolerance."
+    )
+
+
+def outside(frame: pd.DataFrame) -> list[str]:
+    """Return a line for each measured cell that is outside the tolerance."""
+    lines = frame[frame["verdict"] == "outside"]
+    return [
+        f"outside: {line.experiment}, {line.row}, {line.column}: {line.mean:.3f}, the paper has "
+        f"{line.paper:.2f} ({line.trials} trials)"
+        for line in lines.itertuples()
+    ]
+
+
+def markdown(experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]) -> str:
+    """Return the whole report as a page."""
+    frame = as_frame(experiments, trials)
+    parts = [
+        "# Fidelity report",
+        "",
+        f"{summary(frame)} Written by `python -m fltrust_repro report`.",
+        "",
+        "Inside: within 0.03 of the paper, under a crafted attack within 0.03 + 20% of the",
+        "increase that the paper prints over no attack; where that increase is 0.05 or more, ours",
+        "must be significant too (one-sided Welch test, 95%), so that an attack that does nothing",
+        "does not pass. ± is the 95% confidence interval over trials (Student's t).",
+        "",
+        "## What the paper says in words",
+        "",
+        _claims_table(experiments, trials),
+        "",
+    ]
+    for experiment in experiments:
+        lines = frame[frame["experiment"] == experiment.name]
+        if len(lines):
+            parts += [f"## {experiment.title}", "", _values_table(lines), ""]
+            parts += [_missing(lines), ""] * bool((lines["trials"] == 0).any())
+        elif drawable(experiment, trials):
+            picture = f"![{experiment.title}]({experiment.name}.png)"
+            parts += [f"## {experiment.title}", "", picture, ""]
+    return "\n".join(parts)
+
+
+def _claims_table(
+    experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]
+) -> str:
+    judged = claims.judge(numbers(experiments, trials))
+    rows = [(one.section, one.text, word, evidence) for one, word, evidence in judged]
+    table = pd.DataFrame(rows, columns=["section", "claim", "verdict", "ours"])
+    counts = table["verdict"].value_counts()
+    line = ", ".join(f"{counts[word]} {word}" for word in counts.index)
+    return f"{line}.\n\n{table.to_markdown(index=False)}"
+
+
+def _values_table(lines: pd.DataFrame) -> str:
+    table = pd.DataFrame(
+        {
+            "row": lines["row"],
+            "column": lines["column"],
+            "paper": lines["paper"].map("{:.2f}".format),
+            "ours": [
+                _with_interval(mean, half) for mean, half in zip(lines["mean"], lines["ci95"])
+            ],
+            "trials": lines["trials"],
+            "difference": ["" if math.isnan(d) else f"{d:+.3f}" for d in lines["difference"]],
+            "verdict": lines["verdict"],
+        }
+    )
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def _with_interval(mean: float, half: float) -> str:
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.3f}" + ("" if math.isnan(half) else f" ±{half:.3f}")
+
+
+def _missing(lines: pd.DataFrame) -> str:
+    absent = lines[lines["trials"] == 0]
+    hours = absent["hours"].sum()
+    cost = "unknown" if math.isnan(hours) else f"about {hours:,.1f}"
+    return (
+        f"Missing: {len(absent)} cells; {PAPER_TRIALS} trials of each take {cost} hours on one CPU "
+        "core."
+    )
+
+
+def latex(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> str:
+    """Return a table as LaTeX (booktabs), each cell "ours ± interval (paper, difference)"."""
+    return report.table(experiment, measured(experiment, trials), "latex_booktabs") + "\n"

@@ -1,0 +1,135 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from fltrust_repro import sweep
+from fltrust_repro.backend import resolve_device
+from fltrust_repro.errors import BadInput
+from fltrust_repro.registry import load_plugin
+from fltrust_repro.settings import CHOICES, Setting
+
+LONG_HOURS = 1.0
+
+
+def count(text: str, least: int) -> Callable:
+    """Return a callback that refuses a number below `least`, before anything runs."""
+
+    def check(
+        _context: click.Context, _parameter: click.Parameter, value: int | None
+    ) -> int | None:
+        if value is not None and value < least:
+            raise BadInput(f"{text} is {value}; it must be at least {least}.")
+        return value
+
+    return check
+
+
+LAST_SEED = 2**31 - 1
+
+
+def seed_range(first: int, trials: int) -> range:
+    """Return the seeds of N trials, S to S + N - 1."""
+    if first + trials - 1 > LAST_SEED:
+        raise BadInput(
+            f"--seed is {first} and --trials {trials}; the last seed must be at most {LAST_SEED}."
+        )
+    return range(first, first + trials)
+
+
+def common(command: Callable) -> Callable:
+    """Give a command the options that say where trials run and what is kept."""
+    options = [
+        click.option("--seed", "first_seed", default=0, show_default=True, metavar="S",
+                     callback=count("--seed", 0), help="Trials have seeds S, S+1, ..."),
+        click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
+                     help="Where to compute; auto takes a GPU if MXNet sees one."),
+        click.option("--jobs", type=int, callback=count("--jobs", 1),
+                     help="Worker processes; default one per core, on a GPU one."),
+        click.option("--data-dir", type=click.Path(path_type=Path),
+                     help="Where data sets are looked for first."),
+        click.option("--store", "store_path", default="trials.sqlite", show_default=True,
+                     type=click.Path(path_type=Path), help="File of finished trials."),
+        click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
+                     help="Python file with a rule, attack, model or data set of yours."),
+    ]  # fmt: skip
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def setting_options(*without: str) -> Callable:
+    """Give a command one option per field of `Setting` but those named."""
+
+    def add(command: Callable) -> Callable:
+        for field in reversed(dataclasses.fields(Setting)):
+            if field.name not in without:
+                command = _option_of(field)(command)
+        return command
+
+    return add
+
+
+def _option_of(field: dataclasses.Field) -> Callable:
+    return click.option(
+        "--" + field.name.replace("_", "-"),
+        field.name,
+        type={"int": int, "float": float, "str": str}[field.type.split(" ")[0]],
+        default=field.default,
+        show_default=field.default is not None,
+        metavar="|".join(CHOICES[field.name]) if field.name in CHOICES else None,
+        help=field.metadata["help"],
+    )
+
+
+def trials_option(default: int) -> Callable:
+    """Give a command `--trials`."""
+    return click.option(
+        "--trials",
+        default=default,
+        show_default=True,
+        callback=count("--trials", 1),
+        help="Trials (seeds) per setting; the paper has 50.",
+    )
+
+
+def out_option(command: Callable) -> Callable:
+    """Give a command `--out`."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("experiments/results"),
+        show_default=True,
+        help="Folder for CSV, Markdown and pictures.",
+    )(command)
+
+
+def machine_of(
+    device: str, jobs: int | None, data_dir: Path | None, plugins: tuple[Path, ...]
+) -> sweep.Machine:
+    """Load the plug-ins and find the device; `BadInput` where one cannot be had."""
+    for path in plugins:
+        load_plugin(path)
+    device = resolve_device(device)
+    default_jobs = sweep.usable_cores() if device == "cpu" else 1
+    return sweep.Machine(device, jobs or default_jobs, data_dir, plugins)
+
+
+def announcer(trials: int) -> Callable[[float], None]:
+    """Return a function that warns of a run that takes hours, and says how to shorten it."""
+
+    def announce(hours: float) -> None:
+        if hours < LONG_HOURS:
+            return
+        click.echo(
+            f"This will take about {hours:.1f} hours on this machine. Smaller: --trials 1 takes "
+            f"about {hours / trials:.1f} hours. It can be stopped at any time (Ctrl-C); the same "
+            "command goes on.",
+            err=True,
+        )
+
+    return announce

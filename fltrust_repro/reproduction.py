@@ -1,0 +1,103 @@
+"""Running an experiment: what is missing, then its table beside the paper's, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from fltrust_repro import datasets, figures, report, sweep
+from fltrust_repro.experiments import Experiment
+from fltrust_repro.store import Store, Trial, read_csv, write_csv, write_text
+
+
+def reproduce(
+    experiment: Experiment,
+    seeds: range,
+    store: Store,
+    machine: sweep.Machine,
+    out: Path,
+    announce: Callable[[float], None],
+) -> None:
+    """Run the trials that neither the store nor `out` has; print the table and write its files.
+
+    Writes NAME.csv, NAME.md and NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg too.
+    Raises `DataUnavailable` before any trial where a data set is missing.
+    """
+    known = read_back(experiment, out, store)
+    for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
+        datasets.fetch(name, machine.data_dir)
+    click.echo(f"\n{experiment.title}", err=True)
+    ran = sweep.run_missing(experiment.settings, seeds, store, machine, announce)
+    if not ran:
+        click.echo("All trials were finished already.", err=True)
+    found = [store.find(cell.setting, seeds) for cell in experiment.cells]
+    measured = [
+        report.measure(cell, trials, experiment.measure)
+        for cell, trials in zip(experiment.cells, found)
+    ]
+    warn([trial for trials in found for trial in trials])
+
+    reused = len({trial.name for trials in found for trial in trials} & known)
+    lines = [
+        f"{experiment.title}. {report.heading(measured)}; "
+        f"{len(seeds)} trial{'s' * (len(seeds) > 1)}, seeds {seeds[0]} to {seeds[-1]}.",
+        "",
+        report.table(experiment, measured, "simple"),
+        "",
+    ]
+    if judged := report.summary_line(measured):
+        lines.append(f"{judged}.  * outside the tolerance  ? too few trials to say")
+    if reused:
+        lines.append(f"{reused} trials were taken from {out}.")
+    click.echo("\n".join(lines))
+    _write(experiment, measured, found, store, out)
+
+
+def _write(
+    experiment: Experiment,
+    measured: Sequence[report.Measured],
+    found: Sequence[Sequence[Trial]],
+    store: Store,
+    out: Path,
+) -> None:
+    settings = dict.fromkeys(experiment.settings)
+    every = [trial for setting in settings for trial in store.find(setting)]
+    write_csv(out / f"{experiment.name}.trials.csv", every)
+    table = report.as_frame(experiment, measured).to_csv(index=False)
+    write_text(out / f"{experiment.name}.csv", table)
+    used = list({trial.name: trial for trials in found for trial in trials}.values())
+    write_text(out / f"{experiment.name}.md", report.markdown(experiment, measured, used))
+    if experiment.figure is not None:
+        figures.draw(experiment, measured, out)
+
+
+def read_back(experiment: Experiment, folder: Path, store: Store) -> set:
+    """Take the trials of earlier runs, committed ones for instance, into the store.
+
+    They may be another experiment's: tables and figures share settings. Returns the names of
+    those that the store did not have.
+    """
+    settings = set(experiment.settings)
+    files = sorted(folder.glob("*.trials.csv"))
+    known = [trial for file in files for trial in read_csv(file) if trial.setting in settings]
+    return {trial.name for trial in known if store.add(trial)}
+
+
+def warn(trials: Sequence[Trial]) -> None:
+    """Say what a reader of the numbers should know about these trials."""
+    empty = [t.result.empty_workers for t in trials if t.result.empty_workers]
+    if empty:
+        click.echo(
+            f"Note: in {len(empty)} of {len(trials)} trials some workers hold no training example "
+            f"(at most {max(empty)}) and send zero updates.",
+            err=True,
+        )
+    diverged = [t.seed for t in trials if t.result.diverged]
+    if diverged:
+        click.echo(
+            f"Note: the global model diverged with seeds {', '.join(map(str, diverged))}; the "
+            "error rate is that of the model with non-finite parameters.",
+            err=True,
+        )

@@ -1,0 +1,136 @@
+"""The fidelity report and the figures: from trials alone, whatever is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from fltrust_repro import claims, fidelity, figures
+from fltrust_repro.experiments import load_experiment
+from fltrust_repro.store import Store, Trial, protocol_of, write_csv
+from fltrust_repro.training import TrialResult
+
+
+def a_trial(setting, seed, error, seconds=36.0, notes=None, losses=(2.0, 1.0)) -> Trial:
+    curve = [(10, error, losses[0]), (500, error, losses[1])]
+    result = TrialResult(error, error / 2, 500, False, seconds, curve, 0, notes or {})
+    return Trial(setting, seed, result, "cpu", "python", "2020-01-01", protocol_of(setting))
+
+
+def as_printed(name, n=3):
+    """Trials of a table that are just what the paper prints."""
+    return {
+        cell.setting: [a_trial(cell.setting, seed, cell.paper) for seed in range(n)]
+        for cell in load_experiment(name).cells
+    }
+
+
+def test_trials_come_from_files_and_store_each_seed_once_and_of_this_protocol(tmp_path):
+    cell = load_experiment("table2a").cells[0]
+    old = Trial(**{**vars(a_trial(cell.setting, 7, 0.9)), "protocol": "0"})
+    write_csv(tmp_path / "table2a.trials.csv", [a_trial(cell.setting, s, 0.1) for s in (0, 1)])
+    with Store(tmp_path / "s.sqlite") as store:
+        for trial in (a_trial(cell.setting, 1, 0.5), a_trial(cell.setting, 2, 0.3), old):
+            store.add(trial)
+        found = fidelity.finished(tmp_path, store)
+    errors = [(trial.seed, trial.result.error_rate) for trial in found[cell.setting]]
+    assert errors == [(0, 0.1), (1, 0.1), (2, 0.3)]
+    assert list(fidelity.finished(tmp_path, None)) == [cell.setting]
+
+
+def test_every_printed_value_has_a_line_and_missing_ones_their_hours():
+    experiments = [load_experiment(name) for name in ("table2a", "table4")]
+    cell = experiments[0].cells[0]
+    frame = fidelity.as_frame(experiments, {cell.setting: [a_trial(cell.setting, 0, 0.14)]})
+    assert len(frame) == 15 + 9
+    assert list(frame["trials"][:2]) == [1, 0]
+    assert frame["hours"][0] == pytest.approx(49 * 36 / 3600)
+    assert frame["hours"][1] == pytest.approx(50 * 36 / 3600)
+    # Table 4 shares its cell without attack with Table 2 (a).
+    assert frame["trials"][15] == 1
+    untouched = fidelity.as_frame([load_experiment("table2b")], {})
+    assert untouched["hours"].sum() == pytest.approx(15 * 50 * 3400 / 3600)
+    assert set(untouched["verdict"]) == {"missing"}
+
+
+def test_a_report_of_what_the_paper_prints_is_inside_throughout_and_its_claims_hold():
+    names = ["table2a", "table2e", "table4", "table6", "table7b", "table8"]
+    trials = {setting: found for name in names for setting, found in as_printed(name).items()}
+    experiments = [load_experiment(name) for name in names]
+    frame = fidelity.as_frame(experiments, trials)
+    assert set(frame["verdict"]) == {"inside"}
+    assert fidelity.outside(frame) == []
+    assert fidelity.summary(frame).endswith("(100%) are inside the tolerance.")
+    page = fidelity.markdown(experiments, trials)
+    assert "| 0.72" in page
+    judged = claims.judge(fidelity.numbers(fidelity.all_experiments(), trials))
+    words = [word for _, word, _ in judged]
+    assert words.count("fails") == 0
+    assert words.count("holds") >= 16
+    assert words.count("not measured") >= 10
+
+
+def test_there_are_at_least_fifteen_claims_and_none_is_judged_without_numbers():
+    judged = claims.judge(claims.Numbers({}))
+    assert len(judged) >= 15
+    assert {word for _, word, _ in judged} == {"not measured"}
+
+
+def test_claims_fail_on_numbers_that_say_the_contrary():
+    trials = {}
+    for name in ("table2a", "table2e", "table4", "table6", "table7b", "table8", "figure2",
+                 "figure3", "figure4a", "figure4b", "figure5a", "figure5b", "figure5c",
+                 "section42", "table3", "table2b", "table2c", "table2d"):  # fmt: skip
+        for cell in load_experiment(name).cells:
+            # No attack does anything, training gets worse, and nothing depends on anything.
+            trials[cell.setting] = [
+                a_trial(cell.setting, seed, 0.3, losses=(1.0, 2.0), notes={
+                    "direction agreement": 0.5,
+                })
+                for seed in range(3)
+            ]  # fmt: skip
+    judged = claims.judge(fidelity.numbers(fidelity.all_experiments(), trials))
+    holding = [one.text for one, word, _ in judged if word == "holds"]
+    assert not [word for _, word, _ in judged if word == "not measured"]
+    # What says that an attack does nothing, or that one is comparable to another, still holds.
+    assert all(
+        any(word in text for word in ("no notable", "limited", "comparable", "not transfer",
+                                      "slightly", "as good"))
+        for text in holding
+    ), holding  # fmt: skip
+
+
+def test_missing_cells_are_named_with_their_hours():
+    page = fidelity.markdown([load_experiment("table7b")], {})
+    assert "Missing: 3 cells; 50 trials of each take about 0.3 hours" in page
+    assert "missing" in page
+
+
+def test_latex_has_every_cell():
+    text = fidelity.latex(load_experiment("table7b"), as_printed("table7b"))
+    assert text.startswith("\\begin{tabular}")
+    assert "0.36" in text
+    assert "bulyan" in text
+
+
+@pytest.mark.parametrize("name", ["figure2", "figure5b"])
+def test_a_figure_is_drawn_as_png_and_svg_the_same_each_time(tmp_path, name):
+    experiment = load_experiment(name)
+    trials = {s: [a_trial(s, seed, 0.1 * seed) for seed in range(3)] for s in experiment.settings}
+    assert fidelity.drawable(experiment, trials)
+    cells = fidelity.measured(experiment, trials)
+    figures.draw(experiment, cells, tmp_path)
+    png, svg = tmp_path / f"{name}.png", tmp_path / f"{name}.svg"
+    before = png.read_bytes(), svg.read_bytes()
+    assert before[0].startswith(b"\x89PNG")
+    text = svg.read_text()
+    assert "<svg" in text
+    figures.draw(experiment, cells, tmp_path)
+    assert (png.read_bytes(), svg.read_bytes()) == before
+
+
+def test_a_figure_with_points_missing_is_drawn_without_them(tmp_path):
+    experiment = load_experiment("figure4a")
+    some = {s: [a_trial(s, 0, 0.2)] for s in experiment.settings[:3]}
+    assert not fidelity.drawable(experiment, some)
+    figures.draw(experiment, fidelity.measured(experiment, some), tmp_path)
+    assert (tmp_path / "figure4a.png").stat().st_size > 5000
