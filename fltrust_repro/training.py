@@ -125,14 +125,14 @@ def run_trial(
     DataUnavailable
         The data set is not at hand and could not be downloaded.
     """
-    trial = _Trial(setting, seed, context(device, gpu), data_dir)
-    w, diverged, curve = trial.learner.initial, False, []
+    federation = Federation(setting, seed, context(device, gpu), data_dir)
+    w, diverged, curve = federation.learner.initial, False, []
     started = time.perf_counter()
     for iteration in range(1, setting.iterations + 1):
-        w, losses = trial.iterate(w, iteration)
+        w, losses = federation.iterate(w, iteration)
         diverged = not _is_finite(w)
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
-            curve.append((iteration, trial.error_rate(w), _mean_loss(losses)))
+            curve.append((iteration, federation.error_rate(w), _mean_loss(losses)))
         after_iteration()
         if diverged:
             break
@@ -144,12 +144,12 @@ def run_trial(
         diverged=diverged,
         seconds=time.perf_counter() - started,
         curve=curve,
-        empty_workers=trial.empty_workers,
-        notes=trial.finished_notes(),
+        empty_workers=federation.empty_workers,
+        notes=federation.finished_notes(),
     )
 
 
-class _Trial:
+class Federation:
     """Master and worker devices of one trial, and what they do in an iteration."""
 
     def __init__(
