@@ -29,12 +29,18 @@ EXTRA ?= $(shell PATH=$$PATH:/sbin:/usr/sbin; \
 READY = .venv/ready
 RUN   = .venv/bin/python -m fltrust_repro
 
-.PHONY: help setup table2 test smoke clean
+# The experiments that a CPU can do in hours, the quickest first.
+PAPER = table2a table4 table7b table8 figure4c figure5a figure5b figure5c figure4b figure4a \
+  table6 figure2 figure3 table2e
+
+.PHONY: help setup table2 paper test smoke clean
 
 help:
 	@echo "make table2   Table 2 next to the paper's values; options with their defaults:"
 	@echo "              PANELS=abcde (on a CPU: ea) TRIALS=50 DEVICE=auto|cpu|gpu SEED=0"
 	@echo "              JOBS=one per core, DATA_DIR=where data sets lie"
+	@echo "make paper    all tables and figures that a CPU can do, then the fidelity report; options"
+	@echo "              TRIALS, DEVICE, SEED, JOBS, DATA_DIR as above"
 	@echo "make test     the tests that end within minutes; ALL=1 for all"
 	@echo "make smoke    Table 2 in small on the CPU, in about a minute"
 	@echo "make setup    only the set-up; PYTHON=python3.11 and EXTRA=cpu|cuda choose"
@@ -87,6 +93,11 @@ table2: $(READY)
 	  echo "    make table2 PANELS=bcd TRIALS=1"; \
 	fi; \
 	exit $$status
+
+paper: $(READY)
+	$(RUN) reproduce $(PAPER) --trials '$(TRIALS)' --device $(DEVICE) $(if $(SEED),--seed '$(SEED)') \
+	  $(if $(JOBS),--jobs '$(JOBS)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+	$(RUN) report
 
 test: $(READY)
 	.venv/bin/python -m pytest tests $(if $(ALL),,-m "not slow and not gpu")

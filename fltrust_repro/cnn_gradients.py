@@ -155,21 +155,22 @@ def _cnn_forward(w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple) -
 
 
 @njit(cache=True)
-def _cnn_gradients(
+def _cnn_steps(
     w: np.ndarray,
     x: np.ndarray,
     labels: np.ndarray,
     members: np.ndarray,
     counts: np.ndarray,
+    rate: np.float32,
     ends: np.ndarray,
     sizes: tuple,
-    gradients: np.ndarray,
+    steps: np.ndarray,
     losses: np.ndarray,
 ) -> None:
-    """Gradient of each worker's batch-mean cross-entropy, by the chain rule from the last layer.
+    """A step of gradient descent on each worker's batch-mean cross-entropy, by the chain rule.
 
     All workers are at the same model w, so that examples x with labels pass through it once,
-    whoever holds them; worker i's are `members[i, :counts[i]]`, its gradient is row i.
+    whoever holds them; worker i's are `members[i, :counts[i]]`, its step is row i.
     """
     f1, f2, hidden, kh, kw, _ph, _pw = sizes
     n = x.shape[1]
@@ -191,13 +192,17 @@ def _cnn_gradients(
     d_z1 = z1.reshape(f1, -1)
 
     for i in range(counts.size):
-        row, mine = gradients[i], members[i, : counts[i]]
+        row, mine = steps[i], members[i, : counts[i]]
         if mine.size == 0:
             row[:] = 0
             continue
         losses[i] = loss[mine].mean()
+        # All parts of the gradient are linear in these, which are far smaller than the row.
+        scale = np.float32(-rate / mine.size)
         own_d_z1, own_d_z2 = _columns_of(d_z1, n, mine), _columns_of(d_z2, n, mine)
         own_d_units, own_residual = d_units[mine], residual[mine]
+        for small in (own_d_z1, own_d_z2, own_d_units, own_residual):
+            small *= scale
         row[: ends[0]].reshape(f1, -1)[:] = np.dot(own_d_z1, _columns_of(columns1, n, mine).T)
         row[ends[0] : ends[1]] = _row_sums(own_d_z1)
         row[ends[1] : ends[2]].reshape(f2, -1)[:] = np.dot(
@@ -208,7 +213,6 @@ def _cnn_gradients(
         row[ends[4] : ends[5]] = np.dot(_ones(mine.size), own_d_units)
         row[ends[5] : ends[6]].reshape(-1, hidden)[:] = np.dot(own_residual.T, units[mine])
         row[ends[6] :] = np.dot(_ones(mine.size), own_residual)
-        row *= np.float32(1.0 / mine.size)
 
 
 @njit(cache=True)
@@ -236,7 +240,7 @@ def _cnn_updates(
     """Local SGD of every worker; those that hold few examples share a pass of the first round."""
     rounds, workers, batch_size = batches.shape
     rate = np.float32(learning_rate)
-    gradient, unused = np.empty((1, w.size), dtype=np.float32), np.empty(1)
+    step, unused = np.empty((1, w.size), dtype=np.float32), np.empty(1)
     everything = np.arange(batch_size).reshape(1, -1)
     first = 0
     while first < workers:
@@ -262,8 +266,8 @@ def _cnn_updates(
             batch = _gather_channels_first(x, batches[r, first, :together])
             truth, local = labels[r, first, :together], w + mine[0]
             one = counts[first : first + 1]
-            _cnn_gradients(local, batch, truth, everything, one, ends, sizes, gradient, unused)
-            mine[0] -= rate * gradient[0]
+            _cnn_steps(local, batch, truth, everything, one, rate, ends, sizes, step, unused)
+            mine[0] += step[0]
         first = last
 
 
@@ -285,8 +289,7 @@ def _shared_pass(
         updates[:] = 0
     else:
         batch = _gather_channels_first(x, rows)
-        _cnn_gradients(w, batch, labels, members, counts, ends, sizes, updates, losses)
-        updates *= -rate
+        _cnn_steps(w, batch, labels, members, counts, rate, ends, sizes, updates, losses)
 
 
 @njit(cache=True)
