@@ -19,7 +19,7 @@ from fltrust_repro import backend
 from fltrust_repro.aggregation import Limit, krum_choice, krum_scores, rules, trimmed_mean
 from fltrust_repro.backend import NDArray, array_view, to_ndarray
 from fltrust_repro.kernels import squared_distances
-from fltrust_repro.poisoning import flip_labels
+from fltrust_repro.poisoning import PoisonedSet, flip_labels, poisoned_set
 from fltrust_repro.registry import Registry, summary
 
 if TYPE_CHECKING:
@@ -66,18 +66,24 @@ Poison = Callable[[np.ndarray, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Attack:
-    """A named attack: on the updates sent (`craft`), or on the batches' labels (`poison`)."""
+    """A named attack: on the updates sent (`craft`), or on data.
+
+    Data are attacked by the labels of the compromised workers' batches (`poison`), or by examples
+    that they hold beside their own (`inject`: Dataset, share, generator, folders, function to call
+    after each step -> PoisonedSet).
+    """
 
     name: str
     craft: Craft | None = None
     poison: Poison | None = None
+    inject: Callable[..., PoisonedSet] | None = None
     has_knowledge: bool = False
     limit: Limit | None = None
 
     @property
     def summary(self) -> str:
         """What `list` prints beside the name."""
-        function = self.craft or self.poison
+        function = self.craft or self.poison or self.inject
         return summary(function) if function else "The compromised workers behave."
 
 
@@ -100,6 +106,7 @@ def attack(name: str, has_knowledge: bool = True, limit: Limit | None = None) ->
 
 attacks.add("none", Attack("none"))
 attacks.add("label-flip", Attack("label-flip", poison=flip_labels))
+attacks.add("back-gradient", Attack("back-gradient", inject=poisoned_set))
 
 
 def changing_direction(known: NDArray, setting: Setting, everyone: bool) -> Any:

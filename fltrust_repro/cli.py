@@ -13,17 +13,21 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from tqdm import tqdm
 
 from fltrust_repro import datasets, fidelity, figures, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
+from fltrust_repro.back_gradient import BackGradient
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
+from fltrust_repro.files import check_writable, write_text
 from fltrust_repro.models import models
 from fltrust_repro.options import (
     announcer,
     common,
+    count,
     machine_of,
     out_option,
     seed_range,
@@ -33,7 +37,8 @@ from fltrust_repro.options import (
 from fltrust_repro.registry import load_plugin, summary
 from fltrust_repro.reproduction import warn
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store, Trial, check_writable, write_text
+from fltrust_repro.store import Store, Trial
+from fltrust_repro.training import poisoned_examples
 
 PAPER_TRIALS = 50
 
@@ -279,6 +284,35 @@ def report_command(store_path: Path, out: Path, as_latex: bool) -> None:
     for line in fidelity.outside(frame):
         click.echo(line)
     click.echo(f"The whole report: {out / 'fidelity.md'}")
+
+
+@main.command("poison")
+@click.option("--dataset", default="mnist-6000", show_default=True, help="Data set.")
+@click.option("--poisoned-share", default=0.04, show_default=True,
+              help="Poisoned examples, of all examples.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0),
+              help="Seed of the trial: it draws the data and the start.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Looked in first.")
+@click.option("--picture", type=click.Path(path_type=Path), default=Path("poisoned.png"),
+              show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
+def poison_command(
+    dataset: str, poisoned_share: float, seed: int, data_dir: Path | None, picture: Path
+) -> None:
+    """Make the back-gradient attack's poisoned examples (4.4), and draw some of them.
+
+    What was made for the same data, share and seed is taken from where it lies.
+    """
+    fields = {"attack": "back-gradient", "poisoned_share": poisoned_share}
+    setting = Setting(dataset=dataset, **fields)
+    with tqdm(total=BackGradient().outer_steps, unit="step", file=sys.stderr) as progress:
+
+        def after_step(loss: float) -> None:
+            progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            progress.update()
+
+        made = poisoned_examples(setting, seed, data_dir, after_step)
+    figures.draw_poisoned(made, picture)
+    click.echo(f"{len(made.x)} poisoned examples; some of them: {picture}")
 
 
 @main.group()

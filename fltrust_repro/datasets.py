@@ -176,6 +176,15 @@ def mnist(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
     return _published("mnist", directories)
 
 
+@dataset("mnist-6000")
+def mnist_6000(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
+    """MNIST with 6,000 training examples, drawn uniformly at random (Section 4.4)."""
+    data = _published("mnist", directories)
+    chosen = np.sort(rng.choice(len(data.train_y), 6_000, replace=False))
+    parts = (readers.frozen(part[chosen]) for part in (data.train_x, data.train_y))
+    return Dataset("mnist-6000", *parts, data.test_x, data.test_y, data.classes)
+
+
 @dataset("fashion-mnist")
 def fashion_mnist(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
     """Clothes: 60,000 + 10,000, 28x28, 10 classes (Zalando Research, MIT; 31 MB)."""

@@ -115,6 +115,8 @@ SOURCES: dict[str, Source] = {
     ),
 }
 
+SOURCES["mnist-6000"] = SOURCES["mnist"]
+
 CONTENT_MD5: dict[str, dict[str, str]] = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -206,7 +208,7 @@ def obtain(name: str, directories: Sequence[Path]) -> tuple[Path, ...]:
     source = SOURCES[name]
     if not source.mirrors:
         raise DataUnavailable(f"{name} needs a login to download; {by_hand(name, directories)}.")
-    folder = _writable_folder(name, directories)
+    folder = writable_folder(source.folder, directories, f"{name} cannot be downloaded")
     for names, (file, checksum) in zip(source.files, source.downloads.items()):
         if not _first_file(folder, names):
             _download(name, file, checksum, folder)
@@ -220,10 +222,14 @@ def by_hand(name: str, directories: Sequence[Path]) -> str:
     return f"put {source.by_hand} into {str(folder)!r}, or name another directory with --data-dir"
 
 
-def _writable_folder(name: str, directories: Sequence[Path]) -> Path:
+def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Path:
+    """Return folder `name` in the first of `directories` (then `data/`) that can be written.
+
+    Raises `DataUnavailable`, which starts with `problem`, where there is none.
+    """
     candidates = tuple(dict.fromkeys([*directories, Path("data").resolve()]))
     for directory in candidates:
-        folder = directory / SOURCES[name].folder
+        folder = directory / name
         if directory.exists() and not writable(directory):
             continue
         with contextlib.suppress(OSError):
@@ -232,7 +238,7 @@ def _writable_folder(name: str, directories: Sequence[Path]) -> Path:
                 return folder
     tried = ", ".join(repr(str(path)) for path in candidates)
     raise DataUnavailable(
-        f"{name} cannot be downloaded because none of {tried} can be written; name a directory "
+        f"{problem} because none of {tried} can be written; name a directory "
         "that can with --data-dir."
     )
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from fltrust_repro.experiments import Experiment
+from fltrust_repro.files import write_bytes
+from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
-from fltrust_repro.store import write_bytes
 
 # Told apart without colour: every line has its own grey, marker and dashes.
 _STYLES = (
@@ -60,6 +61,29 @@ def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> 
             content = io.BytesIO()
             picture.savefig(content, format=kind, dpi=150, metadata=metadata)
             write_bytes(folder / f"{experiment.name}.{kind}", content.getvalue())
+
+
+def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:
+    """Write a PNG with poisoned examples, each under the example that it started from.
+
+    The label that training is given stands above each pair.
+    """
+    from matplotlib.figure import Figure
+
+    shown = min(columns * rows, len(made.x))
+    rows = -(-shown // columns)
+    picture = Figure(figsize=(0.6 * columns, 1.5 * rows), layout="constrained")
+    axes = picture.subplots(2 * rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i in range(shown):
+        row, column = divmod(i, columns)
+        for offset, image in enumerate((made.start[i], made.x[i])):
+            axes[2 * row + offset, column].imshow(image[0], cmap="gray", vmin=0, vmax=1)
+        axes[2 * row, column].set_title(f"{made.labels[i]}", fontsize=7, pad=2)
+    content = io.BytesIO()
+    picture.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    write_bytes(path, content.getvalue())
 
 
 def _cycle(count: int) -> list[dict]:

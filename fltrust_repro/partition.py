@@ -95,6 +95,12 @@ def _groups(
     return np.where(stays, labels, (labels + elsewhere) % classes)
 
 
+def append_examples(shards: Shards, holders: np.ndarray, first: int) -> Shards:
+    """Give worker `holders[j]` the example first + j, beside its own."""
+    own = (first + np.flatnonzero(holders == worker) for worker in range(len(shards)))
+    return Shards.of([np.concatenate([shards[i], extra]) for i, extra in enumerate(own)])
+
+
 def shuffle_workers(shards: Shards, rng: np.random.Generator) -> Shards:
     """Number the workers at random, so that the first c are c random ones."""
     return Shards.of([shards[i] for i in rng.permutation(len(shards))])

@@ -9,7 +9,8 @@ import click
 
 from fltrust_repro import datasets, figures, report, sweep
 from fltrust_repro.experiments import Experiment
-from fltrust_repro.store import Store, Trial, read_csv, write_csv, write_text
+from fltrust_repro.files import write_text
+from fltrust_repro.store import Store, Trial, read_csv, write_csv
 
 
 def reproduce(

@@ -37,6 +37,8 @@ ATTACK_FIELDS = (
     "epsilon",
     "b",
     "poisoned_fraction",
+    "poisoned_share",
+    "distribution",
     "goal",
     "direction",
     "attacker_assumes",
@@ -54,6 +56,7 @@ CHOICES = {
     "base": ("received", "before-attack"),
     "interval_space": ("update", "model"),
     "goal": ("directed-deviation", "deviation"),
+    "distribution": ("uniform", "single-worker"),
     "dealing": ("once", "each-iteration", "shared"),
 }
 
@@ -96,6 +99,8 @@ class Setting:
     selected: int | None = _field(None, "Workers selected at random per iteration; default all.")
     poisoned_fraction: float = _field(1.0, "Share of iterations that are attacked, at random.")
     goal: str = _field("directed-deviation", "What the attacker maximises.")
+    poisoned_share: float = _field(0.04, "Examples of the back-gradient attack, of all examples.")
+    distribution: str = _field("uniform", "Who holds these: any compromised worker, or one.")
     direction: str = _field("mean", "Changing direction s: of the mean update or of the rule.")
     worker_order: str = _field("shuffled", "Which workers are compromised: c random or first c.")
     attacker_assumes: str = _field("zero", "Compromised models the attacker's Krum assumes.")
@@ -165,7 +170,9 @@ class Setting:
 
     def _check_ranges(self) -> None:
         m, c = self.workers, self.compromised
-        least_c = 0 if self.attack == "none" else 1
+        # A single worker that holds poisoned examples is centralized learning (4.4).
+        alone = m == 1 and attacks[self.attack].inject is not None
+        least_c = 0 if self.attack == "none" or alone else 1
         for name in ("workers", "iterations", "batch_size", "rounds"):
             value = getattr(self, name)
             _require(1 <= value <= MOST, name, value, f"at least 1 and at most {MOST:,}")
@@ -178,6 +185,7 @@ class Setting:
         _require(1 <= self.selected <= m, "selected", self.selected, f"in [1, m], m = {m}")
         share = self.poisoned_fraction
         _require(0 <= share <= 1, "poisoned_fraction", share, "in [0, 1]")
+        _require(0 < self.poisoned_share <= 1, "poisoned_share", self.poisoned_share, "in (0, 1]")
         _require(self.beta >= 0 and 2 * self.beta < m, "beta", self.beta, f"in [0, m/2), m = {m}")
         _require(0 < self.non_iid <= 1, "non_iid", self.non_iid, "in (0, 1]")
         rate = self.learning_rate
@@ -228,6 +236,7 @@ class Setting:
             models[self.model].build,
             rules[self.rule].function,
             attacks[self.attack].craft,
+            attacks[self.attack].inject,
             defenses[self.defense].function,
         ]
         digests = [digest for f in functions if (digest := plugin_digest(f)) is not None]

@@ -10,15 +10,14 @@ import csv
 import io
 import json
 import math
-import os
 import sqlite3
-import tempfile
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fltrust_repro.errors import BadInput
+from fltrust_repro.files import write_text
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import PROTOCOL, TrialResult
 
@@ -218,41 +217,3 @@ def read_csv(path: Path) -> list[Trial]:
                     "the file, or delete it to run its trials again."
                 ) from error
     return trials
-
-
-def check_writable(folder: Path) -> None:
-    """Raise `BadInput` where no file can be written to a folder, made where there is none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-
-
-def _not_writable(path: Path, error: OSError) -> BadInput:
-    return BadInput(
-        f"{path} cannot be written ({error.strerror}); give --out a folder that you can write to."
-    )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; `BadInput` where the folder cannot be written."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; `BadInput` where the folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise _not_writable(path, error) from error

@@ -14,7 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -24,12 +30,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fltrust_repro.attacks import attacks
 from fltrust_repro.backend import THREAD_COUNTS
 from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store, Trial, protocol_of
-from fltrust_repro.training import EVALUATE_EVERY, run_trial
+from fltrust_repro.training import EVALUATE_EVERY, poisoned_examples, run_trial
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,11 @@ def _run(setting: Setting, seed: int, device: str, data_dir: Path | None) -> Tri
 
 def _projected_seconds(setting: Setting, device: str, data_dir: Path | None) -> float:
     """Estimate a trial's time from six iterations; evaluation is timed apart."""
+    # Poisoned examples take minutes to make and change an iteration's time by little.
+    without = {"attack": "none"} if attacks[setting.attack].inject is not None else {}
 
     def timed(iterations: int) -> float:
-        short = Setting.from_dict({**setting.as_dict(), "iterations": iterations})
+        short = Setting.from_dict({**setting.as_dict(), **without, "iterations": iterations})
         return run_trial(short, 0, device=device, data_dir=data_dir).seconds
 
     timed(1)  # compiles, or loads what was compiled
@@ -159,6 +168,7 @@ def run_missing(
             with _interrupts_held():
                 projection = pool.submit(_projected_seconds, first, *where)
             seconds = projection.result()
+            _make_poisoned_sets(pool, missing, machine)
             iterations = sum(setting.iterations for setting, _ in missing)
             announce(seconds / first.iterations * iterations / jobs / 3600)
             with _interrupts_held():
@@ -169,6 +179,30 @@ def run_missing(
         raise
     pool.shutdown()
     return len(missing)
+
+
+def _make_poisoned_sets(
+    pool: ProcessPoolExecutor, missing: Sequence[tuple[Setting, int]], machine: Machine
+) -> None:
+    """Make the examples that attacks inject, one set per data set, share and seed."""
+    needed = {
+        (setting.dataset, setting.attack, setting.poisoned_share, seed): setting
+        for setting, seed in missing
+        if attacks[setting.attack].inject is not None
+    }
+    with _interrupts_held():
+        futures = [
+            pool.submit(_poison, setting, seed, machine.data_dir)
+            for (*_, seed), setting in needed.items()
+        ]
+    if futures:
+        done = tqdm(as_completed(futures), "poisoned sets", len(futures), file=sys.stderr)
+        for future in done:
+            future.result()
+
+
+def _poison(setting: Setting, seed: int, data_dir: Path | None) -> None:
+    poisoned_examples(setting, seed, data_dir)  # keeps them on disk; too large to send back
 
 
 def _collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fltrust_repro import datasets
+from fltrust_repro import datasets, downloads, poisoning
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import Round, attacks, direction_agreement
 from fltrust_repro.backend import Context, NDArray, array_view, context, nd, take_rows, to_ndarray
@@ -19,6 +20,7 @@ from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.models import models
 from fltrust_repro.partition import (
     Shards,
+    append_examples,
     partition,
     sample_batches,
     share_groups,
@@ -42,6 +44,8 @@ _PURPOSES = (
     "poisoned",
     "validation",
     "ties",
+    "back-gradient",
+    "distribution",
 )
 
 
@@ -157,8 +161,17 @@ class Federation:
     ) -> None:
         self._setting = setting
         data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
-        self._data = data
         self._deal = _dealer(setting, data, seed)
+        if attacks[setting.attack].inject is not None:
+            extra = poisoned_examples(setting, seed, data_dir)
+            holders = poisoning.holders(setting, len(extra.x), generator(seed, "distribution"))
+            self._deal = _with_examples(self._deal, holders, len(data.train_y))
+            data = dataclasses.replace(
+                data,
+                train_x=np.concatenate([data.train_x, extra.x]),
+                train_y=np.concatenate([data.train_y, extra.labels]),
+            )
+        self._data = data
         self._shards = self._deal()
         self.empty_workers = int((self._shards.sizes == 0).sum())
         initial_seed = int(generator(seed, "initial").integers(2**31))
@@ -255,6 +268,27 @@ def _dealer(setting: Setting, data: datasets.Dataset, seed: int) -> Callable[[],
         return shards
 
     return dealt
+
+
+def _with_examples(deal: Callable[[], Shards], holders: np.ndarray, first: int) -> Callable:
+    return lambda: append_examples(deal(), holders, first)
+
+
+def poisoned_examples(
+    setting: Setting,
+    seed: int,
+    data_dir: str | Path | None,
+    after_step: Callable[[float], None] = lambda loss: None,
+) -> poisoning.PoisonedSet:
+    """Return the examples that an attack injects into a trial; made at the first call, and kept."""
+    data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
+    return attacks[setting.attack].inject(
+        data,
+        setting.poisoned_share,
+        generator(seed, "back-gradient"),
+        downloads.search_path(data_dir),
+        after_step,
+    )
 
 
 def _attacked_iterations(setting: Setting, rng: np.random.Generator) -> np.ndarray:

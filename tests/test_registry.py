@@ -69,7 +69,7 @@ def test_an_unknown_name_lists_the_names_and_suggests_a_near_one():
         aggregation.rules["trimmed_mean"]
     message = str(error.value)
     assert "unknown rule 'trimmed_mean'" in message
-    assert "mean, krum, trimmed-mean, median" in message
+    assert "mean, krum, bulyan, trimmed-mean, median" in message
     assert "Did you mean 'trimmed-mean'?" in message
 
 

@@ -55,6 +55,7 @@ def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
         "base": "received",
         "interval_space": "update",
         "goal": "directed-deviation",
+        "distribution": "uniform",
         "dealing": "once",
     }
 
@@ -129,13 +130,18 @@ def test_a_wrong_value_is_named_with_what_is_allowed(fields, message):
         {"workers": 6, "compromised": 2, "attack": "krum"},
         {"workers": 3, "compromised": 1, "attack": "trimmed-mean", "rule": "trimmed-mean"},
         {"compromised": 49, "rule": "trimmed-mean", "beta": 49, "attack": "gaussian"},
-        {"non_iid": 1, "epsilon": 0, "b": 1.0001},
+        {"non_iid": 1, "epsilon": 0, "b": 1.0001, "attack": "krum"},
     ],
     ids=str,
 )
 def test_values_at_the_edge_of_what_is_allowed(fields):
     setting = Setting(**fields)
     assert all(getattr(setting, name) == value for name, value in fields.items())
+
+
+def test_without_attack_what_only_an_attacker_reads_is_left_at_its_default():
+    plain = Setting(attack="none", epsilon=3, goal="deviation", poisoned_share=0.5)
+    assert plain == Setting(attack="none") == Setting(attack="krum", epsilon=3).without_attack()
 
 
 @pytest.mark.parametrize("attack", ["none", "gaussian", "label-flip"])
@@ -174,7 +180,12 @@ def other_values():
             others = {"dataset": "ch-mnist", "model": "cnn", "rule": "mean", "defense": "err"}
             yield name, others.get(name, "none")
         else:
-            yield name, value / 2 if name in ("non_iid", "poisoned_fraction") else value + 1
+            yield (
+                name,
+                value / 2
+                if name in ("non_iid", "poisoned_fraction", "poisoned_share")
+                else value + 1,
+            )
 
 
 @pytest.mark.parametrize(("name", "value"), list(other_values()))

@@ -12,9 +12,10 @@ import pytest
 from fltrust_repro import store as module
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
+from fltrust_repro.files import write_text
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store, Trial, protocol_of, read_csv, write_csv, write_text
+from fltrust_repro.store import Store, Trial, protocol_of, read_csv, write_csv
 from fltrust_repro.training import TrialResult
 
 SETTING = Setting(dataset="digits", rule="krum", attack="krum", iterations=20, epsilon=0.1)
