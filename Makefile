@@ -31,7 +31,7 @@ RUN   = .venv/bin/python -m fltrust_repro
 
 # The experiments that a CPU can do in hours, the quickest first.
 PAPER = table2a table4 table7b table8 figure4c figure5a figure5b figure5c figure4b figure4a \
-  table6 figure2 figure3 table2e
+  table6 figure2 figure3 table5 section44 table2e
 
 .PHONY: help setup table2 paper test smoke clean
 

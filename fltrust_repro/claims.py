@@ -327,6 +327,44 @@ def _not_to_krum(numbers: Numbers) -> Judged:
     return attacked - plain <= TOLERANCE, f"{plain:.2f} to {attacked:.2f}"
 
 
+@claim("4.4", "240 poisoned examples raise centralized learning's error rate by around 60%.")
+def _centralized_poisoned(numbers: Numbers) -> Judged:
+    plain, poisoned = (
+        numbers.mean("section44", row, "mnist-6000-lr")
+        for row in ("centralized-clean", "centralized-bga")
+    )
+    increase = poisoned / plain - 1
+    return increase >= 0.5, f"{plain:.3f} to {poisoned:.3f}, +{increase:.0%}"
+
+
+@claim("4.4", "Back-gradient has limited success on robust rules (Table 5: within 0.03).")
+def _back_gradient_limited(numbers: Numbers) -> Judged:
+    seen = {
+        rule: [
+            numbers.mean("table5", rule, column) - numbers.mean("table5", rule, "no-attack")
+            for column in ("single-worker", "uniform")
+        ]
+        for rule in RULES
+    }
+    return max(itertools.chain(*seen.values())) <= TOLERANCE, "increase: " + _listed(seen)
+
+
+@claim("4.4", "Distributed uniformly, it raises the mean rule's error rate by 50% (over 25%).")
+def _back_gradient_mean(numbers: Numbers) -> Judged:
+    plain, poisoned = (numbers.mean("table5", "mean", name) for name in ("no-attack", "uniform"))
+    return poisoned > 1.25 * plain, f"{plain:.3f} to {poisoned:.3f}, +{poisoned / plain - 1:.0%}"
+
+
+@claim("4.4", "Our attacks reach higher error rates than back-gradient on every rule (Table 5).")
+def _more_than_back_gradient(numbers: Numbers) -> Judged:
+    seen = {}
+    for rule in ("mean", *RULES):
+        data = [numbers.mean("table5", rule, name) for name in ("single-worker", "uniform")]
+        seen[rule] = [max(data), min(numbers.mean("table5", rule, name) for name in OURS)]
+    holds = all(ours > data for data, ours in seen.values())
+    return holds, "back-gradient at most, ours at least: " + _listed(seen)
+
+
 @claim("5", "LFR is comparable to ERR or better (Table 6: at most 0.03 above).")
 def _lfr(numbers: Numbers) -> Judged:
     return _defenses_compared(numbers, "lfr", "err", 9)
