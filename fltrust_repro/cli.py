@@ -7,7 +7,6 @@ import shlex
 import signal
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from fltrust_repro import datasets, fidelity, figures, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.back_gradient import BackGradient
+from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
@@ -315,55 +315,7 @@ def poison_command(
     click.echo(f"{len(made.x)} poisoned examples; some of them: {picture}")
 
 
-@main.group()
-def data() -> None:
-    """Look for, download and check the data sets."""
-
-
-_data_dir = click.option("--data-dir", type=click.Path(path_type=Path), help="Looked in first.")
-
-
-def _names(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        datasets.datasets[name]
-    return names or tuple(datasets.datasets)
-
-
-@data.command("status")
-@_data_dir
-def data_status(data_dir: Path | None) -> None:
-    """Say which data sets are at hand, and where."""
-    for row in datasets.status(data_dir):
-        click.echo(f"{row.name:14} {row.where or 'not at hand':40} {row.source}")
-
-
-@data.command("fetch")
-@click.argument("names", nargs=-1, metavar="[DATASET]...")
-@_data_dir
-def data_fetch(names: tuple[str, ...], data_dir: Path | None) -> None:
-    """Download what is not at hand, all data sets by default; exit code 1 if one is missing."""
-    _each(_names(names), lambda name: datasets.fetch(name, data_dir), "here")
-
-
-@data.command("verify")
-@click.argument("names", nargs=-1, metavar="[DATASET]...")
-@_data_dir
-def data_verify(names: tuple[str, ...], data_dir: Path | None) -> None:
-    """Check the files of data sets, all by default; exit code 1 if one is wrong or missing."""
-    _each(_names(names), lambda name: datasets.verify(name, data_dir), "verified")
-
-
-def _each(names: tuple[str, ...], action: Callable[[str], Any], word: str) -> None:
-    failed = False
-    for name in names:
-        try:
-            action(name)
-            click.echo(f"{name}: {word}")
-        except BadInput as error:
-            failed = True
-            click.echo(f"{name}: {error}", err=True)
-    if failed:
-        sys.exit(1)
+main.add_command(data)
 
 
 @main.command("list")
