@@ -16,7 +16,7 @@ from fltrust_repro.store import Trial
 Judged = tuple[bool, str]
 
 
-class NotMeasuredError(Exception):
+class NotMeasured(Exception):
     """A number that a claim needs has no trial."""
 
 
@@ -27,10 +27,10 @@ class Numbers:
         self._trials = trials
 
     def trials(self, experiment: str, row: str, column: str) -> Sequence[Trial]:
-        """Return the trials of a cell; `NotMeasuredError` where there is none."""
+        """Return the trials of a cell; `NotMeasured` where there is none."""
         found = self._trials.get((experiment, row, column), ())
         if not found:
-            raise NotMeasuredError(f"{experiment}, {row}, {column}")
+            raise NotMeasured(f"{experiment}, {row}, {column}")
         return found
 
     def errors(self, experiment: str, row: str, column: str) -> list[float]:
@@ -45,14 +45,14 @@ class Numbers:
         """Mean error rates of a row from its first column to its last."""
         columns = [key[2] for key in self._trials if key[:2] == (experiment, row)]
         if not columns:
-            raise NotMeasuredError(f"{experiment}, {row}")
+            raise NotMeasured(f"{experiment}, {row}")
         return [self.mean(experiment, row, column) for column in columns]
 
     def above(self, cell: tuple[str, str, str], other: tuple[str, str, str]) -> bool:
         """Whether one cell's mean is above another's, significantly (one-sided, 95%)."""
         first, second = self.errors(*cell), self.errors(*other)
         if min(len(first), len(second)) < 2:
-            raise NotMeasuredError(f"a second trial of {', '.join(cell)}")
+            raise NotMeasured(f"a second trial of {', '.join(cell)}")
         return significantly_above(first, second)
 
 
@@ -71,7 +71,7 @@ def judge(claims: Sequence[Claim], numbers: Numbers) -> list[tuple[Claim, str, s
     for one in claims:
         try:
             holds, evidence = one.check(numbers)
-        except NotMeasuredError as missing:
+        except NotMeasured as missing:
             lines.append((one, "not measured", f"missing: {missing}"))
         else:
             lines.append((one, "holds" if holds else "fails", evidence))

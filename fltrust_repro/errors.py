@@ -7,3 +7,7 @@ class BadInput(ValueError):
 
 class DataUnavailable(BadInput):
     """A data set is neither at hand nor to be had; other experiments can still run."""
+
+
+class UnknownName(BadInput):
+    """A name that nothing is registered under; a plug-in that is not loaded may have it."""

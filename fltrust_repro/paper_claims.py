@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from fltrust_repro.claims import Claim, Judged, NotMeasuredError, Numbers
+from fltrust_repro.claims import Claim, Judged, NotMeasured, Numbers
 from fltrust_repro.report import TOLERANCE
 
 RULES = ("krum", "trimmed-mean", "median")
@@ -191,7 +191,7 @@ def _directions(numbers: Numbers) -> Judged:
         trials = numbers.trials("figure4b", "partial", f"m = {m}")
         known = [trial.result.notes.get("direction agreement") for trial in trials]
         if None in known:
-            raise NotMeasuredError("direction agreement")
+            raise NotMeasured("direction agreement")
         seen[f"m = {m}"] = fmean(known)
     return seen["m = 100"] > seen["m = 50"], _listed(seen)
 

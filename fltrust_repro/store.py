@@ -6,6 +6,7 @@ written in a transaction of its own as it ends, and never replaced.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, UnknownName
 from fltrust_repro.files import write_text
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import PROTOCOL, TrialResult
@@ -186,9 +187,10 @@ class Store:
         return [Trial.from_row(row) for row in rows if seeds is None or row["seed"] in seeds]
 
     def everything(self) -> Iterator[Trial]:
-        """Yield all finished trials, of every protocol."""
+        """Yield all finished trials of every protocol, but for those of plug-ins not loaded."""
         for row in self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM trials"):
-            yield Trial.from_row(dict(zip(COLUMNS, row)))
+            with contextlib.suppress(UnknownName):
+                yield Trial.from_row(dict(zip(COLUMNS, row)))
 
 
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
@@ -201,7 +203,10 @@ def write_csv(path: Path, trials: Iterable[Trial]) -> None:
 
 
 def read_csv(path: Path) -> list[Trial]:
-    """Read the trials that `write_csv` wrote; `BadInput` names the file and line that is wrong."""
+    """Read the trials that `write_csv` wrote, but for those of plug-ins that are not loaded.
+
+    `BadInput` names the file and line that is wrong.
+    """
     trials = []
     with path.open(newline="", encoding="utf-8") as file:
         for row in (reader := csv.DictReader(file)):
@@ -211,6 +216,8 @@ def read_csv(path: Path) -> list[Trial]:
                     name: _CSV_KINDS[kind.split()[0]](told[name]) for name, kind in COLUMNS.items()
                 }
                 trials.append(Trial.from_row(values))
+            except UnknownName:
+                continue
             except (KeyError, TypeError, ValueError) as error:
                 raise BadInput(
                     f"{path}, line {reader.line_num}, is not a finished trial ({error}); restore "

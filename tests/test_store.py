@@ -238,7 +238,6 @@ def test_a_broken_line_of_a_csv_file_is_named_with_its_file(tmp_path):
     ("found", "instead"),
     [
         ("seed,", "sead,"),
-        ("digits", "digitz"),
         (",20,1,", ",20,"),
         ("[[10,", "[[10"),
         (",20,1,", ",20.5,1,"),
@@ -291,3 +290,17 @@ def test_a_store_and_a_csv_file_from_before_notes_are_read(tmp_path):
         assert found.result.notes == {}
         assert store.add(trial(2))
     assert read_csv(table)[0].result.notes == {}
+
+
+def test_trials_of_a_plugin_that_is_not_loaded_are_passed_over(tmp_path, monkeypatch):
+    with monkeypatch.context() as loaded:
+        loaded.setattr(rules, "_entries", {**rules, "their-rule": rules["mean"]})
+        theirs = trial(0, replace(SETTING, rule="their-rule", attack="none"))
+        write_csv(tmp_path / "t.csv", [theirs, trial(1)])
+        with Store(tmp_path / "s.sqlite") as store:
+            store.add(theirs)
+            store.add(trial(1))
+            assert len(list(store.everything())) == 2
+    assert [found.seed for found in read_csv(tmp_path / "t.csv")] == [1]
+    with Store(tmp_path / "s.sqlite") as store:
+        assert [found.seed for found in store.everything()] == [1]
