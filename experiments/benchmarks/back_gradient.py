@@ -77,8 +77,8 @@ def what_it_does(seed: int, data_dir: Path | None) -> None:
 def cost(examples: int, classes: int, steps: int, clean: int = 6_000, features: int = 784) -> str:
     """Time of an outer gradient in seconds, and the most memory it holds, in MiB."""
     rng = np.random.default_rng(0)
-    x = rng.random((examples, features), dtype=np.float32)
-    others = rng.random((clean, features), dtype=np.float32)
+    x = rng.random((examples, features), dtype=np.float32) / 4  # about as bright as digits
+    others = rng.random((clean, features), dtype=np.float32) / 4
     y = one_hot(rng.integers(0, classes, examples), classes, np.float32)
     others_y = one_hot(rng.integers(0, classes, clean), classes, np.float32)
     times = []
