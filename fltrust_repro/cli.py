@@ -22,6 +22,7 @@ from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
+from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_writable, write_text
 from fltrust_repro.models import models
 from fltrust_repro.options import (
@@ -39,8 +40,6 @@ from fltrust_repro.reproduction import warn
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store, Trial
 from fltrust_repro.training import poisoned_examples
-
-PAPER_TRIALS = 50
 
 
 class _Group(click.Group):

@@ -163,7 +163,7 @@ class Federation:
         data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
         self._deal = _dealer(setting, data, seed)
         if attacks[setting.attack].inject is not None:
-            extra = poisoned_examples(setting, seed, data_dir)
+            extra = _injected(setting, seed, data, data_dir)
             holders = poisoning.holders(setting, len(extra.x), generator(seed, "distribution"))
             self._deal = _with_examples(self._deal, holders, len(data.train_y))
             data = dataclasses.replace(
@@ -282,6 +282,16 @@ def poisoned_examples(
 ) -> poisoning.PoisonedSet:
     """Return the examples that an attack injects into a trial; made at the first call, and kept."""
     data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
+    return _injected(setting, seed, data, data_dir, after_step)
+
+
+def _injected(
+    setting: Setting,
+    seed: int,
+    data: datasets.Dataset,
+    data_dir: str | Path | None,
+    after_step: Callable[[float], None] = lambda loss: None,
+) -> poisoning.PoisonedSet:
     return attacks[setting.attack].inject(
         data,
         setting.poisoned_share,
