@@ -22,6 +22,7 @@ setup(
         "pandas>=2.0,<4",
         "pillow>=10,<14",
         "pooch>=1.8,<2",
+        "rich>=13.7,<15",
         "scikit-learn>=1.3,<2",
         "scipy>=1.11,<2",
         "setuptools>=65,<81",
@@ -44,7 +45,14 @@ setup(
             "nvidia-nccl-cu11>=2.14,<3",
             "nvidia-nvtx-cu11>=11.2,<12",
         ],
-        "dev": ["hypothesis>=6.80,<7", "pytest>=7.4,<10", "ruff>=0.6,<1"],
+        "cluster": ["distributed>=2024.8,<2027"],
+        "dev": [
+            "distributed>=2024.8,<2027",
+            "hypothesis>=6.80,<7",
+            "pyarrow>=14",
+            "pytest>=7.4,<10",
+            "ruff>=0.6,<1",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3.9",

@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from fltrust_repro.backend import NDArray, array_view, nd, take_rows, to_ndarray
+from fltrust_repro import backend
+from fltrust_repro.backend import array_view, take_rows, to_ndarray
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import (
     mean_around_median,
@@ -24,6 +25,9 @@ from fltrust_repro.kernels import (
     squared_distances,
 )
 from fltrust_repro.registry import Registry
+
+if TYPE_CHECKING:
+    from fltrust_repro.backend import NDArray
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class Rule:
             return self.leave_one_out(updates, **self._known(c, beta))
         workers = np.arange(len(updates))
         rest = (take_rows(updates, np.delete(workers, i)) for i in workers)
-        return WithoutEach(nd.stack(*[self(rows, c=c, beta=beta) for rows in rest]), workers)
+        return WithoutEach(
+            backend.nd.stack(*[self(rows, c=c, beta=beta) for rows in rest]), workers
+        )
 
     def _known(self, c: int, beta: int) -> dict[str, int]:
         known = {"c": c, "beta": beta}

@@ -17,12 +17,13 @@ import numpy as np
 
 from fltrust_repro import backend
 from fltrust_repro.aggregation import Limit, krum_choice, krum_scores, rules, trimmed_mean
-from fltrust_repro.backend import NDArray, array_view, to_ndarray
+from fltrust_repro.backend import array_view, to_ndarray
 from fltrust_repro.kernels import squared_distances
 from fltrust_repro.poisoning import PoisonedSet, flip_labels, poisoned_set
 from fltrust_repro.registry import Registry, summary
 
 if TYPE_CHECKING:
+    from fltrust_repro.backend import NDArray
     from fltrust_repro.settings import Setting
 
 LAMBDA_THRESHOLD = 1e-5  # Section 3.2: below it, the search for lambda has failed
@@ -60,7 +61,7 @@ class Round:
         return self.setting.knowledge == "partial"
 
 
-Craft = Callable[[Round], NDArray]
+Craft = Callable[[Round], "NDArray"]
 Poison = Callable[[np.ndarray, int], np.ndarray]
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import site
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # One thread per process: trials run in parallel, one a core, and a fixed number of threads keeps
 # the order of floating point sums, hence the numbers, the same whatever the number of processes.
@@ -34,6 +36,10 @@ os.environ.setdefault("MXNET_STORAGE_FALLBACK_LOG_VERBOSE", "0")
 import numpy as np  # noqa: E402  (after the thread counts)
 
 from fltrust_repro.errors import BadInput  # noqa: E402
+
+if TYPE_CHECKING:
+    from mxnet.context import Context
+    from mxnet.ndarray import NDArray
 
 # numpy 1.24 dropped these names, which MXNet's import still reads.
 _DROPPED = {"bool": bool, "int": int, "float": float, "object": object, "str": str}
@@ -71,7 +77,8 @@ def _preload_cuda() -> None:
                 break
 
 
-def _import_mxnet() -> ModuleType:
+@functools.cache
+def _mxnet() -> ModuleType:
     if importlib.util.find_spec("mxnet") is None:
         raise BadInput(
             "MXNet is not installed; run `make setup`, or `pip install -e .[cpu]` "
@@ -90,18 +97,42 @@ def _import_mxnet() -> ModuleType:
     return mxnet
 
 
-mx = _import_mxnet()
-nd = mx.nd
-NDArray = mx.nd.NDArray
-Context = mx.context.Context
+_PARTS: dict[str, Callable[[ModuleType], Any]] = {
+    "mx": lambda mxnet: mxnet,
+    "nd": lambda mxnet: mxnet.nd,
+    "NDArray": lambda mxnet: mxnet.nd.NDArray,
+    "Context": lambda mxnet: mxnet.context.Context,
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return `mx`, `nd`, `NDArray` or `Context`; the first to ask imports MXNet.
+
+    The import takes seconds, for which commands that train nothing need not wait.
+    """
+    if name not in _PARTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _PARTS[name](_mxnet())
 
 
 def gpu_count() -> int:
     """How many GPUs MXNet can use: 0 for the CPU build or where there is no driver."""
     try:
-        return mx.context.num_gpus()
-    except mx.base.MXNetError:
+        return _mxnet().context.num_gpus()
+    except _mxnet().base.MXNetError:
         return 0
+
+
+def gpu_memory_share(index: int) -> float:
+    """Share of a GPU's memory that is in use, in [0, 1]."""
+    free, total = _mxnet().context.gpu_memory_info(index)
+    return 1 - free / total
+
+
+def check_device(name: str) -> None:
+    """Raise `BadInput` unless `name` is `cpu`, `gpu` or `auto`."""
+    if name not in ("cpu", "gpu", "auto"):
+        raise BadInput(f"device is {name!r}; choose cpu, gpu or auto.")
 
 
 def resolve_device(name: str) -> str:
@@ -109,8 +140,7 @@ def resolve_device(name: str) -> str:
 
     Raises `BadInput` for another name, and for `gpu` where MXNet sees none.
     """
-    if name not in ("cpu", "gpu", "auto"):
-        raise BadInput(f"device is {name!r}; choose cpu, gpu or auto.")
+    check_device(name)
     if name == "auto":
         return "gpu" if gpu_count() else "cpu"
     if name == "gpu" and not gpu_count():
@@ -123,7 +153,7 @@ def resolve_device(name: str) -> str:
 
 def context(device: str, index: int = 0) -> Context:
     """Return MXNet's context for `cpu` or `gpu` number `index`."""
-    return mx.gpu(index) if device == "gpu" else mx.cpu()
+    return _mxnet().gpu(index) if device == "gpu" else _mxnet().cpu()
 
 
 def on_gpu(array: NDArray) -> bool:
@@ -140,7 +170,8 @@ def host_view(array: NDArray) -> np.ndarray:
         return np.empty(array.shape, dtype=np.float32)
     array.wait_to_read()
     address = ctypes.c_void_p()
-    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
+    base = _mxnet().base
+    base.check_call(base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
     buffer = (ctypes.c_float * array.size).from_address(address.value)
     buffer.owner = array
     return np.frombuffer(buffer, dtype=np.float32).reshape(array.shape)
@@ -153,14 +184,15 @@ def array_view(array: NDArray) -> tuple[Any, ModuleType]:
     where the data stay. A formula written against this pair runs on both.
     """
     if on_gpu(array):
-        return array.as_np_ndarray(), mx.np
+        return array.as_np_ndarray(), _mxnet().np
     return host_view(array), np
 
 
 def to_ndarray(array: Any) -> NDArray:
     """Turn an array made with `array_view`'s module into an NDArray; no copy of float32."""
     if isinstance(array, np.ndarray):
-        return nd.from_numpy(np.ascontiguousarray(array, dtype=np.float32), zero_copy=True)
+        whole = np.ascontiguousarray(array, dtype=np.float32)
+        return _mxnet().nd.from_numpy(whole, zero_copy=True)
     return array.as_nd_ndarray()
 
 
@@ -175,7 +207,7 @@ def uniform(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> 
     if not on_gpu(like):
         return rng.random(shape, dtype=np.float32)
     _seed_device(rng, like)
-    return nd.random.uniform(shape=shape, ctx=like.context).as_np_ndarray()
+    return _mxnet().nd.random.uniform(shape=shape, ctx=like.context).as_np_ndarray()
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:
@@ -183,9 +215,9 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> A
     if not on_gpu(like):
         return rng.standard_normal(shape, dtype=np.float32)
     _seed_device(rng, like)
-    return nd.random.normal(shape=shape, ctx=like.context).as_np_ndarray()
+    return _mxnet().nd.random.normal(shape=shape, ctx=like.context).as_np_ndarray()
 
 
 def _seed_device(rng: np.random.Generator, like: NDArray) -> None:
     # MXNet keeps one generator per device; seeding it at each draw makes `rng` the only state.
-    mx.random.seed(int(rng.integers(2**31)), ctx=like.context)
+    _mxnet().random.seed(int(rng.integers(2**31)), ctx=like.context)

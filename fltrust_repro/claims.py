@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fltrust_repro.report import significantly_above
-from fltrust_repro.store import Trial
+from fltrust_repro.trials import Trial
 
 Judged = tuple[bool, str]
 

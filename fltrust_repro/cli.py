@@ -21,7 +21,7 @@ from fltrust_repro.back_gradient import BackGradient
 from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
+from fltrust_repro.experiments import VARIED, Cell, available, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_writable, write_text
 from fltrust_repro.models import models
@@ -38,8 +38,9 @@ from fltrust_repro.options import (
 from fltrust_repro.registry import load_plugin, summary
 from fltrust_repro.reproduction import warn
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store, Trial
-from fltrust_repro.training import poisoned_examples
+from fltrust_repro.store import Failure, Store
+from fltrust_repro.store_commands import export_command, import_command, show, status
+from fltrust_repro.trials import Trial
 
 
 class _Group(click.Group):
@@ -79,19 +80,25 @@ def run(
     jobs: int | None,
     data_dir: Path | None,
     store_path: Path,
+    scheduler: str | None,
     plugins: tuple[Path, ...],
     as_json: bool,
     **fields: Any,
 ) -> None:
     """Run trials of one setting."""
-    machine = machine_of(device, jobs, data_dir, plugins)
+    machine = machine_of(device, jobs, data_dir, scheduler, plugins)
     setting = Setting.from_dict(fields)
     seeds = seed_range(first_seed, trials)
-    datasets.fetch(setting.dataset, data_dir)
+    cell = Cell(setting.rule, setting.attack, setting, None)
     with Store(store_path) as store:
-        sweep.run_missing([setting], seeds, store, machine, announcer(trials))
+        outcome = sweep.run_missing([cell], seeds, store, machine, announcer(trials))
         finished = store.find(setting, seeds)
     warn(finished)
+    _print_run(setting, finished, as_json)
+    _end(outcome.failed)
+
+
+def _print_run(setting: Setting, finished: list[Trial], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_as_json(setting, finished), indent=2))
         return
@@ -102,8 +109,20 @@ def run(
             f"{result.lowest_error_rate:.4f}), {result.iterations} iterations, "
             f"{result.seconds:.1f} s"
         )
-    errors = [trial.result.error_rate for trial in finished]
-    click.echo(f"mean error rate {statistics.fmean(errors):.4f} over {len(errors)} trials")
+    if errors := [trial.result.error_rate for trial in finished]:
+        click.echo(f"mean error rate {statistics.fmean(errors):.4f} over {len(errors)} trials")
+
+
+def _end(failed: list[Failure]) -> None:
+    """Sum up the trials that failed, and end with exit code 1 if there are any."""
+    if not failed:
+        return
+    click.echo(f"\n{len(failed)} trials failed, each tried {sweep.ATTEMPTS} times:", err=True)
+    for failure in failed:
+        name = failure.name
+        click.echo(f"  setting {name.key}, seed {name.seed}: {failure.message}", err=True)
+    click.echo("All others are kept; the same command tries the failed ones again.", err=True)
+    sys.exit(1)
 
 
 def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
         "trials": [
             {"seed": t.seed, **{name: getattr(t.result, name) for name in names}} for t in trials
         ],
-        "mean_error_rate": statistics.fmean(errors),
+        "mean_error_rate": statistics.fmean(errors) if errors else None,
         "std_error_rate": statistics.stdev(errors) if len(errors) > 1 else 0.0,
     }
 
@@ -132,6 +151,7 @@ def reproduce(
     jobs: int | None,
     data_dir: Path | None,
     store_path: Path,
+    scheduler: str | None,
     plugins: tuple[Path, ...],
     out: Path,
 ) -> None:
@@ -139,20 +159,24 @@ def reproduce(
 
     Trials that OUT already holds, committed ones for instance, are not run again.
     """
-    machine = machine_of(device, jobs, data_dir, plugins)
+    machine = machine_of(device, jobs, data_dir, scheduler, plugins)
     experiments = [load_experiment(name) for name in names]
     seeds = seed_range(first_seed, trials)
     check_writable(out)
-    missing = []
+    missing, failed = [], []
     with Store(store_path) as store:
         for experiment in experiments:
             try:
-                reproduction.reproduce(experiment, seeds, store, machine, out, announcer(trials))
+                failed += reproduction.reproduce(
+                    experiment, seeds, store, machine, out, announcer(trials)
+                )
             except DataUnavailable as error:
                 missing.append(experiment.name)
                 click.echo(f"\n{experiment.title}\nnot run: {error}", err=True)
     if missing:
         click.echo(f"\nNot run for want of data: {', '.join(missing)}.", err=True)
+    _end(failed)
+    if missing:
         sys.exit(1)
 
 
@@ -197,12 +221,13 @@ def sweep_command(
     jobs: int | None,
     data_dir: Path | None,
     store_path: Path,
+    scheduler: str | None,
     plugins: tuple[Path, ...],
     out: Path,
     **fields: Any,
 ) -> None:
     """Run a figure: error rates as one parameter varies, a panel per rule, a line per attack."""
-    machine = machine_of(device, jobs, data_dir, plugins)
+    machine = machine_of(device, jobs, data_dir, scheduler, plugins)
     panels = {
         rule: {"rule": rules[rule].name, "attack": _CRAFTED.get(rule, "trimmed-mean")}
         for rule in rule_names
@@ -218,7 +243,8 @@ def sweep_command(
     seeds = seed_range(first_seed, trials)
     check_writable(out)
     with Store(store_path) as store:
-        reproduction.reproduce(figure, seeds, store, machine, out, announcer(trials))
+        failed = reproduction.reproduce(figure, seeds, store, machine, out, announcer(trials))
+    _end(failed)
 
 
 def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -243,7 +269,8 @@ def _numbers(text: str) -> list[float]:
 
 def _as_typed(context: click.Context) -> list[str]:
     """What the user typed, but for how many trials to run and where."""
-    left_out = ("trials", "first_seed", "device", "jobs", "data_dir", "store_path", "out")
+    where = ("device", "jobs", "data_dir", "store_path", "scheduler", "out")
+    left_out = ("trials", "first_seed", *where)
     words = []
     for option in context.command.params:
         typed = context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
@@ -303,6 +330,8 @@ def poison_command(
     """
     fields = {"attack": "back-gradient", "poisoned_share": poisoned_share}
     setting = Setting(dataset=dataset, **fields)
+    from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds
+
     with tqdm(total=BackGradient().outer_steps, unit="step", file=sys.stderr) as progress:
 
         def after_step(loss: float) -> None:
@@ -314,7 +343,8 @@ def poison_command(
     click.echo(f"{len(made.x)} poisoned examples; some of them: {picture}")
 
 
-main.add_command(data)
+for command in (data, status, show, export_command, import_command):
+    main.add_command(command)
 
 
 @main.command("list")

@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fltrust_repro.aggregation import Rule
-from fltrust_repro.backend import NDArray, array_view, to_ndarray
+from fltrust_repro.backend import array_view, to_ndarray
 from fltrust_repro.registry import Registry, summary
+
+if TYPE_CHECKING:
+    from fltrust_repro.backend import NDArray
 
 VALIDATION_EXAMPLES = 100  # Section 5: drawn uniformly at random from the testing examples
 

@@ -12,7 +12,8 @@ from fltrust_repro import claims, report
 from fltrust_repro.experiments import Experiment, available, load_experiment
 from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store, Trial, protocol_of, read_csv
+from fltrust_repro.store import Store
+from fltrust_repro.trials import Trial, protocol_of, read_csv
 
 PAPER_TRIALS = 50
 NOT_OF_THE_PAPER = ("readings", "readings2e")  # experiments of ours
@@ -25,12 +26,17 @@ def all_experiments() -> list[Experiment]:
 
 def finished(folder: Path, store: Store | None) -> dict[Setting, list[Trial]]:
     """Return the finished trials in a results folder and a store by setting, each seed once."""
-    known: dict[Setting, dict[int, Trial]] = {}
-    from_files = [trial for file in sorted(folder.glob("*.trials.csv")) for trial in read_csv(file)]
-    for trial in [*from_files, *(store.everything() if store else ())]:
-        if trial.protocol == protocol_of(trial.setting):
-            known.setdefault(trial.setting, {}).setdefault(trial.seed, trial)
-    return {setting: [by[seed] for seed in sorted(by)] for setting, by in known.items()}
+    found = {trial.name: trial for trial in (store.everything() if store else ())}
+    for file in sorted(folder.glob("*.trials.csv")):
+        found.update({trial.name: trial for trial in read_csv(file, without=found)})
+    known: dict[Setting, list[Trial]] = {}
+    protocols: dict[Setting, str] = {}
+    for trial in sorted(found.values(), key=lambda trial: trial.seed):
+        if trial.setting not in protocols:
+            protocols[trial.setting] = protocol_of(trial.setting)
+        if trial.protocol == protocols[trial.setting]:
+            known.setdefault(trial.setting, []).append(trial)
+    return known
 
 
 def measured(
@@ -55,18 +61,14 @@ def as_frame(
         cells = measured(experiment, trials)
         frame = report.as_frame(experiment, cells)
         missing = (PAPER_TRIALS - frame["trials"]).clip(lower=0)
-        frame["hours"] = missing * _seconds(experiment, cells, trials) / 3600
+        frame["hours"] = missing * seconds_of(experiment, trials) / 3600
         parts.append(frame[[cell.paper is not None for cell in experiment.cells]])
     return pd.concat(parts, ignore_index=True)
 
 
-def _seconds(
-    experiment: Experiment,
-    cells: Sequence[report.Measured],
-    trials: Mapping[Setting, Sequence[Trial]],
-) -> float:
+def seconds_of(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> float:
     """A trial's time: the mean of the finished ones, else what the experiment's file says."""
-    known = [t.result.seconds for m in cells for t in trials.get(m.cell.setting, ())]
+    known = [t.result.seconds for s in experiment.settings for t in trials.get(s, ())]
     if known:
         return sum(known) / len(known)
     return math.nan if experiment.seconds is None else experiment.seconds

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
+from fltrust_repro.trials import Trial
 
 # Told apart without colour: every line has its own grey, marker and dashes.
 _STYLES = (
@@ -61,6 +63,27 @@ def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> 
             content = io.BytesIO()
             picture.savefig(content, format=kind, dpi=150, metadata=metadata)
             write_bytes(folder / f"{experiment.name}.{kind}", content.getvalue())
+
+
+def draw_trial(trial: Trial, path: Path) -> None:
+    """Write a picture of a trial's error rate and training loss over the iterations."""
+    from matplotlib.figure import Figure
+
+    iterations, errors, losses = zip(*trial.result.curve)
+    picture = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = picture.subplots()
+    axis.plot(iterations, errors, label="testing error rate", **_STYLES[0], markersize=3)
+    axis.plot(iterations, losses, label="training loss", **_STYLES[1], markersize=3)
+    axis.set_xlabel("iteration")
+    axis.set_ylim(0)
+    axis.grid(color="0.9", linewidth=0.6)
+    axis.legend(fontsize=8)
+    kind = path.suffix[1:]
+    if kind not in ("png", "svg"):
+        raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
+    content = io.BytesIO()
+    picture.savefig(content, format=kind, dpi=150)
+    write_bytes(path, content.getvalue())
 
 
 def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:

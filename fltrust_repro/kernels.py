@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
 
-from fltrust_repro.backend import NDArray, array_view, on_gpu, to_ndarray
+from fltrust_repro.backend import array_view, on_gpu, to_ndarray
+
+if TYPE_CHECKING:
+    from fltrust_repro.backend import NDArray
 
 _COLUMNS = 512  # a block of 100 rows then takes 200 KiB, within a core's second-level cache
 _GRAM_COLUMNS = 8192

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fltrust_repro.backend import mx
+from fltrust_repro import backend
 from fltrust_repro.cnn_gradients import compiled_cnn
 from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import Compiled, compiled_lr
 from fltrust_repro.registry import Registry
 
-nn = mx.gluon.nn
-HybridBlock = mx.gluon.HybridBlock
+if TYPE_CHECKING:
+    from mxnet.gluon import HybridBlock
+
 Shape = tuple[int, int, int]
 
 
@@ -48,7 +50,7 @@ def model(name: str, compiled: Callable[[int, Shape], Compiled] | None = None) -
 @model("lr", compiled=compiled_lr)
 def logistic_regression(classes: int, shape: Shape) -> HybridBlock:
     """Multi-class logistic regression (d = 7,850 for MNIST)."""
-    return nn.Dense(classes, in_units=int(np.prod(shape)))
+    return backend.mx.gluon.nn.Dense(classes, in_units=int(np.prod(shape)))
 
 
 def cnn_windows(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -70,6 +72,7 @@ def cnn(classes: int, shape: Shape) -> HybridBlock:
             f"the CNN of Table 7a needs images of at least 10 x 10 pixels, these are "
             f"{shape[1]} x {shape[2]}; use --model lr or resnet20."
         )
+    nn = backend.mx.gluon.nn
     block = nn.HybridSequential()
     block.add(
         nn.Conv2D(30, kernel, activation="relu", in_channels=shape[0]),
@@ -85,7 +88,7 @@ def cnn(classes: int, shape: Shape) -> HybridBlock:
 @model("resnet20")
 def resnet20(classes: int, shape: Shape) -> HybridBlock:
     """ResNet20 of He et al. (2016) from Gluon's model zoo, first convolution for small images."""
-    zoo = mx.gluon.model_zoo.vision
+    zoo = backend.mx.gluon.model_zoo.vision
     return zoo.ResNetV1(
         zoo.BasicBlockV1, [3, 3, 3], [16, 16, 32, 64], classes=classes, thumbnail=True
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from fltrust_repro import sweep
-from fltrust_repro.backend import resolve_device
+from fltrust_repro.backend import check_device
 from fltrust_repro.errors import BadInput
+from fltrust_repro.processes import Machine
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import CHOICES, Setting
 
@@ -51,11 +51,13 @@ def common(command: Callable) -> Callable:
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="Where to compute; auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, callback=count("--jobs", 1),
-                     help="Worker processes; default one per core, on a GPU one."),
+                     help="Worker processes; default one per core, on GPUs what fits."),
         click.option("--data-dir", type=click.Path(path_type=Path),
                      help="Where data sets are looked for first."),
         click.option("--store", "store_path", default="trials.sqlite", show_default=True,
                      type=click.Path(path_type=Path), help="File of finished trials."),
+        click.option("--scheduler", metavar="ADDRESS",
+                     help="Run on the workers of this Dask scheduler, tcp://host:8786."),
         click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
                      help="Python file with a rule, attack, model or data set of yours."),
     ]  # fmt: skip
@@ -109,14 +111,17 @@ def out_option(command: Callable) -> Callable:
 
 
 def machine_of(
-    device: str, jobs: int | None, data_dir: Path | None, plugins: tuple[Path, ...]
-) -> sweep.Machine:
-    """Load the plug-ins and find the device; `BadInput` where one cannot be had."""
+    device: str,
+    jobs: int | None,
+    data_dir: Path | None,
+    scheduler: str | None,
+    plugins: tuple[Path, ...],
+) -> Machine:
+    """Load the plug-ins and say where trials are to run."""
     for path in plugins:
         load_plugin(path)
-    device = resolve_device(device)
-    default_jobs = sweep.usable_cores() if device == "cpu" else 1
-    return sweep.Machine(device, jobs or default_jobs, data_dir, plugins)
+    check_device(device)
+    return Machine(device, jobs, data_dir, plugins, scheduler)
 
 
 def announcer(trials: int) -> Callable[[float], None]:

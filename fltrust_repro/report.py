@@ -11,7 +11,7 @@ from scipy import stats
 
 from fltrust_repro.attacks import attacks
 from fltrust_repro.experiments import Cell, Experiment
-from fltrust_repro.store import Trial
+from fltrust_repro.trials import Trial
 
 TOLERANCE = 0.03
 SHARE_OF_INCREASE = 0.2

@@ -7,33 +7,36 @@ from pathlib import Path
 
 import click
 
-from fltrust_repro import datasets, figures, report, sweep
+from fltrust_repro import figures, report, sweep
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.files import write_text
-from fltrust_repro.store import Store, Trial, read_csv, write_csv
+from fltrust_repro.processes import Machine
+from fltrust_repro.store import Failure, Store
+from fltrust_repro.trials import Trial, read_csv, write_csv
 
 
 def reproduce(
     experiment: Experiment,
     seeds: range,
     store: Store,
-    machine: sweep.Machine,
+    machine: Machine,
     out: Path,
     announce: Callable[[float], None],
-) -> None:
+) -> list[Failure]:
     """Run the trials that neither the store nor `out` has; print the table and write its files.
 
     Writes NAME.csv, NAME.md and NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg too.
-    Raises `DataUnavailable` before any trial where a data set is missing.
+    Returns the trials that failed. Raises `DataUnavailable` before any trial where a data set is
+    missing.
     """
     known = read_back(experiment, out, store)
-    for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
-        datasets.fetch(name, machine.data_dir)
     click.echo(f"\n{experiment.title}", err=True)
-    ran = sweep.run_missing(experiment.settings, seeds, store, machine, announce)
-    if not ran:
+    outcome = sweep.run_missing(experiment.cells, seeds, store, machine, announce)
+    if outcome == (0, []):
         click.echo("All trials were finished already.", err=True)
     found = [store.find(cell.setting, seeds) for cell in experiment.cells]
+    if not any(found):
+        return outcome.failed
     measured = [
         report.measure(cell, trials, experiment.measure)
         for cell, trials in zip(experiment.cells, found)
@@ -54,6 +57,7 @@ def reproduce(
         lines.append(f"{reused} trials were taken from {out}.")
     click.echo("\n".join(lines))
     _write(experiment, measured, found, store, out)
+    return outcome.failed
 
 
 def _write(
@@ -80,10 +84,10 @@ def read_back(experiment: Experiment, folder: Path, store: Store) -> set:
     They may be another experiment's: tables and figures share settings. Returns the names of
     those that the store did not have.
     """
-    settings = set(experiment.settings)
+    settings, had = set(experiment.settings), store.names()
     files = sorted(folder.glob("*.trials.csv"))
-    known = [trial for file in files for trial in read_csv(file) if trial.setting in settings]
-    return {trial.name for trial in known if store.add(trial)}
+    known = [trial for file in files for trial in read_csv(file, without=had)]
+    return store.add(*(trial for trial in known if trial.setting in settings))
 
 
 def warn(trials: Sequence[Trial]) -> None:

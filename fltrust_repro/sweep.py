@@ -1,253 +1,231 @@
-"""Many trials: long-lived worker processes, a store that forgets nothing, progress.
+"""Many trials: in an order that shows whole tables early, retried once, none lost, none run twice.
 
-Processes are spawned, since MXNet does not survive a fork; each runs trial after trial with one
-thread. Only the parent writes to the store, each trial as it ends.
+Only the command's own process writes to the store, each trial as it ends; the trials themselves run
+in processes of this machine or of a Dask cluster, behind the same `Executor`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import os
-import platform
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    as_completed,
-    wait,
-)
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from multiprocessing import get_context, parent_process
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from fltrust_repro.attacks import attacks
-from fltrust_repro.backend import THREAD_COUNTS
 from fltrust_repro.errors import BadInput
-from fltrust_repro.registry import load_plugin
+from fltrust_repro.experiments import Cell
+from fltrust_repro.processes import Executor, LocalProcesses, Machine
+from fltrust_repro.progress import Watch
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store, Trial, protocol_of
-from fltrust_repro.training import EVALUATE_EVERY, poisoned_examples, run_trial
+from fltrust_repro.store import Failure, Store
+from fltrust_repro.trials import TrialName
+
+ATTEMPTS = 2
+_RENEW_SECONDS = 5
+_WAKE_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where and how trials run; nothing in here changes a trial's numbers.
+class Task(NamedTuple):
+    """A trial to run."""
 
-    Attributes
-    ----------
-    device : {"cpu", "gpu"}
-    jobs : int
-        Worker processes.
-    data_dir : Path, optional
-    plugins : tuple of Path
-        Files with a user's own rules, attacks or models, loaded in every process.
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> TrialName:
+        """The trial's name in the store."""
+        return TrialName.of(self.setting, self.seed)
+
+
+class Outcome(NamedTuple):
+    """How many trials a command ran to their end, and which failed."""
+
+    finished: int
+    failed: list[Failure]
+
+
+def in_turns(settings: Iterable[Setting], seeds: Iterable[int]) -> list[Task]:
+    """Every setting's first seed before any second, so that whole tables show early.
+
+    For each seed the settings with more work come first, so that no long trial is left alone at
+    the end.
     """
 
-    device: str = "cpu"
-    jobs: int = 1
-    data_dir: Path | None = None
-    plugins: tuple[Path, ...] = field(default=())
+    def work(setting: Setting) -> int:
+        per_iteration = setting.selected * setting.rounds * setting.batch_size
+        return setting.iterations * per_iteration
 
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def versions() -> str:
-    """Return the versions that a result may depend on, in one line."""
-    names = ("fltrust_repro", "mxnet", "mxnet-cu112", "numpy", "numba")
-    found = [f"python {platform.python_version()}", platform.machine()]
-    for name in names:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
-# A worker process's end of the progress bar: a shared count of iterations, set once at its start.
-_iterations_done = None
-
-
-def _prepare_process(plugins: tuple[Path, ...], iterations_done: object) -> None:
-    global _iterations_done
-    _iterations_done = iterations_done
-    threading.Thread(target=_end_with_command, daemon=True).start()
-    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for path in plugins:
-        load_plugin(path)
-
-
-def _end_with_command() -> None:
-    # Returns however the command ended, kill -9 included; then nobody is left to take a result.
-    parent_process().join()
-    os._exit(1)
-
-
-def _count_iteration() -> None:
-    with _iterations_done.get_lock():
-        _iterations_done.value += 1
-
-
-def _run(setting: Setting, seed: int, device: str, data_dir: Path | None) -> Trial:
-    result = run_trial(
-        setting, seed, device=device, data_dir=data_dir, after_iteration=_count_iteration
-    )
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Trial(setting, seed, result, device, versions(), now, protocol_of(setting))
-
-
-def _projected_seconds(setting: Setting, device: str, data_dir: Path | None) -> float:
-    """Estimate a trial's time from six iterations; evaluation is timed apart."""
-    # Poisoned examples take minutes to make and change an iteration's time by little.
-    without = {"attack": "none"} if attacks[setting.attack].inject is not None else {}
-
-    def timed(iterations: int) -> float:
-        short = Setting.from_dict({**setting.as_dict(), **without, "iterations": iterations})
-        return run_trial(short, 0, device=device, data_dir=data_dir).seconds
-
-    timed(1)  # compiles, or loads what was compiled
-    one, four = timed(1), timed(4)
-    iteration = (four - one) / 3
-    evaluation = max(one - iteration, 0.0)
-    return setting.iterations * (iteration + evaluation / EVALUATE_EVERY)
-
-
-def in_turns(settings: Sequence[Setting], seeds: Sequence[int]) -> list[tuple[Setting, int]]:
-    """Every setting's first seed before any second, so that whole tables show early."""
-    unique = list(dict.fromkeys(settings))
-    return [(setting, seed) for seed in seeds for setting in unique]
+    unique = sorted(dict.fromkeys(settings), key=work, reverse=True)
+    return [Task(setting, seed) for seed in seeds for setting in unique]
 
 
 def run_missing(
-    settings: Sequence[Setting],
+    cells: Sequence[Cell],
     seeds: Sequence[int],
     store: Store,
     machine: Machine,
     announce: Callable[[float], None] = lambda hours: None,
-) -> int:
-    """Run the trials that the store does not have yet, and write each as it ends.
+) -> Outcome:
+    """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
     `announce` is told first how many hours the run will take, from a few iterations of one
-    setting. Returns how many trials ran. `KeyboardInterrupt` ends the worker processes and passes
-    on; what was finished is in the store. The first error of a trial ends the run likewise.
+    setting. A trial whose process dies or raises an error is tried once more, then recorded as
+    failed, and the rest goes on. `BadInput`, such as a data set that is not at hand, ends the run,
+    and so does `KeyboardInterrupt`; what was finished is in the store.
     """
-    done = {trial.name[:2] for s in dict.fromkeys(settings) for trial in store.find(s, seeds)}
-    missing = [(s, seed) for s, seed in in_turns(settings, seeds) if (s.key(), seed) not in done]
-    if not missing:
-        return 0
-    # Before the processes start: numpy's and MXNet's libraries read it when they load.
-    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
-    spawn = get_context("spawn")
-    iterations_done = spawn.Value("q", 0)
-    jobs = min(machine.jobs, len(missing))
-    pool = ProcessPoolExecutor(
-        max_workers=jobs,
-        mp_context=spawn,
-        initializer=_prepare_process,
-        initargs=(machine.plugins, iterations_done),
-    )
-    where = (machine.device, machine.data_dir)
+    settings = list(dict.fromkeys(cell.setting for cell in cells))
+    finished = store.names()
+    tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
+    if not tasks:
+        return Outcome(0, [])
+    known = {setting: store.error_rates(setting, seeds) for setting in settings}
+    with _executor(machine) as executor:
+        executor.check_data(dict.fromkeys(setting.dataset for setting, _ in tasks))
+        hours = _project(executor, tasks, machine)
+        _make_poisoned_sets(executor, tasks, machine)
+        if hours is not None:
+            announce(hours)
+        iterations = sum(task.setting.iterations for task in tasks)
+        with Watch(cells, known, len(tasks), iterations) as watch:
+            return Run(tasks, executor, store, machine.data_dir, watch).to_the_end()
+
+
+@contextlib.contextmanager
+def _executor(machine: Machine) -> Iterator[Executor]:
+    if machine.scheduler is None:
+        executor: Executor = LocalProcesses(machine)
+    else:
+        from fltrust_repro.cluster import Cluster  # needs Dask, which few have installed
+
+        executor = Cluster(machine)
     try:
-        with _plain_errors():
-            first = missing[0][0]
-            with _interrupts_held():
-                projection = pool.submit(_projected_seconds, first, *where)
-            seconds = projection.result()
-            _make_poisoned_sets(pool, missing, machine)
-            iterations = sum(setting.iterations for setting, _ in missing)
-            announce(seconds / first.iterations * iterations / jobs / 3600)
-            with _interrupts_held():
-                futures = [pool.submit(_run, setting, seed, *where) for setting, seed in missing]
-            _collect(futures, store, iterations, iterations_done)
+        yield executor
     except BaseException:
-        _stop_now(pool)
+        executor.stop()
         raise
-    pool.shutdown()
-    return len(missing)
+    executor.close()
 
 
-def _make_poisoned_sets(
-    pool: ProcessPoolExecutor, missing: Sequence[tuple[Setting, int]], machine: Machine
-) -> None:
+def _project(executor: Executor, tasks: Sequence[Task], machine: Machine) -> float | None:
+    """Hours that the tasks will take; None where the process that tried died."""
+    from fltrust_repro import trial_process
+
+    first = max((task.setting for task in tasks), key=lambda setting: setting.selected)
+    call = executor.submit(trial_process.project, first, executor.device, machine.data_dir)
+    try:
+        projection = call.result()
+    except BadInput:
+        raise
+    except Exception:
+        return None  # the trial itself will be tried, and its error told
+    executor.share_gpus(projection.gpu_share)
+    iterations = sum(task.setting.iterations for task in tasks)
+    seconds = projection.seconds / first.iterations * iterations
+    return seconds / max(1, min(executor.slots(), len(tasks))) / 3600
+
+
+def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], machine: Machine) -> None:
     """Make the examples that attacks inject, one set per data set, share and seed."""
+    from fltrust_repro import trial_process
+
     needed = {
-        (setting.dataset, setting.attack, setting.poisoned_share, seed): setting
-        for setting, seed in missing
+        (setting.dataset, setting.attack, setting.poisoned_share, seed): (setting, seed)
+        for setting, seed in tasks
         if attacks[setting.attack].inject is not None
     }
-    with _interrupts_held():
-        futures = [
-            pool.submit(_poison, setting, seed, machine.data_dir)
-            for (*_, seed), setting in needed.items()
-        ]
-    if futures:
-        done = tqdm(as_completed(futures), "poisoned sets", len(futures), file=sys.stderr)
-        for future in done:
-            future.result()
+    waiting, running = deque(needed.values()), set()
+    with tqdm(desc="poisoned sets", total=len(needed), disable=not needed) as progress:
+        while waiting or running:
+            while waiting and len(running) < executor.slots():
+                arguments = (*waiting.popleft(), machine.data_dir)
+                running.add(executor.submit(trial_process.make_poisoned_set, *arguments))
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for call in finished:
+                # Another error will come back when the trial itself makes its set.
+                if isinstance(error := call.exception(), BadInput):
+                    raise error
+                progress.update()
 
 
-def _poison(setting: Setting, seed: int, data_dir: Path | None) -> None:
-    poisoned_examples(setting, seed, data_dir)  # keeps them on disk; too large to send back
+class Run:
+    """Trials under way: which wait, which run here, and which another command has claimed."""
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        executor: Executor,
+        store: Store,
+        data_dir: Path | None,
+        watch: Watch,
+    ) -> None:
+        self._waiting, self._elsewhere = deque(tasks), deque[Task]()
+        self._running: dict[Future, Task] = {}
+        self._executor, self._store, self._watch = executor, store, watch
+        self._where = (executor.device, data_dir)
+        self._attempts: Counter[Task] = Counter()
+        self._finished, self._failed = 0, []
+
+    def to_the_end(self) -> Outcome:
+        """Run until every trial is finished or failed, here or by another command."""
+        before, renewed = self._executor.iterations(), time.monotonic()
+        while self._waiting or self._elsewhere or self._running:
+            self._start_trials()
+            if not self._running:
+                time.sleep(_WAKE_SECONDS)
+            for call in wait(self._running, _WAKE_SECONDS, FIRST_COMPLETED).done:
+                self._settle(self._running.pop(call), call)
+            if time.monotonic() - renewed > _RENEW_SECONDS:
+                renewed = time.monotonic()
+                self._store.renew_claims()
+                # The other command may have finished these, or died and left them.
+                self._waiting.extend(self._elsewhere)
+                self._elsewhere.clear()
+            self._watch.update(len(self._running), self._executor.iterations() - before)
+        return Outcome(self._finished, self._failed)
+
+    def _start_trials(self) -> None:
+        from fltrust_repro import trial_process
+
+        while self._waiting and len(self._running) < self._executor.slots():
+            task = self._waiting.popleft()
+            if self._store.claim(task.name):
+                call = self._executor.submit(trial_process.run, *task, *self._where)
+                self._running[call] = task
+            elif self._store.has(task.name):
+                self._watch.left_to_others(task.setting)
+            else:
+                self._elsewhere.append(task)
+
+    def _settle(self, task: Task, call: Future) -> None:
+        """Store what a call gave; after an error, try once more, then record the failure."""
+        try:
+            trial = call.result()
+        except BadInput:
+            raise  # the user's to mend, and trying again would not
+        except Exception as error:
+            self._attempts[task] += 1
+            if self._attempts[task] < ATTEMPTS:
+                self._waiting.appendleft(task)
+                return
+            self._failed.append(_failure(task, error))
+            self._store.add_failure(self._failed[-1])
+            self._watch.failed()
+        else:
+            self._store.add(trial)
+            self._watch.done(trial)
+            self._finished += 1
 
 
-def _collect(
-    futures: Sequence[Future], store: Store, iterations: int, iterations_done: Synchronized
-) -> None:
-    pending = set(futures)
-    every = 0.5 if sys.stderr.isatty() else 30  # seconds; a log file needs no animation
-    with tqdm(
-        total=iterations, unit="it", file=sys.stderr, smoothing=0.05, mininterval=every
-    ) as progress:
-        while pending:
-            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in finished:
-                store.add(future.result())
-            done = len(futures) - len(pending)
-            progress.set_description(f"{done}/{len(futures)} trials", refresh=False)
-            progress.update(iterations_done.value - progress.n)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    # Processes start inside `submit` and inherit the signal mask: Ctrl-C cannot hit one before it
-    # ignores the signal by itself. Ours comes through when the mask is lifted.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise BadInput(
-            "a worker process was killed (out of memory?); run the same command again, finished "
-            "trials are kept; fewer --jobs need less memory."
-        ) from error
-
-
-def _stop_now(pool: ProcessPoolExecutor) -> None:
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
+def _failure(task: Task, error: Exception) -> Failure:
+    if isinstance(error, BrokenProcessPool):
+        message = "its process was killed or crashed; perhaps memory ran out"
+    else:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+    return Failure(task.name, message, "".join(traceback.format_exception(error)))

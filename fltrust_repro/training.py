@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,12 +25,9 @@ from fltrust_repro.partition import (
     share_groups,
     shuffle_workers,
 )
+from fltrust_repro.results import EVALUATE_EVERY, TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.workers import Learner
-
-# Raised whenever a change of the code moves results: older trials are then run again.
-PROTOCOL = 1
-EVALUATE_EVERY = 10
 
 _PURPOSES = (
     "split",
@@ -47,42 +43,6 @@ _PURPOSES = (
     "back-gradient",
     "distribution",
 )
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What a trial found.
-
-    Attributes
-    ----------
-    error_rate : float
-        Share of wrong predictions of the final global model on the whole test set.
-    lowest_error_rate : float
-        Lowest one seen, every 10 iterations and at the end (Table 3).
-    iterations : int
-        Iterations done.
-    diverged : bool
-        Whether a parameter of the global model became NaN or infinite; training ends there.
-    seconds : float
-        Wall-clock time of the training, data loading left out.
-    curve : list of (iteration, error rate, training loss)
-        The loss is the benign workers' mean batch loss at the model before that iteration.
-    empty_workers : int
-        Workers that hold no training example (of the first deal) and send zero updates.
-    notes : dict of float by name
-        "attacked iterations"; what an attack counts, such as "lambda not found", in how many
-        iterations; "direction agreement", with partial knowledge: the share of parameters whose
-        changing direction the attacker's own updates tell right (4.2), mean over the iterations.
-    """
-
-    error_rate: float
-    lowest_error_rate: float
-    iterations: int
-    diverged: bool
-    seconds: float
-    curve: list[tuple[int, float, float]]
-    empty_workers: int
-    notes: dict[str, float] = field(default_factory=dict)
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.backend import Context, NDArray, host_view, mx, nd
-from fltrust_repro.models import HybridBlock, Model
+from fltrust_repro.models import Model
 from fltrust_repro.partition import Batches
 
 _TEST_CHUNK = 1000
+HybridBlock = mx.gluon.HybridBlock
 
 
 class _Objective(HybridBlock):

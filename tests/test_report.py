@@ -9,9 +9,9 @@ import pytest
 from fltrust_repro import report
 from fltrust_repro.experiments import Cell, load_experiment
 from fltrust_repro.report import Measured, verdict
+from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Trial
-from fltrust_repro.training import TrialResult
+from fltrust_repro.trials import Trial
 
 
 def measured(errors, paper, attack="none", diverged=0) -> Measured:

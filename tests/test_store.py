@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
 
-from fltrust_repro import store as module
+from fltrust_repro import trials as module
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import write_text
 from fltrust_repro.registry import load_plugin
+from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store, Trial, protocol_of, read_csv, write_csv
-from fltrust_repro.training import TrialResult
+from fltrust_repro.store import CLAIM_SECONDS, SCHEMA, Failure, Store
+from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv, write_csv
 
 SETTING = Setting(dataset="digits", rule="krum", attack="krum", iterations=20, epsilon=0.1)
 RESULT = TrialResult(
@@ -304,3 +309,127 @@ def test_trials_of_a_plugin_that_is_not_loaded_are_passed_over(tmp_path, monkeyp
     assert [found.seed for found in read_csv(tmp_path / "t.csv")] == [1]
     with Store(tmp_path / "s.sqlite") as store:
         assert [found.seed for found in store.everything()] == [1]
+
+
+# ---- who runs what ------------------------------------------------------------------------------
+
+NAME = TrialName.of(SETTING, 0)
+
+
+def test_a_trial_that_another_command_has_claimed_is_not_to_be_had(file):
+    with Store(file) as ours, Store(file) as theirs:
+        assert ours.claim(NAME)
+        assert ours.claim(NAME)  # for a second attempt
+        assert not theirs.claim(NAME)
+        assert theirs.claimed() == {NAME}
+        assert theirs.claim(TrialName.of(SETTING, 1))
+
+
+def test_a_claim_ends_with_the_trial_with_its_failure_and_with_the_command(file):
+    names = [TrialName.of(SETTING, seed) for seed in range(3)]
+    with Store(file) as theirs:
+        with Store(file) as ours:
+            assert all(ours.claim(name) for name in names)
+            ours.add(trial(0))
+            ours.add_failure(Failure(names[1], "it broke", ""))
+            assert theirs.claimed() == {names[2]}
+        assert theirs.claimed() == set()
+        assert [theirs.claim(name) for name in names] == [False, True, True]
+
+
+def test_the_claim_of_a_command_that_was_killed_is_void_at_once(file):
+    lines = (
+        "import os, sys; from fltrust_repro.store import Store; "
+        "from fltrust_repro.trials import TrialName; "
+        "assert Store(sys.argv[1]).claim(TrialName(*eval(sys.argv[2]))); os._exit(9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", lines, file, str(tuple(NAME))], check=False)
+    assert killed.returncode == 9
+    with Store(file) as store:
+        count = store._connection.execute("SELECT count(*) FROM claims").fetchone()
+        assert count == (1,)
+        assert store.claimed() == set()
+        assert store.claim(NAME)
+
+
+def test_a_claim_from_another_machine_is_void_when_it_was_not_renewed_for_long(file, monkeypatch):
+    with Store(file) as theirs, Store(file) as ours:
+        theirs._host, theirs._pid = "elsewhere", -1
+        assert theirs.claim(NAME)
+        assert not ours.claim(NAME)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + CLAIM_SECONDS - 1)
+        theirs.renew_claims()
+        monkeypatch.setattr(time, "time", lambda: now + CLAIM_SECONDS + 1)
+        assert not ours.claim(NAME)
+        monkeypatch.setattr(time, "time", lambda: now + 3 * CLAIM_SECONDS)
+        assert ours.claim(NAME)
+
+
+def test_a_failure_is_kept_until_the_trial_is_finished(file):
+    with Store(file) as store:
+        store.add_failure(Failure(NAME, "first", "Traceback ..."))
+        store.add_failure(Failure(NAME, "second", ""))
+        assert store.failures() == {NAME: Failure(NAME, "second", "")}
+        assert not store.has(NAME)
+        store.add(trial())
+        assert store.failures() == {}
+
+
+# ---- other stores, and older ones ---------------------------------------------------------------
+
+
+def test_a_merged_store_brings_what_is_new_and_is_left_as_it_is(tmp_path, file):
+    other = tmp_path / "other.sqlite"
+    with Store(other) as theirs:
+        theirs.add(trial(0, result=replace(RESULT, error_rate=0.9)), trial(7))
+    before = other.read_bytes()
+    with Store(file) as store:
+        store.add(trial(0))
+        assert store.merge(other) == (2, 1)
+        assert store.merge(other) == (2, 0)
+        found = store.find(SETTING)
+    assert [(t.seed, t.result.error_rate) for t in found] == [(0, 1 / 3), (7, 1 / 3)]
+    assert other.read_bytes() == before
+
+
+def test_a_file_that_is_no_store_is_not_merged(tmp_path, file):
+    other = tmp_path / "thesis.sqlite"
+    other.write_text("my thesis\n" * 1000)
+    with Store(file) as store, pytest.raises(BadInput, match=r"thesis.sqlite.*not a store"):
+        store.merge(other)
+
+
+def test_a_store_of_a_newer_version_is_refused_and_left_as_it_is(file):
+    Store(file).close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    before = file.read_bytes()
+    assert "newer" in refused(file)
+    assert file.read_bytes() == before
+
+
+def test_a_store_from_before_there_was_a_version_is_taken_over(file):
+    with Store(file) as store:
+        store.add(trial())
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("DROP TABLE claims")
+        connection.execute("DROP TABLE failures")
+        connection.execute("PRAGMA user_version = 0")
+    with Store(file) as store:
+        assert store.claim(TrialName.of(SETTING, 1))
+        assert_same(store.find(SETTING)[0], trial())
+
+
+def test_all_of_several_trials_are_added_or_none(file):
+    broken = replace(trial(1), device=None)  # refused by the table
+    with Store(file) as store:
+        with pytest.raises(BadInput, match="could not be written"):
+            store.add(trial(0), broken)
+        assert store.names() == set()
+        assert store.add(trial(0), trial(1)) == {trial(0).name, trial(1).name}
+
+
+def test_the_key_of_a_setting_is_the_same_whatever_is_spelled_out_and_in_what_order():
+    fields = SETTING.as_dict()
+    assert Setting.from_dict(dict(reversed(fields.items()))).key() == SETTING.key()

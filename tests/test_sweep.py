@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -12,16 +15,25 @@ from dataclasses import replace
 
 import pytest
 
-from fltrust_repro import sweep
+from fltrust_repro import processes
+from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput
+from fltrust_repro.experiments import Cell
+from fltrust_repro.processes import Machine
+from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
-from fltrust_repro.sweep import Machine, in_turns, run_missing
+from fltrust_repro.sweep import in_turns, run_missing
 
 SMALL = Setting(
     dataset="digits", rule="krum", attack="krum", workers=20, compromised=4, iterations=30
 )
 OTHER = replace(SMALL, rule="median", attack="trimmed-mean", knowledge="partial", iterations=40)
+
+
+def cells(*settings: Setting) -> list[Cell]:
+    """A table with a row for each setting."""
+    return [Cell(str(i), "error rate", setting, None) for i, setting in enumerate(settings)]
 
 
 def numbers(store: Store, settings=(SMALL, OTHER)) -> list:
@@ -37,13 +49,13 @@ def numbers(store: Store, settings=(SMALL, OTHER)) -> list:
 @pytest.fixture(scope="module")
 def by_one_process(tmp_path_factory):
     with Store(tmp_path_factory.mktemp("one") / "trials.sqlite") as store:
-        assert run_missing([SMALL, OTHER], range(3), store, Machine(jobs=1)) == 6
+        assert run_missing(cells(SMALL, OTHER), range(3), store, Machine(jobs=1)) == (6, [])
         yield store
 
 
 def test_one_and_two_processes_give_the_same_numbers(by_one_process, tmp_path):
     with Store(tmp_path / "trials.sqlite") as store:
-        run_missing([SMALL, OTHER], range(3), store, Machine(jobs=2))
+        run_missing(cells(SMALL, OTHER), range(3), store, Machine(jobs=2))
         assert len(numbers(store)) == 6
         assert numbers(store) == numbers(by_one_process)
 
@@ -52,11 +64,11 @@ def test_finished_trials_are_not_run_again(by_one_process, monkeypatch):
     def no_process(*_, **__):
         raise AssertionError("a worker process was started")
 
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", no_process)
-    assert run_missing([SMALL, OTHER], range(3), by_one_process, Machine(jobs=2)) == 0
-    assert run_missing([OTHER, OTHER], [2], by_one_process, Machine(jobs=2)) == 0
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", no_process)
+    assert run_missing(cells(SMALL, OTHER), range(3), by_one_process, Machine(jobs=2)) == (0, [])
+    assert run_missing(cells(OTHER, OTHER), [2], by_one_process, Machine(jobs=2)) == (0, [])
     with pytest.raises(AssertionError, match="was started"):
-        run_missing([SMALL], range(4), by_one_process, Machine())
+        run_missing(cells(SMALL), range(4), by_one_process, Machine())
 
 
 def test_only_what_is_missing_runs_and_a_setting_named_twice_runs_once(by_one_process, tmp_path):
@@ -64,8 +76,8 @@ def test_only_what_is_missing_runs_and_a_setting_named_twice_runs_once(by_one_pr
     with Store(tmp_path / "trials.sqlite") as store:
         for trial in by_one_process.find(SMALL, [1]):
             store.add(trial)
-        ran = run_missing([SMALL, SMALL], range(3), store, Machine(jobs=2), hours.append)
-        assert ran == 2
+        outcome = run_missing(cells(SMALL, SMALL), range(3), store, Machine(jobs=2), hours.append)
+        assert outcome == (2, [])
         assert numbers(store, [SMALL]) == numbers(by_one_process, [SMALL])
     assert len(hours) == 1
     assert 0 < hours[0] < 1
@@ -73,7 +85,7 @@ def test_only_what_is_missing_runs_and_a_setting_named_twice_runs_once(by_one_pr
 
 def test_every_setting_has_its_first_seed_before_any_has_its_second():
     assert in_turns([SMALL, OTHER, SMALL], [4, 5]) == [
-        (SMALL, 4), (OTHER, 4), (SMALL, 5), (OTHER, 5)
+        (OTHER, 4), (SMALL, 4), (OTHER, 5), (SMALL, 5)  # and the longer of them first
     ]  # fmt: skip
 
 
@@ -81,7 +93,7 @@ def test_an_error_in_a_worker_process_comes_back_as_its_sentence(tmp_path):
     setting = Setting(dataset="digits", model="cnn", iterations=2)
     with Store(tmp_path / "trials.sqlite") as store:
         with pytest.raises(BadInput, match="at least 10 x 10 pixels, these are 8 x 8"):
-            run_missing([setting], [0], store, Machine())
+            run_missing(cells(setting), [0], store, Machine())
         assert numbers(store, [setting]) == []
 
 
@@ -98,7 +110,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     with Store(tmp_path_factory.mktemp("undisturbed") / "trials.sqlite") as store:
-        run_missing([LONG], range(SEEDS), store, Machine(jobs=2))
+        run_missing(cells(LONG), range(SEEDS), store, Machine(jobs=2))
         return numbers(store, [LONG])
 
 
@@ -154,7 +166,7 @@ def assert_the_same_command_goes_on(store_path, undisturbed) -> None:
     again = start(store_path)
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
-    assert f"/{SEEDS - len(kept)} trials" in errors
+    assert f"/{SEEDS - len(kept)} trials done" in errors
     with Store(store_path) as store:
         assert numbers(store, [LONG]) == undisturbed
 
@@ -180,3 +192,146 @@ def test_after_kill_9_nothing_is_left_and_the_same_command_goes_on(tmp_path, und
     command.wait()
     assert_nothing_left_of(command.pid)
     assert_the_same_command_goes_on(store_path, undisturbed)
+
+
+# ---- trials that crash --------------------------------------------------------------------------
+
+CRASHES = '''
+import os, pathlib
+from fltrust_repro.attacks import attack
+
+def once(name):
+    """Whether this is the first time."""
+    try:
+        (pathlib.Path(__file__).parent / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+@attack("crash-once")
+def crash_once(step):
+    """Kills its process, the first time."""
+    if once("crashed"):
+        os._exit(9)
+    return step.known[: step.c]
+
+@attack("crash-always")
+def crash_always(step):
+    """Kills its process."""
+    os._exit(9)
+
+@attack("raises")
+def raises(step):
+    """Has a bug."""
+    raise ZeroDivisionError("a bug of mine")
+'''
+
+
+@pytest.fixture
+def crashes(tmp_path, monkeypatch):
+    """Settings by the way in which they crash, and where they run."""
+    path = tmp_path / "crashes.py"
+    path.write_text(CRASHES)
+    monkeypatch.setattr(attacks, "_entries", dict(attacks))
+    load_plugin(path)
+    names = ("crash-once", "crash-always", "raises")
+    settings = {name: replace(SMALL, attack=name, iterations=5) for name in names}
+    return settings, Machine(jobs=2, plugins=(path,))
+
+
+def test_a_trial_whose_process_dies_is_tried_once_more(crashes, tmp_path):
+    settings, machine = crashes
+    with Store(tmp_path / "trials.sqlite") as store:
+        assert run_missing(cells(settings["crash-once"]), range(3), store, machine) == (3, [])
+        assert store.failures() == {}
+
+
+def test_trials_that_fail_twice_are_recorded_and_the_rest_goes_on(
+    crashes, tmp_path, by_one_process
+):
+    settings, machine = crashes
+    bad = [settings["crash-always"], settings["raises"]]
+    with Store(tmp_path / "trials.sqlite") as store:
+        finished, failed = run_missing(cells(*bad, SMALL), range(3), store, machine)
+        assert finished == 3
+        assert numbers(store, [SMALL]) == numbers(by_one_process, [SMALL])
+        assert {failure.name: failure for failure in failed} == store.failures()
+        messages = {name: {f.message for f in failed if f.name.key == s.key()}
+                    for name, s in settings.items()}  # fmt: skip
+        assert messages["raises"] == {"ZeroDivisionError: a bug of mine"}
+        assert all("crashes.py" in f.details for f in failed if "ZeroDivision" in f.message)
+        assert messages["crash-always"] == {
+            "its process was killed or crashed; perhaps memory ran out"
+        }
+        assert len(failed) == 6
+        assert store.claimed() == set()
+
+
+# ---- two commands, one store --------------------------------------------------------------------
+
+
+def test_two_commands_on_one_store_run_no_trial_twice(tmp_path, undisturbed):
+    store_path = tmp_path / "trials.sqlite"
+    commands = [start(store_path) for _ in range(2)]
+    said = [command.communicate(timeout=300) for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], said
+    last_lines = [errors.strip().splitlines()[-1] for _, errors in said]
+    done = [int(re.match(r"(\d+)/", line)[1]) for line in last_lines]
+    assert sum(done) == SEEDS, said
+    with Store(store_path) as store:
+        assert numbers(store, [LONG]) == undisturbed
+
+
+# ---- kill -9 at any moment ----------------------------------------------------------------------
+
+
+def processes_of(command: subprocess.Popen) -> list[int]:
+    """The worker processes of a command, not the one that counts shared resources."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,pgid=,args="], capture_output=True, text=True, check=True
+    )
+    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, pgid, args in rows
+            if int(pgid) == command.pid and "spawn_main" in args]  # fmt: skip
+
+
+def kill_at_random_moments(store_path, moments: int, rng: random.Random) -> int:
+    """Kill the command or one of its workers, again and again, until it ends; return how often."""
+    killed = 0
+    while True:
+        command = start(store_path)
+        while command.poll() is None:
+            try:
+                command.wait(timeout=rng.uniform(0.2, 6))
+                break
+            except subprocess.TimeoutExpired:
+                if killed == moments:
+                    continue
+            workers = processes_of(command)
+            target = rng.choice([command.pid, *workers])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target, signal.SIGKILL)
+                killed += 1
+        _, errors = command.communicate()
+        assert command.returncode in (0, 1, -signal.SIGKILL), errors
+        assert_nothing_left_of(command.pid)
+        if command.returncode == 0:
+            return killed
+
+
+TWENTY = pytest.param(20, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("moments", [2, TWENTY])
+def test_whatever_is_killed_the_results_are_those_of_an_undisturbed_run(
+    moments, tmp_path, undisturbed
+):
+    store_path, rng, killed = tmp_path / "trials.sqlite", random.Random(moments), 0
+    while killed < moments:
+        store_path.unlink(missing_ok=True)
+        killed += kill_at_random_moments(store_path, moments - killed, rng)
+        with Store(store_path) as store:
+            assert numbers(store, [LONG]) == undisturbed
+            assert store.failures() == {}
+            check = store._connection.execute("PRAGMA integrity_check").fetchall()
+            assert check == [("ok",)]

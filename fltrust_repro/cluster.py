@@ -1,0 +1,185 @@
+"""Trials on a Dask cluster: the same calls, on the workers of a scheduler that already runs.
+
+A worker runs one trial at a time (`dask worker --nthreads 1`), with a GPU of its own where it was
+started with `--resources GPU=1`. The scheduler runs a lost worker's trials elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fltrust_repro import datasets
+from fltrust_repro.errors import BadInput, DataUnavailable
+from fltrust_repro.processes import Machine
+from fltrust_repro.results import PROTOCOL
+
+try:
+    import distributed
+except ImportError as error:
+    raise BadInput(
+        "--scheduler needs Dask, which is not installed; run `pip install -e .[cluster]`."
+    ) from error
+
+_TOPIC = "fltrust_repro-iterations"
+_CONNECT_SECONDS = 10
+_TELL_SECONDS = 1  # between a worker's words about its iterations
+
+
+class Cluster:
+    """An `Executor` on the workers of a Dask scheduler.
+
+    Raises `BadInput` where the scheduler does not answer or its workers are not as they must be.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        try:
+            self._client = distributed.Client(
+                machine.scheduler, timeout=_CONNECT_SECONDS, set_as_default=False
+            )
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"scheduler {machine.scheduler!r} does not answer ({error}); start one with `dask "
+                "scheduler` and give the address that it prints, such as tcp://host:8786."
+            ) from error
+        self._iterations = 0
+        self._client.subscribe_topic(_TOPIC, self._count)
+        if not self.slots():
+            click.echo("Waiting for a worker to join the cluster.", err=True)
+            self._client.wait_for_workers(1)
+        with self._plain_errors():
+            sources = {path.name: path.read_bytes() for path in machine.plugins}
+            self._client.register_plugin(_Preparation(sources))
+        self.device = self._device()
+        resources = {"GPU": 1} if self.device == "gpu" else {}
+        self._executor = self._client.get_executor(pure=False, resources=resources)
+
+    def _count(self, event: tuple[float, int]) -> None:
+        self._iterations += event[1]
+
+    def _device(self) -> str:
+        workers = self._client.scheduler_info()["workers"].values()
+        gpus = any(worker["resources"].get("GPU", 0) >= 1 for worker in workers)
+        if self._machine.device == "gpu" and not gpus:
+            raise BadInput(
+                "device is 'gpu', but no worker of the cluster has one; start workers with "
+                "--resources GPU=1, or use --device cpu."
+            )
+        return "gpu" if gpus and self._machine.device != "cpu" else "cpu"
+
+    def check_data(self, names: Iterable[str]) -> None:
+        """Raise `DataUnavailable` where a worker has not, and cannot get, a data set."""
+        names = list(names)
+        with self._plain_errors():
+            asked = {
+                address: self._client.submit(
+                    _look_around, names, self._machine.data_dir, workers=[address], pure=False
+                )
+                for address in self._client.nthreads()
+            }
+            for address, answer in asked.items():
+                protocol, problems = answer.result()
+                if protocol != PROTOCOL:
+                    raise BadInput(
+                        f"worker {address} has another version of fltrust_repro (protocol "
+                        f"{protocol}, here {PROTOCOL}); install the same on all."
+                    )
+                if problems:
+                    raise DataUnavailable(f"worker {address}: {' '.join(problems)}")
+
+    def slots(self) -> int:
+        """How many trials can run at the same time: one per worker."""
+        with self._plain_errors():
+            threads = self._client.nthreads()
+        for address, count in threads.items():
+            if count != 1:
+                raise BadInput(
+                    f"worker {address} has {count} threads, and trials in threads would mix their "
+                    "random numbers; start workers with --nthreads 1."
+                )
+        return len(threads)
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        """Start a call on a free worker."""
+        return self._executor.submit(function, *args)
+
+    def share_gpus(self, memory: float) -> None:
+        """Leave it to whoever starts the workers how many share a GPU."""
+
+    def iterations(self) -> int:
+        """How many iterations all calls have told of so far."""
+        return self._iterations
+
+    def close(self) -> None:
+        """Leave the cluster, which goes on."""
+        self._client.close()
+
+    def stop(self) -> None:
+        """Take all calls back, and leave the cluster."""
+        with contextlib.suppress(Exception):  # the scheduler may be what failed
+            self._executor.shutdown(wait=False)
+        self._client.close()
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            raise BadInput(
+                f"a worker of the cluster lacks a package ({error}); install fltrust_repro where "
+                "the workers run."
+            ) from error
+        except (OSError, TimeoutError) as error:
+            raise BadInput(
+                f"scheduler {self._machine.scheduler!r} was lost ({error}); finished trials are "
+                "kept, and the same command goes on when the cluster is there again."
+            ) from error
+
+
+class _Preparation(distributed.WorkerPlugin):
+    """Makes a worker ready for trials, also one that joins later."""
+
+    name = "fltrust_repro"
+
+    def __init__(self, sources: dict[str, bytes]) -> None:
+        self._sources = sources
+
+    def setup(self, worker: distributed.Worker) -> None:
+        from fltrust_repro import trial_process
+
+        folder = Path(worker.local_directory)
+        for name, source in self._sources.items():
+            (folder / name).write_bytes(source)
+        plugins = [folder / name for name in self._sources]
+        trial_process.prepare(plugins, 0, _teller(worker))
+
+
+def _teller(worker: distributed.Worker) -> Callable[[], None]:
+    done, told = 0, time.monotonic()
+
+    def count() -> None:
+        nonlocal done, told
+        done += 1
+        if time.monotonic() - told >= _TELL_SECONDS:
+            worker.log_event(_TOPIC, done)
+            done, told = 0, time.monotonic()
+
+    return count
+
+
+def _look_around(names: list[str], data_dir: Path | None) -> tuple[int, list[str]]:
+    """On a worker: its protocol version, and what is wrong with its data sets."""
+    problems = []
+    for name in names:
+        try:
+            datasets.fetch(name, data_dir)
+        except BadInput as error:
+            problems.append(str(error))
+    return PROTOCOL, problems

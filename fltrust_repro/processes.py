@@ -1,0 +1,192 @@
+"""Where trials run: an interface that local processes and a cluster share, and the processes.
+
+Processes are spawned, since MXNet does not survive a fork. Each has one thread and runs trial
+after trial; one that dies takes only its own trial with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any, Protocol
+
+from fltrust_repro import datasets
+from fltrust_repro.backend import THREAD_COUNTS, gpu_count, resolve_device
+
+GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how trials run; nothing in here changes a trial's numbers.
+
+    Attributes
+    ----------
+    device : {"cpu", "gpu", "auto"}
+    jobs : int, optional
+        Worker processes; by default one per core, on GPUs as many as their memory holds.
+    data_dir : Path, optional
+    plugins : tuple of Path
+        Files with a user's own rules, attacks or models, loaded in every process.
+    scheduler : str, optional
+        Address of a Dask scheduler, whose workers then run the trials.
+    """
+
+    device: str = "cpu"
+    jobs: int | None = None
+    data_dir: Path | None = None
+    plugins: tuple[Path, ...] = field(default=())
+    scheduler: str | None = None
+
+
+class Executor(Protocol):
+    """What a sweep needs of the place where its trials run.
+
+    `device` is "cpu" or "gpu". A future of `submit` ends with `BrokenProcessPool`, or an error of
+    the cluster's, where its process died.
+    """
+
+    device: str
+
+    def check_data(self, names: Iterable[str]) -> None:
+        """Raise `DataUnavailable` where a process would not find a data set."""
+
+    def slots(self) -> int:
+        """How many calls can run at the same time."""
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        """Start a call, of which there must be fewer than `slots()`."""
+
+    def share_gpus(self, memory: float) -> None:
+        """Run more calls per GPU, where each fills a share of its memory."""
+
+    def iterations(self) -> int:
+        """How many iterations all calls have told of so far."""
+
+    def close(self) -> None:
+        """End the processes, which must be idle."""
+
+    def stop(self) -> None:
+        """End everything at once."""
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class LocalProcesses:
+    """An `Executor` on this machine: on the CPU a process per core, on GPUs one or more each."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.device = resolve_device(machine.device)
+        self._machine = machine
+        self._gpus = gpu_count() if self.device == "gpu" else 0
+        # Before a process starts: numpy's and MXNet's libraries read it when they load.
+        os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
+        self._spawn = get_context("spawn")
+        self._iterations = self._spawn.Value("q", 0)
+        count = machine.jobs or self._gpus or usable_cores()
+        self._pools = [self._pool(slot) for slot in range(count)]
+        self._calls: list[Future | None] = [None] * count
+
+    def _pool(self, slot: int) -> ProcessPoolExecutor:
+        gpu = slot % self._gpus if self._gpus else 0
+        return ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=self._spawn,
+            initializer=_start,
+            initargs=(self._machine.plugins, gpu, self._iterations),
+        )
+
+    def check_data(self, names: Iterable[str]) -> None:
+        """Raise `DataUnavailable` for a data set neither at hand nor to be had."""
+        for name in names:
+            datasets.fetch(name, self._machine.data_dir)
+
+    def slots(self) -> int:
+        """How many calls can run at the same time."""
+        return len(self._pools)
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        """Start a call in an idle process, a new one where the last one died."""
+        slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
+        with _interrupts_held():
+            try:
+                call = self._pools[slot].submit(function, *args)
+            except BrokenProcessPool:
+                self._pools[slot] = self._pool(slot)
+                call = self._pools[slot].submit(function, *args)
+        self._calls[slot] = call
+        return call
+
+    def share_gpus(self, memory: float) -> None:
+        """Run more calls per GPU, where each fills a share `memory` of it; `jobs` given wins."""
+        if self._machine.jobs is not None or not self._gpus or memory <= 0:
+            return
+        most = max(self._gpus, usable_cores())
+        wanted = min(self._gpus * max(1, int(GPU_MEMORY / memory)), most)
+        for slot in range(len(self._pools), wanted):
+            self._pools.append(self._pool(slot))
+            self._calls.append(None)
+
+    def iterations(self) -> int:
+        """How many iterations all calls have done so far."""
+        return self._iterations.value
+
+    def close(self) -> None:
+        """End the idle processes."""
+        for pool in self._pools:
+            pool.shutdown()
+
+    def stop(self) -> None:
+        """End everything at once."""
+        processes = [p for pool in self._pools for p in list((pool._processes or {}).values())]
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _start(plugins: tuple[Path, ...], gpu: int, iterations: Synchronized) -> None:
+    # Imported here, in the process that trains: the parent has no need of MXNet.
+    from fltrust_repro import trial_process
+
+    def count() -> None:
+        with iterations.get_lock():
+            iterations.value += 1
+
+    threading.Thread(target=_end_with_command, daemon=True).start()
+    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trial_process.prepare(plugins, gpu, count)
+
+
+def _end_with_command() -> None:
+    # Returns however the command ended, kill -9 included; then nobody is left to take a result.
+    parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    # Processes start inside `submit` and inherit the signal mask: Ctrl-C cannot hit one before it
+    # ignores the signal by itself. Ours comes through when the mask is lifted.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,146 @@
+"""What one sees while trials run: a table of means so far and a bar, or plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fltrust_repro.experiments import Cell
+from fltrust_repro.settings import Setting
+from fltrust_repro.trials import Trial
+
+_LINE_SECONDS = 30  # between the lines of a log
+_REMEMBERED_SECONDS = 300  # the rate is that of the last minutes; trials differ
+
+
+class Watch:
+    """Shows how many trials are done, failed and running, the rate, the time left, and the means.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        How the means are arranged; cells without a trial so far are left empty.
+    known : mapping of Setting to error rates
+        Of the trials that were finished before.
+    trials, iterations : int
+        How many are to be run.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        known: Mapping[Setting, Iterable[float]],
+        trials: int,
+        iterations: int,
+        console: Console | None = None,
+    ) -> None:
+        self._cells = cells
+        self._errors: dict[Setting, list[float]] = defaultdict(list)
+        for setting, errors in known.items():
+            self._errors[setting] += errors
+        self._trials, self._done, self._failed, self._running = trials, 0, 0, 0
+        self._changed: list[Setting] = []
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            speed_estimate_period=_REMEMBERED_SECONDS,
+        )
+        self._task = self._bar.add_task(self._counts(), total=iterations, rate="")
+        self._last_line = time.monotonic()
+        self._live = Live(
+            get_renderable=self._picture,
+            console=self._console,
+            refresh_per_second=2,
+            transient=True,
+            vertical_overflow="ellipsis",
+        )
+
+    def __enter__(self) -> Watch:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+        self._print_line()
+
+    def done(self, trial: Trial) -> None:
+        """Count a finished trial."""
+        self._done += 1
+        self._errors[trial.setting].append(trial.result.error_rate)
+        self._changed.append(trial.setting)
+
+    def failed(self) -> None:
+        """Count a trial that failed for good."""
+        self._failed += 1
+
+    def left_to_others(self, setting: Setting) -> None:
+        """Count a trial that another command has finished meanwhile."""
+        self._trials -= 1
+        self._bar.update(self._task, total=self._bar.tasks[0].total - setting.iterations)
+
+    def update(self, running: int, iterations: int) -> None:
+        """Say how many trials run now, and how many iterations are done."""
+        self._running = running
+        speed = self._bar.tasks[0].speed
+        self._bar.update(
+            self._task,
+            completed=min(iterations, self._bar.tasks[0].total),
+            description=self._counts(),
+            rate=f"{speed:.1f} it/s" if speed else "",
+        )
+        due = time.monotonic() - self._last_line >= _LINE_SECONDS
+        if due and not self._console.is_terminal:
+            self._print_line()
+
+    def _counts(self) -> str:
+        return (
+            f"{self._done}/{self._trials} trials done, {self._failed} failed, "
+            f"{self._running} running"
+        )
+
+    def _picture(self) -> Group:
+        table = Table(title="mean error rate so far (trials)", title_justify="left")
+        table.add_column("")
+        columns = list(dict.fromkeys(cell.column for cell in self._cells))
+        for column in columns:
+            table.add_column(column)
+        for row in dict.fromkeys(cell.row for cell in self._cells):
+            settings = {cell.column: cell.setting for cell in self._cells if cell.row == row}
+            table.add_row(row, *(self._mean(settings.get(column)) for column in columns))
+        return Group(table, self._bar)
+
+    def _mean(self, setting: Setting | None) -> str:
+        errors = self._errors.get(setting)
+        return f"{fmean(errors):.3f} ({len(errors)})" if errors else ""
+
+    def _print_line(self) -> None:
+        task = self._bar.tasks[0]
+        changed = set(self._changed)
+        news = [
+            f"{cell.row} {cell.column} {self._mean(cell.setting)}"
+            for cell in self._cells
+            if cell.setting in changed
+        ]
+        left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
+        rate = f", {task.speed:.1f} it/s" if task.speed else ""
+        line = "; ".join([self._counts() + rate + left, *news])
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._changed, self._last_line = [], time.monotonic()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
