@@ -16,7 +16,8 @@ from fltrust_repro.store import Store
 from fltrust_repro.trials import Trial, protocol_of, read_csv
 
 PAPER_TRIALS = 50
-NOT_OF_THE_PAPER = ("readings", "readings2e")  # experiments of ours
+# Experiments of ours, whose seeds chose the readings: their trials are none of the results.
+NOT_OF_THE_PAPER = ("readings", "readings2e")
 
 
 def all_experiments() -> list[Experiment]:
@@ -27,7 +28,8 @@ def all_experiments() -> list[Experiment]:
 def finished(folder: Path, store: Store | None) -> dict[Setting, list[Trial]]:
     """Return the finished trials in a results folder and a store by setting, each seed once."""
     found = {trial.name: trial for trial in (store.everything() if store else ())}
-    for file in sorted(folder.glob("*.trials.csv")):
+    ours = [folder / f"{name}.trials.csv" for name in NOT_OF_THE_PAPER]
+    for file in sorted(set(folder.glob("*.trials.csv")) - set(ours)):
         found.update({trial.name: trial for trial in read_csv(file, without=found)})
     known: dict[Setting, list[Trial]] = {}
     protocols: dict[Setting, str] = {}

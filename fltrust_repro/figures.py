@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment
@@ -14,6 +16,8 @@ from fltrust_repro.files import write_bytes
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.trials import Trial
+
+_NUMBERS = "Numbers"  # under which a PNG keeps the digest of what it shows
 
 # Told apart without colour: every line has its own grey, marker and dashes.
 _STYLES = (
@@ -29,8 +33,12 @@ _STYLES = (
 def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> None:
     """Write NAME.png and NAME.svg: mean lines, with a band of the 95% confidence interval.
 
-    The same numbers give the same bytes. Points without trials are left out.
+    The same numbers give the same bytes, and a picture that is there already stays as it is. Points
+    without trials are left out.
     """
+    numbers = _digest(experiment, measured)
+    if _shows(folder / f"{experiment.name}.png", numbers):
+        return
     import matplotlib as mpl  # here, since it is slow to import and few commands draw
     from matplotlib.figure import Figure
 
@@ -59,10 +67,28 @@ def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> 
             axis.grid(color="0.9", linewidth=0.6)
         axes[0].set_ylabel("testing error rate")
         axes[0].legend(fontsize=8)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        # The PNG last: it says for both what they show.
+        kinds = {"svg": {"Date": None}, "png": {"Software": None, _NUMBERS: numbers}}
+        for kind, metadata in kinds.items():
             content = io.BytesIO()
             picture.savefig(content, format=kind, dpi=150, metadata=metadata)
             write_bytes(folder / f"{experiment.name}.{kind}", content.getvalue())
+
+
+def _digest(experiment: Experiment, measured: Sequence[Measured]) -> str:
+    shown = [(m.cell.row, m.cell.column, m.errors) for m in measured]
+    return hashlib.sha256(repr((experiment.figure, shown)).encode()).hexdigest()
+
+
+def _shows(path: Path, numbers: str) -> bool:
+    """Whether a picture, and the SVG beside it, were drawn from these numbers."""
+    if not path.is_file() or not path.with_suffix(".svg").is_file():
+        return False
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_NUMBERS) == numbers
+    except OSError:  # not a picture, or not a whole one
+        return False
 
 
 def draw_trial(trial: Trial, path: Path) -> None:

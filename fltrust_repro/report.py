@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
 
 from fltrust_repro.attacks import attacks
 from fltrust_repro.experiments import Cell, Experiment
@@ -40,6 +39,8 @@ class Measured:
     @property
     def half_width(self) -> float:
         """Half the width of the 95% confidence interval of the mean (Student's t)."""
+        from scipy import stats  # here, since it is slow to import and few commands need it
+
         n = len(self.errors)
         if n < 2:
             return math.nan
@@ -84,6 +85,8 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
     """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
+    from scipy import stats  # here, since it is slow to import and few commands need it
+
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
     test = stats.ttest_ind(errors, others, equal_var=False, alternative="greater")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from fltrust_repro.aggregation import rules
@@ -216,7 +217,7 @@ class Setting:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, defaults filled in."""
-        return dataclasses.asdict(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def key(self) -> str:
         """Return a stable name of the setting, whatever the order or spelling-out of its fields.
@@ -224,10 +225,7 @@ class Setting:
         Fields with a fixed default are left out where they have it, so that a field added later
         does not rename the settings there were.
         """
-        fixed = {field.name: field.default for field in dataclasses.fields(self)}
-        told = {name: value for name, value in self.as_dict().items() if value != fixed[name]}
-        text = json.dumps(told, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _key_of(self)
 
     def plugin_key(self) -> str:
         """Hash of the plug-in sources that the setting's names come from; empty without any."""
@@ -250,6 +248,14 @@ class Setting:
         if strange:
             raise BadInput(f"unknown setting {', '.join(strange)}; there are {', '.join(known)}.")
         return cls(**values)
+
+
+@cache  # asked for with every trial, of which thousands share a few settings
+def _key_of(setting: Setting) -> str:
+    fixed = {field.name: field.default for field in dataclasses.fields(setting)}
+    told = {name: value for name, value in setting.as_dict().items() if value != fixed[name]}
+    text = json.dumps(told, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

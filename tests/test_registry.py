@@ -95,13 +95,14 @@ def test_a_plugin_adds_an_attack_and_a_model(plugin):
     load_plugin(
         plugin(
             "from fltrust_repro.attacks import attack\n"
-            "from fltrust_repro.models import model, nn\n"
+            "from fltrust_repro.backend import mx\n"
+            "from fltrust_repro.models import model\n"
             "@attack('negate', has_knowledge=False)\n"
             "def negate(step):\n"
             "    return -step.known[:step.c]\n"
             "@model('wide')\n"
             "def wide(classes, shape):\n"
-            "    return nn.Dense(classes)\n"
+            "    return mx.gluon.nn.Dense(classes)\n"
         )
     )
     setting = Setting(attack="negate", model="wide")
