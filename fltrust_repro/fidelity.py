@@ -145,7 +145,7 @@ def markdown(experiments: Sequence[Experiment], trials: Mapping[Setting, Sequenc
         if len(lines):
             parts += [f"## {experiment.title}", "", _values_table(lines), ""]
             absent = lines[lines["trials"] == 0]
-            parts += [missing(absent["hours"]), ""] * bool(len(absent))
+            parts += [_missing(absent["hours"]), ""] * bool(len(absent))
         elif drawable(experiment, trials):
             picture = f"![{experiment.title}]({experiment.name}.png)"
             parts += [f"## {experiment.title}", "", picture, ""]
@@ -186,14 +186,17 @@ def _with_interval(mean: float, half: float) -> str:
     return f"{mean:.3f}" + ("" if math.isnan(half) else f" ±{half:.3f}")
 
 
-def missing(hours: Sequence[float]) -> str:
-    """Say how many cells have no trial, given the hours that each needs, and the hours of all."""
-    total = sum(hours)
-    cost = "unknown" if math.isnan(total) else f"about {total:,.1f}"
+def _missing(hours: Sequence[float]) -> str:
     return (
-        f"Missing: {len(hours)} cells; {PAPER_TRIALS} trials of each take {cost} hours on one CPU "
-        "core."
+        f"Missing: {len(hours)} cells; {PAPER_TRIALS} trials of each take {cost(hours)} hours on "
+        "one CPU core."
     )
+
+
+def cost(hours: Sequence[float]) -> str:
+    """Return the sum of hours in words."""
+    total = sum(hours)
+    return "unknown" if math.isnan(total) else f"about {total:,.1f}"
 
 
 def latex(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> str:

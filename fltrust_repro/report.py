@@ -213,7 +213,8 @@ def commands(experiment: Experiment, trials: Iterable[Trial]) -> list[str]:
 
 def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     """Return what trials were made with, as pairs of a name and a text."""
-    seeds = ", ".join(f"{first} to {last}" for first, last in _seed_runs(trials))
+    runs = _seed_runs(trials)
+    seeds = ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in runs)
     hours = sum(trial.result.seconds for trial in trials) / 3600
     protocols = ", ".join(sorted({trial.protocol for trial in trials}))
     versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
