@@ -13,9 +13,11 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=["fltrust_repro"],
+    package_data={"fltrust_repro": ["page.html"]},
     python_requires=">=3.9,<3.13",
     install_requires=[
         "click>=8.1,<9",
+        "jinja2>=3.1,<4",
         "matplotlib>=3.7,<4",
         "numba>=0.59,<0.70",
         "numpy>=1.24,<2",
@@ -52,6 +54,7 @@ setup(
             "pyarrow>=14",
             "pytest>=7.4,<10",
             "ruff>=0.6,<1",
+            "selenium>=4.10,<5",
         ],
     },
     classifiers=[

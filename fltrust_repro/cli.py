@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 from tqdm import tqdm
 
-from fltrust_repro import datasets, fidelity, figures, reproduction, sweep
+from fltrust_repro import datasets, fidelity, figures, page, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.back_gradient import BackGradient
@@ -286,7 +286,8 @@ def _as_typed(context: click.Context) -> list[str]:
               type=click.Path(path_type=Path), help="Finished trials, if it exists.")  # fmt: skip
 @out_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
-def report_command(store_path: Path, out: Path, as_latex: bool) -> None:
+@click.option("--html", "as_html", is_flag=True, help="Write OUT/fidelity.html, one page, too.")
+def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
     """Set every number that the paper prints beside ours, and check its claims in words.
 
     Reads the trials in OUT and in the store; runs none. Writes OUT/fidelity.md and fidelity.csv.
@@ -306,10 +307,13 @@ def report_command(store_path: Path, out: Path, as_latex: bool) -> None:
             figures.draw(experiment, fidelity.measured(experiment, trials), out)
         if as_latex and experiment.figure is None:
             write_text(out / f"{experiment.name}.tex", fidelity.latex(experiment, trials))
+    if as_html:
+        write_text(out / "fidelity.html", page.html(experiments, trials, frame, out))
     click.echo(fidelity.summary(frame))
     for line in fidelity.outside(frame):
         click.echo(line)
-    click.echo(f"The whole report: {out / 'fidelity.md'}")
+    written = "fidelity.html" if as_html else "fidelity.md"
+    click.echo(f"The whole report: {out / written}")
 
 
 @main.command("poison")

@@ -1,10 +1,11 @@
-"""Figures: error rate against a varied parameter, a panel per rule and a line per attack."""
+"""Figures: error rate against a varied parameter, and over the iterations of training."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fltrust_repro.experiments import Experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
+from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
 _NUMBERS = "Numbers"  # under which a PNG keeps the digest of what it shows
@@ -25,9 +27,11 @@ _STYLES = (
     {"color": "0.45", "marker": "s", "linestyle": "--"},
     {"color": "0.6", "marker": "^", "linestyle": ":"},
     {"color": "0.25", "marker": "D", "linestyle": "-."},
-    {"color": "0.1", "marker": "v", "linestyle": (0, (5, 1))},
-    {"color": "0.7", "marker": "P", "linestyle": (0, (1, 1))},
+    {"color": "0.1", "marker": "v", "linestyle": (0, (9, 3))},
+    {"color": "0.7", "marker": "P", "linestyle": (0, (5, 2, 1, 2, 1, 2))},
 )
+# The same dashes in SVG, in units of the line's width.
+_DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
 
 
 def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> None:
@@ -110,6 +114,68 @@ def draw_trial(trial: Trial, path: Path) -> None:
     content = io.BytesIO()
     picture.savefig(content, format=kind, dpi=150)
     write_bytes(path, content.getvalue())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A cell's mean error rate over the iterations, as a line of an SVG panel.
+
+    `points` are those of a polyline in a box of `PANEL` width and height, where the top is an
+    error rate of 1; `opacity` is the line's grey, on a light page and on a dark one.
+    """
+
+    label: str
+    points: str
+    final: float
+    dashes: str
+    opacity: float
+
+
+PANEL = (200, 100)
+_POINTS = 51
+
+
+def curves(
+    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
+) -> dict[str, list[Curve]]:
+    """Return the error curves of a table's or figure's cells with trials, by row.
+
+    Text and not pictures of matplotlib, which takes a second for fifteen panels.
+    """
+    longest = max(setting.iterations for setting in experiment.settings)
+    styles = dict(zip(experiment.columns, _cycle(len(experiment.columns))))
+    rows: dict[str, list[Curve]] = {}
+    for cell in experiment.cells:
+        known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
+        if known:
+            iterations, rates = mean_curve(known)
+            x, y = PANEL[0] * iterations / longest, PANEL[1] * (1 - rates)
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
+            line = Curve(cell.column, points, rates[-1], **_svg_style(styles[cell.column]))
+            rows.setdefault(cell.row, []).append(line)
+    return rows
+
+
+def mean_curve(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
+    """Return iterations, at most 51 of them, and the trials' mean error rate at each.
+
+    The trials are of one setting, so that all are evaluated at the same iterations; one that ended
+    before the others, since it diverged, keeps the error rate that it ended with.
+    """
+    known = [trial.result.curve for trial in trials]
+    longest = max(known, key=len)
+    last = len(longest) - 1
+    chosen = np.linspace(0, last, min(last + 1, _POINTS)).round().astype(int).tolist()
+    whole = [curve + curve[-1:] * (len(longest) - len(curve)) for curve in known]
+    rates = [[curve[k][1] for k in chosen] for curve in whole]
+    return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)
+
+
+def _svg_style(style: dict) -> dict:
+    line = style["linestyle"]
+    dashes = _DASHES[line] if isinstance(line, str) else " ".join(map(str, line[1]))
+    # Thin lines on a screen need more contrast than the greys on paper have.
+    return {"dashes": dashes, "opacity": 1 - 0.7 * float(style["color"])}
 
 
 def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:

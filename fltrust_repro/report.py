@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -150,9 +151,12 @@ def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> s
 
 def summary_line(measured: Sequence[Measured]) -> str:
     """Count the cells that agree with the paper, of those that it prints."""
-    judged = [v for v, m in zip(verdicts(measured), measured) if m.cell.paper is not None]
-    counts = {word: judged.count(word) for word in dict.fromkeys(judged)}
-    return ", ".join(f"{count} {word}" for word, count in counts.items())
+    return tally(v for v, m in zip(verdicts(measured), measured) if m.cell.paper is not None)
+
+
+def tally(words: Iterable[str]) -> str:
+    """Count equal words, in the order in which they first come: "14 inside, 1 outside"."""
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).items())
 
 
 def _has_paper(measured: Sequence[Measured]) -> bool:
@@ -185,13 +189,6 @@ def _pictures(experiment: Experiment) -> list[str]:
 
 def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
     """Return a page with the table, what it was measured with, and how to read it."""
-    seeds = sorted({trial.seed for trial in trials})
-    versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
-    hours = sum(trial.result.seconds for trial in trials) / 3600
-    protocols = sorted({trial.protocol for trial in trials})
-    command = (
-        f"python -m fltrust_repro {experiment.command} --trials {len(seeds)} --seed {seeds[0]}"
-    )
     return "\n".join(
         [
             f"# {experiment.title}",
@@ -202,11 +199,44 @@ def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Seque
             "",
             *_pictures(experiment),
             *_legend(measured),
-            f"- Command: `{command}`",
-            f"- Trials: {len(trials)} in all, seeds {seeds[0]} to {seeds[-1]}",
-            f"- Training time: {hours:.2f} hours, one process each; protocol version "
-            f"{', '.join(protocols)}",
-            *(f"- Versions: {line}" for line in versions),
+            *(f"- Command: `{command}`" for command in commands(experiment, trials)),
+            *(f"- {name}: {text}" for name, text in origin(trials)),
             "",
         ]
     )
+
+
+def commands(experiment: Experiment, trials: Iterable[Trial]) -> list[str]:
+    """Return what to type for the seeds of these trials, a command per run of seeds."""
+    return [
+        f"python -m fltrust_repro {experiment.command} --trials {last - first + 1} --seed {first}"
+        for first, last in _seed_runs(trials)
+    ]
+
+
+def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    """Return what trials were made with, as pairs of a name and a text."""
+    runs = _seed_runs(trials)
+    seeds = ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in runs)
+    hours = sum(trial.result.seconds for trial in trials) / 3600
+    protocols = ", ".join(sorted({trial.protocol for trial in trials}))
+    versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
+    return [
+        ("Trials", f"{len(trials)} in all, seeds {seeds}"),
+        (
+            "Training time",
+            f"{hours:.2f} hours, one process each; protocol version {protocols}",
+        ),
+        *(("Versions", line) for line in versions),
+    ]
+
+
+def _seed_runs(trials: Iterable[Trial]) -> list[tuple[int, int]]:
+    """First and last seed of each run of seeds without a gap."""
+    runs: list[tuple[int, int]] = []
+    for seed in sorted({trial.seed for trial in trials}):
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], seed)
+        else:
+            runs.append((seed, seed))
+    return runs
