@@ -300,7 +300,7 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
     else:
         trials = fidelity.finished(out, None)
     frame = fidelity.as_frame(experiments, trials)
-    write_text(out / "fidelity.md", fidelity.markdown(experiments, trials))
+    write_text(out / "fidelity.md", fidelity.markdown(experiments, trials, frame))
     write_text(out / "fidelity.csv", frame.to_csv(index=False))
     for experiment in experiments:
         if fidelity.drawable(experiment, trials):

@@ -124,9 +124,12 @@ def outside(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def markdown(experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]) -> str:
-    """Return the whole report as a page."""
-    frame = as_frame(experiments, trials)
+def markdown(
+    experiments: Sequence[Experiment],
+    trials: Mapping[Setting, Sequence[Trial]],
+    frame: pd.DataFrame,
+) -> str:
+    """Return the whole report as a page; `frame` is `as_frame` of the same."""
     parts = [
         "# Fidelity report",
         "",

@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import pandas as pd
 
 from fltrust_repro.attacks import attacks
@@ -35,22 +37,25 @@ class Measured:
     @property
     def std(self) -> float:
         """Sample standard deviation over trials; NaN for fewer than two."""
-        return float(pd.Series(self.errors, dtype=float).std())
+        return float(np.std(self.errors, ddof=1)) if len(self.errors) > 1 else math.nan
 
     @property
     def half_width(self) -> float:
         """Half the width of the 95% confidence interval of the mean (Student's t)."""
-        from scipy import stats  # here, since it is slow to import and few commands need it
-
         n = len(self.errors)
-        if n < 2:
-            return math.nan
-        return float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * self.std / math.sqrt(n))
+        return _student_t(n - 1) * self.std / math.sqrt(n) if n > 1 else math.nan
 
     @property
     def difference(self) -> float:
         """Measured minus the paper's value."""
         return math.nan if self.cell.paper is None else self.mean - self.cell.paper
+
+
+@cache
+def _student_t(freedom: int) -> float:
+    from scipy import stats  # here, since it is slow to import and few commands need it
+
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:

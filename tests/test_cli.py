@@ -12,7 +12,7 @@ import pandas as pd
 import pooch
 import pytest
 
-from fltrust_repro import cli, downloads, sweep
+from fltrust_repro import cli, downloads, processes
 from fltrust_repro.settings import Setting
 
 TINY = """
@@ -73,7 +73,7 @@ def no_processes(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a worker process was started")
 
-    return lambda: monkeypatch.setattr(sweep, "ProcessPoolExecutor", refuse)
+    return lambda: monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
 
 
 RUN = [

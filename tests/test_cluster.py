@@ -137,6 +137,7 @@ def test_a_worker_with_several_threads_is_refused(tmp_path):
         n_workers=1,
         threads_per_worker=2,
         processes=False,
+        protocol="tcp://",
         host="127.0.0.1",
         dashboard_address=None,
         local_directory=str(tmp_path),

@@ -64,7 +64,8 @@ def test_a_report_of_what_the_paper_prints_is_inside_throughout_and_its_claims_h
     assert set(frame["verdict"]) == {"inside"}
     assert fidelity.outside(frame) == []
     assert fidelity.summary(frame).endswith("(100%) are inside the tolerance.")
-    page = fidelity.markdown(experiments, trials)
+    frame = fidelity.as_frame(experiments, trials)
+    page = fidelity.markdown(experiments, trials, frame)
     assert "| 0.72" in page
     judged = claims.judge(CLAIMS, fidelity.numbers(fidelity.all_experiments(), trials))
     words = [word for _, word, _ in judged]
@@ -102,7 +103,8 @@ def test_claims_fail_on_numbers_that_say_the_contrary():
 
 
 def test_missing_cells_are_named_with_their_hours():
-    page = fidelity.markdown([load_experiment("table7b")], {})
+    experiments = [load_experiment("table7b")]
+    page = fidelity.markdown(experiments, {}, fidelity.as_frame(experiments, {}))
     assert "Missing: 3 cells; 50 trials of each take about 0.3 hours" in page
     assert "missing" in page
 
