@@ -7,6 +7,7 @@ DEVICE   ?= auto
 SEED     ?=
 JOBS     ?=
 DATA_DIR ?=
+SCHEDULER ?=
 
 # Hours on two CPU cores for 50 trials per cell of the panels that need a GPU, measured by
 # experiments/benchmarks/dnn_training.py.
@@ -40,7 +41,7 @@ help:
 	@echo "              PANELS=abcde (on a CPU: ea) TRIALS=50 DEVICE=auto|cpu|gpu SEED=0"
 	@echo "              JOBS=one per core, DATA_DIR=where data sets lie"
 	@echo "make paper    all tables and figures that a CPU can do, then the fidelity report; options"
-	@echo "              TRIALS, DEVICE, SEED, JOBS, DATA_DIR as above"
+	@echo "              TRIALS, DEVICE, SEED, JOBS, DATA_DIR as above, SCHEDULER=tcp://host:8786"
 	@echo "make test     the tests that end within minutes; ALL=1 for all"
 	@echo "make smoke    Table 2 in small on the CPU, in about a minute"
 	@echo "make setup    only the set-up; PYTHON=python3.11 and EXTRA=cpu|cuda choose"
@@ -95,9 +96,12 @@ table2: $(READY)
 	exit $$status
 
 paper: $(READY)
+	@status=0; \
 	$(RUN) reproduce $(PAPER) --trials '$(TRIALS)' --device $(DEVICE) $(if $(SEED),--seed '$(SEED)') \
-	  $(if $(JOBS),--jobs '$(JOBS)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
-	$(RUN) report
+	  $(if $(JOBS),--jobs '$(JOBS)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+	  $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') || status=$$?; \
+	if [ $$status -le 1 ]; then $(RUN) report || status=$$?; fi; \
+	exit $$status
 
 test: $(READY)
 	.venv/bin/python -m pytest tests $(if $(ALL),,-m "not slow and not gpu")

@@ -51,7 +51,7 @@ setup(
         "dev": [
             "distributed>=2024.8,<2027",
             "hypothesis>=6.80,<7",
-            "pyarrow>=14",
+            "pyarrow>=14,<22",  # later ones need numpy 2
             "pytest>=7.4,<10",
             "ruff>=0.6,<1",
             "selenium>=4.10,<5",

@@ -191,7 +191,7 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
             frame.to_parquet(content, index=False)
         except ImportError as error:
             raise BadInput(
-                f"Parquet needs a package ({error}); run `pip install pyarrow`."
+                'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
             ) from error
     write_bytes(file, content.getvalue())
     click.echo(f"{len(frame)} trials: {file}")

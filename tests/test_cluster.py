@@ -48,7 +48,7 @@ def cluster(tmp_path_factory):
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address=":0",
         local_directory=str(tmp_path_factory.mktemp("dask")),
     ) as cluster:
         yield cluster
@@ -139,7 +139,7 @@ def test_a_worker_with_several_threads_is_refused(tmp_path):
         processes=False,
         protocol="tcp://",
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address=":0",
         local_directory=str(tmp_path),
     ) as threads:
         machine = Machine(scheduler=threads.scheduler_address)

@@ -295,20 +295,17 @@ def processes_of(command: subprocess.Popen) -> list[int]:
             if int(pgid) == command.pid and "spawn_main" in args]  # fmt: skip
 
 
-def kill_at_random_moments(store_path, moments: int, rng: random.Random) -> int:
-    """Kill the command or one of its workers, again and again, until it ends; return how often."""
+def kill_at_random_moments(store_path, moments: int, longest: float, rng: random.Random) -> int:
+    """Start the command until it ends by itself; return how often it or a worker was killed."""
     killed = 0
     while True:
         command = start(store_path)
-        while command.poll() is None:
+        while killed < moments:
             try:
-                command.wait(timeout=rng.uniform(0.2, 6))
+                command.wait(timeout=rng.uniform(0, longest))
                 break
             except subprocess.TimeoutExpired:
-                if killed == moments:
-                    continue
-            workers = processes_of(command)
-            target = rng.choice([command.pid, *workers])
+                target = rng.choice([command.pid, *processes_of(command)])
             with contextlib.suppress(ProcessLookupError):
                 os.kill(target, signal.SIGKILL)
                 killed += 1
@@ -319,17 +316,15 @@ def kill_at_random_moments(store_path, moments: int, rng: random.Random) -> int:
             return killed
 
 
-TWENTY = pytest.param(20, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("moments", [2, TWENTY])
-def test_whatever_is_killed_the_results_are_those_of_an_undisturbed_run(
-    moments, tmp_path, undisturbed
-):
-    store_path, rng, killed = tmp_path / "trials.sqlite", random.Random(moments), 0
-    while killed < moments:
-        store_path.unlink(missing_ok=True)
-        killed += kill_at_random_moments(store_path, moments - killed, rng)
+@pytest.mark.slow
+def test_whatever_is_killed_the_results_are_those_of_an_undisturbed_run(tmp_path, undisturbed):
+    store_path, rng, left = tmp_path / "trials.sqlite", random.Random(0), 20
+    started = time.monotonic()
+    assert kill_at_random_moments(store_path, 0, 0, rng) == 0
+    longest = time.monotonic() - started
+    while left > 0:
+        store_path.unlink()
+        left -= kill_at_random_moments(store_path, left, longest, rng)
         with Store(store_path) as store:
             assert numbers(store, [LONG]) == undisturbed
             assert store.failures() == {}

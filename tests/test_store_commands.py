@@ -1,0 +1,143 @@
+"""`status`, `show`, `export` and `import` as a user types them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fltrust_repro import cli
+from fltrust_repro.experiments import load_experiment
+from fltrust_repro.results import TrialResult
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Failure, Store
+from fltrust_repro.trials import Trial, TrialName, protocol_of, write_csv
+
+CELLS = {(cell.row, cell.column): cell for cell in load_experiment("table2a").cells}
+FULL = CELLS["krum", "full"].setting
+NONE = CELLS["krum", "no-attack"].setting
+
+
+def trial(setting: Setting, seed: int, error_rate: float) -> Trial:
+    curve = [(10, 0.9, 2.3), (500, error_rate, 0.25)]
+    result = TrialResult(error_rate, error_rate, 500, False, 7.2, curve, 0, {"lambda not found": 2})
+    now = "2020-01-01T00:00:00+00:00"
+    return Trial(setting, seed, result, "cpu", "python 3.11", now, protocol_of(setting))
+
+
+@pytest.fixture
+def call(tmp_path, capsys):
+    """Run a command on a store and a folder of results of the test's own."""
+    where = ["--store", str(tmp_path / "s.sqlite"), "--out", str(tmp_path / "out")]
+
+    def run(*arguments: object, out: bool = True) -> tuple[int, str, str]:
+        capsys.readouterr()
+        words = [str(argument) for argument in arguments] + (where if out else where[:2])
+        with pytest.raises(SystemExit) as stop:
+            cli.main.main(words, prog_name="fltrust_repro")
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """Two trials in the store, one of them and a third in the results, and a failed one."""
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(trial(FULL, 0, 0.8), trial(FULL, 1, 0.6))
+        store.add_failure(Failure(TrialName.of(NONE, 4), "OSError: no", "Traceback: all of it"))
+    write_csv(tmp_path / "out" / "table2a.trials.csv", [trial(FULL, 1, 0.6), trial(NONE, 0, 0.1)])
+
+
+def line_of(text: str, word: str) -> list[str]:
+    return next(line for line in text.splitlines() if line.startswith(word)).split()
+
+
+def test_status_counts_the_trials_in_store_and_results_once_each(call, filled):
+    code, text, _ = call("status", "--trials", "2")
+    assert code == 0
+    missing_hours = (2 * 15 - 3) * 7.2 / 3600
+    assert line_of(text, "table2a") == ["table2a", "3", "30", "0", "1", f"{missing_hours:.1f}"]
+    assert line_of(text, "table7b")[:3] == ["table7b", "0", "6"]
+    assert "table2a krum no-attack" in text
+    assert "seed 4: OSError: no" in text
+
+
+def test_status_of_an_experiment_shows_its_cells(call, filled):
+    code, text, _ = call("status", "table2a")
+    assert code == 0
+    assert line_of(text, "krum") == ["krum", "1,", "0.100", "0", "0", "0", "2,", "0.700"]
+
+
+def test_status_makes_no_file_where_there_is_none(call, tmp_path):
+    code, text, _ = call("status", "table7b", "table2a")
+    assert code == 0
+    assert "Table 7 (b)" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_prints_a_curve_by_place_or_by_setting(call, filled, tmp_path):
+    code, text, _ = call("show", "table2a", "krum", "full", "--seed", 1)
+    assert code == 0
+    assert line_of(text, "seed 1")[:5] == ["seed", "1,", "error", "rate", "0.6000,"]
+    assert "500        0.6000           0.2500" in text
+    picture = tmp_path / "curve.png"
+    by_setting = ["--rule", "krum", "--attack", "krum", "--seed", 1, "--picture", picture]
+    assert call("show", *by_setting)[1] == text
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table2a", "krum", "full", "--seed", 9], "of seeds there are 0, 1"),
+        (["table2a", "median", "full"], "of seeds there is none"),
+        (["table2a", "krum"], "give EXPERIMENT ROW COLUMN"),
+        (["table2a", "krum", "half"], "columns no-attack, gaussian, label-flip, partial, full"),
+        (["table2a", "krum", "no-attack", "--seed", 4], "seed 4 failed: OSError: no"),
+        (["table2a", "krum", "full", "--picture", "curve.jpg"], "neither .png nor .svg"),
+    ],
+)
+def test_show_says_what_there_is_instead(call, filled, words, said):
+    code, text, errors = call("show", *words)
+    assert code == 2
+    assert said in errors
+    assert "Traceback" not in errors
+    assert ("Traceback: all of it" in text) == ("failed" in said)
+
+
+@pytest.mark.parametrize(("name", "read"), [("t.csv", pd.read_csv), ("t.parquet", pd.read_parquet)])
+def test_export_writes_a_row_per_trial_and_a_column_per_field(call, filled, tmp_path, name, read):
+    code, text, _ = call("export", tmp_path / name, out=False)
+    assert code == 0
+    assert text.startswith("2 trials")
+    frame = read(tmp_path / name).sort_values("seed")
+    assert list(frame["error_rate"]) == [0.8, 0.6]
+    assert set(frame["knowledge"]) == {"full"}
+    assert set(FULL.as_dict()) <= set(frame.columns)
+
+
+def test_export_refuses_another_kind_of_file(call, filled, tmp_path):
+    code, _, errors = call("export", tmp_path / "t.xlsx", out=False)
+    assert code == 2
+    assert "neither .csv nor .parquet" in errors
+
+
+def test_import_takes_stores_and_csv_files_and_keeps_what_was_there(call, filled, tmp_path):
+    with Store(tmp_path / "other.sqlite") as other:
+        other.add(trial(FULL, 0, 0.5), trial(FULL, 7, 0.4))
+    files = [tmp_path / "other.sqlite", tmp_path / "out" / "table2a.trials.csv"]
+    code, text, _ = call("import", *files, out=False)
+    assert code == 0
+    assert text.splitlines() == [f"{file}: 1 of 2 trials are new" for file in files]
+    with Store(tmp_path / "s.sqlite") as store:
+        found = [(t.seed, t.result.error_rate) for t in store.find(FULL)]
+        assert found == [(0, 0.8), (1, 0.6), (7, 0.4)]
+        assert len(store.find(NONE)) == 1
+
+
+def test_import_refuses_what_is_no_file(call, tmp_path):
+    code, _, errors = call("import", tmp_path / "nothing", out=False)
+    assert code == 2
+    assert "give a store or a .trials.csv file" in errors
