@@ -1,0 +1,114 @@
+"""What one sees while trials run, on a terminal and in a log; and how trials share GPUs."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fltrust_repro import processes, progress
+from fltrust_repro.experiments import Cell
+from fltrust_repro.processes import LocalProcesses, Machine
+from fltrust_repro.progress import Watch
+from fltrust_repro.results import TrialResult
+from fltrust_repro.settings import Setting
+from fltrust_repro.trials import Trial
+
+PLAIN = Setting(dataset="digits", iterations=10)
+ATTACKED = Setting(dataset="digits", iterations=10, attack="krum")
+CELLS = [Cell("krum", "no attack", PLAIN, None), Cell("krum", "full", ATTACKED, None)]
+
+
+def trial(setting: Setting, error_rate: float) -> Trial:
+    result = TrialResult(error_rate, error_rate, 10, False, 1.0, [(10, error_rate, 1.0)], 0)
+    return Trial(setting, 0, result, "cpu", "", "", "1")
+
+
+def shown(terminal: bool, act) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
+    with Watch(CELLS, {PLAIN: [0.2]}, 3, 30, console) as watch:
+        act(watch)
+    return text.getvalue()
+
+
+def test_a_terminal_shows_the_table_of_means_and_a_bar():
+    def act(watch: Watch) -> None:
+        watch.done(trial(PLAIN, 0.1))
+        watch.failed()
+        watch.update(2, 15)
+        watch._live.refresh()
+
+    text = shown(True, act)
+    assert "1/3 trials done, 1 failed, 2 running" in text
+    assert "0.150 (2)" in text
+    assert "no attack" in text
+
+
+def test_a_log_gets_plain_lines_with_what_changed(monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0)
+
+    def act(watch: Watch) -> None:
+        watch.update(2, 0)
+        watch.done(trial(ATTACKED, 0.5))
+        watch.update(2, 15)
+        watch.update(1, 20)
+
+    lines = shown(False, act).splitlines()
+    assert lines[0].startswith("0/3 trials done, 0 failed, 2 running")
+    assert lines[1].endswith("; krum full 0.500 (1)")
+    assert "krum" not in lines[2]
+    assert all("\x1b" not in line for line in lines)
+
+
+def test_a_log_is_quiet_between_its_lines():
+    def act(watch: Watch) -> None:
+        for _ in range(100):
+            watch.update(2, 1)
+
+    assert len(shown(False, act).splitlines()) == 1  # the last one
+
+
+def test_a_trial_that_another_command_finished_is_no_longer_to_be_done():
+    def act(watch: Watch) -> None:
+        watch.left_to_others(PLAIN)
+        watch.update(0, 20)
+
+    assert "0/2 trials done" in shown(False, act)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs and eight cores, as far as the scheduling of trials goes."""
+    monkeypatch.setattr(processes, "resolve_device", lambda name: "gpu")
+    monkeypatch.setattr(processes, "gpu_count", lambda: 2)
+    monkeypatch.setattr(processes, "usable_cores", lambda: 8)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "memory", "slots"),
+    [
+        (None, 0.2, 8),  # four on each
+        (None, 0.4, 4),
+        (None, 0.5, 2),  # two halves leave nothing for the rest of the GPU's users
+        (None, 0.01, 8),  # no more than there are cores
+        (None, 0.0, 2),  # not known
+        (3, 0.01, 3),
+    ],
+)
+def test_as_many_trials_share_a_gpu_as_its_memory_holds(gpus, jobs, memory, slots):
+    executor = LocalProcesses(Machine(device="gpu", jobs=jobs))
+    executor.share_gpus(memory)
+    assert executor.slots() == slots
+    used = [pool._initargs[1] for pool in executor._pools]
+    assert used == [slot % 2 for slot in range(slots)]
+    executor.close()
+
+
+def test_trials_on_the_cpu_take_a_core_each(monkeypatch):
+    monkeypatch.setattr(processes, "usable_cores", lambda: 8)
+    executor = LocalProcesses(Machine(device="cpu"))
+    executor.share_gpus(0.0)
+    assert executor.slots() == 8
+    executor.close()
