@@ -74,6 +74,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
+            self._changed = []  # the table itself comes next
         self._print_line()
 
     def done(self, trial: Trial) -> None:
