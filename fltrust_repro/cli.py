@@ -1,4 +1,4 @@
-"""The commands: `python -m fltrust_repro run | reproduce | sweep | report | data | list`."""
+"""The commands: `python -m fltrust_repro run`, `reproduce`, `sweep`, `report`, `list` and more."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.back_gradient import BackGradient
 from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
+from fltrust_repro.doctor import doctor
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
@@ -315,6 +316,7 @@ def poison_command(
 
 
 main.add_command(data)
+main.add_command(doctor)
 
 
 @main.command("list")

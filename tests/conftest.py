@@ -17,6 +17,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, skipped without one")
+    config.addinivalue_line("markers", "cuda_wheel: needs mxnet-cu112 (2 GB), skipped without it")
 
 
 class Device:
