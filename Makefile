@@ -25,6 +25,7 @@ PYTHON  ?= $(shell for python in $(PYTHONS); do \
 EXTRA ?= $(shell PATH=$$PATH:/sbin:/usr/sbin; \
            if nvidia-smi >/dev/null 2>&1 || ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; \
            then echo cuda; else echo cpu; fi)
+FOUND = $(if $(filter filecpu,$(origin EXTRA)$(EXTRA)), since no NVIDIA driver was found)
 
 # Written last: without it, .venv is what an interrupted set-up left and is made anew.
 READY = .venv/ready
@@ -55,7 +56,7 @@ $(READY): setup.py
 	  "or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c '$(USABLE)' 2>/dev/null || { echo "Error: PYTHON=$(PYTHON) does not run, is not" \
 	  "Python 3.9 to 3.12, or cannot make a venv; name another one." >&2; exit 1; }
-	@echo "Setting up .venv with $(PYTHON) for $(EXTRA); this takes minutes, once."
+	@echo "Setting up .venv with $(PYTHON) and MXNet for $(EXTRA)$(FOUND); this takes minutes, once."
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --disable-pip-version-check -e '.[$(EXTRA),dev]'
 	@touch $@
@@ -104,7 +105,7 @@ paper: $(READY)
 	exit $$status
 
 test: $(READY)
-	.venv/bin/python -m pytest tests $(if $(ALL),,-m "not slow and not gpu")
+	.venv/bin/python -m pytest tests $(if $(ALL),,-m "not slow and not gpu and not cuda_wheel")
 
 # Panels a and e with few iterations, a on small digits, all of it in a temporary folder; and
 # ResNet20 where its data are at hand, as they cannot be downloaded without a login.

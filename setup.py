@@ -21,6 +21,7 @@ setup(
         "matplotlib>=3.7,<4",
         "numba>=0.59,<0.70",
         "numpy>=1.24,<2",
+        "packaging>=22,<27",
         "pandas>=2.0,<4",
         "pillow>=10,<14",
         "pooch>=1.8,<2",

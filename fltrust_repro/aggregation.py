@@ -3,6 +3,9 @@
 All rules here are translation-equivariant, so that aggregating updates `delta_i = w_i - w_re` is
 aggregating local models (paper, 2.1). A rule is a function of `updates` and, by name, of the
 parameters it needs: `c`, how many workers may be compromised, and `beta`.
+
+What a rule allocates beside its result of d numbers is stated for the CPU. A block of columns
+takes about 10 MB for m = 100, whatever d.
 """
 
 from __future__ import annotations
@@ -17,13 +20,9 @@ from numba import njit
 
 from fltrust_repro import backend
 from fltrust_repro.backend import array_view, take_rows, to_ndarray
+from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
-from fltrust_repro.kernels import (
-    mean_around_median,
-    middle_mean,
-    middle_means_without,
-    squared_distances,
-)
+from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
 from fltrust_repro.registry import Registry
 
 if TYPE_CHECKING:
@@ -115,19 +114,33 @@ def _each_its_own(aggregates: NDArray) -> WithoutEach:
 
 
 def _mean_without(updates: NDArray) -> WithoutEach:
-    array, _ = array_view(updates)
-    return _each_its_own(to_ndarray((array.sum(axis=0) - array) / (len(array) - 1)))
+    array, xp = array_view(updates)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum(axis=0)
+    if not bool(xp.isfinite(total).min()):
+        # Infinity minus infinity is not the sum of the others.
+        return _each_its_own(middle_means_without(updates, 0, len(array) - 1))
+    return _each_its_own(to_ndarray((total - array) / (len(array) - 1)))
 
 
 @rule("mean", leave_one_out=_mean_without)
 def mean(updates: NDArray) -> NDArray:
-    """Mean of each parameter (not robust).
+    """Mean of each parameter (not robust), summed in float32, or in float64 where that overflows.
+
+    Allocates 2 bytes a parameter, or 10 where a sum is not finite.
 
     >>> mean(nd.array([[1, 2], [3, 6]])).asnumpy()
     array([2., 4.], dtype=float32)
     """
-    array, _ = array_view(updates)
-    return to_ndarray(array.mean(axis=0))
+    array, xp = array_view(updates)
+    if xp is not np:
+        return to_ndarray(array.mean(axis=0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = array.mean(axis=0)
+        lost = ~np.isfinite(out)
+        if lost.any():
+            np.copyto(out, array.mean(axis=0, dtype=np.float64), where=lost, casting="same_kind")
+    return to_ndarray(out)
 
 
 def krum_scores(squared: np.ndarray, neighbours: int) -> np.ndarray:
@@ -187,6 +200,8 @@ def _krum_without(updates: NDArray, c: int) -> WithoutEach:
 def krum(updates: NDArray, c: int) -> NDArray:
     """Select the update with the smallest sum of squared distances to its m - c - 2 nearest.
 
+    Allocates a block of columns and a few (m, m) matrices.
+
     >>> krum(nd.array([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]]), c=1).asnumpy()
     array([1. , 1.5], dtype=float32)
     """
@@ -213,14 +228,15 @@ def bulyan_selection(squared: np.ndarray, c: int, theta: int) -> np.ndarray:
 def bulyan(updates: NDArray, c: int) -> NDArray:
     """Mean of each parameter's gamma values closest to the median, of theta models Krum selects.
 
-    theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates the selected rows.
+    theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates what Krum does; the selected
+    updates are not copied.
 
     >>> bulyan(nd.array([[0], [1], [2], [4], [99]]), c=1).asnumpy()
     array([1.], dtype=float32)
     """
     m = len(updates)
     selected = bulyan_selection(squared_distances(updates), c, m - 2 * c)
-    return mean_around_median(take_rows(updates, selected), m - 4 * c)
+    return mean_around_median(updates, selected, m - 4 * c)
 
 
 def _trimmed_mean_without(updates: NDArray, beta: int) -> WithoutEach:
@@ -234,6 +250,8 @@ def _trimmed_mean_without(updates: NDArray, beta: int) -> WithoutEach:
 )
 def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
     """Mean of each parameter without its beta largest and beta smallest values.
+
+    Allocates a block of columns.
 
     >>> trimmed_mean(nd.array([[1], [2], [4], [99]]), beta=1).asnumpy()
     array([3.], dtype=float32)
@@ -249,6 +267,8 @@ def _median_without(updates: NDArray) -> WithoutEach:
 @rule("median", leave_one_out=_median_without)
 def median(updates: NDArray) -> NDArray:
     """Median of each parameter; for even m the mean of the middle two.
+
+    Allocates a block of columns.
 
     >>> median(nd.array([[1], [2], [4], [99]])).asnumpy()
     array([3.], dtype=float32)

@@ -18,7 +18,7 @@ import numpy as np
 from fltrust_repro import backend
 from fltrust_repro.aggregation import Limit, krum_choice, krum_scores, rules, trimmed_mean
 from fltrust_repro.backend import array_view, to_ndarray
-from fltrust_repro.kernels import squared_distances
+from fltrust_repro.distances import squared_distances
 from fltrust_repro.poisoning import PoisonedSet, flip_labels, poisoned_set
 from fltrust_repro.registry import Registry, summary
 

@@ -6,15 +6,12 @@ is set right here, before its import, and nothing else has to know.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib.util
 import os
-import site
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +32,7 @@ os.environ.setdefault("MXNET_STORAGE_FALLBACK_LOG_VERBOSE", "0")
 
 import numpy as np  # noqa: E402  (after the thread counts)
 
+from fltrust_repro import cuda  # noqa: E402
 from fltrust_repro.errors import BadInput  # noqa: E402
 
 if TYPE_CHECKING:
@@ -47,53 +45,30 @@ for _name, _type in {**_DROPPED, "complex": complex}.items():
     if _name not in np.__dict__:
         setattr(np, _name, _type)
 
-# What libmxnet.so of mxnet-cu112 links to, and the PyPI package folder that carries each.
-_CUDA_LIBRARIES = {
-    "libcudart.so.11.0": "cuda_runtime",
-    "libnvrtc.so.11.2": "cuda_nvrtc",
-    "libcublasLt.so.11": "cublas",
-    "libcublas.so.11": "cublas",
-    "libcufft.so.10": "cufft",
-    "libcurand.so.10": "curand",
-    "libcusolver.so.11": "cusolver",
-    "libcudnn.so.8": "cudnn",
-    "libnccl.so.2": "nccl",
-    "libnvToolsExt.so.1": "nvtx",
-}
-
-
-def _preload_cuda() -> None:
-    """Load the CUDA 11 libraries that pip installed, since the loader does not look there."""
-    roots = [
-        Path(folder) / "nvidia" for folder in [*site.getsitepackages(), site.getusersitepackages()]
-    ]
-    for library, package in _CUDA_LIBRARIES.items():
-        for root in roots:
-            file = root / package / "lib" / library
-            if file.exists():
-                # A missing companion shows again, by name, at MXNet's own import.
-                with contextlib.suppress(OSError):
-                    ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
-                break
-
 
 @functools.cache
 def _mxnet() -> ModuleType:
+    builds = cuda.installed_builds()
+    if len(builds) > 1:
+        raise BadInput(
+            f"{' and '.join(builds)} are both installed, and each overwrites the other; run "
+            f"`pip uninstall -y {' '.join(builds)}`, then `pip install -e '.[cpu]'` or '.[cuda]'."
+        )
     if importlib.util.find_spec("mxnet") is None:
         raise BadInput(
-            "MXNet is not installed; run `make setup`, or `pip install -e .[cpu]` "
-            "(`.[cuda]` on a machine with an NVIDIA driver)."
+            "MXNet is not installed; run `make setup`, or `pip install -e '.[cpu]'` "
+            "('.[cuda]' on a machine with an NVIDIA driver)."
         )
-    _preload_cuda()
+    missing = cuda.preload() if cuda.CUDA_BUILD in builds else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import mxnet
-        except OSError as error:
-            raise BadInput(
-                f"MXNet does not load ({error}); without an NVIDIA driver install the CPU build: "
-                "`pip uninstall -y mxnet-cu112 && pip install -e .[cpu]`."
-            ) from error
+        except Exception as error:  # whatever a damaged or mismatched installation raises
+            problem, advice = str(error), "install what it lacks, or all anew: `make clean setup`"
+            if missing:
+                problem, advice = f"{', '.join(missing)} not found", cuda.remedy(missing)
+            raise BadInput(f"MXNet does not load ({problem}); {advice}.") from error
     return mxnet
 
 
@@ -146,7 +121,7 @@ def resolve_device(name: str) -> str:
     if name == "gpu" and not gpu_count():
         raise BadInput(
             "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install its "
-            "driver and `pip install -e .[cuda]`."
+            "driver and `pip install -e '.[cuda]'`."
         )
     return name
 

@@ -1,4 +1,4 @@
-"""The commands: `python -m fltrust_repro run | reproduce | sweep | report | data | list`."""
+"""The commands: `python -m fltrust_repro run`, `reproduce`, `sweep`, `report`, `list` and more."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.back_gradient import BackGradient
 from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
+from fltrust_repro.doctor import doctor
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import VARIED, Cell, available, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
@@ -347,7 +348,7 @@ def poison_command(
     click.echo(f"{len(made.x)} poisoned examples; some of them: {picture}")
 
 
-for command in (data, status, show, export_command, import_command):
+for command in (data, doctor, status, show, export_command, import_command):
     main.add_command(command)
 
 

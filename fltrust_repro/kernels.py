@@ -1,8 +1,7 @@
-"""The hot primitives of rules and defenses: means of order statistics, and distances.
+"""Means of each column's order statistics: what trimmed mean, median and Bulyan are made of.
 
 On the CPU they are compiled loops over blocks of columns that stay in the cache; on a GPU they
-are array operators that never leave the device. Both are written so that a non-finite value in
-a row harms nothing but what depends on that row.
+are array operators that never leave the device.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
-from fltrust_repro.backend import array_view, on_gpu, to_ndarray
+from fltrust_repro.backend import array_view, on_gpu, take_rows, to_ndarray
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
 
 _COLUMNS = 512  # a block of 100 rows then takes 200 KiB, within a core's second-level cache
-_GRAM_COLUMNS = 8192
+_CANCELS = 2.0**20  # a value this much larger than all others leaves them too few of 53 digits
 
 
 @lru_cache(maxsize=64)
@@ -41,11 +40,16 @@ def sorting_network(n: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _ordered(values: np.ndarray) -> None:
-    # Turns float32 bits into integers of the same order (and back: it is its own inverse). NaN
+def _order(bits: int) -> int:
+    # Turns float32 bits into an integer of the same order (and back: it is its own inverse). NaN
     # lands beyond the infinities, so that it counts as an extreme value.
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@njit(cache=True)
+def _ordered(values: np.ndarray) -> None:
     for j in range(values.size):
-        values[j] ^= (values[j] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+        values[j] = _order(values[j])
 
 
 @njit(cache=True)
@@ -62,15 +66,20 @@ def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
 
 @njit(cache=True)
 def _sorted_block(
-    updates: np.ndarray, network: np.ndarray, start: int, width: int, block: np.ndarray
+    updates: np.ndarray,
+    rows: np.ndarray,
+    network: np.ndarray,
+    start: int,
+    width: int,
+    block: np.ndarray,
 ) -> None:
-    # Columns start..start + width - 1 of the updates, sorted, as floats over the block's memory.
+    # Columns start..start + width - 1 of some rows, sorted, as floats over the block's memory.
     bits = updates.view(np.int32)
-    for i in range(len(updates)):
-        block[i, :width] = bits[i, start : start + width]
+    for i in range(len(rows)):
+        block[i, :width] = bits[rows[i], start : start + width]
         _ordered(block[i])
     _sort_rows(block, network)
-    for i in range(len(updates)):
+    for i in range(len(rows)):
         _ordered(block[i])
 
 
@@ -79,12 +88,13 @@ def _middle_mean(
     updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
 ) -> None:
     m, d = updates.shape
+    rows = np.arange(m)
     block = np.zeros((m, columns), dtype=np.int32)
     values = block.view(np.float32)
     total = np.empty(columns, dtype=np.float64)
     for start in range(0, d, columns):
         width = min(columns, d - start)
-        _sorted_block(updates, network, start, width, block)
+        _sorted_block(updates, rows, network, start, width, block)
         total[:] = 0.0
         for i in range(first, stop):
             row = values[i]
@@ -105,20 +115,21 @@ def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
 
     Returns
     -------
-    NDArray of shape (d,), float32, summed in float64 on the CPU. NaN ranks beyond the infinities.
-    Allocates d numbers and one block of columns.
+    NDArray of shape (d,), float32, summed in float64 on the CPU. NaN ranks beyond the infinities,
+    at the end of its sign; on a GPU it counts as infinity. Allocates d numbers and one block of
+    columns; a GPU copies the updates.
     """
     array, xp = array_view(updates)
     if on_gpu(updates):
-        return to_ndarray(_sorted_columns(array, xp)[first:stop].mean(axis=0))
+        return to_ndarray(xp.sort(_without_nan(array, xp), axis=0)[first:stop].mean(axis=0))
     m, d = array.shape
     out = np.empty(d, dtype=np.float32)
     _middle_mean(array, sorting_network(m), first, stop, _COLUMNS, out)
     return to_ndarray(out)
 
 
-def _sorted_columns(array: Any, xp: ModuleType) -> Any:
-    return xp.sort(xp.where(xp.isnan(array), xp.full_like(array, np.inf), array), axis=0)
+def _without_nan(array: Any, xp: ModuleType) -> Any:
+    return xp.where(xp.isnan(array), xp.full_like(array, np.inf), array)
 
 
 @njit(cache=True)
@@ -126,13 +137,14 @@ def _middle_means_without(
     updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
 ) -> None:
     m, d = updates.shape
+    rows = np.arange(m)
     block = np.zeros((m, columns), dtype=np.int32)
     values = block.view(np.float32)
     total = np.empty(columns, dtype=np.float64)
     scale = 1.0 / (stop - first)
     for start in range(0, d, columns):
         width = min(columns, d - start)
-        _sorted_block(updates, network, start, width, block)
+        _sorted_block(updates, rows, network, start, width, block)
         low, high = values[first], values[stop]
         total[:] = 0.0
         for i in range(first, stop + 1):
@@ -146,6 +158,41 @@ def _middle_means_without(
                 value = value if value < high[j] else high[j]
                 value = value if value > low[j] else low[j]
                 target[j] = (total[j] - value) * scale
+        for j in range(width):
+            # Above, a negative NaN was taken for a value at the upper end.
+            if np.isnan(values[0, j]) or _an_end_cancels(values[first : stop + 1, j], total[j]):
+                _sum_without_ends(updates[:, start + j], block[first : stop + 1, j], scale,
+                                  out[:, start + j])  # fmt: skip
+
+
+@njit(cache=True)
+def _an_end_cancels(kept: np.ndarray, total: float) -> bool:
+    # Whether one of these sorted values so exceeds the others that total - value is not their sum.
+    low, high = abs(kept[0]), abs(kept[-1])
+    if low > high:
+        largest, rest = low, max(abs(kept[1]), high)
+    else:
+        largest, rest = high, max(abs(kept[-2]), low)
+    return not np.isfinite(total) or largest > _CANCELS * rest
+
+
+@njit(cache=True)
+def _sum_without_ends(
+    column: np.ndarray, kept: np.ndarray, scale: float, target: np.ndarray
+) -> None:
+    # Replaces the means of the rows whose leaving out takes one of the ends from the kept values,
+    # given by their bits, by means of sums that never had it in them.
+    bits, values = column.view(np.int32), kept.view(np.float32)
+    lowest, highest = _order(kept[0]), _order(kept[-1])
+    without_low, without_high = 0.0, 0.0
+    for k in range(1, len(values)):
+        without_low += values[k]
+        without_high += values[k - 1]
+    for i in range(len(bits)):
+        if _order(bits[i]) <= lowest:
+            target[i] = without_low * scale
+        elif _order(bits[i]) >= highest:
+            target[i] = without_high * scale
 
 
 def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
@@ -153,7 +200,8 @@ def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
 
     All from one sort: with the order statistics S of all m rows, leaving row i out removes from
     S[first] + ... + S[stop] the row's own value if it is among these, else the end that it
-    moves out of the ranks: clip(delta_i, S[first], S[stop]) in every case.
+    moves out of the ranks: clip(delta_i, S[first], S[stop]) in every case. Where one end is so
+    large, or not finite, that it does not cancel, the sum is taken without it.
 
     Parameters
     ----------
@@ -163,127 +211,90 @@ def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
 
     Returns
     -------
-    NDArray of shape (m, d), float32; allocates no more.
+    NDArray of shape (m, d), float32, each within float32 rounding of the largest value in its
+    mean; summed in float64 on the CPU. Allocates no more than that and a block of columns there.
     """
     array, xp = array_view(updates)
     if on_gpu(updates):
-        ordered = _sorted_columns(array, xp)
-        total = ordered[first : stop + 1].sum(axis=0)
-        clipped = xp.minimum(xp.maximum(array, ordered[first]), ordered[stop])
-        return to_ndarray((total - clipped) / (stop - first))
+        return to_ndarray(_means_without_operators(_without_nan(array, xp), first, stop, xp))
     m = len(array)
     out = np.empty_like(array)
     _middle_means_without(array, sorting_network(m), first, stop, _COLUMNS, out)
     return to_ndarray(out)
 
 
+def _means_without_operators(array: Any, first: int, stop: int, xp: ModuleType) -> Any:
+    kept = xp.sort(array, axis=0)[first : stop + 1]
+    inner = kept.sum(axis=0) - array
+    upper = xp.where(array >= kept[-1], kept[:-1].sum(axis=0), inner)
+    return xp.where(array <= kept[0], kept[1:].sum(axis=0), upper) / (stop - first)
+
+
 @njit(cache=True)
 def _mean_around_median(
-    updates: np.ndarray, network: np.ndarray, keep: int, columns: int, out: np.ndarray
+    updates: np.ndarray,
+    rows: np.ndarray,
+    network: np.ndarray,
+    keep: int,
+    columns: int,
+    out: np.ndarray,
 ) -> None:
-    n, d = updates.shape
+    n, d = len(rows), updates.shape[1]
     block = np.zeros((n, columns), dtype=np.int32)
     values = block.view(np.float32)
     for start in range(0, d, columns):
         width = min(columns, d - start)
-        _sorted_block(updates, network, start, width, block)
+        _sorted_block(updates, rows, network, start, width, block)
         for j in range(width):
             median = (np.float64(values[(n - 1) // 2, j]) + np.float64(values[n // 2, j])) / 2
             low, high = 0, n - 1
             while high - low + 1 > keep:
-                if values[high, j] - median >= median - values[low, j]:
-                    high -= 1
-                else:
+                below, above = median - values[low, j], values[high, j] - median
+                if above < below or np.isnan(below):
                     low += 1
+                else:
+                    high -= 1
             total = 0.0
             for i in range(low, high + 1):
                 total += values[i, j]
             out[start + j] = total / keep
 
 
-def mean_around_median(updates: NDArray, keep: int) -> NDArray:
-    """Mean of the `keep` values of each column that lie closest to the column's median.
+def mean_around_median(updates: NDArray, rows: np.ndarray, keep: int) -> NDArray:
+    """Mean of the `keep` values that lie closest to the median, in each column of some rows.
 
     Of two values equally far from the median, the smaller one is kept.
 
     Parameters
     ----------
-    updates : NDArray of shape (n, d), float32, finite
+    updates : NDArray of shape (m, d), float32
+    rows : integer array of shape (n,)
+        The rows that take part. In each column at least `keep` of their values, and the median,
+        have to be finite.
     keep : int, 1 <= keep <= n
 
     Returns
     -------
-    NDArray of shape (d,), float32, summed in float64 on the CPU.
+    NDArray of shape (d,), float32, summed in float64 on the CPU. Allocates d numbers and one block
+    of columns there; the rows are not copied.
     """
-    array, xp = array_view(updates)
-    n, d = array.shape
     if on_gpu(updates):
-        ordered = _sorted_columns(array, xp)
-        median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-        # Kept values are neighbours in order: of all windows, the one whose farther end is nearest.
-        starts = n - keep + 1
-        reach = xp.maximum(median - ordered[:starts], ordered[keep - 1 :] - median)
-        first = reach.argmin(axis=0).reshape(1, -1)
-        rank = xp.arange(n, ctx=updates.context).reshape(-1, 1)
-        kept = (rank >= first) * (rank < first + keep)
-        return to_ndarray(xp.where(kept, ordered, xp.zeros_like(ordered)).sum(axis=0) / keep)
-    out = np.empty(d, dtype=np.float32)
-    _mean_around_median(array, sorting_network(n), keep, _COLUMNS, out)
+        return to_ndarray(_around_median_operators(take_rows(updates, rows), keep))
+    array, _ = array_view(updates)
+    out = np.empty(array.shape[1], dtype=np.float32)
+    _mean_around_median(array, rows, sorting_network(len(rows)), keep, _COLUMNS, out)
     return to_ndarray(out)
 
 
-def squared_distances(updates: NDArray) -> np.ndarray:
-    """Squared Euclidean distances between all rows.
-
-    Parameters
-    ----------
-    updates : NDArray of shape (m, d), float32
-
-    Returns
-    -------
-    numpy array of shape (m, m), float64, zero diagonal. A row that holds a non-finite value is
-    at infinite distance from every other row. Products of float32 blocks are summed in float64;
-    of a GPU only the (m, m) products leave it.
-    """
-    products, finite = _gram_operators(updates) if on_gpu(updates) else _gram_host(updates)
-    norms = np.diag(products)
-    squared = np.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
-    squared[~finite, :] = np.inf
-    squared[:, ~finite] = np.inf
-    np.fill_diagonal(squared, 0.0)
-    return squared
-
-
-def _gram_host(updates: NDArray) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, non-finite ones taken as 0, and which rows are finite."""
-    array, _ = array_view(updates)
-    finite = np.ones(len(array), dtype=bool)
-    products = _gram_of_blocks(array)
-    if not np.isfinite(products).all():
-        # A row is not finite, or float32 products overflowed: the careful way, in float64.
-        finite = np.isfinite(array).all(axis=1)
-        kept = np.where(finite[:, None], array, np.float32(0))
-        products = _gram_of_blocks(kept.astype(np.float64))
-    return products, finite
-
-
-def _gram_of_blocks(array: np.ndarray) -> np.ndarray:
-    m, d = array.shape
-    products = np.zeros((m, m))
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, d, _GRAM_COLUMNS):
-            block = array[:, start : start + _GRAM_COLUMNS]
-            products += block @ block.T
-    return products
-
-
-def _gram_operators(updates: NDArray) -> tuple[np.ndarray, np.ndarray]:
+def _around_median_operators(updates: NDArray, keep: int) -> Any:
     array, xp = array_view(updates)
-    finite = xp.isfinite(array).min(axis=1)
-    kept = xp.where(finite.reshape(-1, 1), array, xp.zeros_like(array))
-    products = xp.dot(kept, kept.T).asnumpy().astype(np.float64)
-    # A row too long for a float32 product counts as non-finite: it is far from every other.
-    measurable = finite.asnumpy().astype(bool) & np.isfinite(np.diag(products))
-    products[~measurable, :] = 0.0
-    products[:, ~measurable] = 0.0
-    return products, measurable
+    n = len(array)
+    ordered = xp.sort(_without_nan(array, xp), axis=0)
+    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    # Kept values are neighbours in order: of all windows, the one whose farther end is nearest.
+    starts = n - keep + 1
+    reach = xp.maximum(median - ordered[:starts], ordered[keep - 1 :] - median)
+    first = reach.argmin(axis=0).reshape(1, -1)
+    rank = xp.arange(n, dtype="int64", ctx=updates.context).reshape(-1, 1)  # argmin's type
+    kept = (rank >= first) * (rank < first + keep)
+    return xp.where(kept, ordered, xp.zeros_like(ordered)).sum(axis=0) / keep

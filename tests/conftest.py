@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from fltrust_repro import backend, kernels
+from fltrust_repro import backend, distances, kernels
 from fltrust_repro.backend import mx, nd
 
 settings.register_profile("local", deadline=None, max_examples=50)
@@ -18,6 +18,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, skipped without one")
     config.addinivalue_line("markers", "browser: needs Chromium and Selenium, skipped without")
+    config.addinivalue_line("markers", "cuda_wheel: needs mxnet-cu112 (2 GB), skipped without it")
 
 
 class Device:
@@ -56,8 +57,8 @@ def device(request, monkeypatch):
     def on_second_cpu(array):
         return array.context == ctx
 
-    monkeypatch.setattr(backend, "on_gpu", on_second_cpu)
-    monkeypatch.setattr(kernels, "on_gpu", on_second_cpu)
+    for module in (backend, distances, kernels):
+        monkeypatch.setattr(module, "on_gpu", on_second_cpu)
     for name in ("array", "zeros", "ones", "full", "arange"):
         monkeypatch.setattr(mx.np, name, _only_on(ctx, getattr(mx.np, name)))
     return Device(ctx)

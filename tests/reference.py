@@ -80,6 +80,59 @@ def bulyan(models, c):
     return np.array(out)
 
 
+# --- the kernels, on any float32 values
+
+
+def exact_sum(values):
+    """Sum rounded once; NaN for infinities of both signs."""
+    try:
+        return math.fsum(values)
+    except ValueError:
+        return math.nan
+
+
+def ranked(values):
+    """A column's values in order, NaN by its sign beyond the infinities."""
+    return sorted(
+        (float(v) for v in values),
+        key=lambda v: (math.copysign(1, v), 0) if math.isnan(v) else (0, v),
+    )
+
+
+def ranks_kept(matrix, first, stop):
+    """The order statistics first..stop-1 of each column, a list per column."""
+    return [ranked(column)[first:stop] for column in matrix.T]
+
+
+def middle_mean(matrix, first, stop):
+    return np.array([exact_sum(k) / (stop - first) for k in ranks_kept(matrix, first, stop)])
+
+
+def around_median(matrix, keep):
+    """Mean of the `keep` values of each column closest to its median, the smaller one of two."""
+    out = []
+    for column in matrix.T:
+        values = ranked(column)
+        n = len(values)
+        middle = (values[(n - 1) // 2] + values[n // 2]) / 2
+        away = [math.inf if math.isnan(v) else abs(v - middle) for v in values]
+        closest = sorted(range(n), key=lambda i: (away[i], i))[:keep]
+        out.append(exact_sum(values[i] for i in closest) / keep)
+    return np.array(out)
+
+
+def squared_distances(matrix):
+    """Squared distances, infinite from a row with a non-finite value to any other."""
+    m = len(matrix)
+    out = np.zeros((m, m))
+    for i, k in itertools.permutations(range(m), 2):
+        out[i, k] = math.inf
+        if np.isfinite(matrix[[i, k]]).all():
+            away = matrix[i].astype(np.float64) - matrix[k].astype(np.float64)
+            out[i, k] = math.fsum(away**2)
+    return out
+
+
 # --- the attacks
 
 

@@ -322,6 +322,14 @@ def test_operators_give_the_result_of_the_compiled_rules(device, name, m, c):
     np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_operators_give_the_result_of_bulyan(device):
+    values = np.random.default_rng(3).standard_normal((23, 600)).astype(np.float32)
+    values[[4, 9]] = np.float32([[3.0], [1e30]])
+    out = bulyan(device.array(values), 4)
+    assert out.context == device.ctx
+    np.testing.assert_allclose(out.asnumpy(), bulyan(array(values), 4).asnumpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["krum", "trimmed-mean", "median"])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, *np.float32([1e30, -1e30, 3e38, -3e38])])
 def test_operators_keep_bad_rows_out(device, name, bad):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fltrust_repro import backend
 from fltrust_repro.backend import nd
-from fltrust_repro.kernels import middle_mean, sorting_network, squared_distances
+from fltrust_repro.distances import squared_distances
+from fltrust_repro.kernels import middle_mean, sorting_network
 
 NAN, INF = np.float32("nan"), np.float32("inf")
 

@@ -1,0 +1,299 @@
+"""`doctor` says what is wrong with a machine, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import site
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fltrust_repro import cuda, downloads
+from fltrust_repro import doctor as module
+from fltrust_repro.errors import BadInput
+from fltrust_repro.store import COLUMNS, Store
+
+REPOSITORY = Path(__file__).parents[1]
+CPU, CUDA = {"mxnet": "1.9.1"}, {"mxnet-cu112": "1.9.1"}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """An empty current folder, and no data set of this machine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLTRUST_DATA", raising=False)
+    monkeypatch.setattr(downloads, "__file__", str(tmp_path / "package" / "downloads.py"))
+    return tmp_path
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend that the machine is such and such; by default one without a GPU that works."""
+
+    def pretend(builds=CPU, driver=None, kernel_module=None, missing=(), device=("cpu", 0)):
+        def tried():
+            if isinstance(device, Exception):
+                raise device
+            return device
+
+        monkeypatch.setattr(cuda, "installed_builds", lambda: builds)
+        monkeypatch.setattr(cuda, "driver", lambda: driver)
+        monkeypatch.setattr(cuda, "kernel_module_version", lambda: kernel_module)
+        monkeypatch.setattr(cuda, "preload", lambda: list(missing))
+        monkeypatch.setattr(module, "_try_device", tried)
+        monkeypatch.setattr(
+            module, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count)
+        )
+
+    pretend()
+    return pretend
+
+
+@pytest.fixture
+def report(capsys):
+    """Run `doctor` in this process: exit code and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            module.doctor.main(list(arguments))
+        out, err = capsys.readouterr()
+        assert err == ""
+        return stop.value.code, out
+
+    return run
+
+
+def lines(text: str, topic: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(f"{topic} ")]
+
+
+# --- MXNet, driver, CUDA
+
+
+def test_without_a_driver_trials_run_on_the_cpu_and_one_line_says_so(machine, report):
+    code, text = report()
+    assert code == 0
+    assert lines(text, "driver") == ["driver    no NVIDIA driver found; trials run on the CPU"]
+    assert lines(text, "device") == ["device    the CPU: what --device auto takes here"]
+    assert text.endswith("Trials can run here.\n")
+
+
+def test_with_a_gpu_everything_is_named(machine, report):
+    machine(CUDA, driver=cuda.Driver("535.104.05", "12.2"), device=("gpu", 2))
+    code, text = report()
+    assert code == 0
+    assert "NVIDIA 535.104.05, for CUDA up to 12.2" in text
+    assert "all 10 libraries" in text
+    assert "GPU (2 of them)" in text
+
+
+def test_a_driver_that_the_build_for_the_cpu_leaves_idle(machine, report):
+    machine(CPU, driver=cuda.Driver(None, None))
+    code, text = report()
+    assert code == 0
+    assert "pip uninstall -y mxnet && pip install -e '.[cuda]'" in text
+
+
+def test_a_driver_whose_library_is_out_of_reach(machine, report):
+    machine(CPU, kernel_module="535.104.05")
+    _, text = report()
+    assert "NVIDIA 535.104.05, but the loader does not find its libcuda.so.1" in text
+
+
+def test_every_missing_library_is_named_with_its_pip_command(machine, report):
+    machine(
+        CUDA,
+        missing=["libcudnn.so.8", "libnccl.so.2", "libcuda.so.1"],
+        device=BadInput("MXNet does not load."),
+    )
+    code, text = report()
+    assert code == 1
+    cudnn, nccl, driver = lines(text, "cuda")
+    assert "libcudnn.so.8" in cudnn
+    assert "pip install 'nvidia-cudnn-cu11<9,>=8.5'" in cudnn
+    assert "libnccl.so.2" in nccl
+    assert "pip install 'nvidia-nccl-cu11<3,>=2.14'" in nccl
+    assert "libcuda.so.1" in driver
+    assert "pip uninstall -y mxnet-cu112 && pip install -e '.[cpu]'" in driver
+
+
+def test_a_gpu_that_mxnet_does_not_see(machine, report):
+    machine(CUDA, driver=cuda.Driver("450.51", "11.0"))
+    code, text = report()
+    assert code == 0
+    assert "MXNet sees no GPU" in text
+
+
+def test_an_error_of_any_kind_is_told_in_one_line(machine, report):
+    machine(device=ModuleNotFoundError("No module named 'numba'"))
+    code, text = report()
+    assert code == 1
+    assert "trials do not start (ModuleNotFoundError: No module named 'numba')" in text
+
+
+def test_a_check_that_fails_itself_does_not_end_the_report(machine, report, monkeypatch):
+    def fails():
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(cuda, "driver", fails)
+    code, text = report()
+    assert code == 0
+    assert "driver    cannot be told (RuntimeError: no such thing)" in text
+
+
+def test_packages_that_are_missing_or_do_not_fit(machine, report, monkeypatch):
+    demanded = ["numpy<1,>=0.9", "no-such-package>=2", "other>=1; extra == 'dev'"]
+    monkeypatch.setattr(module.importlib.metadata, "requires", lambda _: demanded)
+    _, text = report()
+    assert "does not fit: `pip install 'numpy<1,>=0.9'`" in text
+    assert "no-such-package is not installed: `pip install 'no-such-package>=2'`" in text
+    assert "other" not in text
+
+
+# --- data sets and store
+
+
+def test_data_sets_and_where_they_are(machine, report, tmp_path):
+    (tmp_path / "mine" / "ch-mnist").mkdir(parents=True)
+    (tmp_path / "mine" / "ch-mnist" / "hmnist_8_8_L.csv").touch()
+    _, text = report("--data-dir", "mine")
+    assert f"ch-mnist-8     {tmp_path / 'mine' / 'ch-mnist'}" in text
+    assert "`python -m fltrust_repro data fetch mnist`" in text
+
+
+def test_a_data_folder_that_does_not_exist_is_a_fault(machine, report, monkeypatch):
+    monkeypatch.setenv("FLTRUST_DATA", "nowhere")
+    code, text = report()
+    assert code == 1
+    assert "$FLTRUST_DATA 'nowhere' is not a directory" in text
+
+
+def test_the_first_trial_makes_the_store(machine, report, tmp_path):
+    code, text = report("--store", "new/trials.sqlite")
+    assert code == 0
+    assert "new/trials.sqlite is not there yet" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_store_is_counted(machine, report):
+    Store("mine.sqlite").close()
+    with contextlib.closing(sqlite3.connect("mine.sqlite")) as opened, opened:
+        marks = ", ".join("?" * len(COLUMNS))
+        for seed in range(3):
+            row = {**dict.fromkeys(COLUMNS, ""), "seed": seed}
+            opened.execute(f"INSERT INTO trials VALUES ({marks})", tuple(row.values()))
+    code, text = report("--store", "mine.sqlite")
+    assert code == 0
+    assert "mine.sqlite: 3 finished trials of 1 settings, intact" in text
+
+
+def other_table(path):
+    with contextlib.closing(sqlite3.connect(path)) as opened, opened:
+        opened.execute("CREATE TABLE trials (mine)")
+
+
+def damaged(path):
+    with contextlib.closing(sqlite3.connect(path)) as opened, opened:
+        opened.execute("CREATE TABLE trials (seed, key)")
+        rows = [(seed, "x" * 500) for seed in range(1000)]
+        opened.executemany("INSERT INTO trials VALUES (?, ?)", rows)
+    content = bytearray(path.read_bytes())
+    content[8192:40960] = b"\xff" * 32768
+    path.write_bytes(content)
+
+
+BAD_STORES = {
+    "text": lambda path: path.write_text("my thesis\n" * 500),
+    "folder": lambda path: path.mkdir(),
+    "other columns": other_table,
+    "damaged": damaged,
+    "below a file": lambda path: (path.parent.rmdir(), path.parent.write_text("")),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_STORES)
+def test_a_store_that_cannot_be_used_is_a_fault(machine, report, tmp_path, kind):
+    (tmp_path / "kept").mkdir()
+    path = tmp_path / "kept" / "trials.sqlite"
+    BAD_STORES[kind](path)
+    code, text = report("--store", str(path))
+    assert code == 1
+    (line,) = lines(text, "store")
+    assert str(path) in line
+    assert "give --store another file" in line
+    assert text.endswith("Trials cannot run here; see above: store.\n")
+
+
+# --- the program itself, on machines where MXNet is what is wrong
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Run this Python with the installed packages but MXNet, and with packages of one's own."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for folder in map(Path, site.getsitepackages()):
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if not entry.name.startswith("mxnet"):
+                (packages / entry.name).symlink_to(entry)
+    path = f"{packages}{os.pathsep}{REPOSITORY}"
+
+    def run(*arguments: str, mxnet: str | None = None, builds: tuple[str, ...] = ()):
+        if mxnet is not None:
+            (packages / "mxnet").mkdir()
+            (packages / "mxnet" / "__init__.py").write_text(mxnet)
+        for name in builds:
+            folder = packages / f"{name.replace('-', '_')}-1.9.1.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.9.1")
+        return subprocess.run(
+            [sys.executable, "-S", "-m", "fltrust_repro", *arguments],
+            capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+
+    return run
+
+
+# What its import does, which builds pip has installed, and what the report has to say.
+BROKEN = {
+    "not installed": (None, (), "MXNet is not installed; run `make setup`"),
+    "both builds": ("", ("mxnet", "mxnet-cu112"), "mxnet and mxnet-cu112 are both installed"),
+    "not the file": ("raise OSError('libgomp.so.1: cannot open')", ("mxnet",), "libgomp.so.1"),
+    "other numpy": ("import numpy; numpy.PZERO_", ("mxnet",), "no attribute 'PZERO_'"),
+    "crash": ("import os; os.abort()", ("mxnet",), "importing it ends the process"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_program_says_what_is_wrong_with_mxnet(python, case):
+    mxnet, builds, words = BROKEN[case]
+    done = python("doctor", mxnet=mxnet, builds=builds)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = lines(done.stdout, "device")
+    assert words in line
+    assert len(lines(done.stdout, "data")) >= 7
+    assert done.stdout.endswith("Trials cannot run here; see above: device.\n")
+
+
+def test_other_commands_without_mxnet_end_in_one_sentence(python):
+    done = python("run", "--dataset", "digits")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: MXNet is not installed; run `make setup`")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_this_machine_can_run_trials(own_folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "fltrust_repro", "doctor"], capture_output=True, text=True,
+        timeout=300, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
