@@ -105,7 +105,8 @@ paper: $(READY)
 	exit $$status
 
 test: $(READY)
-	.venv/bin/python -m pytest tests $(if $(ALL),,-m "not slow and not gpu and not cuda_wheel")
+	.venv/bin/python -m pytest tests -n auto --dist loadfile \
+	  $(if $(ALL),,-m "not slow and not gpu and not cuda_wheel")
 
 # Panels a and e with few iterations, a on small digits, all of it in a temporary folder; and
 # ResNet20 where its data are at hand, as they cannot be downloaded without a login.

@@ -54,6 +54,7 @@ setup(
             "hypothesis>=6.80,<7",
             "pyarrow>=14,<22",  # later ones need numpy 2
             "pytest>=7.4,<10",
+            "pytest-xdist>=3.5,<4",
             "ruff>=0.6,<1",
             "selenium>=4.10,<5",
         ],

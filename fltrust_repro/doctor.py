@@ -202,7 +202,7 @@ def _try_device() -> tuple[str, int]:
     """Import all that a trial needs, compute on the device, and name it."""
     from fltrust_repro import backend
 
-    importlib.import_module("fltrust_repro.sweep")
+    importlib.import_module("fltrust_repro.trial_process")
     name = backend.resolve_device("auto")
     backend.nd.ones(2, ctx=backend.context(name)).wait_to_read()
     return name, backend.gpu_count()

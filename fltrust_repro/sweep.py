@@ -228,4 +228,5 @@ def _failure(task: Task, error: Exception) -> Failure:
         message = "its process was killed or crashed; perhaps memory ran out"
     else:
         message = " ".join(f"{type(error).__name__}: {error}".split())
-    return Failure(task.name, message, "".join(traceback.format_exception(error)))
+    details = traceback.format_exception(type(error), error, error.__traceback__)
+    return Failure(task.name, message, "".join(details))
