@@ -125,9 +125,10 @@ def _mean_without(updates: NDArray) -> WithoutEach:
 
 @rule("mean", leave_one_out=_mean_without)
 def mean(updates: NDArray) -> NDArray:
-    """Mean of each parameter (not robust), summed in float32, or in float64 where that overflows.
+    """Mean of each parameter (not robust).
 
-    Allocates 2 bytes a parameter, or 10 where a sum is not finite.
+    Summed in float32, or in float64 where that overflows. Allocates 2 bytes a parameter, or 10
+    where a sum is not finite.
 
     >>> mean(nd.array([[1, 2], [3, 6]])).asnumpy()
     array([2., 4.], dtype=float32)

@@ -34,4 +34,4 @@ def test_no_rule_copies_the_updates(options, tmp_path):
     assert set(rows) == {"mean", "trimmed-mean", "median", "krum", "bulyan"}
     for name, row in rows.items():
         result = float(row["result, MiB"])
-        assert 0.9 * result < float(row["on top, MiB"]) < 4 * result + BLOCK < UPDATES / 6, name
+        assert 0.5 * result < float(row["on top, MiB"]) < 4 * result + BLOCK < UPDATES / 6, name
