@@ -242,7 +242,7 @@ def test_a_model_that_cannot_take_the_data_is_refused(refused_by_command):
 
 
 @pytest.mark.usefixtures("no_processes")
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08", gzip.compress(b"no IDX file")])
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08", gzip.compress(b"no IDX file", mtime=0)])
 def test_a_damaged_data_file_is_named_with_the_remedy(folder, refused, content):
     (folder / "data" / "mnist").mkdir(parents=True)
     for name in downloads.IDX_FILES:
