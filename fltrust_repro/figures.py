@@ -162,7 +162,7 @@ def mean_curve(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
     The trials are of one setting, so that all are evaluated at the same iterations; one that ended
     before the others, since it diverged, keeps the error rate that it ended with.
     """
-    known = [trial.result.curve for trial in trials]
+    known = [list(trial.result.curve) for trial in trials]
     longest = max(known, key=len)
     last = len(longest) - 1
     chosen = np.linspace(0, last, min(last + 1, _POINTS)).round().astype(int).tolist()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from fltrust_repro.backend import check_device
+from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.errors import BadInput
 from fltrust_repro.processes import Machine
 from fltrust_repro.registry import load_plugin
@@ -121,6 +121,8 @@ def machine_of(
     for path in plugins:
         load_plugin(path)
     check_device(device)
+    if device == "gpu" and scheduler is None:
+        resolve_device(device)  # now and not after what else takes time
     return Machine(device, jobs, data_dir, plugins, scheduler)
 
 

@@ -98,17 +98,21 @@ class LocalProcesses:
         self._spawn = get_context("spawn")
         self._iterations = self._spawn.Value("q", 0)
         count = machine.jobs or self._gpus or usable_cores()
-        self._pools = [self._pool(slot) for slot in range(count)]
+        self._pools: list[ProcessPoolExecutor | None] = [None] * count
         self._calls: list[Future | None] = [None] * count
 
-    def _pool(self, slot: int) -> ProcessPoolExecutor:
-        gpu = slot % self._gpus if self._gpus else 0
-        return ProcessPoolExecutor(
+    def _new_pool(self, slot: int) -> ProcessPoolExecutor:
+        self._pools[slot] = ProcessPoolExecutor(
             max_workers=1,
             mp_context=self._spawn,
             initializer=_start,
-            initargs=(self._machine.plugins, gpu, self._iterations),
+            initargs=(self._machine.plugins, self.gpu_of(slot), self._iterations),
         )
+        return self._pools[slot]
+
+    def gpu_of(self, slot: int) -> int:
+        """Which GPU a slot's process uses: all of them in turn."""
+        return slot % self._gpus if self._gpus else 0
 
     def check_data(self, names: Iterable[str]) -> None:
         """Raise `DataUnavailable` for a data set neither at hand nor to be had."""
@@ -124,10 +128,10 @@ class LocalProcesses:
         slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
         with _interrupts_held():
             try:
-                call = self._pools[slot].submit(function, *args)
+                pool = self._pools[slot] or self._new_pool(slot)
+                call = pool.submit(function, *args)
             except BrokenProcessPool:
-                self._pools[slot] = self._pool(slot)
-                call = self._pools[slot].submit(function, *args)
+                call = self._new_pool(slot).submit(function, *args)
         self._calls[slot] = call
         return call
 
@@ -137,9 +141,9 @@ class LocalProcesses:
             return
         most = max(self._gpus, usable_cores())
         wanted = min(self._gpus * max(1, int(GPU_MEMORY / memory)), most)
-        for slot in range(len(self._pools), wanted):
-            self._pools.append(self._pool(slot))
-            self._calls.append(None)
+        more = max(0, wanted - len(self._pools))
+        self._pools += [None] * more
+        self._calls += [None] * more
 
     def iterations(self) -> int:
         """How many iterations all calls have done so far."""
@@ -147,13 +151,14 @@ class LocalProcesses:
 
     def close(self) -> None:
         """End the idle processes."""
-        for pool in self._pools:
+        for pool in filter(None, self._pools):
             pool.shutdown()
 
     def stop(self) -> None:
         """End everything at once."""
-        processes = [p for pool in self._pools for p in list((pool._processes or {}).values())]
-        for pool in self._pools:
+        pools = list(filter(None, self._pools))
+        processes = [process for pool in pools for process in (pool._processes or {}).values()]
+        for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()

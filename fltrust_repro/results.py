@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 # Raised whenever a change of the code moves results: older trials are then run again.
@@ -25,7 +26,7 @@ class TrialResult:
         Whether a parameter of the global model became NaN or infinite; training ends there.
     seconds : float
         Wall-clock time of the training, data loading left out.
-    curve : list of (iteration, error rate, training loss)
+    curve : sequence of (iteration, error rate, training loss)
         The loss is the benign workers' mean batch loss at the model before that iteration.
     empty_workers : int
         Workers that hold no training example (of the first deal) and send zero updates.
@@ -40,6 +41,6 @@ class TrialResult:
     iterations: int
     diverged: bool
     seconds: float
-    curve: list[tuple[int, float, float]]
+    curve: Sequence[tuple[int, float, float]]
     empty_workers: int
     notes: dict[str, float] = field(default_factory=dict)

@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,13 +102,36 @@ class Trial:
             seconds=row["seconds"],
             empty_workers=row["empty_workers"],
             notes=json.loads(row["notes"]),
-            curve=[
-                (i, e, math.nan if loss is None else loss)
-                for i, e, loss in json.loads(row["curve"])
-            ],
+            curve=StoredCurve(row["curve"]),
         )
         columns = ("device", "versions", "finished", "protocol")
         return cls(setting, row["seed"], result, **{name: row[name] for name in columns})
+
+
+class StoredCurve(Sequence):
+    """A trial's error curve as the store holds it, JSON text, read when it is first looked at.
+
+    Most of what is done with thousands of trials looks at none.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def _points(self) -> list[tuple[int, float, float]]:
+        points = json.loads(self._text)
+        return [(i, e, math.nan if loss is None else loss) for i, e, loss in points]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._points[index]
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
 
 
 def setting_reader() -> Callable[[str], Setting]:
@@ -149,6 +172,7 @@ def read_csv(path: Path, without: Container[TrialName] = ()) -> list[Trial]:
                     name: _CSV_KINDS[kind.split()[0]](told[name]) for name, kind in COLUMNS.items()
                 }
                 trials.append(Trial.from_row(values, setting_of(values["setting"])))
+                len(trials[-1].result.curve)  # reads it now, while its line can be named
             except UnknownName:
                 continue
             except (KeyError, TypeError, ValueError) as error:

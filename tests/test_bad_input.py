@@ -14,7 +14,7 @@ from pathlib import Path
 import pooch
 import pytest
 
-from fltrust_repro import backend, cli, downloads, sweep
+from fltrust_repro import backend, cli, downloads, processes
 
 DIGITS = "run --dataset digits --iterations 2 --device cpu "
 
@@ -215,7 +215,7 @@ def no_processes(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a worker process was started")
 
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
 
 
 @pytest.mark.usefixtures("no_processes")

@@ -101,8 +101,7 @@ def test_as_many_trials_share_a_gpu_as_its_memory_holds(gpus, jobs, memory, slot
     executor = LocalProcesses(Machine(device="gpu", jobs=jobs))
     executor.share_gpus(memory)
     assert executor.slots() == slots
-    used = [pool._initargs[1] for pool in executor._pools]
-    assert used == [slot % 2 for slot in range(slots)]
+    assert {executor.gpu_of(slot) for slot in range(slots)} == {0, 1}
     executor.close()
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
 
 from fltrust_repro import report
 from fltrust_repro.experiments import Cell, load_experiment
@@ -165,3 +169,17 @@ def test_the_page_says_the_command_the_seeds_the_time_and_the_versions(experimen
     assert "Training time: 5.00 hours" in page
     assert "python 3.11, cpu" in page
     assert "| median" in page
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=10),
+    st.lists(st.floats(0, 1), min_size=2, max_size=10),
+)
+def test_significance_and_interval_are_those_of_scipys_statistics(errors, others):
+    assume(np.std(errors) > 1e-6 or np.std(others) > 1e-6)
+    test = stats.ttest_ind(errors, others, equal_var=False, alternative="greater")
+    assume(abs(test.pvalue - 0.05) > 1e-9)
+    assert report.significantly_above(errors, others) == (test.pvalue < 0.05)
+    half = stats.sem(errors) * stats.t.ppf(0.975, len(errors) - 1)
+    measured = report.Measured(None, tuple(errors), 0)
+    assert measured.half_width == pytest.approx(half, abs=1e-12)
