@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from fltrust_repro import datasets, sweep
+from fltrust_repro import datasets, trial_process
 from fltrust_repro.back_gradient import BackGradient, one_hot, optimise, outer_gradient
 from fltrust_repro.backend import mx, nd
 from fltrust_repro.errors import BadInput
@@ -98,7 +98,7 @@ def cost(examples: int, classes: int, steps: int, clean: int = 6_000, features: 
 @click.option("--data-dir", type=click.Path(path_type=Path))
 def main(seed: int, data_dir: Path | None) -> None:
     """Print both tables."""
-    click.echo(f"{sweep.versions()}; one thread")
+    click.echo(f"{trial_process.versions()}; one thread")
     try:
         what_it_does(seed, data_dir)
     except BadInput as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from fltrust_repro import sweep, training
+from fltrust_repro import training, trial_process
 from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.backend import context
 from fltrust_repro.settings import Setting
@@ -52,7 +52,7 @@ def without_shortcut(rule: Rule) -> Rule:
 @click.option("--data-dir", type=click.Path(path_type=Path))
 def main(iterations: int, data_dir: Path | None) -> None:
     """Print the table."""
-    click.echo(f"{sweep.versions()}; {iterations} iterations, one thread")
+    click.echo(f"{trial_process.versions()}; {iterations} iterations, one thread")
     click.echo(f"{'ms':14} {'plain':>7} {'err':>7} {'lfr':>7} {'union':>7} {'naive':>8}   ratios")
     for name in ATTACKS:
         names = ("none", "err", "lfr", "union")

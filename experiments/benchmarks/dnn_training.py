@@ -18,7 +18,7 @@ import click
 import numpy as np
 from tabulate import tabulate
 
-from fltrust_repro import sweep
+from fltrust_repro import processes, trial_process
 from fltrust_repro.datasets import Dataset, dataset
 from fltrust_repro.errors import BadInput
 from fltrust_repro.settings import Setting
@@ -59,7 +59,7 @@ def tiles(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
 def main(iterations: int, resnet_workers: int, data_dir: Path | None) -> None:
     """Print the table."""
     cases = [*CASES, ("d", Setting(dataset="tiles-64", model="resnet20", rule="trimmed-mean"))]
-    cores = sweep.usable_cores()
+    cores = processes.usable_cores()
     rows = []
     for panel, setting in cases:
         workers = resnet_workers if setting.model == "resnet20" else WORKERS
@@ -79,7 +79,7 @@ def main(iterations: int, resnet_workers: int, data_dir: Path | None) -> None:
         rows.append([*case, first, last, result.error_rate, seconds, hours])
     names = ["panel", "data", "model", "learning rate", "iterations", "workers", "first loss"]
     names += ["last loss", "error rate", "s / iteration, m = 100", f"panel hours, {cores} cores"]
-    click.echo(f"{sweep.versions()}; one thread per trial")
+    click.echo(f"{trial_process.versions()}; one thread per trial")
     click.echo(tabulate(rows, names, floatfmt=".3f"))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from fltrust_repro import datasets, sweep
+from fltrust_repro import datasets, trial_process
 from fltrust_repro.aggregation import trimmed_mean
 from fltrust_repro.attacks import Round, trimmed_mean_attack
 from fltrust_repro.backend import NDArray, host_view, mx, nd
@@ -152,7 +152,7 @@ def main(iterations: int, data_dir: Path | None) -> None:
         click.echo(f"{label:44} {statistics.median(sums):8.2f} {min(sums):8.2f}")
         return statistics.median(sums)
 
-    click.echo(f"{sweep.versions()}; {iterations} iterations, one thread")
+    click.echo(f"{trial_process.versions()}; {iterations} iterations, one thread")
     click.echo(f"{'stage, ms':44} {'median':>8} {'min':>8}")
     for name in stages:
         row(name, [name])
