@@ -43,6 +43,24 @@ def seed_range(first: int, trials: int) -> range:
     return range(first, first + trials)
 
 
+def _loaded(
+    _context: click.Context, _parameter: click.Parameter, paths: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    for path in paths:
+        load_plugin(path)
+    return paths
+
+
+store_option = click.option(
+    "--store", "store_path", default="trials.sqlite", show_default=True,
+    type=click.Path(path_type=Path), help="File of finished trials.",
+)  # fmt: skip
+plugin_option = click.option(
+    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), callback=_loaded,
+    help="Python file with a rule, attack, model or data set of yours; may be repeated.",
+)  # fmt: skip
+
+
 def common(command: Callable) -> Callable:
     """Give a command the options that say where trials run and what is kept."""
     options = [
@@ -54,12 +72,10 @@ def common(command: Callable) -> Callable:
                      help="Worker processes; default one per core, on GPUs what fits."),
         click.option("--data-dir", type=click.Path(path_type=Path),
                      help="Where data sets are looked for first."),
-        click.option("--store", "store_path", default="trials.sqlite", show_default=True,
-                     type=click.Path(path_type=Path), help="File of finished trials."),
+        store_option,
         click.option("--scheduler", metavar="ADDRESS",
                      help="Run on the workers of this Dask scheduler, tcp://host:8786."),
-        click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
-                     help="Python file with a rule, attack, model or data set of yours."),
+        plugin_option,
     ]  # fmt: skip
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
@@ -117,9 +133,7 @@ def machine_of(
     scheduler: str | None,
     plugins: tuple[Path, ...],
 ) -> Machine:
-    """Load the plug-ins and say where trials are to run."""
-    for path in plugins:
-        load_plugin(path)
+    """Say where trials are to run; `BadInput` for a device that cannot be had."""
     check_device(device)
     if device == "gpu" and scheduler is None:
         resolve_device(device)  # now and not after what else takes time

@@ -69,6 +69,11 @@ class Store:
                 "folder that you can write to."
             ) from error
 
+    @classmethod
+    def if_there(cls, path: Path) -> Store:
+        """Open a store to look at it; where there is no file an empty one that makes none."""
+        return cls(path if path.is_file() else ":memory:")
+
     def _prepare(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA:

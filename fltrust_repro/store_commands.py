@@ -15,28 +15,25 @@ from fltrust_repro import fidelity, figures
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.files import write_bytes
-from fltrust_repro.options import count, out_option, setting_options, trials_option
-from fltrust_repro.registry import load_plugin
+from fltrust_repro.options import (
+    count,
+    out_option,
+    plugin_option,
+    setting_options,
+    store_option,
+    trials_option,
+)
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
-
-_store_option = click.option(
-    "--store", "store_path", default="trials.sqlite", show_default=True,
-    type=click.Path(path_type=Path), help="File of finished trials.",
-)  # fmt: skip
-_plugin_option = click.option(
-    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
-    help="Python file of yours that the trials need.",
-)  # fmt: skip
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
 @trials_option(fidelity.PAPER_TRIALS)
-@_store_option
+@store_option
 @out_option
-@_plugin_option
+@plugin_option
 def status(
     names: tuple[str, ...], trials: int, store_path: Path, out: Path, plugins: tuple[Path, ...]
 ) -> None:
@@ -44,10 +41,8 @@ def status(
 
     Counts the trials in the store and in OUT, whatever their seeds.
     """
-    for path in plugins:
-        load_plugin(path)
     experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
-    with _existing(store_path) as store:
+    with Store.if_there(store_path) as store:
         finished = fidelity.finished(out, store)
         failures, claimed = store.failures(), store.claimed()
     if names:
@@ -61,11 +56,6 @@ def status(
         click.echo(pd.DataFrame(lines).to_markdown(index=False, tablefmt="simple", floatfmt=".1f"))
     for line in _failure_lines(experiments, failures):
         click.echo(line)
-
-
-def _existing(path: Path) -> Store:
-    # A command that only looks makes no file: without one, the store of nothing is in memory.
-    return Store(path if path.is_file() else ":memory:")
 
 
 def _line(
@@ -118,9 +108,9 @@ def _failure_lines(
 @click.option("--seed", default=0, show_default=True, callback=count("--seed", 0),
               help="Which trial.")  # fmt: skip
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the curve, as PNG or SVG.")
-@_store_option
+@store_option
 @out_option
-@_plugin_option
+@plugin_option
 def show(
     place: tuple[str, ...],
     seed: int,
@@ -131,10 +121,8 @@ def show(
     **fields: Any,
 ) -> None:
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
-    for path in plugins:
-        load_plugin(path)
     setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
-    with _existing(store_path) as store:
+    with Store.if_there(store_path) as store:
         known = {t.seed: t for t in fidelity.finished(out, store).get(setting, ())}
         failure = store.failures().get(TrialName(setting.key(), seed, protocol_of(setting)))
     if seed not in known:
@@ -173,15 +161,13 @@ def _cell_at(*place: str) -> Cell:
 
 @click.command("export")
 @click.argument("file", type=click.Path(path_type=Path))
-@_store_option
-@_plugin_option
+@store_option
+@plugin_option
 def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> None:
     """Write all finished trials as one table, a column per setting field: FILE.csv or .parquet."""
-    for path in plugins:
-        load_plugin(path)
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
-    with _existing(store_path) as store:
+    with Store.if_there(store_path) as store:
         frame = pd.DataFrame([_flat(trial) for trial in store.everything()])
     content = io.BytesIO()
     if file.suffix == ".csv":
@@ -208,15 +194,13 @@ def _flat(trial: Trial) -> dict[str, Any]:
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
 )
-@_store_option
-@_plugin_option
+@store_option
+@plugin_option
 def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:
     """Take over the finished trials of other stores, or of .trials.csv files.
 
     A trial that is there already stays as it is.
     """
-    for path in plugins:
-        load_plugin(path)
     for file in files:
         if not file.is_file():
             raise BadInput(f"{str(file)!r} is not a file; give a store or a .trials.csv file.")
