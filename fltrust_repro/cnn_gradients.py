@@ -53,44 +53,49 @@ def _bias_relu_pool(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Max pooling of relu(z + bias), and where in z[f, e] each maximum lies, or -1 for relu's 0.
 
-    The first of equal values counts, as in Gluon's pooling.
+    The first of equal values counts, as in Gluon's pooling. The places have a row per f and e.
     """
     filters, n, height, width = z.shape
     oh, ow = height // ph, width // pw
-    out = np.empty((filters, n, oh, ow), dtype=np.float32)
+    images = z.reshape(filters * n, height * width)
+    out = np.empty((filters * n, oh * ow), dtype=np.float32)
     place = np.empty(out.shape, dtype=np.int32)
-    for f in range(filters):
-        for e in range(n):
-            image = z[f, e].ravel()
-            for a in range(oh):
-                for b in range(ow):
-                    best, where = -bias[f], np.int32(-1)
-                    for i in range(ph):
-                        start = (a * ph + i) * width + b * pw
-                        for k in range(start, start + pw):
-                            higher = image[k] > best
-                            best = image[k] if higher else best
-                            where = np.int32(k) if higher else where
-                    out[f, e, a, b] = best + bias[f]
-                    place[f, e, a, b] = where
-    return out, place
+    for r in range(filters * n):
+        image, floor = images[r], -bias[r // n]
+        for a in range(oh):
+            for b in range(ow):
+                best, where = floor, np.int32(-1)
+                for i in range(ph):
+                    start = (a * ph + i) * width + b * pw
+                    for k in range(start, start + pw):
+                        higher = image[k] > best
+                        best = image[k] if higher else best
+                        where = np.int32(k) if higher else where
+                out[r, a * ow + b] = best - floor
+                place[r, a * ow + b] = where
+    return out.reshape(filters, n, oh, ow), place
 
 
 @njit(cache=True)
 def _bias_relu_pool_gradient(gradient: np.ndarray, place: np.ndarray, z: np.ndarray) -> None:
     # Writes d loss / d z into z, whose values are no longer needed.
-    z[:] = 0
-    for f in range(gradient.shape[0]):
-        for e in range(gradient.shape[1]):
-            image, values, where = z[f, e].ravel(), gradient[f, e].ravel(), place[f, e].ravel()
-            for k in range(where.size):
-                if where[k] >= 0:
-                    image[where[k]] = values[k]
+    images = z.reshape(len(place), -1)
+    values = gradient.reshape(place.shape)
+    images[:] = 0
+    for r in range(len(place)):
+        for k in range(place.shape[1]):
+            if place[r, k] >= 0:
+                images[r, place[r, k]] = values[r, k]
 
 
 @njit(cache=True)
 def _columns_of(matrix: np.ndarray, n: int, examples: np.ndarray) -> np.ndarray:
-    """Of a matrix whose columns belong to n examples in turn, the columns of some of these."""
+    """Of a matrix whose columns belong to n examples in turn, the columns of some of these.
+
+    Of all of them in turn it is the matrix itself, which saves most workers a copy.
+    """
+    if examples.size == n and (examples == np.arange(n)).all():
+        return matrix
     rows, per = matrix.shape[0], matrix.shape[1] // n
     out = np.empty((rows, examples.size * per), dtype=np.float32)
     for r in range(rows):
