@@ -25,9 +25,9 @@ def all_experiments() -> list[Experiment]:
     return [load_experiment(name) for name in available() if name not in NOT_OF_THE_PAPER]
 
 
-def finished(folder: Path, store: Store | None) -> dict[Setting, list[Trial]]:
+def finished(folder: Path, store: Store) -> dict[Setting, list[Trial]]:
     """Return the finished trials in a results folder and a store by setting, each seed once."""
-    found = {trial.name: trial for trial in (store.everything() if store else ())}
+    found = {trial.name: trial for trial in store.everything()}
     ours = [folder / f"{name}.trials.csv" for name in NOT_OF_THE_PAPER]
     for file in sorted(set(folder.glob("*.trials.csv")) - set(ours)):
         found.update({trial.name: trial for trial in read_csv(file, without=found)})

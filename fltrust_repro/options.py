@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,9 +62,13 @@ plugin_option = click.option(
 )  # fmt: skip
 
 
-def common(command: Callable) -> Callable:
-    """Give a command the options that say where trials run and what is kept."""
+def trial_options(default: int) -> Callable:
+    """Give a command the options of which trials run, where, and where they are kept.
+
+    The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
+    """
     options = [
+        trials_option(default),
         click.option("--seed", "first_seed", default=0, show_default=True, metavar="S",
                      callback=count("--seed", 0), help="Trials have seeds S, S+1, ..."),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
@@ -77,7 +82,29 @@ def common(command: Callable) -> Callable:
                      help="Run on the workers of this Dask scheduler, tcp://host:8786."),
         plugin_option,
     ]  # fmt: skip
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+    def add(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def gathered(
+            *,
+            trials: int,
+            first_seed: int,
+            device: str,
+            jobs: int | None,
+            data_dir: Path | None,
+            scheduler: str | None,
+            plugins: tuple[Path, ...],
+            **others: Any,
+        ) -> None:
+            check_device(device)
+            if device == "gpu" and scheduler is None:
+                resolve_device(device)  # now and not after what else takes time
+            machine = Machine(device, jobs, data_dir, plugins, scheduler)
+            command(seeds=seed_range(first_seed, trials), machine=machine, **others)
+
+        return functools.reduce(lambda given, option: option(given), reversed(options), gathered)
+
+    return add
 
 
 def setting_options(*without: str) -> Callable:
@@ -124,20 +151,6 @@ def out_option(command: Callable) -> Callable:
         show_default=True,
         help="Folder for CSV, Markdown and pictures.",
     )(command)
-
-
-def machine_of(
-    device: str,
-    jobs: int | None,
-    data_dir: Path | None,
-    scheduler: str | None,
-    plugins: tuple[Path, ...],
-) -> Machine:
-    """Say where trials are to run; `BadInput` for a device that cannot be had."""
-    check_device(device)
-    if device == "gpu" and scheduler is None:
-        resolve_device(device)  # now and not after what else takes time
-    return Machine(device, jobs, data_dir, plugins, scheduler)
 
 
 def announcer(trials: int) -> Callable[[float], None]:

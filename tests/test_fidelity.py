@@ -36,7 +36,7 @@ def test_trials_come_from_files_and_store_each_seed_once_and_of_this_protocol(tm
         found = fidelity.finished(tmp_path, store)
     errors = [(trial.seed, trial.result.error_rate) for trial in found[cell.setting]]
     assert errors == [(0, 0.1), (1, 0.5), (2, 0.3)]
-    assert list(fidelity.finished(tmp_path, None)) == [cell.setting]
+    assert list(fidelity.finished(tmp_path, Store(":memory:"))) == [cell.setting]
 
 
 def test_every_printed_value_has_a_line_and_missing_ones_their_hours():

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from fltrust_repro import cli, fidelity, figures, page
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.results import TrialResult
+from fltrust_repro.store import Store
 from fltrust_repro.trials import Trial, protocol_of, write_csv
 
 NAMES = ("table2a", "table3", "table7b", "figure4a", "figure5b")
@@ -294,7 +295,7 @@ def test_a_browser_shows_all_tables_and_pictures_and_says_nothing(browser, writt
         " [...document.images].map(one => one.naturalWidth)]"
     )
     # A table of claims, one per table of the paper, and one per figure with a trial.
-    trials = fidelity.finished(written.parent, None)
+    trials = fidelity.finished(written.parent, Store(":memory:"))
     known = [e for e in fidelity.all_experiments() if not e.figure or trials.keys() & e.settings]
     assert tables == 1 + len(known)
     assert len(pictures) == 2
