@@ -122,6 +122,23 @@ class Experiment:
         """The settings of all cells, row by row."""
         return tuple(cell.setting for cell in self.cells)
 
+    def choose(self, rows: Sequence[str], columns: Sequence[str]) -> tuple[Cell, ...]:
+        """Return the cells of some rows and columns; naming none means all of them.
+
+        Raises `BadInput` for a name that the experiment does not have.
+        """
+        for kind, asked, known in (("row", rows, self.rows), ("column", columns, self.columns)):
+            for name in asked:
+                if name not in known:
+                    raise BadInput(
+                        f"{self.name} has no {kind} {name!r}; its {kind}s are {', '.join(known)}."
+                    )
+        return tuple(
+            cell
+            for cell in self.cells
+            if cell.row in (rows or self.rows) and cell.column in (columns or self.columns)
+        )
+
 
 def figure_of(
     name: str,

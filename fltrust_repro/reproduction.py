@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fltrust_repro import figures, report, sweep
-from fltrust_repro.experiments import Experiment
+from fltrust_repro.experiments import Cell, Experiment
 from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.store import Failure, Store
@@ -22,16 +22,18 @@ def reproduce(
     machine: Machine,
     out: Path,
     announce: Callable[[float], None],
+    chosen: Sequence[Cell] | None = None,
 ) -> list[Failure]:
     """Run the trials that neither the store nor `out` has; print the table and write its files.
 
-    Writes NAME.csv, NAME.md and NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg too.
+    Of the `chosen` cells, by default all; the table holds what is known of the others. Writes
+    NAME.csv, NAME.md and NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg too.
     Returns the trials that failed. Raises `DataUnavailable` before any trial where a data set is
     missing.
     """
     known = read_back(experiment, out, store)
     click.echo(f"\n{experiment.title}", err=True)
-    outcome = sweep.run_missing(experiment.cells, seeds, store, machine, announce)
+    outcome = sweep.run_missing(chosen or experiment.cells, seeds, store, machine, announce)
     if outcome == (0, []):
         click.echo("All trials were finished already.", err=True)
     found = [store.find(cell.setting, seeds) for cell in experiment.cells]

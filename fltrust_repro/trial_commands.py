@@ -91,10 +91,14 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="EXPERIMENT...")
+@click.option("--row", "rows", multiple=True, help="Only this row; may be repeated.")
+@click.option("--column", "columns", multiple=True, help="Only this column; may be repeated.")
 @trial_options(PAPER_TRIALS)
 @out_option
 def reproduce(
     names: tuple[str, ...],
+    rows: tuple[str, ...],
+    columns: tuple[str, ...],
     seeds: range,
     machine: Machine,
     store_path: Path,
@@ -102,16 +106,24 @@ def reproduce(
 ) -> None:
     """Run tables and figures of the paper, or your own .toml, and print them beside the paper's.
 
-    Trials that OUT already holds, committed ones for instance, are not run again.
+    Trials that OUT already holds, committed ones for instance, are not run again. --row and
+    --column run some cells of a table that takes long.
     """
     experiments = [load_experiment(name) for name in names]
+    cells = {experiment.name: experiment.choose(rows, columns) for experiment in experiments}
     check_writable(out)
     missing, failed = [], []
     with Store(store_path) as store:
         for experiment in experiments:
             try:
                 failed += reproduction.reproduce(
-                    experiment, seeds, store, machine, out, announcer(len(seeds))
+                    experiment,
+                    seeds,
+                    store,
+                    machine,
+                    out,
+                    announcer(len(seeds)),
+                    cells[experiment.name],
                 )
             except DataUnavailable as error:
                 missing.append(experiment.name)

@@ -165,6 +165,18 @@ def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
     assert "# A tiny table" in (tmp_path / "results" / "tiny.md").read_text()
 
 
+def test_reproduce_can_run_some_cells_and_shows_the_others_as_missing(call, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    row = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results", "--row")
+    code, out, err = call(*row, "median", "--column", "no-attack", "--trials", 1)
+    assert code == 0, err
+    assert "missing" in out
+    assert sorted(pd.read_csv("results/tiny.csv")["trials"]) == [0, 1]
+    code, _, err = call(*row, "mode")
+    assert code == 2
+    assert "tiny has no row 'mode'; its rows are median." in err
+
+
 def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
     call, tmp_path, no_processes
 ):
