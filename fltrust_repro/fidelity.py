@@ -25,11 +25,16 @@ def all_experiments() -> list[Experiment]:
     return [load_experiment(name) for name in available() if name not in NOT_OF_THE_PAPER]
 
 
+def trial_files(folder: Path) -> list[Path]:
+    """Return the files of a results folder whose trials count for the paper's experiments."""
+    ours = {folder / f"{name}.trials.csv" for name in NOT_OF_THE_PAPER}
+    return sorted(set(folder.glob("*.trials.csv")) - ours)
+
+
 def finished(folder: Path, store: Store) -> dict[Setting, list[Trial]]:
     """Return the finished trials in a results folder and a store by setting, each seed once."""
     found = {trial.name: trial for trial in store.everything()}
-    ours = [folder / f"{name}.trials.csv" for name in NOT_OF_THE_PAPER]
-    for file in sorted(set(folder.glob("*.trials.csv")) - set(ours)):
+    for file in trial_files(folder):
         found.update({trial.name: trial for trial in read_csv(file, without=found)})
     known: dict[Setting, list[Trial]] = {}
     protocols: dict[Setting, str] = {}

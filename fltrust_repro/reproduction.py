@@ -9,10 +9,11 @@ import click
 
 from fltrust_repro import figures, report, sweep
 from fltrust_repro.experiments import Cell, Experiment
+from fltrust_repro.fidelity import trial_files
 from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import Trial, read_csv, write_csv
+from fltrust_repro.trials import Trial, names_in, read_csv, write_csv
 
 
 def reproduce(
@@ -28,6 +29,7 @@ def reproduce(
 
     Of the `chosen` cells, by default all; the table holds what is known of the others. Writes
     NAME.csv, NAME.md and NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg too.
+    A trial that another experiment's file in `out` holds is not written twice.
     Returns the trials that failed. Raises `DataUnavailable` before any trial where a data set is
     missing.
     """
@@ -69,9 +71,11 @@ def _write(
     store: Store,
     out: Path,
 ) -> None:
+    own = out / f"{experiment.name}.trials.csv"
+    others = set().union(*(names_in(file) for file in trial_files(out) if file != own))
     settings = dict.fromkeys(experiment.settings)
     every = [trial for setting in settings for trial in store.find(setting)]
-    write_csv(out / f"{experiment.name}.trials.csv", every)
+    write_csv(own, [trial for trial in every if trial.name not in others])
     table = report.as_frame(experiment, measured).to_csv(index=False)
     write_text(out / f"{experiment.name}.csv", table)
     used = list({trial.name: trial for trials in found for trial in trials}.values())

@@ -156,6 +156,13 @@ def write_csv(path: Path, trials: Iterable[Trial]) -> None:
     write_text(path, text.getvalue())
 
 
+def names_in(path: Path) -> set[TrialName]:
+    """Return the names of the trials that a file of `write_csv` holds, as they stand there."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        return {TrialName(row["key"], int(row["seed"]), row["protocol"]) for row in rows}
+
+
 def read_csv(path: Path, without: Container[TrialName] = ()) -> list[Trial]:
     """Read the trials that `write_csv` wrote, but for those named and those of unknown plug-ins.
 

@@ -195,6 +195,19 @@ def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
     assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == written
 
 
+def test_a_trial_that_two_tables_share_is_in_the_file_of_the_first(call, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    wider = TINY.replace("[rows]", '[rows]\nmean = { rule = "mean" }')
+    (tmp_path / "other.toml").write_text(wider.replace("[paper]", "[paper]\nmean = [0.3, 0.6]"))
+    both = ("reproduce", "tiny.toml", "other.toml", "--trials", 1, "--jobs", 1, "--out", "results")
+    code, _, err = call(*both)
+    assert code == 0, err
+    files = [pd.read_csv(f"results/{name}.trials.csv") for name in ("tiny", "other")]
+    assert [len(file) for file in files] == [2, 2]
+    assert list(pd.read_csv("results/other.csv")["trials"]) == [1, 1, 1, 1]
+    assert pd.concat(files).drop_duplicates(["key", "seed"]).shape[0] == 4
+
+
 def test_more_trials_build_on_the_finished_ones(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     command = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results")
