@@ -6,6 +6,7 @@ is set right here, before its import, and nothing else has to know.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -117,6 +118,20 @@ def workspace(ctx: Context) -> int:
     sums, do not depend on what else runs there.
     """
     return _workspace_of(ctx.device_id)
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn MXNet's error where a GPU's memory ran out into a `MemoryError` that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if "out of memory" not in str(error):
+            raise
+        raise MemoryError(
+            "the GPU's memory cannot hold the trial beside what else runs there; run fewer trials "
+            "at a time (--jobs), or take a smaller --batch-size, model or number of workers."
+        ) from error
 
 
 def check_device(name: str) -> None:

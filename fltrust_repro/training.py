@@ -62,6 +62,7 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 # A model that diverges is reported as such; numpy need not say so as well.
 @np.errstate(over="ignore", invalid="ignore")
+@backend.memory_told()
 def run_trial(
     setting: Setting,
     seed: int,
@@ -98,6 +99,8 @@ def run_trial(
         The model cannot take the data set's examples, or a data file is wrong.
     DataUnavailable
         The data set is not at hand and could not be downloaded.
+    MemoryError
+        The GPU's memory ran out.
     """
     federation = Federation(setting, seed, context(device, gpu), data_dir)
     w, diverged, curve = federation.learner.initial, False, []

@@ -144,12 +144,13 @@ class Learner:
         losses = [nd.full(1, np.nan, ctx=self.ctx)] * len(batches.counts)
         self._load(self._weights, w_re)
         for i, count in enumerate(batches.counts):
-            update = nd.zeros(w_re.size, ctx=self.ctx)
+            update = 0.0
             for r in range(rounds if count else 0):
                 if r > 0:
                     self._load(self._weights, w_re + update)
                 loss = self._backward(*batch_of(r, i))
-                update -= learning_rate * _flatten([p.grad(self.ctx) for p in self._weights])
+                gradient = _flatten([p.grad(self.ctx) for p in self._weights])
+                update = update - learning_rate * gradient
                 losses[i] = loss if r == 0 else losses[i]
             if rounds > 1:
                 self._load(self._weights, w_re)

@@ -145,6 +145,24 @@ def test_a_trial_on_the_device_gives_the_numbers_of_one_on_the_host(
     assert there.notes == pytest.approx(here.notes, abs=2e-3)
 
 
+@pytest.mark.parametrize("model", ["cnn", "resnet20"])
+def test_deep_models_wait_no_more_and_learn_the_same(traffic, host_randomness, monkeypatch, model):
+    fields = {"model": model, "rule": "median", "attack": "trimmed-mean", "knowledge": "partial"}
+    data = {"dataset": "breast-cancer"} if model == "cnn" else {}
+    waits, _ = counts(traffic, **fields, **data)
+    assert waits == 1
+    setting = Setting(**{**SMALL, **data}, **fields, iterations=3)
+    there = run_trial(setting, 3)
+    monkeypatch.setattr(training, "context", lambda name, index: mx.cpu())
+    np.testing.assert_allclose(there.curve, run_trial(setting, 3).curve, rtol=2e-3, atol=1e-2)
+
+
+def test_a_model_that_diverges_on_the_device_ends_the_trial(traffic):
+    result = run_trial(Setting(**SMALL, rule="mean", learning_rate=1e38, iterations=9), 0)
+    assert result.diverged
+    assert result.iterations < 9
+
+
 # --- memory
 
 
@@ -214,3 +232,21 @@ def test_rows_beyond_the_integers_of_float32_are_told_apart(device):
         device.ctx, x, Batches(rows.reshape(1, 1, 3), rows.reshape(1, 1, 3) * 0, np.array([3]))
     )
     np.testing.assert_array_equal(batch_of(0, 0)[0].asnumpy().ravel(), rows - first)
+
+
+def test_a_trial_that_does_not_fit_says_what_to_do(monkeypatch):
+    def full(*args):
+        raise mx.base.MXNetError("Check failed: cudaMalloc retry failed: out of memory")
+
+    monkeypatch.setattr(training, "Federation", full)
+    with pytest.raises(MemoryError, match="run fewer trials at a time"):
+        run_trial(Setting(**SMALL), 0)
+
+
+def test_another_error_of_mxnet_stays_as_it_is(monkeypatch):
+    def broken(*args):
+        raise mx.base.MXNetError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(training, "Federation", broken)
+    with pytest.raises(mx.base.MXNetError, match="illegal memory access"):
+        run_trial(Setting(**SMALL), 0)
