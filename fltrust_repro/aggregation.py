@@ -13,13 +13,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from fltrust_repro import backend
-from fltrust_repro.backend import array_view, take_rows, to_ndarray
+from fltrust_repro.backend import (
+    array_view,
+    fetch,
+    module_of,
+    off_diagonal,
+    on_gpu,
+    take_rows,
+    to_ndarray,
+)
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
@@ -27,6 +35,9 @@ from fltrust_repro.registry import Registry
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
+
+
+_FARTHEST = 1e300  # beyond all squares of float32, and sums of a million do not overflow
 
 
 @dataclass(frozen=True)
@@ -114,11 +125,11 @@ def _each_its_own(aggregates: NDArray) -> WithoutEach:
 
 
 def _mean_without(updates: NDArray) -> WithoutEach:
-    array, xp = array_view(updates)
+    array, _ = array_view(updates)
     with np.errstate(over="ignore", invalid="ignore"):
         total = array.sum(axis=0)
-    if not bool(xp.isfinite(total).min()):
-        # Infinity minus infinity is not the sum of the others.
+    # Infinity minus infinity is not the sum of the others; a GPU is not waited for to tell.
+    if on_gpu(updates) or not np.isfinite(total).all():
         return _each_its_own(middle_means_without(updates, 0, len(array) - 1))
     return _each_its_own(to_ndarray((total - array) / (len(array) - 1)))
 
@@ -144,20 +155,31 @@ def mean(updates: NDArray) -> NDArray:
     return to_ndarray(out)
 
 
-def krum_scores(squared: np.ndarray, neighbours: int) -> np.ndarray:
+def krum_scores(squared: Any, neighbours: int) -> Any:
     """Krum's score of each of n models: summed squared distances to its nearest neighbours.
 
-    `squared` holds squared distances, shape (n, n); a model is no neighbour of itself.
+    `squared` holds squared distances, shape (..., n, n), on the host or a GPU, where the scores
+    (..., n) stay; a model is no neighbour of itself.
     """
+    xp = module_of(squared)
     if neighbours < 1:
-        return np.zeros(len(squared))
-    others = squared + np.diag(np.full(len(squared), np.inf))
-    return np.partition(others, neighbours - 1, axis=1)[:, :neighbours].sum(axis=1)
+        return xp.zeros_like(squared[..., 0])
+    others = xp.where(off_diagonal(squared), squared, np.inf)
+    if xp is np:
+        others = np.partition(others, neighbours - 1, axis=-1)
+    else:
+        # mx.np has no partition, and its compensated sums make NaN of infinities.
+        others = xp.minimum(xp.sort(others, axis=-1), _FARTHEST)
+    return others[..., :neighbours].sum(axis=-1)
 
 
-def krum_choice(squared: np.ndarray, neighbours: int) -> int:
-    """Return the index of the model that Krum selects; among equals the first."""
-    return int(np.argmin(krum_scores(squared, neighbours)))
+def krum_choice(squared: Any, neighbours: int) -> Any:
+    """Return the index of the model that Krum selects, shape (1,); among equals the first.
+
+    Of squared distances (k, n, n) those of k selections, shape (k,).
+    """
+    scores = krum_scores(squared, neighbours)
+    return scores.reshape(-1, scores.shape[-1]).argmin(axis=1)
 
 
 @njit(cache=True)
@@ -189,7 +211,7 @@ def _nearest_first(squared: np.ndarray) -> np.ndarray:
 
 def _krum_without(updates: NDArray, c: int) -> WithoutEach:
     m = len(updates)
-    squared = squared_distances(updates)
+    [squared] = fetch(squared_distances(updates))
     nearest = _nearest_first(squared)
     taking_part = ~np.eye(m, dtype=bool)
     chosen = [_krum_among(squared, nearest, row, max(m - c - 3, 1)) for row in taking_part]
@@ -206,16 +228,17 @@ def krum(updates: NDArray, c: int) -> NDArray:
     >>> krum(nd.array([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]]), c=1).asnumpy()
     array([1. , 1.5], dtype=float32)
     """
-    chosen = krum_choice(squared_distances(updates), len(updates) - c - 2)
-    return updates[chosen].copy()
+    return take_rows(updates, krum_choice(squared_distances(updates), len(updates) - c - 2))[0]
 
 
-def bulyan_selection(squared: np.ndarray, c: int, theta: int) -> np.ndarray:
+def bulyan_selection(squared: Any, c: int, theta: int) -> Any:
     """Select theta models by Krum, one after another, each among those not selected yet.
 
-    `squared` holds squared distances, shape (m, m). With n models left, Krum looks at n - c - 2
-    neighbours, at least 1.
+    `squared` holds squared distances, shape (m, m), on the host or a GPU, where the selection
+    stays. With n models left, Krum looks at n - c - 2 neighbours, at least 1.
     """
+    if module_of(squared) is not np:
+        return _selection_operators(squared, c, theta)
     nearest = _nearest_first(squared)
     left = np.ones(len(squared), dtype=bool)
     selected = np.empty(theta, dtype=np.int64)
@@ -223,6 +246,18 @@ def bulyan_selection(squared: np.ndarray, c: int, theta: int) -> np.ndarray:
         selected[t] = _krum_among(squared, nearest, left, max(len(squared) - t - c - 2, 1))
         left[selected[t]] = False
     return selected
+
+
+def _selection_operators(squared: Any, c: int, theta: int) -> Any:
+    xp, m = module_of(squared), len(squared)
+    number = xp.arange(m, dtype="int64", ctx=squared.ctx)  # argmin's type
+    left, selected = number >= 0, []
+    for t in range(theta):
+        among = xp.where(left.reshape(1, -1), squared, np.inf)
+        scores = xp.where(left, krum_scores(among, max(m - t - c - 2, 1)), np.inf)
+        selected.append(scores.reshape(1, -1).argmin(axis=1))
+        left = left * (number != selected[-1])
+    return xp.concatenate(selected)
 
 
 @rule("bulyan", Limit("m - 4c", lambda m, c, beta: m - 4 * c))

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fltrust_repro import backend
-from fltrust_repro.aggregation import Limit, krum_choice, krum_scores, rules, trimmed_mean
-from fltrust_repro.backend import array_view, to_ndarray
+from fltrust_repro.aggregation import Limit, krum_choice, rules, trimmed_mean
+from fltrust_repro.backend import array_view, take_rows, to_ndarray
 from fltrust_repro.distances import squared_distances
+from fltrust_repro.lambda_search import KrumProblem, solve_full, solve_partial
 from fltrust_repro.poisoning import PoisonedSet, flip_labels, poisoned_set
 from fltrust_repro.registry import Registry, summary
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
     from fltrust_repro.settings import Setting
-
-LAMBDA_THRESHOLD = 1e-5  # Section 3.2: below it, the search for lambda has failed
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Round:
     rng : numpy.random.Generator
         The attacker's own.
     notes : Counter
-        What an attack wants counted over the trial, by name.
+        What an attack wants counted over the trial, by name; numbers, or arrays of shape (1,) as
+        `array_view` shows them, so that no iteration waits for a GPU to tell.
     """
 
     known: NDArray
@@ -126,11 +126,14 @@ def changing_direction(known: NDArray, setting: Setting, everyone: bool) -> Any:
     return xp.where(change > 0, one, -one)
 
 
-def direction_agreement(updates: NDArray, c: int, setting: Setting) -> float:
-    """Share of the parameters whose direction the c own updates tell as all updates do (4.2)."""
+def direction_agreement(updates: NDArray, c: int, setting: Setting) -> Any:
+    """Share of the parameters whose direction the c own updates tell as all updates do (4.2).
+
+    Shape (1,), where the updates are.
+    """
     partial = changing_direction(updates[:c], setting, everyone=False)
     full = changing_direction(updates, setting, everyone=True)
-    return float((partial == full).mean())
+    return (partial == full).mean(axis=0, keepdims=True)
 
 
 @attack("gaussian", has_knowledge=False)
@@ -144,80 +147,6 @@ def gaussian(step: Round) -> NDArray:
 
 
 # --- Krum (3.2)
-
-
-@dataclass(frozen=True)
-class KrumProblem:
-    """Equations 2 and 4: the largest lambda for which Krum picks `w'_1 = base - lambda s`.
-
-    Squared distances are all that Krum looks at, and that between `w'_1` and a benign model is
-    a quadratic in lambda; so the n benign models' distances are computed once, and trying a
-    lambda costs O(n^2).
-
-    Attributes
-    ----------
-    squared : float64 (n, n), between the benign models
-    offsets : float64 (n,), D^2 of each benign model to the base
-    slopes : float64 (n,), s . (delta_i - base)
-    d : int, number of parameters
-    """
-
-    squared: np.ndarray
-    offsets: np.ndarray
-    slopes: np.ndarray
-    d: int
-
-    def upper_bound(self, copies: int, assumed: int) -> float:
-        """Theorem 1 (Equation 3), for any number of copies of w'_1 and assumed compromised.
-
-        With c copies and c assumed, w'_1 needs m - c - 2 neighbours, of which m - 2c - 1 benign.
-        """
-        n = len(self.offsets)
-        neighbours = max(n + copies - assumed - 2, 1)
-        benign = max(neighbours - (copies - 1), 1)
-        nearest = krum_scores(self.squared, min(neighbours, n - 1)).min()
-        farthest = np.sqrt(self.offsets.max())
-        return float(np.sqrt(nearest / (benign * self.d)) + farthest / np.sqrt(self.d))
-
-    def picks_crafted(self, scale: float, copies: int, assumed: int) -> bool:
-        """Whether Krum picks w'_1 among `copies` of it and the benign models."""
-        n = copies + len(self.offsets)
-        crafted = self.offsets + 2.0 * scale * self.slopes + scale**2 * self.d
-        squared = np.zeros((n, n))
-        squared[copies:, copies:] = self.squared
-        squared[:copies, copies:] = np.maximum(crafted, 0.0)
-        squared[copies:, :copies] = squared[:copies, copies:].T
-        return krum_choice(squared, max(n - assumed - 2, 1)) < copies
-
-    def search(self, start: float, copies: int, assumed: int) -> tuple[float, bool]:
-        """Halve lambda from `start` until Krum picks w'_1 or lambda < 1e-5; say which."""
-        scale = start
-        while scale >= LAMBDA_THRESHOLD:
-            if self.picks_crafted(scale, copies, assumed):
-                return scale, True
-            scale /= 2
-        return scale, False
-
-
-def solve_full(problem: KrumProblem, copies: int, assumed: int) -> tuple[float, bool]:
-    """Equation 2: copies of w'_1 among the benign models, Krum assuming so many compromised."""
-    return problem.search(problem.upper_bound(copies, assumed), copies, assumed)
-
-
-def solve_partial(problem: KrumProblem, c: int, assumes: str) -> tuple[float, bool]:
-    """Equation 4: add crafted models, one at a time, until Krum picks w'_1.
-
-    `assumes` is what the attacker's own Krum takes for the number of compromised models:
-    "zero", "added" (as many as were added) or "c". At most c models are added.
-    """
-    assumed = {"zero": lambda q: 0, "added": lambda q: q, "c": lambda q: c}[assumes]
-    start = problem.upper_bound(1, assumed(1))
-    scale, found = start, False
-    for copies in range(1, c + 1):
-        scale, found = problem.search(start, copies, assumed(copies))
-        if found:
-            break
-    return scale, found
 
 
 @attack("krum", limit=Limit("m - 2c - 1", lambda m, c, beta: m - 2 * c - 1))
@@ -237,28 +166,25 @@ def krum_attack(step: Round) -> NDArray:
     base, gaps = xp.zeros_like(direction), known[benign]
     if setting.base == "before-attack":
         assumed = 0 if step.partial else setting.at_master.c
-        base = known[krum_choice(distances, max(len(known) - assumed - 2, 1))].copy()
+        chosen = krum_choice(distances, max(len(known) - assumed - 2, 1))
+        base = array_view(take_rows(step.known, chosen))[0][0]
         gaps = gaps - base
     problem = KrumProblem(
         squared=distances[benign, benign],
-        offsets=_host(_squared_lengths(gaps, xp)),
-        slopes=_host(xp.dot(gaps, direction)),
+        offsets=_squared_lengths(gaps, xp).astype(np.float64),
+        slopes=xp.dot(gaps, direction).astype(np.float64),
         d=d,
     )
     if step.partial:
         scale, found = solve_partial(problem, c, setting.attacker_assumes)
     else:
         scale, found = solve_full(problem, c, setting.at_master.c)
-    step.notes["lambda not found"] += not found
-    return to_ndarray(_supporters(base - np.float32(scale) * direction, step, xp))
+    step.notes["lambda not found"] += 1 - found.astype(np.int64)
+    return to_ndarray(_supporters(base - scale.astype(np.float32) * direction, step, xp))
 
 
 def _squared_lengths(rows: Any, xp: Any) -> Any:
     return xp.einsum("ij,ij->i", rows, rows)  # without a second matrix for the squares
-
-
-def _host(array: Any) -> np.ndarray:
-    return np.asarray(array if isinstance(array, np.ndarray) else array.asnumpy(), np.float64)
 
 
 def _supporters(crafted: Any, step: Round, xp: Any) -> Any:

@@ -6,12 +6,13 @@ is set right here, before its import, and nothing else has to know.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,35 @@ def gpu_memory_share(index: int) -> float:
     return 1 - free / total
 
 
+@functools.cache
+def _workspace_of(index: int) -> int:
+    _, total = _mxnet().context.gpu_memory_info(index)
+    return total // 16
+
+
+def workspace(ctx: Context) -> int:
+    """Bytes that the intermediate arrays of one step may take: a sixteenth of a GPU's memory.
+
+    Of all its memory and not of what is free, so that blocks, hence the order of floating point
+    sums, do not depend on what else runs there.
+    """
+    return _workspace_of(ctx.device_id)
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn MXNet's error where a GPU's memory ran out into a `MemoryError` that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if "out of memory" not in str(error):
+            raise
+        raise MemoryError(
+            "the GPU's memory cannot hold the trial beside what else runs there; run fewer trials "
+            "at a time (--jobs), or take a smaller --batch-size, model or number of workers."
+        ) from error
+
+
 def check_device(name: str) -> None:
     """Raise `BadInput` unless `name` is `cpu`, `gpu` or `auto`."""
     if name not in ("cpu", "gpu", "auto"):
@@ -131,9 +161,14 @@ def context(device: str, index: int = 0) -> Context:
     return _mxnet().gpu(index) if device == "gpu" else _mxnet().cpu()
 
 
+def is_gpu(ctx: Context) -> bool:
+    """Whether a context is that of a GPU."""
+    return ctx.device_type == "gpu"
+
+
 def on_gpu(array: NDArray) -> bool:
     """Whether the array lies in a GPU's memory."""
-    return array.context.device_type == "gpu"
+    return is_gpu(array.context)
 
 
 def host_view(array: NDArray) -> np.ndarray:
@@ -163,6 +198,44 @@ def array_view(array: NDArray) -> tuple[Any, ModuleType]:
     return host_view(array), np
 
 
+def module_of(array: Any) -> ModuleType:
+    """Return the module of the functions of an array that `array_view` or its module made."""
+    return np if isinstance(array, np.ndarray) else _mxnet().np
+
+
+def fetch(*arrays: Any) -> list[np.ndarray]:
+    """Bring arrays, as `array_view` shows them and of one type, to the host.
+
+    From a GPU in a single copy, which waits for all that was asked of it; this is the only way
+    that numbers leave it. Arrays of the host come back as they are.
+    """
+    if isinstance(arrays[0], np.ndarray):
+        return list(arrays)
+    flat = [array.as_nd_ndarray().reshape(-1) for array in arrays if array.size]
+    values = _mxnet().nd.concat(*flat, dim=0).asnumpy()
+    ends = np.cumsum([array.size for array in arrays])
+    return [part.reshape(a.shape) for part, a in zip(np.split(values, ends[:-1]), arrays)]
+
+
+_COPIES = 8  # of a block of columns, its own included, while these are sorted or multiplied
+
+
+def column_blocks(updates: NDArray) -> Iterator[Any]:
+    """Cut a matrix on a GPU into blocks of columns, as many as keep within its `workspace`."""
+    m, d = updates.shape
+    width = max(1, workspace(updates.context) // (_COPIES * m * np.dtype(np.float32).itemsize))
+    view, _ = array_view(updates)
+    return (view[:, start : start + width] for start in range(0, d, width))
+
+
+def off_diagonal(square: Any) -> Any:
+    """Mark all entries of a square matrix but its diagonal, on the matrix's device."""
+    n = square.shape[-1]
+    if isinstance(square, np.ndarray):
+        return ~np.eye(n, dtype=bool)
+    return _mxnet().np.eye(n, ctx=square.ctx) == 0
+
+
 def to_ndarray(array: Any) -> NDArray:
     """Turn an array made with `array_view`'s module into an NDArray; no copy of float32."""
     if isinstance(array, np.ndarray):
@@ -171,10 +244,17 @@ def to_ndarray(array: Any) -> NDArray:
     return array.as_nd_ndarray()
 
 
-def take_rows(array: NDArray, rows: np.ndarray) -> NDArray:
-    """Copy some rows of an array (m, ...), in the order given, on its device."""
-    view, xp = array_view(array)
-    return to_ndarray(view[rows if xp is np else xp.array(rows, ctx=array.context, dtype="int64")])
+def take_rows(array: NDArray, rows: Any) -> NDArray:
+    """Copy some rows of an array (m, ...), in the order given, on its device.
+
+    The rows' numbers are integers, of the host or of the same device.
+    """
+    if not on_gpu(array):
+        return to_ndarray(host_view(array)[rows])
+    nd = _mxnet().nd
+    # Integers: in float32, the default, numbers beyond 2^24 would run together.
+    there = nd.array(rows, ctx=array.context, dtype="int64") if module_of(rows) is np else rows
+    return nd.take(array, there.as_nd_ndarray(), axis=0)
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:

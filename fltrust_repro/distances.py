@@ -6,11 +6,12 @@ Written so that a non-finite value in a row harms nothing but the distances from
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro.backend import array_view, on_gpu
+from fltrust_repro import backend
+from fltrust_repro.backend import array_view, module_of, off_diagonal, on_gpu, to_ndarray
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _COLUMNS = 8192
 
 
-def squared_distances(updates: NDArray) -> np.ndarray:
+def squared_distances(updates: NDArray) -> Any:
     """Squared Euclidean distances between all rows.
 
     Parameters
@@ -27,20 +28,18 @@ def squared_distances(updates: NDArray) -> np.ndarray:
 
     Returns
     -------
-    numpy array of shape (m, m), float64, zero diagonal. A row that holds a non-finite value is
-    at infinite distance from every other row. A distance comes from inner products, as
-    |a|^2 + |b|^2 - 2 ab, and is within 1e-5 (|a|^2 + |b|^2) of the true one: products of float32
-    blocks of columns are summed in float64, and where float32 is too narrow for the products
-    these are float64 too. Allocates (m, m) numbers and one block of columns; a GPU computes in
-    float32, copies the updates once, and only the (m, m) products leave it.
+    array of shape (m, m) as `array_view` shows it, float64, zero diagonal. A row that holds a
+    non-finite value is at infinite distance from every other row. A distance comes from inner
+    products, as |a|^2 + |b|^2 - 2 ab, and is within 1e-5 (|a|^2 + |b|^2) of the true one: products
+    of float32 blocks of columns are summed in float64, and where float32 is too narrow for the
+    products these are float64 too; on a GPU a row that long is taken for a non-finite one.
+    Allocates (m, m) numbers and one block of columns.
     """
     products, finite = _gram_operators(updates) if on_gpu(updates) else _gram_host(updates)
-    norms = np.diag(products)
-    squared = np.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
-    squared[~finite, :] = np.inf
-    squared[:, ~finite] = np.inf
-    np.fill_diagonal(squared, 0.0)
-    return squared
+    xp, norms = module_of(products), module_of(products).diag(products)
+    squared = xp.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
+    squared = xp.where(finite[:, None] * finite[None, :], squared, np.inf)
+    return xp.where(off_diagonal(squared), squared, 0.0)
 
 
 def _gram_host(updates: NDArray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,13 +85,14 @@ def _wide_gram_of_blocks(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return products
 
 
-def _gram_operators(updates: NDArray) -> tuple[np.ndarray, np.ndarray]:
-    array, xp = array_view(updates)
-    finite = xp.isfinite(array).min(axis=1)
-    kept = xp.where(finite.reshape(-1, 1), array, xp.zeros_like(array))
-    products = xp.dot(kept, kept.T).asnumpy().astype(np.float64)
-    # A row too long for a float32 product counts as non-finite: it is far from every other.
-    measurable = finite.asnumpy().astype(bool) & np.isfinite(np.diag(products))
-    products[~measurable, :] = 0.0
-    products[:, ~measurable] = 0.0
-    return products, measurable
+def _gram_operators(updates: NDArray) -> tuple[Any, Any]:
+    m, (_, xp) = len(updates), array_view(updates)
+    products = xp.zeros((m, m), dtype="float64", ctx=updates.context)
+    finite = xp.ones((m,), dtype="bool", ctx=updates.context)
+    for block in backend.column_blocks(updates):
+        good = xp.isfinite(block)
+        kept = to_ndarray(xp.where(good, block, xp.zeros_like(block)))
+        gram = backend.nd.dot(kept, kept, transpose_b=True)
+        products = products + gram.as_np_ndarray().astype("float64")
+        finite = finite * good.min(axis=1)
+    return products, finite * xp.isfinite(xp.diag(products))

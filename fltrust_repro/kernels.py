@@ -1,19 +1,19 @@
 """Means of each column's order statistics: what trimmed mean, median and Bulyan are made of.
 
-On the CPU they are compiled loops over blocks of columns that stay in the cache; on a GPU they
-are array operators that never leave the device.
+On the CPU they are compiled loops over blocks of columns that stay in the cache; on a GPU array
+operators (`operators.py`).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
 
-from fltrust_repro.backend import array_view, on_gpu, take_rows, to_ndarray
+from fltrust_repro import operators
+from fltrust_repro.backend import array_view, on_gpu, to_ndarray
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
@@ -117,19 +117,15 @@ def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
     -------
     NDArray of shape (d,), float32, summed in float64 on the CPU. NaN ranks beyond the infinities,
     at the end of its sign; on a GPU it counts as infinity. Allocates d numbers and one block of
-    columns; a GPU copies the updates.
+    columns.
     """
-    array, xp = array_view(updates)
     if on_gpu(updates):
-        return to_ndarray(xp.sort(_without_nan(array, xp), axis=0)[first:stop].mean(axis=0))
+        return operators.middle_mean(updates, first, stop)
+    array, _ = array_view(updates)
     m, d = array.shape
     out = np.empty(d, dtype=np.float32)
     _middle_mean(array, sorting_network(m), first, stop, _COLUMNS, out)
     return to_ndarray(out)
-
-
-def _without_nan(array: Any, xp: ModuleType) -> Any:
-    return xp.where(xp.isnan(array), xp.full_like(array, np.inf), array)
 
 
 @njit(cache=True)
@@ -214,20 +210,13 @@ def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
     NDArray of shape (m, d), float32, each within float32 rounding of the largest value in its
     mean; summed in float64 on the CPU. Allocates no more than that and a block of columns there.
     """
-    array, xp = array_view(updates)
     if on_gpu(updates):
-        return to_ndarray(_means_without_operators(_without_nan(array, xp), first, stop, xp))
+        return operators.middle_means_without(updates, first, stop)
+    array, _ = array_view(updates)
     m = len(array)
     out = np.empty_like(array)
     _middle_means_without(array, sorting_network(m), first, stop, _COLUMNS, out)
     return to_ndarray(out)
-
-
-def _means_without_operators(array: Any, first: int, stop: int, xp: ModuleType) -> Any:
-    kept = xp.sort(array, axis=0)[first : stop + 1]
-    inner = kept.sum(axis=0) - array
-    upper = xp.where(array >= kept[-1], kept[:-1].sum(axis=0), inner)
-    return xp.where(array <= kept[0], kept[1:].sum(axis=0), upper) / (stop - first)
 
 
 @njit(cache=True)
@@ -260,7 +249,7 @@ def _mean_around_median(
             out[start + j] = total / keep
 
 
-def mean_around_median(updates: NDArray, rows: np.ndarray, keep: int) -> NDArray:
+def mean_around_median(updates: NDArray, rows: Any, keep: int) -> NDArray:
     """Mean of the `keep` values that lie closest to the median, in each column of some rows.
 
     Of two values equally far from the median, the smaller one is kept.
@@ -268,7 +257,7 @@ def mean_around_median(updates: NDArray, rows: np.ndarray, keep: int) -> NDArray
     Parameters
     ----------
     updates : NDArray of shape (m, d), float32
-    rows : integer array of shape (n,)
+    rows : integer array of shape (n,), of the host or of the updates' device
         The rows that take part. In each column at least `keep` of their values, and the median,
         have to be finite.
     keep : int, 1 <= keep <= n
@@ -279,22 +268,8 @@ def mean_around_median(updates: NDArray, rows: np.ndarray, keep: int) -> NDArray
     of columns there; the rows are not copied.
     """
     if on_gpu(updates):
-        return to_ndarray(_around_median_operators(take_rows(updates, rows), keep))
+        return operators.mean_around_median(updates, rows, keep)
     array, _ = array_view(updates)
     out = np.empty(array.shape[1], dtype=np.float32)
     _mean_around_median(array, rows, sorting_network(len(rows)), keep, _COLUMNS, out)
     return to_ndarray(out)
-
-
-def _around_median_operators(updates: NDArray, keep: int) -> Any:
-    array, xp = array_view(updates)
-    n = len(array)
-    ordered = xp.sort(_without_nan(array, xp), axis=0)
-    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    # Kept values are neighbours in order: of all windows, the one whose farther end is nearest.
-    starts = n - keep + 1
-    reach = xp.maximum(median - ordered[:starts], ordered[keep - 1 :] - median)
-    first = reach.argmin(axis=0).reshape(1, -1)
-    rank = xp.arange(n, dtype="int64", ctx=updates.context).reshape(-1, 1)  # argmin's type
-    kept = (rank >= first) * (rank < first + keep)
-    return xp.where(kept, ordered, xp.zeros_like(ordered)).sum(axis=0) / keep

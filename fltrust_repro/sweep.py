@@ -114,21 +114,36 @@ def _executor(machine: Machine) -> Iterator[Executor]:
 
 
 def _project(executor: Executor, tasks: Sequence[Task], machine: Machine) -> float | None:
-    """Hours that the tasks will take; None where the process that tried died."""
+    """Hours that the tasks will take; None where the process that tried died.
+
+    The setting with most workers is tried; on a GPU one of each model on each data set, one after
+    the other in a process, since what the largest fills decides how many trials share the GPU.
+    """
     from fltrust_repro import trial_process
 
-    first = max((task.setting for task in tasks), key=lambda setting: setting.selected)
-    call = executor.submit(trial_process.project, first, executor.device, machine.data_dir)
-    try:
-        projection = call.result()
-    except BadInput:
-        raise
-    except Exception:
-        return None  # the trial itself will be tried, and its error told
+    by_workers = sorted((task.setting for task in tasks), key=lambda setting: setting.selected)
+    most = by_workers[-1]
+    tried = {_kind(setting): setting for setting in by_workers}
+    if executor.device == "cpu":
+        tried = {_kind(most): most}
+    pace = {}
+    for kind, setting in tried.items():
+        call = executor.submit(trial_process.project, setting, executor.device, machine.data_dir)
+        try:
+            projection = call.result()
+        except BadInput:
+            raise
+        except Exception:
+            return None  # the trial itself will be tried, and its error told
+        pace[kind] = projection.seconds / setting.iterations
     executor.share_gpus(projection.gpu_share)
-    iterations = sum(task.setting.iterations for task in tasks)
-    seconds = projection.seconds / first.iterations * iterations
+    usual = pace[_kind(most)]
+    seconds = sum(task.setting.iterations * pace.get(_kind(task.setting), usual) for task in tasks)
     return seconds / max(1, min(executor.slots(), len(tasks))) / 3600
+
+
+def _kind(setting: Setting) -> tuple[str, str]:
+    return setting.dataset, setting.model
 
 
 def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], machine: Machine) -> None:

@@ -8,13 +8,23 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fltrust_repro import datasets, downloads, poisoning
+from fltrust_repro import backend, datasets, downloads, poisoning
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import Round, attacks, direction_agreement
-from fltrust_repro.backend import Context, NDArray, array_view, context, nd, take_rows, to_ndarray
+from fltrust_repro.backend import (
+    Context,
+    NDArray,
+    array_view,
+    context,
+    fetch,
+    nd,
+    take_rows,
+    to_ndarray,
+)
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.models import models
 from fltrust_repro.partition import (
@@ -52,6 +62,7 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 # A model that diverges is reported as such; numpy need not say so as well.
 @np.errstate(over="ignore", invalid="ignore")
+@backend.memory_told()
 def run_trial(
     setting: Setting,
     seed: int,
@@ -88,13 +99,18 @@ def run_trial(
         The model cannot take the data set's examples, or a data file is wrong.
     DataUnavailable
         The data set is not at hand and could not be downloaded.
+    MemoryError
+        The GPU's memory ran out.
     """
     federation = Federation(setting, seed, context(device, gpu), data_dir)
     w, diverged, curve = federation.learner.initial, False, []
     started = time.perf_counter()
     for iteration in range(1, setting.iterations + 1):
         w, losses = federation.iterate(w, iteration)
-        diverged = not _is_finite(w)
+        # The one point of an iteration where the host waits for a GPU. It has to wait somewhere:
+        # MXNet's asynchronous engine would pile up memory.
+        zero, losses = fetch(_zero_if_finite(w), losses)
+        diverged = not np.isfinite(zero[0])
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
             curve.append((iteration, federation.error_rate(w), _mean_loss(losses)))
         after_iteration()
@@ -152,8 +168,11 @@ class Federation:
         """Of model w on the whole test set."""
         return self.learner.error_rate(w, self._test_x, self._data.test_y)
 
-    def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, np.ndarray]:
-        """One iteration (2.1): the next global model, and the benign workers' losses at w."""
+    def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, Any]:
+        """One iteration (2.1): the next global model, and the benign workers' losses at w.
+
+        The losses as `array_view` shows them, on the device.
+        """
         setting, attack = self._setting, attacks[self._setting.attack]
         shards, c = self._taking_part()
         # Neither where no compromised worker was selected nor where no other one was.
@@ -210,7 +229,10 @@ class Federation:
 
     def finished_notes(self) -> dict[str, float]:
         """What was counted; the direction agreement as a mean over the attacked iterations."""
-        notes = dict(self._notes)
+        notes = {
+            name: value if np.isscalar(value) else fetch(value)[0].item()
+            for name, value in self._notes.items()
+        }
         if "direction agreement" in notes:
             notes["direction agreement"] /= notes["attacked iterations"]
         return notes
@@ -270,19 +292,18 @@ def _attacked_iterations(setting: Setting, rng: np.random.Generator) -> np.ndarr
 
 
 def _resident(x: np.ndarray, ctx: Context) -> NDArray:
-    return nd.from_numpy(x, zero_copy=True) if ctx.device_type == "cpu" else nd.array(x, ctx=ctx)
+    return nd.array(x, ctx=ctx) if backend.is_gpu(ctx) else nd.from_numpy(x, zero_copy=True)
 
 
 def _moved(w: NDArray, change: NDArray) -> NDArray:
     return to_ndarray(array_view(w)[0] + array_view(change)[0])
 
 
-def _is_finite(w: NDArray) -> bool:
-    # Also the one point of each iteration where the host waits for the device, without which
-    # MXNet's asynchronous engine would pile up memory.
-    return bool(np.isfinite(float((array_view(w)[0] * 0).sum())))
+def _zero_if_finite(w: NDArray) -> Any:
+    """Return 0 if all parameters are finite, else NaN, shape (1,), where w is."""
+    return (array_view(w)[0] * 0).sum(axis=0, keepdims=True)
 
 
 def _mean_loss(losses: np.ndarray) -> float:
-    known = losses[~np.isnan(losses)]
+    known = losses[~np.isnan(losses)].astype(np.float64)
     return float(known.mean()) if known.size else float("nan")

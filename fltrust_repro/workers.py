@@ -3,19 +3,37 @@
 `Learner` binds a model to a data set's shape and a device. It knows two ways to the same (m, d)
 matrix: a loop over the workers for any Gluon model, and a compiled formula (`gradients.py`) for
 the models that bring one, on the CPU.
+
+On a GPU memory holds the data set, the (m, d) updates, and of activations those of one worker's
+batch at a time, or of a chunk of test examples: ResNet20 on 64 x 64 images with m = 100 needs no
+more of them than with m = 1. A worker's batch itself is never cut into chunks, whose statistics
+batch normalisation would take instead of the batch's; where it does not fit, the trial fails and
+says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fltrust_repro.backend import Context, NDArray, host_view, mx, nd
+from fltrust_repro import backend
+from fltrust_repro.backend import (
+    Context,
+    NDArray,
+    array_view,
+    fetch,
+    host_view,
+    mx,
+    nd,
+    on_gpu,
+    to_ndarray,
+)
 from fltrust_repro.models import Model
 from fltrust_repro.partition import Batches
 
-_TEST_CHUNK = 1000
+_TEST_CHUNK, _LEAST_CHUNK = 1000, 32  # examples; as many as in a batch fit, since training does
 HybridBlock = mx.gluon.HybridBlock
 
 
@@ -65,13 +83,17 @@ class Learner:
         self._weights = [p for p in everything if p.grad_req != "null"]
         self._statistics = [p for p in everything if p.grad_req == "null"]
         self._compiled = None
-        if model.compiled is not None and ctx.device_type == "cpu":
+        if model.compiled is not None and not backend.is_gpu(ctx):
             self._compiled = model.compiled(classes, shape)
+        self._chunk = _TEST_CHUNK
+        if backend.is_gpu(ctx):
+            fitting = backend.workspace(ctx) // _bytes_per_example(self._net, shape)
+            self._chunk = min(max(fitting, _LEAST_CHUNK), _TEST_CHUNK)
         self.initial = _flatten([p.data(ctx) for p in self._weights])
 
     def updates(
         self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
-    ) -> tuple[NDArray, np.ndarray]:
+    ) -> tuple[NDArray, Any]:
         """Local SGD of every worker from the received global model (Section 2.1, Step II).
 
         Parameters
@@ -86,23 +108,24 @@ class Learner:
         Returns
         -------
         updates : NDArray (m, d), w_i - w_re
-        losses : float64 array (m,), each worker's loss at w_re; NaN for one without examples.
+        losses : array (m,) as `array_view` shows it, each worker's loss at w_re; NaN for one
+            without examples.
         """
         updates = nd.empty((len(batches.counts), w_re.size), ctx=self.ctx)
+        if self._compiled is None:
+            losses = self._loop(w_re, x, batches, learning_rate, updates)
+            return updates, array_view(losses)[0]
         losses = np.full(len(batches.counts), np.nan)
-        if self._compiled is not None:
-            self._compiled.updates(
-                host_view(w_re),
-                host_view(x),
-                batches.rows,
-                batches.labels,
-                batches.counts,
-                learning_rate,
-                host_view(updates),
-                losses,
-            )
-        else:
-            self._loop(w_re, x, batches, learning_rate, updates, losses)
+        self._compiled.updates(
+            host_view(w_re),
+            host_view(x),
+            batches.rows,
+            batches.labels,
+            batches.counts,
+            learning_rate,
+            host_view(updates),
+            losses,
+        )
         return updates, losses
 
     def _loop(
@@ -112,22 +135,23 @@ class Learner:
         batches: Batches,
         learning_rate: float,
         updates: NDArray,
-        losses: np.ndarray,
-    ) -> None:
+    ) -> NDArray:
+        """Fill `updates` worker by worker, and return the losses (m,); waits for no device."""
         rounds = len(batches.rows)
+        batch_of = _batches_on(self.ctx, x, batches)
         received = _flatten([p.data(self.ctx) for p in self._statistics])
         statistics = []
-        first_losses = {}
+        losses = [nd.full(1, np.nan, ctx=self.ctx)] * len(batches.counts)
         self._load(self._weights, w_re)
         for i, count in enumerate(batches.counts):
-            update = nd.zeros(w_re.size, ctx=self.ctx)
+            update = 0.0
             for r in range(rounds if count else 0):
                 if r > 0:
                     self._load(self._weights, w_re + update)
-                rows, labels = batches.rows[r, i, :count], batches.labels[r, i, :count]
-                loss = self._backward(_take(x, rows, self.ctx), labels)
-                update -= learning_rate * _flatten([p.grad(self.ctx) for p in self._weights])
-                first_losses.setdefault(i, loss)
+                loss = self._backward(*batch_of(r, i))
+                gradient = _flatten([p.grad(self.ctx) for p in self._weights])
+                update = update - learning_rate * gradient
+                losses[i] = loss if r == 0 else losses[i]
             if rounds > 1:
                 self._load(self._weights, w_re)
             updates[i] = update
@@ -138,12 +162,11 @@ class Learner:
             # Each is one momentum step from the same start, so their mean is the momentum step
             # of the average batch statistics.
             self._load(self._statistics, nd.stack(*statistics).mean(axis=0))
-        if first_losses:
-            losses[list(first_losses)] = nd.concat(*first_losses.values(), dim=0).asnumpy()
+        return nd.concat(*losses, dim=0)
 
-    def _backward(self, x: NDArray, labels: np.ndarray) -> NDArray:
+    def _backward(self, x: NDArray, labels: NDArray) -> NDArray:
         with mx.autograd.record():
-            loss = self._objective(x, nd.array(labels, ctx=self.ctx))
+            loss = self._objective(x, labels)
         loss.backward()
         return loss
 
@@ -156,7 +179,8 @@ class Learner:
 
     def error_rate(self, w: NDArray, x: NDArray, labels: np.ndarray) -> float:
         """Share of wrong predictions of model w on examples x (n, ...) with labels (n,)."""
-        return float((self._scores(w, x).argmax(axis=1) != labels).mean())
+        [scores] = fetch(self._scores(w, x))
+        return float((scores.argmax(axis=1) != labels).mean())
 
     def judge(
         self, models: NDArray, x: NDArray, labels: np.ndarray
@@ -168,7 +192,8 @@ class Learner:
         if self._compiled is not None and self._compiled.scores_of_all is not None:
             scores = self._compiled.scores_of_all(host_view(models), host_view(x))
         else:
-            scores = np.stack([self._scores(models[k], x) for k in range(len(models))])
+            each = [to_ndarray(self._scores(models[k], x)) for k in range(len(models))]
+            [scores] = fetch(array_view(nd.stack(*each))[0])
         scores = scores.astype(np.float64)  # (k, n, classes)
         errors = (scores.argmax(axis=2) != labels).mean(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -177,19 +202,54 @@ class Learner:
             losses = (log_total - scores[:, np.arange(len(labels)), labels]).mean(axis=1)
         return errors, np.where(np.isfinite(losses), losses, np.inf)
 
-    def _scores(self, w: NDArray, x: NDArray) -> np.ndarray:
+    def _scores(self, w: NDArray, x: NDArray) -> Any:
+        """Logits (n, classes) of model w, as `array_view` shows them."""
         if self._compiled is not None:
             return self._compiled.scores(host_view(w), host_view(x))
-        self._load(self._weights, w)
-        chunks = range(0, len(x), _TEST_CHUNK)
-        return np.concatenate([self._net(x[k : k + _TEST_CHUNK]).asnumpy() for k in chunks])
+        scores = []
+        for start in range(0, len(x), self._chunk):
+            # Anew for each chunk: nothing is computed of one while another still needs the
+            # parameters, so that memory holds the activations of one alone.
+            self._load(self._weights, w)
+            scores.append(self._net(x[start : start + self._chunk]))
+        return array_view(nd.concat(*scores, dim=0))[0]
 
 
 def _flatten(arrays: list[NDArray]) -> NDArray | None:
     return nd.concat(*[array.reshape(-1) for array in arrays], dim=0) if arrays else None
 
 
-def _take(x: NDArray, rows: np.ndarray, ctx: Context) -> NDArray:
-    if ctx.device_type == "cpu":
-        return nd.array(host_view(x)[rows], ctx=ctx)
-    return nd.take(x, nd.array(rows, ctx=ctx, dtype="int32"), axis=0)
+def _bytes_per_example(net: HybridBlock, shape: tuple[int, int, int]) -> int:
+    """Memory of all layers' outputs for one example."""
+    layers = net(mx.sym.var("data")).get_internals()
+    _, one, _ = layers.infer_shape(data=(1, *shape))
+    _, two, _ = layers.infer_shape(data=(2, *shape))
+    sizes = (np.prod(more) - np.prod(less) for more, less in zip(two, one))  # parameters: 0
+    return int(sum(sizes)) * np.dtype(np.float32).itemsize
+
+
+def _batches_on(
+    ctx: Context, x: NDArray, batches: Batches
+) -> Callable[[int, int], tuple[NDArray, NDArray]]:
+    """Return a function (round, worker) -> examples and labels of a batch, on the device."""
+    counts = batches.counts.tolist()
+    if not on_gpu(x):
+        images = host_view(x)
+
+        def on_host(r: int, i: int) -> tuple[NDArray, NDArray]:
+            rows, labels = batches.rows[r, i, : counts[i]], batches.labels[r, i, : counts[i]]
+            return nd.array(images[rows], ctx=ctx), nd.array(labels, ctx=ctx)
+
+        return on_host
+
+    # One upload for all workers; in float32, the default, row numbers beyond 2^24 would be wrong.
+    numbers = nd.array(np.stack([batches.rows, batches.labels]), ctx=ctx, dtype="int32")
+    # One place for all batches: MXNet fills it again when the last one's gradient is computed, and
+    # so never holds the activations of several workers, though the host runs ahead of the device.
+    place = nd.empty((batches.rows.shape[2], *x.shape[1:]), ctx=ctx)
+
+    def gathered(r: int, i: int) -> tuple[NDArray, NDArray]:
+        rows, labels = numbers[0][r][i][: counts[i]], numbers[1][r][i][: counts[i]]
+        return nd.take(x, rows, axis=0, out=place[: counts[i]]), labels
+
+    return gathered

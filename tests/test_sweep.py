@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,8 @@ from fltrust_repro.processes import Machine
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
-from fltrust_repro.sweep import in_turns, run_missing
+from fltrust_repro.sweep import _project, in_turns, run_missing
+from fltrust_repro.trial_process import Projection
 
 SMALL = Setting(
     dataset="digits", rule="krum", attack="krum", workers=20, compromised=4, iterations=30
@@ -330,3 +332,31 @@ def test_whatever_is_killed_the_results_are_those_of_an_undisturbed_run(tmp_path
             assert store.failures() == {}
             check = store._connection.execute("PRAGMA integrity_check").fetchall()
             assert check == [("ok",)]
+
+
+def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
+    tried, shares = [], []
+
+    class OneGpu:
+        device = "gpu"
+
+        def submit(self, function, setting, *where):
+            tried.append((setting.dataset, setting.model, setting.workers))
+            seconds = setting.iterations * (4 if setting.model == "resnet20" else 1)
+            call = Future()
+            call.set_result(Projection(seconds, 0.1 * len(tried)))
+            return call
+
+        def share_gpus(self, memory):
+            shares.append(memory)
+
+        def slots(self):
+            return 2
+
+    fields = {"dataset": "digits", "iterations": 3600, "compromised": 2}
+    settings = [Setting(**fields, workers=m, model=name) for m, name in
+                [(10, "lr"), (20, "lr"), (10, "resnet20")]]  # fmt: skip
+    hours = _project(OneGpu(), in_turns(settings, [0]), Machine(device="gpu"))
+    assert sorted(tried) == [("digits", "lr", 20), ("digits", "resnet20", 10)]
+    assert shares == [pytest.approx(0.2)]
+    assert hours == (1 + 1 + 4) / 2
