@@ -86,14 +86,15 @@ def _measure(rule: str, budget: float) -> tuple[dict[str, Any], np.ndarray]:
     prepare = _Process.prepared[rule]
     prepare(_make_updates(m, _SMALL, False), m // 5)()
     aggregate = prepare(updates, m // 5)
-    samples = []
+    results = []
 
     def once() -> None:
-        samples[:] = [np.array(aggregate()[:: max(1, d // _COMPARED)])]
+        results.clear()  # a result is freed before the next one is made, as in training
+        results.append(aggregate())
 
     with peak() as most:
         figures = timed(once, budget)
-    return {**figures, "memory": most.memory}, samples[0]
+    return {**figures, "memory": most.memory}, np.array(results[0][:: max(1, d // _COMPARED)])
 
 
 # --- in the suite's process
@@ -164,7 +165,7 @@ class Bench:
         times = row.d / last.d if last else 1
         if last and row.who != OURS and last.median * times > self.patience:
             return f"would take about {last.median * times:.0f} s"
-        needed = 4 * row.m * row.d + (last.memory or 0) * MIB * times if last else 0
+        needed = 4 * row.m * row.d + ((last.memory or 0) * MIB * times if last else 0)
         free = free_memory()
         if free is not None and needed > 0.9 * free:
             return f"would take {needed / MIB:,.0f} MiB, {free / MIB:,.0f} are free"

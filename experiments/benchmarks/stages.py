@@ -197,5 +197,7 @@ def rows(
                 yield replace(row, note=f"skipped: {reason}")
                 continue
             say(f"stages: {name}, {who}")
-            found, note = in_fresh_process(_loop, make, arguments, expected, setting.beta, budget)
+            found, note = in_fresh_process(
+                _loop, make, arguments, expected, setting.beta, budget / 2
+            )
             yield replace(row, note=note, **found)
