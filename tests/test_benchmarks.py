@@ -53,18 +53,20 @@ def test_rules_of_two_libraries_at_two_sizes(tmp_path):
     assert "fastest peer / ours" in text and "Time grows" in text
 
 
-def test_a_library_that_is_not_installed_is_named(monkeypatch):
+def test_a_library_that_is_not_installed_or_does_not_load_is_named(monkeypatch):
     monkeypatch.syspath_prepend(SUITE.parent)
     import peers
     import rules
     from machine import Machine
 
-    absent = peers.Library(("numpy", "no_such_package"), dict)
-    monkeypatch.setitem(peers.LIBRARIES, "absent", absent)
+    monkeypatch.setitem(peers.LIBRARIES, "absent", peers.Library(("no_such_package",), dict))
+    monkeypatch.setitem(peers.LIBRARIES, "damaged", peers.Library((), dict))
     bench = rules.Bench(Machine(1e9, 1e9, 1e9), rules.Sizes((5,), (50,)), patience=1)
-    (row,) = bench.rows(["absent"])
-    assert row.who == "absent" and row.median is None
-    assert row.note == "skipped: no_such_package is not installed"
+    absent, damaged = bench.rows(["absent", "damaged"])
+    assert absent.median is damaged.median is None
+    assert absent.note == "skipped: no_such_package is not installed"
+    # The library's own process does not know of it.
+    assert damaged.note == "failed: it does not load ('damaged')"
 
 
 def test_a_case_that_does_not_fit_the_memory_is_named(tmp_path):

@@ -124,7 +124,11 @@ class Bench:
 
     def _library(self, name: str) -> Iterator[Row]:
         process = fresh_process()
-        known = process.submit(_load, name).result()
+        try:
+            known = process.submit(_load, name).result()
+        except Exception as error:  # whatever a damaged or mismatched installation raises
+            yield Row(SECTION, "every rule", name, note=f"failed: it does not load ({error})")
+            return
         for m, d in self.sizes.all():
             held = False
             for rule in (rule for rule in RULES if rule in known):
