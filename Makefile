@@ -9,8 +9,8 @@ JOBS     ?=
 DATA_DIR ?=
 SCHEDULER ?=
 
-# Hours on two CPU cores for 50 trials per cell of the panels that need a GPU, measured by
-# experiments/benchmarks/dnn_training.py.
+# Hours on two CPU cores for 50 trials per cell of the panels that need a GPU; what
+# experiments/benchmarks/suite.py calls hours of a panel.
 HOURS_B = 350
 HOURS_C = 570
 HOURS_D = 23400

@@ -49,6 +49,9 @@ setup(
             "nvidia-nvtx-cu11>=11.2,<12",
         ],
         "cluster": ["distributed>=2024.8,<2027"],
+        # What experiments/benchmarks/suite.py compares with, on Python 3.11 and 3.12. ByzFL has no
+        # stable interface yet; torchvision, which it needs, decides on torch's version.
+        "peers": ["byzfl==0.0.11", "flwr>=1.42,<1.43", "torch>=2.14,<2.15"],
         "dev": [
             "distributed>=2024.8,<2027",
             "hypothesis>=6.80,<7",

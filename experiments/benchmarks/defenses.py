@@ -1,69 +1,67 @@
-"""Time of one LR/MNIST iteration with each defense, against the same iteration without.
+"""One LR/MNIST iteration with each defense, against the same iteration without.
 
-    python experiments/benchmarks/defenses.py [--iterations 60] [--data-dir DIR]
-
-m = 100, under the partial knowledge attack crafted for the rule, on one core; the evaluation on
-the test set is left out. "naive" is ERR with m aggregations one by one, as its text reads, measured
-on a few iterations in the same run. Prints medians over iterations, in milliseconds, and ratios.
+m = 100, under the partial knowledge attack crafted for the rule; the evaluation on the test set is
+left out. NAIVE is ERR with m aggregations one by one, as its text reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import click
+import images
+from measure import Row, figures, in_fresh_process, peak, seconds
 
-from fltrust_repro import training, trial_process
-from fltrust_repro.aggregation import Rule, rules
+from fltrust_repro import training
+from fltrust_repro.aggregation import rules
 from fltrust_repro.backend import context
 from fltrust_repro.settings import Setting
 
+SECTION = "defenses"
 ATTACKS = {"krum": "krum", "trimmed-mean": "trimmed-mean", "median": "trimmed-mean"}
-NAIVE_ITERATIONS = 5
+PLAIN, NAIVE = "no defense", "err, m aggregations"
+DEFENSES = {PLAIN: "none", "err": "err", "lfr": "lfr", "union": "union", NAIVE: "err"}
+_MOST = 40
+_NAIVE_MOST = 5
 
 
-def federation(rule: str, defense: str, data_dir: Path | None) -> training.Federation:
-    """Make the master and worker devices of one trial."""
-    setting = Setting(rule=rule, attack=ATTACKS[rule], knowledge="partial", defense=defense)
-    return training.Federation(setting, 0, context("cpu"), data_dir)
+def _measure(setting: Setting, who: str, iterations: int, data_dir: Path | None) -> Row:
+    federation = training.Federation(setting, 0, context("cpu"), data_dir)
+    w = federation.learner.initial
 
-
-def milliseconds(trained: training.Federation, iterations: int) -> float:
-    """Median time of an iteration; the first one compiles and is left out."""
-    w, times = trained.learner.initial, []
-    for iteration in range(1, iterations + 2):
-        started = time.perf_counter()
-        w, _ = trained.iterate(w, iteration)
+    def iterate(iteration: int) -> None:
+        nonlocal w
+        w, _ = federation.iterate(w, iteration)
         w.wait_to_read()
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[1:])
+
+    iterate(1)  # compiles
+    with peak() as most:
+        times = [seconds(lambda k=k: iterate(k)) for k in range(2, iterations + 2)]
+    m, d = setting.workers, w.size
+    return Row(SECTION, setting.rule, who, m, d, memory=most.memory, **figures(times))
 
 
-def without_shortcut(rule: Rule) -> Rule:
-    """Return the rule with m aggregations for m workers left out."""
-    return dataclasses.replace(rule, leave_one_out=None)
+def _measure_all(settings: dict[str, Setting], quick: bool, data_dir: Path | None) -> list[Row]:
+    """All defenses of one rule."""
+    found = []
+    for who, setting in settings.items():
+        most = 1 if quick else _MOST
+        if who == NAIVE:  # the last one, as the rule loses its shortcut
+            plain = dataclasses.replace(rules[setting.rule], leave_one_out=None)
+            rules._entries[setting.rule] = plain
+            most = min(most, _NAIVE_MOST)
+        found.append(_measure(setting, who, most, data_dir))
+    return found
 
 
-@click.command()
-@click.option("--iterations", default=60, show_default=True)
-@click.option("--data-dir", type=click.Path(path_type=Path))
-def main(iterations: int, data_dir: Path | None) -> None:
-    """Print the table."""
-    click.echo(f"{trial_process.versions()}; {iterations} iterations, one thread")
-    click.echo(f"{'ms':14} {'plain':>7} {'err':>7} {'lfr':>7} {'union':>7} {'naive':>8}   ratios")
-    for name in ATTACKS:
-        names = ("none", "err", "lfr", "union")
-        times = [milliseconds(federation(name, defense, data_dir), iterations) for defense in names]
-        fast = rules[name]
-        rules._entries[name] = without_shortcut(fast)
-        times.append(milliseconds(federation(name, "err", data_dir), NAIVE_ITERATIONS))
-        rules._entries[name] = fast
-        ratios = " ".join(f"{one / times[0]:.1f}" for one in times[1:])
-        click.echo(f"{name:14} " + " ".join(f"{one:7.1f}" for one in times) + f"    {ratios}")
-
-
-if __name__ == "__main__":
-    main()
+def rows(quick: bool, data_dir: Path | None, say: Callable[[str], None]) -> Iterator[Row]:
+    """Measure every rule with every defense, each rule in a process of its own."""
+    for rule, attack in list(ATTACKS.items())[: 1 if quick else None]:
+        say(f"defenses: {rule}")
+        fields = {"rule": rule, "attack": attack, "knowledge": "partial"}
+        settings = {
+            who: images.lr_setting(quick, data_dir, defense=defense, **fields)
+            for who, defense in DEFENSES.items()
+        }
+        yield from in_fresh_process(_measure_all, settings, quick, data_dir)

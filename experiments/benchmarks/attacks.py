@@ -1,0 +1,109 @@
+"""The attacks at the size of LR on MNIST, and the Krum attack's search for lambda done plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import images
+import numpy as np
+from measure import Row, in_fresh_process, peak, timed
+from stages import Iteration
+
+from fltrust_repro.aggregation import krum_choice
+from fltrust_repro.attacks import (
+    KrumProblem,
+    Round,
+    attacks,
+    changing_direction,
+    solve_full,
+    solve_partial,
+)
+from fltrust_repro.backend import array_view, to_ndarray
+from fltrust_repro.distances import squared_distances
+from fltrust_repro.settings import Setting
+from fltrust_repro.training import generator
+
+SECTION = "attacks"
+SEARCH, ANEW = "search for lambda", "distances anew at each halving"
+_CASES = (
+    ("gaussian", "krum", "full"),
+    ("krum", "krum", "full"),
+    ("krum", "krum", "partial"),
+    ("trimmed-mean", "trimmed-mean", "full"),
+    ("trimmed-mean", "trimmed-mean", "partial"),
+)
+
+
+@dataclass(frozen=True)
+class _Anew(KrumProblem):
+    """The same problem, each try with crafted models that stand among the benign ones."""
+
+    benign: np.ndarray
+    direction: np.ndarray
+
+    def picks_crafted(self, scale: float, copies: int, assumed: int) -> bool:
+        """Whether Krum picks w'_1, by the distances between all models."""
+        crafted = np.tile(-np.float32(scale) * self.direction, (copies, 1))
+        everyone = to_ndarray(np.concatenate([crafted, self.benign]))
+        neighbours = max(len(everyone) - assumed - 2, 1)
+        return krum_choice(squared_distances(everyone), neighbours) < copies
+
+
+def _search(step: Round, anew: bool) -> tuple[float, bool]:
+    """The Krum attack's lambda (3.2), from the known updates on."""
+    benign, _ = array_view(step.known)
+    benign = benign if step.partial else benign[step.c :]
+    s = changing_direction(step.known, step.setting, not step.partial)
+    problem: dict[str, Any] = {
+        "squared": squared_distances(to_ndarray(benign)),
+        "offsets": np.einsum("ij,ij->i", benign, benign).astype(np.float64),
+        "slopes": (benign @ s).astype(np.float64),
+        "d": s.size,
+    }
+    solved = _Anew(**problem, benign=benign, direction=s) if anew else KrumProblem(**problem)
+    if step.partial:
+        return solve_partial(solved, step.c, step.setting.attacker_assumes)
+    return solve_full(solved, step.c, step.setting.compromised)
+
+
+def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row]:
+    iteration = Iteration(setting, data_dir)
+    iteration.sample()
+    iteration.train()
+    c, rng = setting.compromised, generator(0, "attack")
+    known = iteration.updates[:c] if setting.knowledge == "partial" else iteration.updates
+    step = Round(known, c, iteration.w, setting, rng)
+
+    def row(case: str, call: Callable[[], Any], who: str = "fltrust_repro", note: str = "") -> Row:
+        call()
+        with peak() as most:
+            figures = timed(call, budget)
+        m, d = iteration.updates.shape
+        return Row(SECTION, case, who, m, d, memory=most.memory, note=note, **figures)
+
+    name = setting.attack + (f", {setting.knowledge}" if setting.knowledge else "")
+    rows = [row(name, lambda: attacks[setting.attack].craft(step))]
+    if setting.attack == "krum":
+        (fast, _), (slow, _) = _search(step, anew=False), _search(step, anew=True)
+        note = "same result" if np.isclose(fast, slow) else f"lambda {slow:.3g}, not {fast:.3g}"
+        case = f"{SEARCH}, {setting.knowledge}"
+        rows.append(row(case, lambda: _search(step, anew=False)))
+        rows.append(row(case, lambda: _search(step, anew=True), ANEW, note))
+    return rows
+
+
+def _measure_all(settings: list[Setting], budget: float, data_dir: Path | None) -> list[Row]:
+    return [row for setting in settings for row in _measure(setting, budget, data_dir)]
+
+
+def rows(quick: bool, data_dir: Path | None, say: Callable[[str], None]) -> list[Row]:
+    """Measure all attacks."""
+    say("attacks")
+    settings = [
+        images.lr_setting(quick, data_dir, attack=attack, rule=rule, knowledge=knowledge)
+        for attack, rule, knowledge in _CASES
+    ]
+    return in_fresh_process(_measure_all, settings, 0.05 if quick else 1.0, data_dir)

@@ -1,0 +1,114 @@
+"""The benchmark suite in small: what it writes, and that rules aggregate without a copy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SUITE = REPOSITORY / "experiments" / "benchmarks" / "suite.py"
+RULES = {"mean", "trimmed-mean", "median", "krum", "bulyan"}
+M, D = 100, 1_000_000
+UPDATES = 4 * M * D / 2**20  # 381 MiB
+RESULT = 4 * D / 2**20
+BLOCK = 32  # MiB: some blocks of columns, and what the libraries take for themselves
+
+
+def suite(out, *options, first=""):
+    """The rows that a run of the suite writes; `first` is a folder to import from first."""
+    path = os.pathsep.join(filter(None, [str(first), str(REPOSITORY)]))
+    done = subprocess.run(
+        [sys.executable, SUITE, "--quick", "--out", out, *options],
+        capture_output=True, text=True, cwd=out, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (out / "benchmarks.md").read_text() in done.stdout
+    return pd.read_csv(out / "benchmarks.csv", keep_default_na=False, na_values=[""])
+
+
+def tells_peaks():
+    return os.access("/proc/self/clear_refs", os.W_OK)
+
+
+def test_rules_of_two_libraries_at_two_sizes(tmp_path):
+    sizes = ["--workers", "5", "--workers", "9", "--parameters", "50", "--parameters", "400"]
+    rows = suite(
+        tmp_path, "--only", "rules", *sizes, "--library", "fltrust_repro", "--library", "numpy"
+    )
+    rules = rows[rows.section == "rules"]
+    assert len(rules) == 2 * 2 * 2 * len(RULES)
+    assert set(rules.case) == RULES
+    assert (rules["median"] >= rules["minimum"]).all() and (rules["minimum"] > 0).all()
+    assert (rules["limit"] > 0).all()
+    if tells_peaks():
+        assert (rules["memory"] >= 0).all()
+    assert set(rules[rules.who == "numpy"].note) == {"same result"}
+    assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "fastest peer / ours" in text and "Time grows" in text
+
+
+def test_a_library_that_is_not_installed_or_does_not_load_is_named(monkeypatch):
+    monkeypatch.syspath_prepend(SUITE.parent)
+    import peers
+    import rules
+    from machine import Machine
+
+    monkeypatch.setitem(peers.LIBRARIES, "absent", peers.Library(("no_such_package",), dict))
+    monkeypatch.setitem(peers.LIBRARIES, "damaged", peers.Library((), dict))
+    bench = rules.Bench(Machine(1e9, 1e9, 1e9), rules.Sizes((5,), (50,)), patience=1)
+    absent, damaged = bench.rows(["absent", "damaged"])
+    assert absent.median is damaged.median is None
+    assert absent.note == "skipped: no_such_package is not installed"
+    # The library's own process does not know of it.
+    assert damaged.note == "failed: it does not load ('damaged')"
+
+
+def test_a_case_that_does_not_fit_the_memory_is_named(tmp_path):
+    sizes = ["--workers", "5", "--parameters", "50", "--parameters", str(10**12)]
+    rows = suite(tmp_path, "--only", "rules", *sizes, "--library", "fltrust_repro")
+    large = rows[rows.d > 50]
+    assert set(large.case) == RULES and large["median"].isna().all()
+    assert large.note.str.match("skipped: would take .* MiB, .* are free").all()
+
+
+def test_other_sections_have_a_time_for_each_row_or_a_reason(tmp_path):
+    rows = suite(tmp_path, "--only", "attacks,defenses,trial")
+    assert set(rows.section) == {"machine", "attacks", "defenses", "trial"}
+    assert (rows["median"] > 0).all()
+    assert set(rows[rows.who == "distances anew at each halving"].note) == {"same result"}
+
+
+@pytest.mark.slow
+def test_stages_and_plain_loops(tmp_path):
+    rows = suite(tmp_path, "--only", "stages")
+    stages = rows[rows.section == "stages"]
+    assert (stages["median"].notna() | stages.note.str.startswith("skipped")).all()
+    assert set(stages[stages.who == "plain MXNet loop"].note) == {"same result"}
+
+
+@pytest.mark.skipif(not tells_peaks(), reason="this system does not tell peaks")
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["--non-finite"], marks=pytest.mark.slow)], ids=["finite", "not"]
+)
+def test_no_rule_copies_the_updates(options, tmp_path):
+    size = ["--workers", str(M), "--parameters", str(D), "--library", "fltrust_repro"]
+    rows = suite(tmp_path, "--only", "rules", *size, *options)
+    memory = rows[rows.section == "rules"].set_index("case").memory
+    assert set(memory.index) == RULES
+    for name, taken in memory.items():
+        assert 0.5 * RESULT < taken < 4 * RESULT + BLOCK < UPDATES / 6, name
+
+
+@pytest.mark.parametrize("only", ["rules,speed", ""])
+def test_an_unknown_section_is_refused(only, tmp_path):
+    done = subprocess.run(
+        [sys.executable, SUITE, "--only", only], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "choose from rules, stages, attacks, defenses, trial" in done.stderr
