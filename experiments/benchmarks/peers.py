@@ -177,6 +177,6 @@ LIBRARIES = {
 
 # Where a peer's definition is another one than the paper's.
 DEFINITIONS = {
-    ("byzfl, numpy", "krum"): "m - c - 1 neighbours",
-    ("byzfl, torch", "krum"): "m - c - 1 neighbours",
+    ("byzfl, numpy", "krum"): "m - c - 1 neighbours, not m - c - 2",
+    ("byzfl, torch", "krum"): "m - c - 1 neighbours, not m - c - 2",
 }

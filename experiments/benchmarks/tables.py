@@ -11,7 +11,7 @@ import defenses
 import pandas as pd
 import stages
 from measure import Row
-from peers import LIBRARIES, OURS
+from peers import DEFINITIONS, LIBRARIES, OURS
 from rules import growth
 
 from fltrust_repro.results import EVALUATE_EVERY
@@ -82,6 +82,12 @@ def _rules(rows: Sequence[Row]) -> list[str]:
         )
     lines.sort(key=lambda line: list(dict.fromkeys(key[0] for key in found)).index(line["rule"]))
     parts = [_table(lines)]
+    others = [
+        f"{who}'s {rule} is another one: {text}"
+        for (who, rule), text in DEFINITIONS.items()
+        if any((row.who, row.case) == (who, rule) for row in rows)
+    ]
+    parts += ["; ".join(others) + "."] if others else []
     exponents = growth(rows)
     if exponents:
         libraries = [OURS, *peers]
