@@ -30,6 +30,7 @@ setup(
         "scipy>=1.11,<2",
         "setuptools>=65,<81",
         "tabulate>=0.9,<1",
+        "threadpoolctl>=3,<4",
         "tomli>=2,<3; python_version < '3.11'",
         "tqdm>=4.66,<5",
     ],

@@ -39,6 +39,24 @@ def sorting_network(n: int) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
+@lru_cache(maxsize=64)
+def selection_network(n: int, first: int, stop: int) -> np.ndarray:
+    """The comparators of `sorting_network` that bring ranks first..stop-1 to their places.
+
+    There they are in any order. From the last comparator on, one is left out if whatever comes
+    after it treats its two places alike: both below these ranks, both among them or both above.
+    """
+    below, among, above, told_apart = range(4)
+    place = [below] * first + [among] * (stop - first) + [above] * (n - stop)
+    pairs = []
+    for low, high in sorting_network(n)[::-1].tolist():
+        if place[low] == place[high] != told_apart:
+            continue
+        place[low] = place[high] = told_apart
+        pairs.append((low, high))
+    return np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
+
+
 @njit(cache=True)
 def _order(bits: int) -> int:
     # Turns float32 bits into an integer of the same order (and back: it is its own inverse). NaN
@@ -73,7 +91,8 @@ def _sorted_block(
     width: int,
     block: np.ndarray,
 ) -> None:
-    # Columns start..start + width - 1 of some rows, sorted, as floats over the block's memory.
+    # Columns start..start + width - 1 of some rows, sorted as far as the network does, as floats
+    # over the block's memory.
     bits = updates.view(np.int32)
     for i in range(len(rows)):
         block[i, :width] = bits[rows[i], start : start + width]
@@ -124,7 +143,7 @@ def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
     array, _ = array_view(updates)
     m, d = array.shape
     out = np.empty(d, dtype=np.float32)
-    _middle_mean(array, sorting_network(m), first, stop, _COLUMNS, out)
+    _middle_mean(array, selection_network(m, first, stop), first, stop, _COLUMNS, out)
     return to_ndarray(out)
 
 

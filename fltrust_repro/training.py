@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fltrust_repro import backend, datasets, downloads, poisoning
 from fltrust_repro.aggregation import rules
@@ -60,6 +61,8 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, _PURPOSES.index(purpose)])
 
 
+# One thread, also where numpy was imported with more before: they would order sums differently.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 # A model that diverges is reported as such; numpy need not say so as well.
 @np.errstate(over="ignore", invalid="ignore")
 @backend.memory_told()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fltrust_repro import backend
 from fltrust_repro.backend import nd
 from fltrust_repro.distances import squared_distances
-from fltrust_repro.kernels import middle_mean, sorting_network
+from fltrust_repro.kernels import middle_mean, selection_network, sorting_network
 
 NAN, INF = np.float32("nan"), np.float32("inf")
 
@@ -48,6 +48,23 @@ def test_network_sorts_random_inputs_and_thresholds(n):
 
 def test_network_of_one_value_compares_nothing():
     assert sorting_network(1).shape == (0, 2)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_selection_brings_every_range_of_ranks_to_its_places(n):
+    inputs = reference.zero_one_inputs(n)
+    ordered = np.sort(inputs, 1)
+    for first in range(n):
+        for stop in range(first + 1, n + 1):
+            places = apply_network(selection_network(n, first, stop), inputs)
+            for part in (slice(None, first), slice(first, stop), slice(stop, None)):
+                assert (places[:, part].sum(axis=1) == ordered[:, part].sum(axis=1)).all()
+
+
+def test_selection_compares_less_than_sorting_and_nothing_for_all_ranks():
+    assert selection_network(7, 0, 7).shape == (0, 2)
+    assert len(selection_network(9, 0, 1)) == 8
+    assert len(selection_network(100, 20, 80)) < 0.9 * len(sorting_network(100))
 
 
 @pytest.mark.parametrize("d", [1, 2, 511, 512, 513, 1023, 1024, 1025])

@@ -9,6 +9,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fltrust_repro import datasets, downloads, training
 from fltrust_repro.attacks import Attack, attacks
@@ -284,3 +285,19 @@ def test_resnet20_learns_on_real_tissue_tiles():
     result = run_trial(setting, 0)
     assert [iteration for iteration, _, _ in result.curve] == [10, 20]
     assert result.curve[1][2] < result.curve[0][2]
+
+
+def test_a_trial_has_one_thread_whatever_the_process_set_up_before():
+    seen = []
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        run_trial(
+            Setting(dataset="digits", iterations=1, workers=10, compromised=2),
+            0,
+            after_iteration=lambda: seen.append(threads()),
+        )
+        assert 2 in threads()
+    assert seen == [{1}]
