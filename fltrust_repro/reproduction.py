@@ -91,7 +91,8 @@ def read_back(experiment: Experiment, folder: Path, store: Store) -> set:
     those that the store did not have.
     """
     settings, had = set(experiment.settings), store.names()
-    files = sorted(folder.glob("*.trials.csv"))
+    own = folder / f"{experiment.name}.trials.csv"
+    files = sorted({*trial_files(folder), *([own] if own.is_file() else [])})
     known = [trial for file in files for trial in read_csv(file, without=had)]
     return store.add(*(trial for trial in known if trial.setting in settings))
 

@@ -208,6 +208,17 @@ def test_a_trial_that_two_tables_share_is_in_the_file_of_the_first(call, tmp_pat
     assert pd.concat(files).drop_duplicates(["key", "seed"]).shape[0] == 4
 
 
+def test_trials_that_chose_the_readings_are_no_results_of_a_table(call, tmp_path):
+    (tmp_path / "readings.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    options = ("--jobs", 1, "--out", "results", "--store")
+    assert call("reproduce", "readings.toml", "--trials", 1, *options, "a.sqlite")[0] == 0
+    code, out, err = call("reproduce", "tiny.toml", "--trials", 1, *options, "b.sqlite")
+    assert code == 0
+    assert "were taken from" not in out
+    assert "2/2 trials" in err
+
+
 def test_more_trials_build_on_the_finished_ones(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     command = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results")
