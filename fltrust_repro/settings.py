@@ -59,6 +59,7 @@ CHOICES = {
     "goal": ("directed-deviation", "deviation"),
     "distribution": ("uniform", "single-worker"),
     "dealing": ("once", "each-iteration", "shared"),
+    "master_assumes": ("zero", "c"),
 }
 
 
@@ -108,6 +109,9 @@ class Setting:
     base: str = _field("received", "Model from which the Krum attack deviates.")
     interval_space: str = _field("update", "Where the trimmed mean attack takes [w_max, b w_max].")
     dealing: str | None = _field(None, "Examples: dealt once, each-iteration, or groups shared.")
+    master_assumes: str = _field(
+        "zero", "Compromised workers the rule assumes once a defense has removed c or more."
+    )
 
     def __post_init__(self) -> None:
         for name, default in self._defaults().items():
@@ -119,10 +123,12 @@ class Setting:
             object.__setattr__(self, "knowledge", None)
         self._check_ranges()
         self._check_limits()
-        if self.attack == "none":
-            for field in dataclasses.fields(self):
-                if field.name in ATTACK_FIELDS:
-                    object.__setattr__(self, field.name, field.default)
+        without_effect = ATTACK_FIELDS if self.attack == "none" else ()
+        if not self.rule_hears_of_removal:
+            without_effect += ("master_assumes",)
+        for field in dataclasses.fields(self):
+            if field.name in without_effect:
+                object.__setattr__(self, field.name, field.default)
 
     def _defaults(self) -> dict[str, Any]:
         return {
@@ -143,6 +149,17 @@ class Setting:
             return math.ceil(count * self.selected / self.workers)
 
         return MasterView(self.selected, share(self.compromised), share(self.beta))
+
+    @property
+    def rule_hears_of_removal(self) -> bool:
+        """Whether a defense removes workers and the rule takes c, so `master_assumes` matters."""
+        return self.defense != "none" and "c" in rules[self.rule].parameters
+
+    @property
+    def c_left(self) -> int:
+        """The c that the rule takes when it aggregates what the defense has left over."""
+        removed = self.rule_hears_of_removal and self.master_assumes == "zero"
+        return 0 if removed else self.at_master.c
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
@@ -202,7 +219,7 @@ class Setting:
             if defense.most > 0:
                 left = m - defense.most * c
                 after = f"rule {rule.name!r} after defense {defense.name!r}"
-                rule.limit.check(after, left, c, beta)
+                rule.limit.check(after, left, self.c_left, beta)
         if attack.limit is not None:
             attack.limit.check(f"attack {attack.name!r}", m, c, beta)
         if self.goal == "deviation" and attack.has_knowledge and self.knowledge == "partial":

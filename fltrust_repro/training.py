@@ -193,9 +193,9 @@ class Federation:
         if attacked and attack.craft is not None:
             self._craft(updates, c, w)
         # Step III: the master device aggregates.
-        _, assumed, beta = setting.at_master
         kept = self._defended(updates, w)
-        return _moved(w, rules[setting.rule](kept, c=assumed, beta=beta)), losses[c:]
+        change = rules[setting.rule](kept, c=setting.c_left, beta=setting.at_master.beta)
+        return _moved(w, change), losses[c:]
 
     def _taking_part(self) -> tuple[Shards, int]:
         """The workers selected in this iteration, and how many of them are compromised."""

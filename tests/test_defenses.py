@@ -1,5 +1,7 @@
 """Defenses (Section 5): which workers are removed, by whatever order they are numbered in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -9,6 +11,7 @@ from fltrust_repro.backend import nd
 from fltrust_repro.defenses import Suspicion, defenses
 from fltrust_repro.errors import BadInput
 from fltrust_repro.settings import Setting
+from fltrust_repro.training import run_trial
 
 CENTER = np.array([1.0, -2.0, 0.5])
 
@@ -105,5 +108,20 @@ def test_a_worker_that_sends_no_numbers_harms_no_robust_rule(value):
 
 def test_a_rule_that_cannot_do_with_what_a_defense_leaves_is_refused():
     with pytest.raises(BadInput, match=r"rule 'bulyan' after defense 'err'.*m - 4c >= 1"):
-        Setting(rule="bulyan", defense="err")
-    Setting(rule="bulyan", defense="err", compromised=10)
+        Setting(rule="bulyan", defense="err", master_assumes="c")
+    Setting(rule="bulyan", defense="err", master_assumes="c", compromised=10)
+    Setting(rule="bulyan", defense="err")
+
+
+@pytest.mark.parametrize(("assumes", "c"), [("zero", 0), ("c", 2)])
+def test_the_rule_is_told_how_many_compromised_a_defense_leaves(monkeypatch, assumes, c):
+    told = []
+
+    def spy(updates, c):
+        told.append((len(updates), c))
+        return updates[0].copy()
+
+    monkeypatch.setitem(rules._entries, "krum", replace(rules["krum"], function=spy))
+    fields = {"dataset": "digits", "workers": 12, "compromised": 2, "iterations": 1}
+    run_trial(Setting(rule="krum", defense="lfr", master_assumes=assumes, **fields), 0)
+    assert told == [(12, 2), (10, c)]  # to judge the workers, then to aggregate

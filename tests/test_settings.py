@@ -57,7 +57,17 @@ def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
         "goal": "directed-deviation",
         "distribution": "uniform",
         "dealing": "once",
+        "master_assumes": "zero",
     }
+
+
+def test_after_a_defense_the_rule_takes_none_for_compromised_unless_told():
+    assert Setting(rule="krum", defense="lfr").c_left == 0
+    assert Setting(rule="krum", defense="lfr", master_assumes="c").c_left == 20
+    assert Setting(rule="krum", master_assumes="c").c_left == 20
+    assert Setting(rule="krum", master_assumes="c") == Setting(rule="krum")
+    median = Setting(rule="median", defense="lfr", master_assumes="c")
+    assert median == Setting(rule="median", defense="lfr")  # it takes no c
 
 
 WRONG = [
@@ -169,11 +179,12 @@ def test_the_key_does_not_depend_on_order_or_on_spelling_defaults_out():
     assert re.fullmatch("[0-9a-f]{16}", key)
 
 
-NOT_ALL_SELECTED = {**Setting(attack="krum").as_dict(), "selected": 90}
+# Where every field matters.
+EVERYTHING = {**Setting(attack="krum", defense="lfr").as_dict(), "selected": 90}
 
 
 def other_values():
-    for name, value in NOT_ALL_SELECTED.items():
+    for name, value in EVERYTHING.items():
         if name in CHOICES:
             yield name, next(choice for choice in CHOICES[name] if choice != value)
         elif isinstance(value, str):
@@ -190,8 +201,8 @@ def other_values():
 
 @pytest.mark.parametrize(("name", "value"), list(other_values()))
 def test_every_field_changes_the_key(name, value):
-    default = Setting.from_dict(NOT_ALL_SELECTED)
-    assert Setting.from_dict({**NOT_ALL_SELECTED, name: value}).key() != default.key()
+    default = Setting.from_dict(EVERYTHING)
+    assert Setting.from_dict({**EVERYTHING, name: value}).key() != default.key()
 
 
 def test_the_key_is_the_same_in_another_process():
