@@ -70,7 +70,14 @@ def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> 
             axis.set_ylim(0, 1)
             axis.grid(color="0.9", linewidth=0.6)
         axes[0].set_ylabel("testing error rate")
-        axes[0].legend(fontsize=8)
+        # Above the panels, where it cannot cover a line.
+        picture.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=2 * panels + 1,
+            fontsize=8,
+            frameon=False,
+        )
         # The PNG last: it says for both what they show.
         kinds = {"svg": {"Date": None}, "png": {"Software": None, _NUMBERS: numbers}}
         for kind, metadata in kinds.items():

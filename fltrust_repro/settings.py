@@ -59,7 +59,7 @@ CHOICES = {
     "goal": ("directed-deviation", "deviation"),
     "distribution": ("uniform", "single-worker"),
     "dealing": ("once", "each-iteration", "shared"),
-    "master_assumes": ("zero", "c"),
+    "master_assumes": ("c", "zero"),
 }
 
 
@@ -110,7 +110,7 @@ class Setting:
     interval_space: str = _field("update", "Where the trimmed mean attack takes [w_max, b w_max].")
     dealing: str | None = _field(None, "Examples: dealt once, each-iteration, or groups shared.")
     master_assumes: str = _field(
-        "zero", "Compromised workers the rule assumes once a defense has removed c or more."
+        "c", "Compromised workers the rule assumes once a defense has removed c or more."
     )
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class Setting:
         self._check_ranges()
         self._check_limits()
         without_effect = ATTACK_FIELDS if self.attack == "none" else ()
-        if not self.rule_hears_of_removal:
+        if self.defense == "none" or "c" not in rules[self.rule].parameters:
             without_effect += ("master_assumes",)
         for field in dataclasses.fields(self):
             if field.name in without_effect:
@@ -151,15 +151,9 @@ class Setting:
         return MasterView(self.selected, share(self.compromised), share(self.beta))
 
     @property
-    def rule_hears_of_removal(self) -> bool:
-        """Whether a defense removes workers and the rule takes c, so `master_assumes` matters."""
-        return self.defense != "none" and "c" in rules[self.rule].parameters
-
-    @property
     def c_left(self) -> int:
         """The c that the rule takes when it aggregates what the defense has left over."""
-        removed = self.rule_hears_of_removal and self.master_assumes == "zero"
-        return 0 if removed else self.at_master.c
+        return 0 if self.master_assumes == "zero" else self.at_master.c
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):

@@ -53,9 +53,7 @@ class TrialName(NamedTuple):
 
 def protocol_of(setting: Setting) -> str:
     """Return the version under which a setting's trials count: the code's, and its plug-ins'."""
-    # Version 2 moved results of rules that take c, after a defense, and no others.
-    ours = 1 if PROTOCOL == 2 and not setting.rule_hears_of_removal else PROTOCOL
-    return "+".join(part for part in (str(ours), setting.plugin_key()) if part)
+    return "+".join(part for part in (str(PROTOCOL), setting.plugin_key()) if part)
 
 
 @dataclass(frozen=True)

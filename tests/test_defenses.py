@@ -108,9 +108,9 @@ def test_a_worker_that_sends_no_numbers_harms_no_robust_rule(value):
 
 def test_a_rule_that_cannot_do_with_what_a_defense_leaves_is_refused():
     with pytest.raises(BadInput, match=r"rule 'bulyan' after defense 'err'.*m - 4c >= 1"):
-        Setting(rule="bulyan", defense="err", master_assumes="c")
-    Setting(rule="bulyan", defense="err", master_assumes="c", compromised=10)
-    Setting(rule="bulyan", defense="err")
+        Setting(rule="bulyan", defense="err")
+    Setting(rule="bulyan", defense="err", compromised=10)
+    Setting(rule="bulyan", defense="err", master_assumes="zero")
 
 
 @pytest.mark.parametrize(("assumes", "c"), [("zero", 0), ("c", 2)])

