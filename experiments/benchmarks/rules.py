@@ -17,7 +17,7 @@ from machine import Machine, Work
 from measure import MIB, Row, free_memory, fresh_process, peak, timed
 from peers import LIBRARIES, OURS, Prepare
 
-from fltrust_repro.kernels import sorting_network
+from fltrust_repro.kernels import selection_network, sorting_network
 
 RULES = ("mean", "trimmed-mean", "median", "krum", "bulyan")
 SECTION = "rules"
@@ -43,8 +43,12 @@ def work(rule: str, m: int, d: int) -> Work:
     c = m // 5
     distances = m * (m + 1.0) * d  # of the symmetric product, one half
     flops = {"mean": m * d, "krum": distances, "bulyan": distances}
-    sorted_rows = {"trimmed-mean": m, "median": m, "bulyan": m - 2 * c}
-    comparators = len(sorting_network(sorted_rows[rule])) * d if rule in sorted_rows else 0
+    networks = {
+        "trimmed-mean": selection_network(m, c, m - c),
+        "median": selection_network(m, (m - 1) // 2, m // 2 + 1),
+        "bulyan": sorting_network(m - 2 * c),
+    }
+    comparators = len(networks.get(rule, ())) * d
     reads = 2 if rule == "bulyan" else 1  # for the distances, then for the columns
     return Work(4.0 * d * (reads * m + 1), flops.get(rule, 0), comparators)
 
