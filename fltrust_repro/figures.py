@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -53,22 +54,7 @@ def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> 
         picture = Figure(figsize=(3.4 * panels + 0.4, 3.2), layout="constrained")
         axes = picture.subplots(1, panels, squeeze=False, sharey=True)[0]
         for panel, axis in zip(frame.panels, axes):
-            for line, style in zip(frame.lines, _cycle(len(frame.lines))):
-                row = [cells[frame.row(panel, line), column] for column in experiment.columns]
-                known = [(x, m) for x, m in zip(frame.values, row) if m.errors]
-                x = [value for value, _ in known]
-                mean = np.array([m.mean for _, m in known])
-                half = np.nan_to_num([m.half_width for _, m in known])
-                axis.plot(x, mean, label=line, markersize=4, linewidth=1.2, **style)
-                axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15)
-            axis.set_title(panel)
-            axis.set_xlabel(frame.label)
-            if min(frame.values) > 0 and max(frame.values) >= 50 * min(frame.values):
-                axis.set_xscale("log")
-                axis.minorticks_off()
-            axis.set_xticks(frame.values, [f"{value:g}" for value in frame.values])
-            axis.set_ylim(0, 1)
-            axis.grid(color="0.9", linewidth=0.6)
+            _draw_panel(axis, experiment, panel, cells)
         axes[0].set_ylabel("testing error rate")
         # Above the panels, where it cannot cover a line.
         picture.legend(
@@ -84,6 +70,28 @@ def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> 
             content = io.BytesIO()
             picture.savefig(content, format=kind, dpi=150, metadata=metadata)
             write_bytes(folder / f"{experiment.name}.{kind}", content.getvalue())
+
+
+def _draw_panel(
+    axis: Any, experiment: Experiment, panel: str, cells: Mapping[tuple[str, str], Measured]
+) -> None:
+    frame = experiment.figure
+    for line, style in zip(frame.lines, _cycle(len(frame.lines))):
+        row = [cells[frame.row(panel, line), column] for column in experiment.columns]
+        known = [(x, m) for x, m in zip(frame.values, row) if m.errors]
+        x = [value for value, _ in known]
+        mean = np.array([m.mean for _, m in known])
+        half = np.nan_to_num([m.half_width for _, m in known])
+        axis.plot(x, mean, label=line, markersize=4, linewidth=1.2, **style)
+        axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15)
+    axis.set_title(panel)
+    axis.set_xlabel(frame.label)
+    if min(frame.values) > 0 and max(frame.values) >= 50 * min(frame.values):
+        axis.set_xscale("log")
+        axis.minorticks_off()
+    axis.set_xticks(frame.values, [f"{value:g}" for value in frame.values])
+    axis.set_ylim(0, 1)
+    axis.grid(color="0.9", linewidth=0.6)
 
 
 def _digest(experiment: Experiment, measured: Sequence[Measured]) -> str:

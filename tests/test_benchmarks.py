@@ -77,6 +77,20 @@ def test_a_case_that_does_not_fit_the_memory_is_named(tmp_path):
     assert large.note.str.match("skipped: would take .* MiB, .* are free").all()
 
 
+def test_a_peer_that_grows_too_fast_is_skipped_before_it_takes_hours(monkeypatch):
+    monkeypatch.syspath_prepend(SUITE.parent)
+    import rules
+    from machine import Machine
+    from measure import Row
+
+    sizes = rules.Sizes((20, 100, 500), (50,))
+    bench = rules.Bench(Machine(1e9, 1e9, 1e9), sizes, patience=10)
+    for m, seconds in ((20, 0.01), (100, 1.0)):
+        bench.done["slow", "krum", m, 50] = Row("rules", "krum", "slow", m, 50, median=seconds)
+    assert bench._reason_to_skip(Row("rules", "krum", "slow", 500, 50)) == "would take about 100 s"
+    assert bench._reason_to_skip(Row("rules", "krum", "slow", 200, 50)) == ""
+
+
 def test_other_sections_have_a_time_for_each_row_or_a_reason(tmp_path):
     rows = suite(tmp_path, "--only", "attacks,defenses,trial")
     assert set(rows.section) == {"machine", "attacks", "defenses", "trial"}

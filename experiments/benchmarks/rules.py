@@ -161,23 +161,39 @@ class Bench:
         process.shutdown()
 
     def _reason_to_skip(self, row: Row) -> str:
-        """Tell from the next smaller d why a case will not be measured; empty if it will."""
-        smaller = [
-            done
-            for (who, rule, m, d), done in self.done.items()
-            if (who, rule, m) == (row.who, row.case, row.m) and d < row.d
-        ]
-        last = max(smaller, key=lambda done: done.d, default=None)
+        """Tell from smaller cases why a case will not be measured; empty if it will."""
+        last, times = self._nearest(row)
         if last is None and row.d > min(self.sizes.parameters):
             return f"no number at a smaller d that tells what m = {row.m} takes"
-        times = row.d / last.d if last else 1
         if last and row.who != OURS and last.median * times > self.patience:
-            return f"would take about {last.median * times:.0f} s"
+            return f"would take about {last.median * times:,.0f} s"
         needed = 4 * row.m * row.d + ((last.memory or 0) * MIB * times if last else 0)
         free = free_memory()
         if free is not None and needed > 0.9 * free:
             return f"would take {needed / MIB:,.0f} MiB, {free / MIB:,.0f} are free"
         return ""
+
+    def _nearest(self, row: Row) -> tuple[Row | None, float]:
+        """The measured case that tells most of this one, and how many times as much this takes.
+
+        In d that is their ratio; in m their ratio to the power seen so far, or cubed.
+        """
+        known = [
+            done for done in self.done.values() if (done.who, done.case) == (row.who, row.case)
+        ]
+        same_m = [done for done in known if done.m == row.m and done.d < row.d]
+        if same_m:
+            last = max(same_m, key=lambda done: done.d)
+            return last, row.d / last.d
+        same_d = [done for done in known if done.d == row.d and done.m < row.m]
+        if not same_d:
+            return None, 1
+        *_, last = same_d = sorted(same_d, key=lambda done: done.m)
+        power = 3.0
+        if len(same_d) > 1:
+            before = same_d[-2]
+            power = np.log(last.median / before.median) / np.log(last.m / before.m)
+        return last, (row.m / last.m) ** power
 
     def _agreement(self, row: Row, sample: np.ndarray) -> str:
         """Whether a peer's result is ours, in words."""

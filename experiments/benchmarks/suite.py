@@ -95,7 +95,7 @@ def _chosen(_context: click.Context, _option: click.Option, value: str) -> list[
 @click.option("--workers", multiple=True, type=click.IntRange(5), help="m; repeatable.")
 @click.option("--parameters", multiple=True, type=click.IntRange(1), help="d; repeatable.")
 @click.option("--library", multiple=True, type=click.Choice(list(LIBRARIES)), help="Repeatable.")
-@click.option("--patience", type=float, help="Seconds of a peer's slowest case; default 20.")
+@click.option("--patience", type=float, help="Seconds of a peer's slowest case; default 10.")
 @click.option("--non-finite", is_flag=True, help="Two workers send NaN and infinity; our rules.")
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option(
@@ -123,7 +123,7 @@ def main(
     options = Options(
         Sizes(workers or default.workers, parameters or default.parameters),
         tuple(name for name in LIBRARIES if name in libraries),  # ours first
-        patience or (1.0 if quick else 20.0),
+        patience or (1.0 if quick else 10.0),
         non_finite,
         quick,
         data_dir,
