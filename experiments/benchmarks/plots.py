@@ -31,7 +31,8 @@ def plot(rows: Sequence[Row]) -> bytes | None:
             for k, name in enumerate(LIBRARIES):
                 of_it = [row for row in known if (row.case, row.m, row.who) == (case, m, name)]
                 points = sorted((row.d, row.median) for row in of_it)
-                axis.plot(*zip(*points), f"C{k}-", marker=_MARKERS[k], markersize=4, label=name)
+                x, y = zip(*points) if points else ((), ())
+                axis.plot(x, y, f"C{k}-", marker=_MARKERS[k], markersize=4, label=name)
     for axis in panels[-1]:
         axis.set_xlabel("d")
     for line in panels:
