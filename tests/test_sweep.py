@@ -121,6 +121,8 @@ def start(store_path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "fltrust_repro", *OPTIONS, "--store", str(store_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A job in the background of a script, as these tests may be, hands on an ignored Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
