@@ -124,7 +124,7 @@ def outside(frame: pd.DataFrame) -> list[str]:
     lines = frame[frame["verdict"] == "outside"]
     return [
         f"outside: {line.experiment}, {line.row}, {line.column}: {line.mean:.3f}, the paper has "
-        f"{line.paper:.2f} ({line.trials} trials)"
+        f"{line.paper:.2f} ({line.trials} trial{'s' * (line.trials > 1)})"
         for line in lines.itertuples()
     ]
 
