@@ -11,9 +11,9 @@ SCHEDULER ?=
 
 # Hours on two CPU cores for 50 trials per cell of the panels that need a GPU; what
 # experiments/benchmarks/suite.py calls hours of a panel.
-HOURS_B = 250
-HOURS_C = 420
-HOURS_D = 12900
+HOURS_B = 163
+HOURS_C = 295
+HOURS_D = 7760
 
 # The first Python that can be used; tried, since a pyenv shim may exist and yet not run.
 PYTHONS = python3.12 python3.11 python3.10 python3.9 python3
