@@ -71,7 +71,7 @@ def _write(
     store: Store,
     out: Path,
 ) -> None:
-    own = out / f"{experiment.name}.trials.csv"
+    own = _own_file(experiment, out)
     others = set().union(*(names_in(file) for file in trial_files(out) if file != own))
     settings = dict.fromkeys(experiment.settings)
     every = [trial for setting in settings for trial in store.find(setting)]
@@ -84,6 +84,10 @@ def _write(
         figures.draw(experiment, measured, out)
 
 
+def _own_file(experiment: Experiment, folder: Path) -> Path:
+    return folder / f"{experiment.name}.trials.csv"
+
+
 def read_back(experiment: Experiment, folder: Path, store: Store) -> set:
     """Take the trials of earlier runs, committed ones for instance, into the store.
 
@@ -91,9 +95,8 @@ def read_back(experiment: Experiment, folder: Path, store: Store) -> set:
     those that the store did not have.
     """
     settings, had = set(experiment.settings), store.names()
-    own = folder / f"{experiment.name}.trials.csv"
-    files = sorted({*trial_files(folder), *([own] if own.is_file() else [])})
-    known = [trial for file in files for trial in read_csv(file, without=had)]
+    files = {*trial_files(folder), *filter(Path.is_file, [_own_file(experiment, folder)])}
+    known = [trial for file in sorted(files) for trial in read_csv(file, without=had)]
     return store.add(*(trial for trial in known if trial.setting in settings))
 
 

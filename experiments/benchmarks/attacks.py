@@ -13,16 +13,10 @@ from measure import Row, in_fresh_process, peak, timed
 from stages import Iteration
 
 from fltrust_repro.aggregation import krum_choice
-from fltrust_repro.attacks import (
-    KrumProblem,
-    Round,
-    attacks,
-    changing_direction,
-    solve_full,
-    solve_partial,
-)
+from fltrust_repro.attacks import Round, attacks, changing_direction
 from fltrust_repro.backend import array_view, to_ndarray
 from fltrust_repro.distances import squared_distances
+from fltrust_repro.lambda_search import KrumProblem, solve_full, solve_partial
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import generator
 
