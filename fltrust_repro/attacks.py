@@ -156,16 +156,28 @@ def krum_attack(step: Round) -> NDArray:
     With the deviation goal (Appendix B), w'_1 = w_re - lambda.
     """
     known, xp = array_view(step.known)
-    setting, c, d = step.setting, step.c, known.shape[1]
-    if setting.goal == "deviation":
+    if step.setting.goal == "deviation":
         direction = xp.ones_like(known[0])
     else:
-        direction = changing_direction(step.known, setting, not step.partial)
+        direction = changing_direction(step.known, step.setting, not step.partial)
+    problem, base = krum_problem(step, direction)
+    scale, found = largest_lambda(problem, step)
+    step.notes["lambda not found"] += 1 - found.astype(np.int64)
+    return to_ndarray(_supporters(base - scale.astype(np.float32) * direction, step, xp))
+
+
+def krum_problem(step: Round, direction: Any) -> tuple[KrumProblem, Any]:
+    """What Krum will see of the models that the attacker knows to be benign (3.2).
+
+    Partial knowledge: the c own before-attack ones; full: those of the m - c others. Returns the
+    update, shape (d,), from which w'_1 lies lambda against the direction, too.
+    """
+    known, xp = array_view(step.known)
     distances = squared_distances(step.known)
-    benign = slice(0, None) if step.partial else slice(c, None)
+    benign = slice(0, None) if step.partial else slice(step.c, None)
     base, gaps = xp.zeros_like(direction), known[benign]
-    if setting.base == "before-attack":
-        assumed = 0 if step.partial else setting.at_master.c
+    if step.setting.base == "before-attack":
+        assumed = 0 if step.partial else step.setting.at_master.c
         chosen = krum_choice(distances, max(len(known) - assumed - 2, 1))
         base = array_view(take_rows(step.known, chosen))[0][0]
         gaps = gaps - base
@@ -173,14 +185,16 @@ def krum_attack(step: Round) -> NDArray:
         squared=distances[benign, benign],
         offsets=_squared_lengths(gaps, xp).astype(np.float64),
         slopes=xp.dot(gaps, direction).astype(np.float64),
-        d=d,
+        d=known.shape[1],
     )
+    return problem, base
+
+
+def largest_lambda(problem: KrumProblem, step: Round) -> tuple[Any, Any]:
+    """Return the attacker's lambda, by Equation 4 or 2, and whether it was found; (1,) each."""
     if step.partial:
-        scale, found = solve_partial(problem, c, setting.attacker_assumes)
-    else:
-        scale, found = solve_full(problem, c, setting.at_master.c)
-    step.notes["lambda not found"] += 1 - found.astype(np.int64)
-    return to_ndarray(_supporters(base - scale.astype(np.float32) * direction, step, xp))
+        return solve_partial(problem, step.c, step.setting.attacker_assumes)
+    return solve_full(problem, step.c, step.setting.at_master.c)
 
 
 def _squared_lengths(rows: Any, xp: Any) -> Any:

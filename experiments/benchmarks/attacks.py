@@ -13,10 +13,10 @@ from measure import Row, in_fresh_process, peak, timed
 from stages import Iteration
 
 from fltrust_repro.aggregation import krum_choice
-from fltrust_repro.attacks import Round, attacks, changing_direction
+from fltrust_repro.attacks import Round, attacks, changing_direction, krum_problem, largest_lambda
 from fltrust_repro.backend import array_view, to_ndarray
 from fltrust_repro.distances import squared_distances
-from fltrust_repro.lambda_search import KrumProblem, solve_full, solve_partial
+from fltrust_repro.lambda_search import KrumProblem
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import generator
 
@@ -38,7 +38,7 @@ class _Anew(KrumProblem):
     benign: np.ndarray
     direction: np.ndarray
 
-    def picks_crafted(self, scale: float, copies: int, assumed: int) -> bool:
+    def picks_crafted(self, scale: Any, copies: int, assumed: int) -> Any:
         """Whether Krum picks w'_1, by the distances between all models."""
         crafted = np.tile(-np.float32(scale) * self.direction, (copies, 1))
         everyone = to_ndarray(np.concatenate([crafted, self.benign]))
@@ -46,21 +46,16 @@ class _Anew(KrumProblem):
         return krum_choice(squared_distances(everyone), neighbours) < copies
 
 
-def _search(step: Round, anew: bool) -> tuple[float, bool]:
+def _search(step: Round, anew: bool) -> float:
     """The Krum attack's lambda (3.2), from the known updates on."""
-    benign, _ = array_view(step.known)
-    benign = benign if step.partial else benign[step.c :]
-    s = changing_direction(step.known, step.setting, not step.partial)
-    problem: dict[str, Any] = {
-        "squared": squared_distances(to_ndarray(benign)),
-        "offsets": np.einsum("ij,ij->i", benign, benign).astype(np.float64),
-        "slopes": (benign @ s).astype(np.float64),
-        "d": s.size,
-    }
-    solved = _Anew(**problem, benign=benign, direction=s) if anew else KrumProblem(**problem)
-    if step.partial:
-        return solve_partial(solved, step.c, step.setting.attacker_assumes)
-    return solve_full(solved, step.c, step.setting.compromised)
+    direction = changing_direction(step.known, step.setting, not step.partial)
+    problem, _ = krum_problem(step, direction)
+    if anew:
+        known, _ = array_view(step.known)
+        benign = known if step.partial else known[step.c :]
+        problem = _Anew(**vars(problem), benign=benign, direction=direction)
+    scale, _ = largest_lambda(problem, step)
+    return float(scale[0])
 
 
 def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row]:
@@ -81,7 +76,7 @@ def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row
     name = setting.attack + (f", {setting.knowledge}" if setting.knowledge else "")
     rows = [row(name, lambda: attacks[setting.attack].craft(step))]
     if setting.attack == "krum":
-        (fast, _), (slow, _) = _search(step, anew=False), _search(step, anew=True)
+        fast, slow = _search(step, anew=False), _search(step, anew=True)
         note = "same result" if np.isclose(fast, slow) else f"lambda {slow:.3g}, not {fast:.3g}"
         case = f"{SEARCH}, {setting.knowledge}"
         rows.append(row(case, lambda: _search(step, anew=False)))
