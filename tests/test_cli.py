@@ -222,7 +222,8 @@ def test_trials_that_chose_the_readings_are_no_results_of_a_table(call, tmp_path
 def test_more_trials_build_on_the_finished_ones(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     command = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results")
-    call(*command, "--trials", 1)
+    _, out, _ = call(*command, "--trials", 1)
+    assert "1 trial, seed 0." in out
     code, out, err = call(*command, "--trials", 2)
     assert code == 0
     assert "2/2 trials" in err
