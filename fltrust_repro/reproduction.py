@@ -59,7 +59,7 @@ def reproduce(
     if judged := report.summary_line(measured):
         lines.append(f"{judged}.  * outside the tolerance  ? too few trials to say")
     if reused:
-        lines.append(f"{reused} trials were taken from {out}.")
+        lines.append(f"Taken from {out}: {reused} trial{'s' * (reused > 1)}.")
     click.echo("\n".join(lines))
     _write(experiment, measured, found, store, out)
     return outcome.failed

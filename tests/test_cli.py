@@ -191,7 +191,7 @@ def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
     code, fresh, _ = call(*command, "--store", "fresh.sqlite")
     assert code == 0
     assert table.splitlines()[:5] == fresh.splitlines()[:5]
-    assert "4 trials were taken from results" in fresh
+    assert "Taken from results: 4 trials." in fresh
     assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == written
 
 
@@ -215,7 +215,7 @@ def test_trials_that_chose_the_readings_are_no_results_of_a_table(call, tmp_path
     assert call("reproduce", "readings.toml", "--trials", 1, *options, "a.sqlite")[0] == 0
     code, out, err = call("reproduce", "tiny.toml", "--trials", 1, *options, "b.sqlite")
     assert code == 0
-    assert "were taken from" not in out
+    assert "Taken from" not in out
     assert "2/2 trials" in err
 
 
