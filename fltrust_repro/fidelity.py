@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 
@@ -79,15 +80,32 @@ def hours(
 ) -> list[float]:
     """Return what each cell's trials short of 50 need, in hours on one CPU core."""
     seconds = seconds_of(experiment, trials)
-    return [max(PAPER_TRIALS - len(m.errors), 0) * seconds / 3600 for m in cells]
+    return [max(PAPER_TRIALS - len(m.errors), 0) * seconds[m.cell.setting] / 3600 for m in cells]
 
 
-def seconds_of(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> float:
-    """A trial's time: the mean of the finished ones, else what the experiment's file says."""
-    known = [t.result.seconds for s in experiment.settings for t in trials.get(s, ())]
-    if known:
-        return sum(known) / len(known)
-    return math.nan if experiment.seconds is None else experiment.seconds
+def seconds_of(
+    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
+) -> dict[Setting, float]:
+    """What a trial of each of the experiment's settings takes.
+
+    The median of the finished ones of as much work, of this experiment where it has any, else of
+    others; where nobody has run such a trial, what the experiment's file says.
+    """
+    otherwise = math.nan if experiment.seconds is None else experiment.seconds
+    own = {setting: trials.get(setting, ()) for setting in experiment.settings}
+    medians = _median_seconds(trials) | _median_seconds(own)
+    return {setting: medians.get(_work(setting), otherwise) for setting in own}
+
+
+def _median_seconds(trials: Mapping[Setting, Sequence[Trial]]) -> dict[tuple, float]:
+    alike: dict[tuple, list[float]] = {}
+    for setting, some in trials.items():
+        alike.setdefault(_work(setting), []).extend(trial.result.seconds for trial in some)
+    return {work: median(seconds) for work, seconds in alike.items() if seconds}
+
+
+def _work(setting: Setting) -> tuple:
+    return setting.dataset, setting.model, setting.selected, setting.rounds, setting.iterations
 
 
 def drawable(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> bool:
@@ -109,13 +127,15 @@ def numbers(
 
 
 def summary(frame: pd.DataFrame) -> str:
-    """Count the measured cells, and those inside."""
+    """Count the measured cells, those with trials enough for a verdict, and those inside."""
     done = frame[frame["trials"] > 0]
-    inside = int((done["verdict"] == "inside").sum())
-    share = f" ({inside / len(done):.0%})" if len(done) else ""
+    judged = done[done["verdict"] != "too few trials"]
+    inside = int((judged["verdict"] == "inside").sum())
+    share = f" ({inside / len(judged):.0%})" if len(judged) else ""
     return (
-        f"{len(done)} of the {len(frame)} values that the paper prints are measured; {inside} of "
-        f"these{share} are inside the tolerance."
+        f"{len(done)} of the {len(frame)} values that the paper prints are measured, {len(judged)} "
+        f"of them in enough trials for a verdict; {inside} of these{share} are inside the "
+        "tolerance."
     )
 
 

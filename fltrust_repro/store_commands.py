@@ -67,15 +67,15 @@ def _line(
 ) -> dict[str, Any]:
     settings = dict.fromkeys(experiment.settings)
     keys = {setting.key() for setting in settings}
-    done = sum(min(trials, len(finished.get(setting, ()))) for setting in settings)
-    missing = trials * len(settings) - done
+    missing = {s: max(trials - len(finished.get(s, ())), 0) for s in settings}
+    seconds = fidelity.seconds_of(experiment, finished)
     return {
         "experiment": experiment.name,
-        "done": done,
+        "done": trials * len(settings) - sum(missing.values()),
         "of": trials * len(settings),
         "running": sum(name.key in keys for name in claimed),
         "failed": sum(name.key in keys for name in failures),
-        "core hours left": missing * fidelity.seconds_of(experiment, finished) / 3600,
+        "core hours left": sum(missing[s] * seconds[s] for s in settings) / 3600,
     }
 
 

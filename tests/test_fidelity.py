@@ -55,6 +55,27 @@ def test_every_printed_value_has_a_line_and_missing_ones_their_hours():
     assert set(untouched["verdict"]) == {"missing"}
 
 
+def test_a_trial_takes_what_those_of_as_much_work_took():
+    section, table2b = load_experiment("section42"), load_experiment("table2b")
+    of = {(cell.row, cell.column): cell.setting for cell in section.cells}
+    alone = of["centralized-dnn", "mnist"]
+    trials = {alone: [a_trial(alone, seed, 0.04, seconds=s) for seed, s in enumerate((8, 9, 70))]}
+    for cell in table2b.cells:
+        trials[cell.setting] = [a_trial(cell.setting, 0, 0.1, seconds=1500)]
+    seconds = fidelity.seconds_of(section, trials)
+    assert seconds[alone] == 9  # not the mean, which one slow machine would move
+    assert seconds[of["federated-mean-dnn", "mnist"]] == 1500  # Table 2 (b)'s
+    assert seconds[of["federated-mean-dnn", "ch-mnist"]] == section.seconds
+
+
+def test_cells_with_too_few_trials_for_a_verdict_are_no_part_of_the_share_inside():
+    frame = fidelity.as_frame([load_experiment("table2a")], as_printed("table2a", n=1))
+    # An attack that must be significantly above no attack cannot be judged by one trial.
+    assert list(frame["verdict"]).count("too few trials") == 6
+    assert "15 values that the paper prints are measured, 9 of them" in fidelity.summary(frame)
+    assert "9 of these (100%)" in fidelity.summary(frame)
+
+
 def test_a_report_of_what_the_paper_prints_is_inside_throughout_and_its_claims_hold():
     names = [
         "table2a", "table2e", "table4", "table5", "table6", "table7b", "table8", "section44",
