@@ -48,10 +48,10 @@ def reproduce(
     warn([trial for trials in found for trial in trials])
 
     reused = len({trial.name for trials in found for trial in trials} & known)
-    many = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
+    several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
+    told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
     lines = [
-        f"{experiment.title}. {report.heading(measured)}; "
-        f"{many if len(seeds) > 1 else f'1 trial, seed {seeds[0]}'}.",
+        f"{experiment.title}. {report.heading(measured)}; {told}.",
         "",
         report.table(experiment, measured, "simple"),
         "",
