@@ -60,6 +60,7 @@ CHOICES = {
     "distribution": ("uniform", "single-worker"),
     "dealing": ("once", "each-iteration", "shared"),
     "master_assumes": ("c", "zero"),
+    "initial": ("xavier-3", "xavier-2.24", "xavier-1", "uniform-0.07"),
 }
 
 
@@ -112,6 +113,7 @@ class Setting:
     master_assumes: str = _field(
         "c", "Compromised workers the rule assumes once a defense has removed c or more."
     )
+    initial: str = _field("xavier-3", "Initial model: MXNet's initializer and its magnitude.")
 
     def __post_init__(self) -> None:
         for name, default in self._defaults().items():

@@ -154,8 +154,8 @@ class Federation:
         self._shards = self._deal()
         self.empty_workers = int((self._shards.sizes == 0).sum())
         initial_seed = int(generator(seed, "initial").integers(2**31))
-        model = models[setting.model]
-        self.learner = Learner(model, data.classes, data.train_x.shape[1:], ctx, initial_seed)
+        model, shape = models[setting.model], data.train_x.shape[1:]
+        self.learner = Learner(model, data.classes, shape, ctx, initial_seed, setting.initial)
         self._train_x, self._test_x = _resident(data.train_x, ctx), _resident(data.test_x, ctx)
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._attacked = _attacked_iterations(setting, self._rngs["poisoned"])

@@ -60,7 +60,10 @@ class Learner:
     shape : (channels, height, width) of one example
     ctx : MXNet context
     seed : int
-        Seeds the initial parameters (Xavier; paper silent, README "Readings of the paper").
+        Seeds the initial parameters.
+    initial : str
+        Which initializer of MXNet draws the weights, and its magnitude: "xavier-3" (Gluon's
+        default), "uniform-0.07"; biases are 0 (paper silent, README "Readings of the paper").
 
     Attributes
     ----------
@@ -68,13 +71,19 @@ class Learner:
     """
 
     def __init__(
-        self, model: Model, classes: int, shape: tuple[int, int, int], ctx: Context, seed: int
+        self,
+        model: Model,
+        classes: int,
+        shape: tuple[int, int, int],
+        ctx: Context,
+        seed: int,
+        initial: str = "xavier-3",
     ) -> None:
         self.ctx = ctx
         self.shape = shape
         mx.random.seed(seed)
         self._net = model.build(classes, shape)
-        self._net.initialize(mx.init.Xavier(), ctx=ctx)
+        self._net.initialize(_initializer(initial), ctx=ctx)
         self._net(nd.zeros((1, *shape), ctx=ctx))  # fixes the shapes that were deferred
         self._net.hybridize()
         self._objective = _Objective(self._net)
@@ -213,6 +222,13 @@ class Learner:
             self._load(self._weights, w)
             scores.append(self._net(x[start : start + self._chunk]))
         return array_view(nd.concat(*scores, dim=0))[0]
+
+
+def _initializer(name: str) -> Any:
+    kind, magnitude = name.split("-")
+    if kind == "xavier":
+        return mx.init.Xavier(magnitude=float(magnitude))
+    return mx.init.Uniform(float(magnitude))
 
 
 def _flatten(arrays: list[NDArray]) -> NDArray | None:

@@ -9,8 +9,8 @@ from fltrust_repro.models import models
 from fltrust_repro.workers import Learner
 
 
-def learner(name, classes, shape, seed=0):
-    return Learner(models[name], classes, shape, mx.cpu(), seed)
+def learner(name, classes, shape, seed=0, initial="xavier-3"):
+    return Learner(models[name], classes, shape, mx.cpu(), seed, initial)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,19 @@ def test_initial_weights_are_xavier_and_biases_zero():
     assert np.abs(weights).max() <= bound
     assert np.abs(weights).max() > 0.99 * bound
     assert weights.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("initial", "bound"),
+    [
+        ("xavier-2.24", (2.24 / ((784 + 10) / 2)) ** 0.5),
+        ("xavier-1", (1 / ((784 + 10) / 2)) ** 0.5),
+        ("uniform-0.07", 0.07),
+    ],
+)
+def test_other_initial_models_have_the_magnitude_in_their_name(initial, bound):
+    weights = learner("lr", 10, (1, 28, 28), initial=initial).initial.asnumpy()[:7840]
+    assert 0.99 * bound < np.abs(weights).max() <= bound * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 9, 28), (3, 28, 9), (1, 1, 9)])
