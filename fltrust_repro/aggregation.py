@@ -10,7 +10,9 @@ takes about 10 MB for m = 100, whatever d.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,17 +23,18 @@ from numba import njit
 from fltrust_repro import backend
 from fltrust_repro.backend import (
     array_view,
+    as_numbers,
+    as_updates,
     fetch,
     module_of,
     off_diagonal,
-    on_gpu,
     take_rows,
     to_ndarray,
 )
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
-from fltrust_repro.registry import Registry
+from fltrust_repro.registry import Registry, is_built_in, place_of
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
@@ -77,23 +80,62 @@ class Rule:
     parameters: tuple[str, ...]
     leave_one_out: Callable[..., WithoutEach] | None = None
 
-    def __call__(self, updates: NDArray, *, c: int, beta: int) -> NDArray:
-        """Aggregate updates of shape (m, d) to shape (d,)."""
-        return self.function(updates, **self._known(c, beta))
+    def __call__(self, updates: Any, *, c: int, beta: int | None = None) -> Any:
+        """Aggregate updates of shape (m, d) to shape (d,).
 
-    def without_each(self, updates: NDArray, *, c: int, beta: int) -> WithoutEach:
+        Parameters
+        ----------
+        updates : NDArray or numpy array (m, d)
+            All but a float32 NDArray is copied. The rule of a plug-in gets a copy, too, which it
+            may change.
+        c, beta : int
+            beta is c unless given.
+
+        Returns
+        -------
+        NDArray (d,), float32; a numpy array if the updates were no NDArray.
+
+        Raises
+        ------
+        BadInput
+            What is given or what the rule returns has another shape or holds no numbers, or m, c
+            and beta are beyond the rule's limit.
+        """
+        rows = self._checked(updates, c, beta)
+        given = rows if is_built_in(self.function) else rows.copy()
+        result = as_numbers(
+            self.function(given, **self._known(c, beta)),
+            (rows.shape[1],),
+            f"rule {self.name!r}{place_of(self.function)}",
+            "its result",
+            rows.ctx,
+        )
+        return result if isinstance(updates, backend.NDArray) else result.asnumpy()
+
+    def without_each(self, updates: NDArray, *, c: int, beta: int | None = None) -> WithoutEach:
         """Aggregate the other m - 1 updates, for each of the m workers left out (Section 5)."""
+        rows = self._checked(updates, c, beta)
         if self.leave_one_out is not None:
-            return self.leave_one_out(updates, **self._known(c, beta))
-        workers = np.arange(len(updates))
-        rest = (take_rows(updates, np.delete(workers, i)) for i in workers)
+            return self.leave_one_out(rows, **self._known(c, beta))
+        workers = np.arange(len(rows))
+        rest = (take_rows(rows, np.delete(workers, i)) for i in workers)
         return WithoutEach(
-            backend.nd.stack(*[self(rows, c=c, beta=beta) for rows in rest]), workers
+            backend.nd.stack(*[self(others, c=c, beta=beta) for others in rest]), workers
         )
 
-    def _known(self, c: int, beta: int) -> dict[str, int]:
-        known = {"c": c, "beta": beta}
-        return {name: known[name] for name in self.parameters}
+    def _checked(self, updates: Any, c: int, beta: int | None) -> NDArray:
+        known = {"c": c, "beta": c if beta is None else beta}
+        for name, value in known.items():
+            if not isinstance(value, (int, np.integer)) or value < 0:
+                raise BadInput(f"{name} is {value!r}; it must be a whole number of at least 0.")
+        rows = as_updates(updates, f"rule {self.name!r}")
+        if self.limit is not None:
+            self.limit.check(f"rule {self.name!r}", len(rows), **known)
+        return rows
+
+    def _known(self, c: int, beta: int | None) -> dict[str, int]:
+        known = {"c": c, "beta": c if beta is None else beta}
+        return {name: operator.index(known[name]) for name in self.parameters}
 
 
 rules: Registry[Rule] = Registry("rule")
@@ -104,7 +146,12 @@ def rule(
     limit: Limit | None = None,
     leave_one_out: Callable[..., WithoutEach] | None = None,
 ) -> Callable:
-    """Register a function `(updates[, c][, beta]) -> (d,)` as aggregation rule `name`."""
+    """Register a function `(updates[, c][, beta]) -> (d,)` as aggregation rule `name`.
+
+    The function is given a float32 NDArray (m, d) within the limit, and returns d numbers, as an
+    NDArray or a numpy array. Called by its own name it checks its arguments and result as
+    `Rule.__call__` does.
+    """
 
     def register(function: Callable[..., NDArray]) -> Callable[..., NDArray]:
         parameters = tuple(inspect.signature(function).parameters)[1:]
@@ -114,8 +161,16 @@ def rule(
                 f"rule {name!r} takes {', '.join(strange)}; after the updates a rule may take c "
                 "and beta only."
             )
-        rules.add(name, Rule(name, function, limit, parameters, leave_one_out))
-        return function
+        entry = Rule(name, function, limit, parameters, leave_one_out)
+        rules.add(name, entry)
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            updates, *values = signature.bind(*args, **kwargs).arguments.values()
+            return entry(updates, **{"c": 0, **dict(zip(parameters, values))})
+
+        return checked
 
     return register
 
@@ -125,13 +180,8 @@ def _each_its_own(aggregates: NDArray) -> WithoutEach:
 
 
 def _mean_without(updates: NDArray) -> WithoutEach:
-    array, _ = array_view(updates)
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = array.sum(axis=0)
-    # Infinity minus infinity is not the sum of the others; a GPU is not waited for to tell.
-    if on_gpu(updates) or not np.isfinite(total).all():
-        return _each_its_own(middle_means_without(updates, 0, len(array) - 1))
-    return _each_its_own(to_ndarray((total - array) / (len(array) - 1)))
+    # Not (total - own) / (m - 1): one large value would leave nothing of the others.
+    return _each_its_own(middle_means_without(updates, 0, len(updates) - 1))
 
 
 @rule("mean", leave_one_out=_mean_without)
@@ -141,6 +191,7 @@ def mean(updates: NDArray) -> NDArray:
     Summed in float32, or in float64 where that overflows. Allocates 2 bytes a parameter, or 10
     where a sum is not finite.
 
+    >>> from fltrust_repro.backend import nd
     >>> mean(nd.array([[1, 2], [3, 6]])).asnumpy()
     array([2., 4.], dtype=float32)
     """
@@ -159,22 +210,21 @@ def krum_scores(squared: Any, neighbours: int) -> Any:
     """Krum's score of each of n models: summed squared distances to its nearest neighbours.
 
     `squared` holds squared distances, shape (..., n, n), on the host or a GPU, where the scores
-    (..., n) stay; a model is no neighbour of itself.
+    (..., n) stay; a model is no neighbour of itself. Summed from the nearest on, so that models
+    with the same distances have the same score.
     """
     xp = module_of(squared)
     if neighbours < 1:
         return xp.zeros_like(squared[..., 0])
-    others = xp.where(off_diagonal(squared), squared, np.inf)
-    if xp is np:
-        others = np.partition(others, neighbours - 1, axis=-1)
-    else:
-        # mx.np has no partition, and its compensated sums make NaN of infinities.
-        others = xp.minimum(xp.sort(others, axis=-1), _FARTHEST)
-    return others[..., :neighbours].sum(axis=-1)
+    nearest = xp.sort(xp.where(off_diagonal(squared), squared, np.inf), axis=-1)[..., :neighbours]
+    if xp is not np:
+        # The compensated sums of mx.np make NaN of infinities.
+        return xp.minimum(nearest, _FARTHEST).sum(axis=-1)
+    return nearest.cumsum(axis=-1)[..., -1]  # one after another, as `_krum_among` adds
 
 
 def krum_choice(squared: Any, neighbours: int) -> Any:
-    """Return the index of the model that Krum selects, shape (1,); among equals the first.
+    """Return the index of the model that Krum selects, shape (1,); among equals the lowest.
 
     Of squared distances (k, n, n) those of k selections, shape (k,).
     """
@@ -223,8 +273,9 @@ def _krum_without(updates: NDArray, c: int) -> WithoutEach:
 def krum(updates: NDArray, c: int) -> NDArray:
     """Select the update with the smallest sum of squared distances to its m - c - 2 nearest.
 
-    Allocates a block of columns and a few (m, m) matrices.
+    Of equal ones the first is selected. Allocates a block of columns and a few (m, m) matrices.
 
+    >>> from fltrust_repro.backend import nd
     >>> krum(nd.array([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]]), c=1).asnumpy()
     array([1. , 1.5], dtype=float32)
     """
@@ -235,7 +286,8 @@ def bulyan_selection(squared: Any, c: int, theta: int) -> Any:
     """Select theta models by Krum, one after another, each among those not selected yet.
 
     `squared` holds squared distances, shape (m, m), on the host or a GPU, where the selection
-    stays. With n models left, Krum looks at n - c - 2 neighbours, at least 1.
+    stays. With n models left, Krum looks at n - c - 2 neighbours, at least 1; of equal models it
+    selects the first.
     """
     if module_of(squared) is not np:
         return _selection_operators(squared, c, theta)
@@ -267,6 +319,7 @@ def bulyan(updates: NDArray, c: int) -> NDArray:
     theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates what Krum does; the selected
     updates are not copied.
 
+    >>> from fltrust_repro.backend import nd
     >>> bulyan(nd.array([[0], [1], [2], [4], [99]]), c=1).asnumpy()
     array([1.], dtype=float32)
     """
@@ -289,6 +342,7 @@ def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
 
     Allocates a block of columns.
 
+    >>> from fltrust_repro.backend import nd
     >>> trimmed_mean(nd.array([[1], [2], [4], [99]]), beta=1).asnumpy()
     array([3.], dtype=float32)
     """
@@ -306,6 +360,7 @@ def median(updates: NDArray) -> NDArray:
 
     Allocates a block of columns.
 
+    >>> from fltrust_repro.backend import nd
     >>> median(nd.array([[1], [2], [4], [99]])).asnumpy()
     array([3.], dtype=float32)
     """

@@ -174,8 +174,11 @@ def on_gpu(array: NDArray) -> bool:
 def host_view(array: NDArray) -> np.ndarray:
     """Return a numpy array over the memory of a float32 CPU NDArray: no copy, writable.
 
-    Waits for what MXNet still computes on it. The view keeps the NDArray alive.
+    Waits for what MXNet still computes on it. The view keeps the NDArray alive. `BadInput` for
+    another type, whose memory would be read as what it is not.
     """
+    if array.dtype != np.float32:
+        raise BadInput(f"an NDArray of {np.dtype(array.dtype)} came where float32 is needed.")
     if array.size == 0:
         return np.empty(array.shape, dtype=np.float32)
     array.wait_to_read()
@@ -242,6 +245,53 @@ def to_ndarray(array: Any) -> NDArray:
         whole = np.ascontiguousarray(array, dtype=np.float32)
         return _mxnet().nd.from_numpy(whole, zero_copy=True)
     return array.as_nd_ndarray()
+
+
+def as_numbers(
+    values: Any, shape: tuple[int | None, ...], user: str, what: str, ctx: Context | None = None
+) -> NDArray:
+    """Take what a user gave for an array of numbers: the one door to all rules and attacks.
+
+    Parameters
+    ----------
+    values : NDArray, numpy array or what numpy makes an array of; integers or floats
+        A float32 NDArray comes back as it is, all else as a copy in float32, where numbers beyond
+        its range become infinite.
+    shape : tuple
+        What the shape has to be; None stands for any length from 1 on.
+    user, what : str
+        Who takes or gives the values, and what they are, for the message.
+    ctx : MXNet context, optional
+        Where a copy is made; by default on the CPU.
+
+    Raises
+    ------
+    BadInput
+        Another shape, or no real numbers.
+    """
+    told = "(" + ", ".join("n" if n is None else str(n) for n in shape) + ",)"[len(shape) > 1 :]
+    if not isinstance(values, _mxnet().nd.NDArray):
+        try:
+            values = np.asarray(values)
+        except (TypeError, ValueError, RuntimeError):  # a ragged list, a tensor of another device
+            values = np.asarray(None)
+    kind = np.dtype(values.dtype)
+    fits = len(values.shape) == len(shape) and all(
+        have > 0 and wanted in (None, have) for have, wanted in zip(values.shape, shape)
+    )
+    if not fits or kind.kind not in "fiu":
+        given = "no array" if kind.kind == "O" else f"{kind} {tuple(values.shape)}"
+        raise BadInput(f"{user}: {what} must be numbers of shape {told}, not {given}.")
+    if isinstance(values, np.ndarray):
+        with np.errstate(over="ignore"):
+            return _mxnet().nd.array(values.astype(np.float32), ctx=ctx, dtype="float32")
+    plain = values.as_nd_ndarray()
+    return plain if kind == np.float32 else plain.astype("float32")
+
+
+def as_updates(values: Any, user: str) -> NDArray:
+    """Take a matrix of updates (m, d), m and d at least 1, as `as_numbers` does."""
+    return as_numbers(values, (None, None), user, "updates")
 
 
 def take_rows(array: NDArray, rows: Any) -> NDArray:

@@ -1,7 +1,4 @@
-"""Distances between all updates, by inner products: what Krum and its attack are made of.
-
-Written so that a non-finite value in a row harms nothing but the distances from that row.
-"""
+"""Squared distances between all updates, from inner products: what Krum and its attack look at."""
 
 from __future__ import annotations
 
@@ -11,12 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fltrust_repro import backend
-from fltrust_repro.backend import array_view, module_of, off_diagonal, on_gpu, to_ndarray
+from fltrust_repro.backend import (
+    as_updates,
+    host_view,
+    module_of,
+    off_diagonal,
+    on_gpu,
+    take_rows,
+    to_ndarray,
+)
+from fltrust_repro.blas import lower_gram
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
 
 _COLUMNS = 8192
+_CROWD = 2.0**-4  # half of the rows lie within this share of a row's own squared length
 
 
 def squared_distances(updates: NDArray) -> Any:
@@ -28,70 +35,115 @@ def squared_distances(updates: NDArray) -> Any:
 
     Returns
     -------
-    array of shape (m, m) as `array_view` shows it, float64, zero diagonal. A row that holds a
-    non-finite value is at infinite distance from every other row. A distance comes from inner
-    products, as |a|^2 + |b|^2 - 2 ab, and is within 1e-5 (|a|^2 + |b|^2) of the true one: products
+    array of shape (m, m) as `array_view` shows it, float64, exactly symmetric, zero diagonal. A row
+    that holds a non-finite value is at infinite distance from every other row. A distance comes
+    from inner products, as |a|^2 + |b|^2 - 2 ab, and is within 1e-5 (|a|^2 + |b|^2) of the true
+    one, where lengths are taken from one of the rows on if most rows share a large part: products
     of float32 blocks of columns are summed in float64, and where float32 is too narrow for the
     products these are float64 too; on a GPU a row that long is taken for a non-finite one.
     Allocates (m, m) numbers and one block of columns.
+
+    Raises
+    ------
+    BadInput
+        Not a matrix of numbers.
     """
-    products, finite = _gram_operators(updates) if on_gpu(updates) else _gram_host(updates)
+    updates = as_updates(updates, "squared_distances")
+    gram = _gram_operators if on_gpu(updates) else _gram_host
+    products, finite = gram(updates, None)
+    squared = distances_from(products, finite)
+    # The host does not wait for a GPU to tell whether it is worth it.
+    row, crowded = _middle_of_a_crowd(squared, module_of(products).diag(products))
+    if on_gpu(updates) or crowded:
+        squared = distances_from(*gram(updates, row))
+    return squared
+
+
+def distances_from(products: Any, finite: Any) -> Any:
+    """Squared distances from the inner products (m, m) and which rows are finite.
+
+    Only the lower triangle of `products` is looked at: a product routine may round an entry and
+    its mirror image differently, and Krum would break a tie by that.
+    """
     xp, norms = module_of(products), module_of(products).diag(products)
     squared = xp.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
     squared = xp.where(finite[:, None] * finite[None, :], squared, np.inf)
-    return xp.where(off_diagonal(squared), squared, 0.0)
+    lower = xp.where(off_diagonal(squared), xp.tril(squared), 0.0)
+    return lower + lower.T
 
 
-def _gram_host(updates: NDArray) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, non-finite ones taken as 0, and which rows are finite."""
-    array, _ = array_view(updates)
+def _middle_of_a_crowd(squared: Any, norms: Any) -> tuple[Any, Any]:
+    """The row that half of all rows lie closest around, (1,), and whether they crowd there.
+
+    They crowd if they lie so close together, compared to their lengths, that the difference of
+    products cancels. Fewer than half of the rows, being an attacker's, can neither cause nor
+    prevent that, nor be far from the others and yet be that row.
+    """
+    xp, half = module_of(squared), len(squared) // 2
+    reach = xp.sort(squared, axis=1)[:, half]
+    return reach.reshape(1, -1).argmin(axis=1), (reach < _CROWD * norms).any()
+
+
+def _gram_host(updates: NDArray, origin: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of all rows, non-finite ones taken as 0, and which rows are finite.
+
+    Of the rows' differences to row `origin`, unless that is None.
+    """
+    array = host_view(updates)
     m, d = array.shape
     finite = np.ones(m, dtype=bool)
-    products = _gram_of_blocks(array)
+    products = _gram_of_blocks(array, origin)
     if not np.isfinite(products).all():
         # A row is not finite, or float32 products overflowed.
-        for block in _blocks(array):
+        for block in _blocks(array, None):
             finite &= np.isfinite(block).all(axis=1)
-        return _wide_gram_of_blocks(array, finite), finite
+        return _wide_gram_of_blocks(array, finite, origin), finite
     # Products of values as small as a row's are on average here are lost in float32. Rows of
     # zeros, from workers without examples, are right as they are.
     faint = np.diag(products) < d * np.finfo(np.float32).tiny
     faint[faint] = [array[i].any() for i in np.flatnonzero(faint)]
     if faint.any():
         pairs = np.ix_(faint, faint)
-        products[pairs] = _wide_gram_of_blocks(array, faint)[pairs]
+        products[pairs] = _wide_gram_of_blocks(array, faint, origin)[pairs]
     return products, finite
 
 
-def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+def _blocks(array: np.ndarray, origin: Any) -> Iterator[np.ndarray]:
     for start in range(0, array.shape[1], _COLUMNS):
-        yield array[:, start : start + _COLUMNS]
+        block = array[:, start : start + _COLUMNS]
+        yield block if origin is None else block - block[origin]
 
 
-def _gram_of_blocks(array: np.ndarray) -> np.ndarray:
-    products = np.zeros((len(array), len(array)))
+def _gram_of_blocks(array: np.ndarray, origin: Any) -> np.ndarray:
+    m = len(array)
+    products, part = np.zeros((m, m)), np.zeros((m, m), dtype=np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        for block in _blocks(array):
-            products += block @ block.T
+        for block in _blocks(array, origin):
+            lower_gram(block, part)
+            products += part
     return products
 
 
-def _wide_gram_of_blocks(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _wide_gram_of_blocks(array: np.ndarray, rows: np.ndarray, origin: Any) -> np.ndarray:
     """Inner products in float64 of the rows marked, which are finite; 0 for the others."""
     products = np.zeros((len(array), len(array)))
-    for block in _blocks(array):
+    for block in _blocks(array, None):
         wide = np.where(rows[:, None], block, np.float32(0)).astype(np.float64)
+        if origin is not None:
+            wide = np.where(rows[:, None], wide - wide[origin], 0.0)
         products += wide @ wide.T
     return products
 
 
-def _gram_operators(updates: NDArray) -> tuple[Any, Any]:
-    m, (_, xp) = len(updates), array_view(updates)
-    products = xp.zeros((m, m), dtype="float64", ctx=updates.context)
-    finite = xp.ones((m,), dtype="bool", ctx=updates.context)
+def _gram_operators(updates: NDArray, origin: Any) -> tuple[Any, Any]:
+    m, xp = len(updates), module_of(updates.as_np_ndarray())
+    products = xp.zeros((m, m), dtype="float64", ctx=updates.ctx)
+    finite = xp.ones((m,), dtype="bool", ctx=updates.ctx)
     for block in backend.column_blocks(updates):
         good = xp.isfinite(block)
         kept = to_ndarray(xp.where(good, block, xp.zeros_like(block)))
+        if origin is not None:
+            kept = kept - take_rows(kept, origin)
         gram = backend.nd.dot(kept, kept, transpose_b=True)
         products = products + gram.as_np_ndarray().astype("float64")
         finite = finite * good.min(axis=1)

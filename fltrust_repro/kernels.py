@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit
 
 from fltrust_repro import operators
-from fltrust_repro.backend import array_view, on_gpu, to_ndarray
+from fltrust_repro.backend import array_view, as_updates, on_gpu, to_ndarray
+from fltrust_repro.errors import BadInput
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
@@ -123,6 +124,11 @@ def _middle_mean(
             out[start + j] = total[j] / (stop - first)
 
 
+def _ranks(first: int, stop: int, n: int, user: str) -> None:
+    if not 0 <= first < stop <= n:
+        raise BadInput(f"{user}: ranks {first} to {stop - 1} are not among those of {n} values.")
+
+
 def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
     """Mean of the order statistics first..stop-1 of each column.
 
@@ -137,7 +143,14 @@ def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
     NDArray of shape (d,), float32, summed in float64 on the CPU. NaN ranks beyond the infinities,
     at the end of its sign; on a GPU it counts as infinity. Allocates d numbers and one block of
     columns.
+
+    Raises
+    ------
+    BadInput
+        No matrix of numbers, or ranks that it does not have; the other two likewise.
     """
+    updates = as_updates(updates, "middle_mean")
+    _ranks(first, stop, len(updates), "middle_mean")
     if on_gpu(updates):
         return operators.middle_mean(updates, first, stop)
     array, _ = array_view(updates)
@@ -229,6 +242,8 @@ def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
     NDArray of shape (m, d), float32, each within float32 rounding of the largest value in its
     mean; summed in float64 on the CPU. Allocates no more than that and a block of columns there.
     """
+    updates = as_updates(updates, "middle_means_without")
+    _ranks(first, stop, len(updates) - 1, "middle_means_without")
     if on_gpu(updates):
         return operators.middle_means_without(updates, first, stop)
     array, _ = array_view(updates)
@@ -286,9 +301,13 @@ def mean_around_median(updates: NDArray, rows: Any, keep: int) -> NDArray:
     NDArray of shape (d,), float32, summed in float64 on the CPU. Allocates d numbers and one block
     of columns there; the rows are not copied.
     """
+    updates = as_updates(updates, "mean_around_median")
+    _ranks(0, keep, len(rows), "mean_around_median")
     if on_gpu(updates):
         return operators.mean_around_median(updates, rows, keep)
     array, _ = array_view(updates)
+    if not np.isin(rows, np.arange(len(array))).all():
+        raise BadInput(f"mean_around_median: rows {rows} are not all among {len(array)} updates.")
     out = np.empty(array.shape[1], dtype=np.float32)
     _mean_around_median(array, rows, sorting_network(len(rows)), keep, _COLUMNS, out)
     return to_ndarray(out)

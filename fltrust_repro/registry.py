@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,19 @@ def summary(function: object) -> str:
     """First sentence of a docstring: what `list` prints beside a name."""
     text = (getattr(function, "__doc__", None) or "(no description)").strip()
     return text.splitlines()[0]
+
+
+def is_built_in(function: object) -> bool:
+    """Whether a function is this package's own, and not a user's."""
+    return (getattr(function, "__module__", None) or "").startswith("fltrust_repro.")
+
+
+def place_of(function: object) -> str:
+    """Where a user's function stands, for messages: " (my_rule.py, line 3)"; empty for our own."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    if code is None or is_built_in(function):
+        return ""
+    return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})"
 
 
 PLUGIN_PREFIX = "fltrust_repro_plugin_"
