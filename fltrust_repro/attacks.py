@@ -8,6 +8,8 @@ compromised workers' always first, and returns the c updates they send instead.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,11 +19,12 @@ import numpy as np
 
 from fltrust_repro import backend
 from fltrust_repro.aggregation import Limit, krum_choice, rules, trimmed_mean
-from fltrust_repro.backend import array_view, take_rows, to_ndarray
-from fltrust_repro.distances import squared_distances
+from fltrust_repro.backend import array_view, as_numbers, as_updates, take_rows, to_ndarray
+from fltrust_repro.distances import lengths_and_slopes, squared_distances
+from fltrust_repro.errors import BadInput
 from fltrust_repro.lambda_search import KrumProblem, solve_full, solve_partial
 from fltrust_repro.poisoning import PoisonedSet, flip_labels, poisoned_set
-from fltrust_repro.registry import Registry, summary
+from fltrust_repro.registry import Registry, is_built_in, place_of, summary
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
@@ -46,6 +49,8 @@ class Round:
     notes : Counter
         What an attack wants counted over the trial, by name; numbers, or arrays of shape (1,) as
         `array_view` shows them, so that no iteration waits for a GPU to tell.
+
+    Numpy arrays are taken, too. `BadInput` where the arrays and c do not fit each other.
     """
 
     known: NDArray
@@ -54,6 +59,16 @@ class Round:
     setting: Setting
     rng: np.random.Generator
     notes: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known", as_updates(self.known, "an attack"))
+        rows, d = self.known.shape
+        w_re = as_numbers(self.w_re, (d,), "an attack", "the received model", self.known.ctx)
+        object.__setattr__(self, "w_re", w_re)
+        fits = self.c == rows if self.partial else 1 <= self.c < rows
+        if not fits:
+            wanted = f"exactly these, {rows}" if self.partial else f"from 1 to {rows - 1}"
+            raise BadInput(f"c is {self.c}, but {rows} updates are known; it must be {wanted}.")
 
     @property
     def partial(self) -> bool:
@@ -81,11 +96,30 @@ class Attack:
     has_knowledge: bool = False
     limit: Limit | None = None
 
+    def __post_init__(self) -> None:
+        if self.craft is not None:
+            object.__setattr__(self, "craft", _checked(self.name, self.craft))
+
     @property
     def summary(self) -> str:
         """What `list` prints beside the name."""
         function = self.craft or self.poison or self.inject
         return summary(function) if function else "The compromised workers behave."
+
+
+def _checked(name: str, craft: Craft) -> Craft:
+    """The same attack, of which what comes back is checked; a plug-in's gets copies to change."""
+
+    @functools.wraps(craft)
+    def checked(step: Round) -> NDArray:
+        given = step
+        if not is_built_in(craft):
+            given = dataclasses.replace(step, known=step.known.copy(), w_re=step.w_re.copy())
+        shape = (step.c, step.known.shape[1])
+        user = f"attack {name!r}{place_of(craft)}"
+        return as_numbers(craft(given), shape, user, "what it sends", step.known.ctx)
+
+    return checked
 
 
 attacks: Registry[Attack] = Registry("attack")
@@ -95,12 +129,14 @@ def attack(name: str, has_knowledge: bool = True, limit: Limit | None = None) ->
     """Register a function `(Round) -> NDArray (c, d)` as attack `name`.
 
     `has_knowledge` says whether full and partial knowledge make a difference; without it the
-    attack is given all m before-attack updates.
+    attack is given all m before-attack updates. What the function returns, as an NDArray or a
+    numpy array, is checked: `BadInput` for another shape or for no numbers.
     """
 
     def register(craft: Craft) -> Craft:
-        attacks.add(name, Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit))
-        return craft
+        entry = Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit)
+        attacks.add(name, entry)
+        return entry.craft
 
     return register
 
@@ -181,13 +217,8 @@ def krum_problem(step: Round, direction: Any) -> tuple[KrumProblem, Any]:
         chosen = krum_choice(distances, max(len(known) - assumed - 2, 1))
         base = array_view(take_rows(step.known, chosen))[0][0]
         gaps = gaps - base
-    problem = KrumProblem(
-        squared=distances[benign, benign],
-        offsets=_squared_lengths(gaps, xp).astype(np.float64),
-        slopes=xp.dot(gaps, direction).astype(np.float64),
-        d=known.shape[1],
-    )
-    return problem, base
+    offsets, slopes = lengths_and_slopes(gaps, direction)
+    return KrumProblem(distances[benign, benign], offsets, slopes, d=known.shape[1]), base
 
 
 def largest_lambda(problem: KrumProblem, step: Round) -> tuple[Any, Any]:
@@ -197,17 +228,13 @@ def largest_lambda(problem: KrumProblem, step: Round) -> tuple[Any, Any]:
     return solve_full(problem, step.c, step.setting.at_master.c)
 
 
-def _squared_lengths(rows: Any, xp: Any) -> Any:
-    return xp.einsum("ij,ij->i", rows, rows)  # without a second matrix for the squares
-
-
 def _supporters(crafted: Any, step: Round, xp: Any) -> Any:
     """w'_1 and c - 1 models around it: distance epsilon * U(0, 1), uniform direction (3.2)."""
     out = backend.normal(step.rng, (step.c, crafted.size), step.known)
-    lengths = xp.sqrt(_squared_lengths(out, xp))
+    lengths = xp.sqrt(xp.einsum("ij,ij->i", out, out))  # without a second matrix for the squares
     radius = step.setting.epsilon * step.rng.random(step.c)
     radius[0] = 0.0
-    radii, _ = array_view(backend.nd.array(radius, ctx=step.known.context))
+    radii, _ = array_view(backend.nd.array(radius, ctx=step.known.ctx))
     out *= (radii / lengths).reshape(-1, 1)
     out += crafted
     return out

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numba import njit
 
 from fltrust_repro import backend
 from fltrust_repro.backend import (
@@ -70,6 +71,32 @@ def distances_from(products: Any, finite: Any) -> Any:
     squared = xp.where(finite[:, None] * finite[None, :], squared, np.inf)
     lower = xp.where(off_diagonal(squared), xp.tril(squared), 0.0)
     return lower + lower.T
+
+
+@njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _wide_products(rows: np.ndarray, other: np.ndarray, out: np.ndarray) -> None:
+    for i in range(len(rows)):
+        row, squares, across = rows[i], 0.0, 0.0
+        for j in range(row.size):
+            value = np.float64(row[j])
+            squares += value * value
+            across += value * other[j]
+        out[0, i], out[1, i] = squares, across
+
+
+def lengths_and_slopes(rows: Any, direction: Any) -> Any:
+    """Squared length of each row, and its inner product with a direction: float64 (2, n).
+
+    In float64 also inside the sums on the host: the Krum attack adds both up to distances that may
+    be far smaller, and no length of float32 values overflows.
+    """
+    if module_of(rows) is np:
+        out = np.empty((2, len(rows)))
+        _wide_products(rows, direction, out)
+        return out
+    xp = module_of(rows)
+    products = [xp.einsum("ij,ij->i", rows, rows), xp.dot(rows, direction)]
+    return xp.stack(products).astype("float64")
 
 
 def _middle_of_a_crowd(squared: Any, norms: Any) -> tuple[Any, Any]:

@@ -15,7 +15,8 @@ from fltrust_repro.aggregation import krum_choice, krum_scores
 from fltrust_repro.backend import module_of
 
 LAMBDA_THRESHOLD = 1e-5  # Section 3.2: below it, the search for lambda has failed
-_HALVINGS = 40  # on a GPU: from 1e7, far above any update that still trains, to the threshold
+_LARGEST = float(np.finfo(np.float32).max)  # lambda, as an update that can be sent
+_HALVINGS = 145  # from the largest lambda to the threshold
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,17 @@ class KrumProblem:
         """Theorem 1 (Equation 3), for any number of copies of w'_1 and assumed compromised.
 
         With c copies and c assumed, w'_1 needs m - c - 2 neighbours, of which m - 2c - 1 benign.
-        Shape (1,).
+        Shape (1,). Finite: a model at infinite distance is none that Krum could pick.
         """
         xp, n = module_of(self.offsets), len(self.offsets)
         neighbours = max(n + copies - assumed - 2, 1)
         benign = max(neighbours - (copies - 1), 1)
         scores = krum_scores(self.squared, min(neighbours, n - 1))
         nearest = scores.min(axis=0, keepdims=True)
-        farthest = xp.sqrt(self.offsets.max(axis=0, keepdims=True))
-        return xp.sqrt(nearest / (benign * self.d)) + farthest / np.sqrt(self.d)
+        reached = xp.where(xp.isfinite(self.offsets), self.offsets, 0.0)
+        farthest = xp.sqrt(reached.max(axis=0, keepdims=True))
+        bound = xp.sqrt(nearest / (benign * self.d)) + farthest / np.sqrt(self.d)
+        return xp.minimum(bound, _LARGEST)
 
     def picks_crafted(self, scales: Any, copies: int, assumed: int) -> Any:
         """Whether Krum picks w'_1 among `copies` of it and the benign models.
@@ -80,7 +83,9 @@ class KrumProblem:
         if module_of(start) is not np:
             return self._search_at_once(start, copies, assumed)
         scale = start
-        while scale[0] >= LAMBDA_THRESHOLD:
+        for _ in range(_HALVINGS):
+            if scale[0] < LAMBDA_THRESHOLD:
+                break
             found = self.picks_crafted(scale, copies, assumed)
             if found[0]:
                 return scale, found
