@@ -21,6 +21,7 @@ from fltrust_repro.aggregation import (
     trimmed_mean,
 )
 from fltrust_repro.backend import nd
+from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 
 NAN, INF = np.float32("nan"), np.float32("inf")
@@ -48,7 +49,7 @@ def problems(draw, spare=1):
 
 
 def test_docstrings_show_what_the_rules_return():
-    result = doctest.testmod(aggregation, extraglobs={"nd": nd})
+    result = doctest.testmod(aggregation)
     assert result.attempted >= 4
     assert result.failed == 0
 
@@ -163,6 +164,70 @@ def test_median_for_any_number_of_workers(m):
     np.testing.assert_allclose(
         median(array(values)).asnumpy(), reference.median(values), rtol=1e-6, atol=1e-7
     )
+
+
+def krum_by_float64(values, c):
+    """The row of least score, and all scores."""
+    squared = reference.squared_distances(values)
+    scores = np.sort(squared, axis=1)[:, 1 : len(values) - c - 1].sum(axis=1)
+    return scores.argmin(), scores
+
+
+def test_krum_far_from_zero_selects_the_right_row():
+    values = np.float32(4096 + np.array([[0], [8], [9], [10], [40]]) / 64)
+    assert krum(values, c=1) == values[2]
+
+
+@pytest.mark.parametrize(("offset", "sigma"), [(10, 0.01), (100, 0.001), (0.0, 1.0)])
+def test_krum_on_local_models_selects_what_it_selects_on_updates(offset, sigma):
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        values = (offset + sigma * rng.standard_normal((20, 1000))).astype(np.float32)
+        values[7] = offset + 10 * sigma * rng.standard_normal(1000)
+        best, scores = krum_by_float64(values, 4)
+        chosen = np.flatnonzero((values == krum(values, c=4)).all(axis=1))
+        assert chosen.size == 1
+        assert scores[chosen[0]] <= scores[best] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("m", [5, 11, 20])
+def test_of_equal_updates_krum_and_bulyan_take_the_first(m):
+    # Whole numbers, so that no product is rounded; a row's copies have its distances.
+    values = np.random.default_rng(m).integers(-9, 10, (m, 300)).astype(np.float32)
+    values[[2, m - 1]] = values[1]
+    squared = squared_distances(array(values))
+    assert aggregation.krum_choice(squared, 2) == 1
+    assert aggregation.bulyan_selection(squared, 1, 3).tolist()[:2] == [1, 2]
+
+
+@given(st.integers(0, 2**16), st.integers(4, 12))
+def test_two_mutually_nearest_rows_tie_for_the_first(seed, m):
+    # With one neighbour, the nearest pair has one distance, the least of all.
+    values = np.random.default_rng(seed).standard_normal((m, 50)).astype(np.float32)
+    squared = squared_distances(array(values))
+    pair = np.unravel_index((squared + np.diag(np.full(m, np.inf))).argmin(), squared.shape)
+    assert aggregation.krum_choice(squared, 1) == min(pair)
+    assert aggregation.bulyan_selection(squared, m - 3, 1) == min(pair)
+
+
+def test_krum_and_leaving_one_out_add_scores_up_alike():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((12, 40)).astype(np.float32)
+    squared = squared_distances(array(values))
+    nearest = aggregation._nearest_first(squared)
+    everyone = np.ones(12, dtype=bool)
+    for neighbours in range(1, 11):
+        alone = aggregation._krum_among(squared, nearest, everyone, neighbours)
+        assert alone == aggregation.krum_choice(squared, neighbours)
+
+
+@pytest.mark.parametrize("large", [1e10, -1e10, 1e30, INF, NAN])
+@pytest.mark.parametrize("place", [0, 3])
+def test_the_mean_without_a_large_row_is_that_of_the_others(large, place):
+    values = np.float32([[1], [1], [1], [1]])
+    values[place] = large
+    without = rules["mean"].without_each(array(values), c=1)
+    assert without.aggregates.asnumpy()[without.which][place] == 1
 
 
 def test_krum_sums_squared_distances():

@@ -16,6 +16,7 @@ from fltrust_repro.attacks import (
     benign_interval,
     changing_direction,
     estimated_interval,
+    krum_problem,
     solve_full,
     solve_partial,
 )
@@ -174,6 +175,54 @@ def test_a_search_without_solution_ends_below_the_threshold():
     scale, found = solve_full(problem, 1, 1)
     assert not found
     assert 0.5e-5 <= scale < 1e-5
+
+
+class NeverPicked(KrumProblem):
+    """A problem that counts its tries."""
+
+    def picks_crafted(self, scales, copies, assumed):
+        """Never."""
+        self.tries.append(scales[0])
+        return np.zeros(len(np.atleast_1d(scales)), dtype=bool)
+
+
+@pytest.mark.parametrize("start", [np.inf, np.nan, 1e300, 3.4e38, 1.0, 0.0])
+def test_the_search_ends_wherever_it_starts(start):
+    problem = NeverPicked(np.zeros((3, 3)), np.zeros(3), np.zeros(3), 2)
+    object.__setattr__(problem, "tries", [])
+    _, found = problem.search(np.array([start]), 1, 1)
+    assert not found
+    assert len(problem.tries) <= 145
+
+
+@pytest.mark.parametrize("offset", [1e60, np.inf, np.nan])
+def test_theorem_1s_bound_is_finite_whatever_is_sent(offset):
+    squared = np.full((4, 4), offset)
+    problem = KrumProblem(squared, np.full(4, offset), np.zeros(4), 3)
+    assert problem.upper_bound(1, 1) <= np.finfo(np.float32).max or np.isnan(offset)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3e38, -1e30])
+@pytest.mark.parametrize("where", ["own", "others", "all"])
+@pytest.mark.parametrize("knowledge", ["full", "partial"])
+@pytest.mark.parametrize("fields", [{}, {"base": "before-attack"}, {"goal": "deviation"}], ids=str)
+def test_the_krum_attack_ends_on_hostile_updates(bad, where, knowledge, fields):
+    if knowledge == "partial" and "goal" in fields:
+        return
+    updates = benign_like(1, 12, 6)
+    updates[{"own": slice(0, 3), "others": slice(5, 7), "all": slice(None)}[where], 2] = bad
+    assert craft(updates, 3, "krum", knowledge=knowledge, **fields).shape == (3, 6)
+
+
+def test_the_krum_attack_measures_models_close_to_the_crafted_one_exactly():
+    # |delta + lambda s|^2 of updates near -lambda s is what is left of three large terms.
+    s = np.ones(4)
+    near = -1000.0 * s + np.random.default_rng(0).standard_normal((5, 4))
+    near = near.astype(np.float32)
+    problem, _ = krum_problem(a_round(np.concatenate([near[:1], near]), 1, "krum"), np.float32(s))
+    crafted = problem.offsets + 2 * 1000.0 * problem.slopes + 1000.0**2 * problem.d
+    expected = ((near.astype(np.float64) + 1000.0) ** 2).sum(axis=1)
+    np.testing.assert_allclose(crafted, expected, rtol=1e-6)
 
 
 # --- Krum: the attack

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fltrust_repro import backend
 from fltrust_repro.backend import nd
-from fltrust_repro.distances import squared_distances
+from fltrust_repro.distances import distances_from, lengths_and_slopes, squared_distances
 from fltrust_repro.kernels import middle_mean, selection_network, sorting_network
 
 NAN, INF = np.float32("nan"), np.float32("inf")
@@ -216,6 +216,72 @@ def test_operators_give_the_distances_of_the_compiled_loop(device):
     expected = squared_distances(array(values))
     [squared] = backend.fetch(squared_distances(device.array(values)))
     np.testing.assert_allclose(squared, expected, rtol=1e-5)
+
+
+# --- far from zero, and the same both ways
+
+
+@pytest.mark.parametrize("m", [2, 5, 11, 20, 33, 100])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_distances_are_exactly_symmetric(m, offset):
+    values = np.random.default_rng(m).standard_normal((m, 9000)) + offset
+    squared = squared_distances(array(values))
+    np.testing.assert_array_equal(squared, squared.T)
+    assert (np.diag(squared) == 0).all()
+
+
+def test_of_an_asymmetric_product_one_half_is_taken():
+    products = np.array([[4.0, 99.0, -99.0], [1.0, 9.0, 99.0], [2.0, 3.0, 16.0]])
+    squared = distances_from(products, np.ones(3, dtype=bool))
+    assert squared.tolist() == [[0, 11, 16], [11, 0, 19], [16, 19, 0]]
+
+
+def test_operators_take_one_half_of_an_asymmetric_product_too(device):
+    products = device.array([[4, 99, -99], [1, 9, 99], [2, 3, 16]]).as_np_ndarray()
+    [squared] = backend.fetch(distances_from(products, products.max(axis=1) > 0))
+    assert squared.tolist() == [[0, 11, 16], [11, 0, 19], [16, 19, 0]]
+
+
+@given(
+    st.integers(0, 2**16),
+    st.sampled_from([1.0, 30.0, 1e3, -1e6]),
+    st.sampled_from([1.0, 1e-2, 1e-3]),
+    st.integers(3, 12),
+)
+def test_a_large_common_part_does_not_cancel_the_distances(seed, offset, spread, m):
+    rng = np.random.default_rng(seed)
+    values = (offset + spread * rng.standard_normal((m, 60))).astype(np.float32)
+    expected = reference.squared_distances(values)
+    np.testing.assert_allclose(squared_distances(array(values)), expected, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("sent", [0.0, 1e10, -1e4, NAN, INF])
+def test_a_minority_cannot_bring_the_cancellation_back(sent):
+    rng = np.random.default_rng(0)
+    values = (1000 + 0.01 * rng.standard_normal((9, 200))).astype(np.float32)
+    values[:4] = sent
+    expected = reference.squared_distances(values[4:])
+    squared = squared_distances(array(values))[4:, 4:]
+    np.testing.assert_allclose(squared, expected, rtol=1e-4)
+
+
+def test_operators_see_distances_far_from_zero(device):
+    values = np.array([[4096], [4096.125], [4096.140625], [4096.15625], [4096.625]])
+    [squared] = backend.fetch(squared_distances(device.array(values)))
+    np.testing.assert_array_equal(squared, reference.squared_distances(values))
+
+
+def test_lengths_and_slopes_are_summed_in_float64():
+    rows = np.float32([[3e38, 3e38], [1, 1e-5], [-4096, 4096.015625]])
+    direction = np.float32([1, 1])
+    wide = rows.astype(np.float64)
+    out = lengths_and_slopes(rows, direction)
+    np.testing.assert_allclose(out, [(wide**2).sum(axis=1), wide.sum(axis=1)], rtol=1e-14)
+
+
+def test_lengths_of_rows_that_are_not_finite_are_not_finite():
+    out = lengths_and_slopes(np.float32([[NAN, 1], [INF, 1], [1, 2]]), np.float32([1, -1]))
+    assert np.isfinite(out).tolist() == [[False, False, True]] * 2
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e30, -3e38])

@@ -1,0 +1,288 @@
+"""Where a user's arrays come in: any array of numbers is taken, and nothing else, for one door."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fltrust_repro import backend
+from fltrust_repro.aggregation import bulyan, krum, mean, median, rule, rules, trimmed_mean
+from fltrust_repro.attacks import Attack, Round, attack, attacks
+from fltrust_repro.backend import nd
+from fltrust_repro.defenses import Suspicion
+from fltrust_repro.distances import squared_distances
+from fltrust_repro.errors import BadInput
+from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
+from fltrust_repro.settings import Setting
+from fltrust_repro.training import run_trial
+
+VALUES = np.array([[1], [2], [4], [5], [3], [90], [7], [6], [8]])
+DTYPES = ["float64", "float16", "int32", "int64", "uint8", "int8"]
+RULES = ["mean", "krum", "bulyan", "trimmed-mean", "median"]
+NO_MATRIX = {
+    "a vector": np.ones(5),
+    "three dimensions": np.ones((5, 2, 2)),
+    "no rows": np.ones((0, 3)),
+    "no columns": np.ones((5, 0)),
+    "truth values": np.ones((5, 2)) > 0,
+    "complex": np.ones((5, 2)) * 1j,
+    "text": np.array([["a"], ["b"], ["c"]]),
+    "nothing": None,
+    "a ragged list": [[1, 2], [3], [4]],
+    "a number": 3.0,
+    "objects": np.array([[1], [None], [3]]),
+    "an NDArray of one dimension": nd.ones(4),
+}
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Registers rules and attacks that are gone after the test."""
+    for registry in (rules, attacks):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    return {"rule": rule, "attack": attack}
+
+
+# --- updates
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("make", [lambda v, t: nd.array(v, dtype=t), lambda v, t: v.astype(t)])
+def test_every_rule_takes_every_type_of_number(name, dtype, make):
+    expected = rules[name](nd.array(VALUES), c=1).asnumpy()
+    given = make(VALUES, dtype)
+    out = rules[name](given, c=1)
+    assert isinstance(out, type(given))
+    np.testing.assert_array_equal(backend.as_numbers(out, (1,), "test", "it").asnumpy(), expected)
+
+
+def test_a_list_is_taken_and_a_numpy_array_stays_as_it_was():
+    assert median([[1], [2], [9]]).tolist() == [2]
+    given = np.float32([[1], [2], [9]])
+    trimmed_mean(given, beta=1)
+    assert given.flags.writeable
+    assert given.tolist() == [[1], [2], [9]]
+
+
+def test_numbers_beyond_float32_count_as_infinite():
+    assert np.isinf(mean(np.array([[1e300], [1.0]]))).all()
+    assert median(np.array([[1e300], [1.0], [2.0]])).tolist() == [2]
+
+
+@pytest.mark.parametrize("what", NO_MATRIX)
+@pytest.mark.parametrize(
+    "use",
+    [
+        mean,
+        median,
+        lambda u: krum(u, c=1),
+        lambda u: bulyan(u, c=1),
+        lambda u: trimmed_mean(u, beta=1),
+        lambda u: rules["krum"].without_each(u, c=1),
+        squared_distances,
+        lambda u: middle_mean(u, 0, 1),
+        lambda u: middle_means_without(u, 0, 1),
+        lambda u: mean_around_median(u, np.arange(1), 1),
+        lambda u: Round(u, 1, np.ones(3), Setting(attack="krum"), np.random.default_rng(0)),
+    ],
+)
+def test_what_is_no_matrix_of_numbers_is_refused_by_name(use, what):
+    with pytest.raises(BadInput, match=r"must be numbers of shape \(n, n\), not "):
+        use(NO_MATRIX[what])
+
+
+def test_memory_of_another_type_is_never_read_as_float32():
+    with pytest.raises(BadInput, match="float64"):
+        backend.host_view(nd.ones(3, dtype="float64"))
+
+
+# --- limits, at each call
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda u: krum(u, c=9), "m - c - 2 >= 1"),
+        (lambda u: krum(u, c=8), "m - c - 2 >= 1"),
+        (lambda u: krum(u, -3), "c is -3"),
+        (lambda u: krum(u, 1.5), "c is 1.5"),
+        (lambda u: bulyan(u, c=4), "m - 4c >= 1"),
+        (lambda u: bulyan(u, c=3), "m - 4c >= 1"),
+        (lambda u: trimmed_mean(u, 5), "m - 2 beta >= 1"),
+        (lambda u: trimmed_mean(u, beta=-1), "beta is -1"),
+        (lambda u: trimmed_mean(u, 7), "m - 2 beta >= 1"),
+        (lambda u: rules["trimmed-mean"](u, c=5), "m - 2 beta >= 1"),
+        (lambda u: rules["krum"].without_each(u, c=9), "m - c - 2 >= 1"),
+        (lambda u: middle_mean(u, 3, 3), "ranks"),
+        (lambda u: middle_mean(u, 0, 11), "ranks"),
+        (lambda u: middle_means_without(u, 0, 10), "ranks"),
+        (lambda u: mean_around_median(u, np.arange(4), 5), "ranks"),
+        (lambda u: mean_around_median(u, np.array([3, 10]), 1), "rows"),
+        (lambda u: mean_around_median(u, np.array([3, -1]), 1), "rows"),
+    ],
+)
+def test_limits_hold_for_every_call(use, message):
+    with pytest.raises(BadInput, match=message):
+        use(np.float32(np.random.default_rng(0).standard_normal((10, 3))))
+
+
+def test_beta_is_c_unless_given():
+    updates = np.arange(10.0).reshape(-1, 1) ** 2
+    assert rules["trimmed-mean"](updates, c=2) == trimmed_mean(updates, beta=2)
+    assert rules["trimmed-mean"](updates, c=2, beta=4) == trimmed_mean(updates, beta=4)
+
+
+# --- what a plug-in's rule or attack gives back
+
+LIKE_A_RESULT = {
+    "numpy": lambda row: row,
+    "float64": lambda row: row.astype("float64"),
+    "a list": lambda row: row.tolist(),
+    "an NDArray": lambda row: nd.array(row),
+    "an NDArray of float64": lambda row: nd.array(row, dtype="float64"),
+    "mx.np": lambda row: nd.array(row).as_np_ndarray(),
+}
+UNLIKE = {
+    "a scalar": lambda row: row.sum(),
+    "one number": lambda row: row[:1],
+    "a number less": lambda row: row[1:],
+    "a matrix of one row": lambda row: row.reshape(1, -1),
+    "a column": lambda row: row.reshape(-1, 1),
+    "nothing": lambda row: None,
+    "text": lambda row: "median",
+    "a float64 NDArray of one row": lambda row: nd.array(row.reshape(1, -1), dtype="float64"),
+}
+
+
+@pytest.mark.parametrize("like", LIKE_A_RESULT)
+def test_a_rule_may_return_any_array_of_d_numbers(register, like):
+    register["rule"]("mine")(lambda u: LIKE_A_RESULT[like](u.asnumpy()[1]))
+    out = rules["mine"](nd.array([[1, 2, 3], [4, 5, 6]]), c=0)
+    assert isinstance(out, nd.NDArray)
+    assert out.dtype == np.float32
+    assert out.asnumpy().tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize("unlike", UNLIKE)
+def test_what_a_rule_returns_is_checked(register, unlike):
+    register["rule"]("mine")(lambda u: UNLIKE[unlike](u.asnumpy()[1]))
+    message = r"rule 'mine' \(test_doors.py, line \d+\): its result must be numbers of shape \(3,\)"
+    with pytest.raises(BadInput, match=message):
+        rules["mine"](nd.array([[1, 2, 3], [4, 5, 6]]), c=0)
+
+
+def a_round(name="mine"):
+    rng = np.random.default_rng(0)
+    setting = Setting(attack=name, workers=7, compromised=2, rule="median")
+    return Round(rng.standard_normal((7, 3)), 2, np.zeros(3), setting, rng)
+
+
+@pytest.mark.parametrize("like", ["numpy", "float64", "a list", "an NDArray of float64"])
+def test_an_attack_may_send_any_array_of_c_rows(register, like):
+    rows = np.float32([[1, 2, 3], [4, 5, 6]])
+    register["attack"]("mine")(lambda step: LIKE_A_RESULT[like](rows))
+    out = attacks["mine"].craft(a_round())
+    assert out.dtype == np.float32
+    assert out.asnumpy().tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize(
+    "sent", [np.ones(3), np.ones((1, 3)), np.ones((7, 3)), np.ones((2, 2)), 1.0, None, "text"]
+)
+@pytest.mark.parametrize("by_decorator", [True, False])
+def test_what_an_attack_sends_is_checked(register, sent, by_decorator):
+    if by_decorator:
+        register["attack"]("mine")(lambda step: sent)
+    else:
+        attacks.add("mine", Attack("mine", craft=lambda step: sent))
+    with pytest.raises(BadInput, match=r"attack 'mine' \(test_doors.py, line \d+\).*\(2, 3\)"):
+        attacks["mine"].craft(a_round())
+
+
+@pytest.mark.parametrize(
+    ("rows", "c", "knowledge"), [(5, 0, "full"), (5, 5, "full"), (3, 2, "partial"), (3, 4, "full")]
+)
+def test_a_round_whose_numbers_do_not_fit_is_refused(rows, c, knowledge):
+    setting = Setting(attack="krum", knowledge=knowledge)
+    with pytest.raises(BadInput, match=f"c is {c}, but {rows} updates are known"):
+        Round(np.ones((rows, 4)), c, np.zeros(4), setting, np.random.default_rng(0))
+
+
+def test_the_received_model_has_to_fit_the_updates():
+    with pytest.raises(BadInput, match=r"received model must be numbers of shape \(4,\)"):
+        Round(np.ones((9, 4)), 2, np.zeros(5), Setting(attack="krum"), np.random.default_rng(0))
+
+
+# --- user code that changes what it is given
+
+SMALL = {
+    "dataset": "digits",
+    "workers": 10,
+    "compromised": 2,
+    "iterations": 12,
+    "attack": "trimmed-mean",
+}
+
+
+def in_place(updates):
+    """Sorts where it stands, as the quickest trimmed mean to write does."""
+    rows = backend.host_view(updates)
+    rows.sort(axis=0)
+    return rows[2:-2].mean(axis=0)
+
+
+def on_a_copy(updates):
+    """The same on a copy."""
+    return np.sort(updates.asnumpy(), axis=0)[2:-2].mean(axis=0)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"defense": "lfr"}, {"defense": "union"}, {"direction": "rule"}], ids=str
+)
+def test_a_rule_that_changes_its_input_gives_what_it_gives_on_a_copy(register, fields):
+    register["rule"]("in-place")(in_place)
+    register["rule"]("copied")(on_a_copy)
+    curves = [
+        run_trial(Setting(rule=name, **SMALL, **fields), 0).curve for name in ("in-place", "copied")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_an_attack_that_changes_what_it_knows_changes_nothing_else(register):
+    def spoil(step):
+        known = step.known.asnumpy()
+        backend.host_view(step.known)[:] = 7
+        backend.host_view(step.w_re)[:] = 7
+        return -known[: step.c]
+
+    register["attack"]("spoil")(spoil)
+    register["attack"]("opposite")(lambda step: -step.known.asnumpy()[: step.c])
+    curves = [
+        run_trial(Setting(rule="median", **{**SMALL, "attack": name}), 0).curve
+        for name in ("spoil", "opposite")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_impacts_of_a_rule_that_changes_its_input(register):
+    updates = np.random.default_rng(0).standard_normal((9, 4))
+
+    def judge(models):
+        sums = models.asnumpy().sum(axis=1)
+        return sums, sums
+
+    def impacts(function):
+        register["rule"](function.__name__)(function)
+        of = rules[function.__name__]
+        rng = np.random.default_rng(0)
+        case = Suspicion(nd.array(updates), nd.zeros(4), of, 2, 2, judge, rng)
+        return case.impacts[0]
+
+    np.testing.assert_array_equal(impacts(in_place), impacts(on_a_copy))
+
+
+@given(st.integers(1, 4), st.integers(1, 3))
+def test_as_numbers_keeps_what_is_float32_already(m, d):
+    updates = nd.ones((m, d))
+    assert backend.as_updates(updates, "test") is updates
