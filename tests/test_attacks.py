@@ -23,6 +23,7 @@ from fltrust_repro.attacks import (
 from fltrust_repro.backend import nd
 from fltrust_repro.errors import BadInput
 from fltrust_repro.settings import Setting
+from fltrust_repro.training import run_trial
 
 
 def array(values):
@@ -629,3 +630,12 @@ def test_the_generator_decides_on_the_device_too(device, name, knowledge):
 
     np.testing.assert_array_equal(crafted(1), crafted(1))
     assert (crafted(1) != crafted(2)).any()
+
+
+@pytest.mark.parametrize("knowledge", ["full", "partial"])
+def test_a_trial_that_diverges_under_the_krum_attack_ends(knowledge):
+    fields = {"dataset": "breast-cancer", "model": "cnn", "workers": 10, "compromised": 2}
+    setting = Setting(attack="krum", rule="mean", learning_rate=3.0, knowledge=knowledge, **fields)
+    result = run_trial(setting, 0)
+    assert result.diverged
+    assert result.iterations < 100
