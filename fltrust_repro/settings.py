@@ -47,6 +47,10 @@ ATTACK_FIELDS = (
     "interval_space",
 )
 
+# The default of a field when trials were first stored, or before it was a choice, where it is another
+# now: what a stored setting that does not name the field means, and what names leave out.
+FORMERLY: dict[str, Any] = {}
+
 MOST = 1_000_000
 
 CHOICES = {
@@ -235,8 +239,8 @@ class Setting:
     def key(self) -> str:
         """Return a stable name of the setting, whatever the order or spelling-out of its fields.
 
-        Fields with a fixed default are left out where they have it, so that a field added later
-        does not rename the settings there were.
+        Fields are left out where they have the default that they were introduced with, so that
+        neither a field added later nor a default changed later renames the settings there were.
         """
         return _key_of(self)
 
@@ -262,10 +266,15 @@ class Setting:
             raise BadInput(f"unknown setting {', '.join(strange)}; there are {', '.join(known)}.")
         return cls(**values)
 
+    @classmethod
+    def from_stored(cls, values: dict[str, Any]) -> Setting:
+        """Build from what was stored with a trial, maybe by an earlier version."""
+        return cls.from_dict({**FORMERLY, **values})
+
 
 @cache  # asked for with every trial, of which thousands share a few settings
 def _key_of(setting: Setting) -> str:
-    fixed = {field.name: field.default for field in dataclasses.fields(setting)}
+    fixed = {field.name: field.default for field in dataclasses.fields(setting)} | FORMERLY
     told = {name: value for name, value in setting.as_dict().items() if value != fixed[name]}
     text = json.dumps(told, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -140,7 +140,7 @@ def setting_reader() -> Callable[[str], Setting]:
     It remembers, since thousands of trials share a few settings; not beyond one reading, since a
     plug-in that is loaded later changes what a text means.
     """
-    return lru_cache(maxsize=None)(lambda text: Setting.from_dict(json.loads(text)))
+    return lru_cache(maxsize=None)(lambda text: Setting.from_stored(json.loads(text)))
 
 
 def _rounded(loss: float) -> float | None:

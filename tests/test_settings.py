@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fltrust_repro import settings as settings_module
 from fltrust_repro.errors import BadInput
 from fltrust_repro.settings import CHOICES, Setting
 
@@ -60,6 +61,32 @@ def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
         "master_assumes": "c",
         "initial": "xavier-3",
     }
+
+
+def test_names_of_settings_never_change():
+    # Stored trials are found by them. Whoever changes a default puts the old one into FORMERLY.
+    assert Setting().key() == "11bcbb0eab343e46"
+    assert Setting(rule="median", attack="trimmed-mean", beta=30).key() == "260e6243d5afad87"
+    assert Setting(model="cnn", initial="xavier-1", attack="krum", b=3).key() == "3493469640c02bdc"
+
+
+def test_a_changed_default_changes_no_stored_setting(monkeypatch):
+    before = Setting(attack="trimmed-mean")
+    stored = before.as_dict()
+    del stored["b"]  # as if it had been written before there was this choice
+    monkeypatch.setattr(settings_module, "FORMERLY", {"b": 3.0})
+    settings_module._key_of.cache_clear()
+    assert Setting.from_stored(stored).b == 3.0
+    assert Setting.from_stored(before.as_dict()).b == 2.0
+    keys = {Setting(attack="trimmed-mean", b=b).key() for b in (2.0, 3.0)}
+    assert len(keys) == 2
+    assert before.key() != Setting.from_stored(stored).key()
+
+
+@pytest.fixture(autouse=True)
+def _keys_of_this_test():
+    yield
+    settings_module._key_of.cache_clear()
 
 
 def test_after_a_defense_the_rule_takes_c_for_compromised_or_none():
