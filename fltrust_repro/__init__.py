@@ -1,7 +1,63 @@
 """Local model poisoning attacks to Byzantine-robust federated learning, in Apache MXNet.
 
 A reproduction of Fang, Cao, Jia and Gong (USENIX Security 2020) and a test bench for further
-aggregation rules and attacks under the paper's protocol.
+aggregation rules and attacks under the paper's protocol. In a notebook:
+
+>>> import fltrust_repro as fl
+>>> import numpy as np
+>>> updates = np.arange(40.0).reshape(10, 4) ** 1.5
+>>> [round(x, 1) for x in fl.trimmed_mean(updates, beta=2).tolist()]  # an NDArray likewise
+[80.6, 86.9, 93.4, 100.1]
+>>> fl.rules["krum"](updates, c=2).shape
+(4,)
+>>> fl.trimmed_mean_attack(updates, c=2, knowledge="full", seed=0).shape
+(2, 4)
+>>> setting = fl.Setting(dataset="digits", attack="krum", iterations=10)
+>>> fl.run_trial(setting, seed=0).iterations
+10
+
+Names are loaded when they are first used: MXNet, which takes seconds, with the first that needs it.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "aggregation": ("bulyan", "krum", "mean", "median", "rule", "rules", "trimmed_mean"),
+    "attacks": ("attack",),
+    "datasets": ("Dataset", "dataset"),
+    "defenses": ("defense",),
+    "errors": ("BadInput",),
+    "experiments": ("load_experiment",),
+    "models": ("model",),
+    "registry": ("load_plugin",),
+    "results": ("TrialResult",),
+    "settings": ("Setting",),
+    "training": ("run_trial",),
+}
+# Registries but that of the rules have the name of their module: `attacks.attacks["krum"]`.
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+# Attacks as functions of the updates of all workers.
+_ATTACKS = {
+    "gaussian_attack": "gaussian",
+    "krum_attack": "krum",
+    "trimmed_mean_attack": "trimmed-mean",
+}
+__all__ = sorted([*_MODULES, *_ATTACKS])
+
+
+def __getattr__(name: str) -> Any:
+    """Return one of `__all__`."""
+    if name in _ATTACKS:
+        return importlib.import_module(f"{__name__}.attacks").attacks[_ATTACKS[name]]
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

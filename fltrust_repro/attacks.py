@@ -100,6 +100,53 @@ class Attack:
         if self.craft is not None:
             object.__setattr__(self, "craft", _checked(self.name, self.craft))
 
+    def __call__(
+        self,
+        updates: Any,
+        *,
+        c: int,
+        knowledge: str = "full",
+        seed: int = 0,
+        w_re: Any = None,
+        **fields: Any,
+    ) -> Any:
+        """Craft what the c compromised workers send, in one iteration and outside of a trial.
+
+        Parameters
+        ----------
+        updates : NDArray or numpy array (m, d)
+            Before-attack updates of all m workers, the compromised ones' in rows 0..c-1; with
+            partial knowledge the others are not looked at.
+        c : int
+        knowledge : {"full", "partial"}
+        seed : int
+            Of the attacker's draws.
+        w_re : NDArray or numpy array (d,), optional
+            The global model the workers received; by default zeros.
+        **fields
+            Fields of `Setting` that the attack reads, as `epsilon=0.1`.
+
+        Returns
+        -------
+        NDArray (c, d), float32; a numpy array if the updates were no NDArray.
+
+        Raises
+        ------
+        BadInput
+            Arrays, c or fields that do not fit, or an attack that crafts no updates.
+        """
+        from fltrust_repro.settings import Setting  # which knows all attacks
+
+        if self.craft is None:
+            raise BadInput(f"attack {self.name!r} crafts no updates; it changes data, or nothing.")
+        rows = as_updates(updates, f"attack {self.name!r}")
+        told = {"rule": "median", "attack": self.name, "knowledge": knowledge, **fields}
+        setting = Setting.from_dict({"workers": len(rows), "compromised": c, **told})
+        known = rows[:c] if setting.knowledge == "partial" else rows
+        received = backend.nd.zeros(rows.shape[1], ctx=rows.ctx) if w_re is None else w_re
+        sent = self.craft(Round(known, c, received, setting, np.random.default_rng(seed)))
+        return sent if isinstance(updates, backend.NDArray) else sent.asnumpy()
+
     @property
     def summary(self) -> str:
         """What `list` prints beside the name."""

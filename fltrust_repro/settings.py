@@ -47,8 +47,8 @@ ATTACK_FIELDS = (
     "interval_space",
 )
 
-# The default of a field when trials were first stored, or before it was a choice, where it is another
-# now: what a stored setting that does not name the field means, and what names leave out.
+# The default of a field when trials were first stored, or before it was a choice, where it is
+# another now: what a stored setting that does not name the field means, and what names leave out.
 FORMERLY: dict[str, Any] = {}
 
 MOST = 1_000_000

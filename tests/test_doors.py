@@ -1,10 +1,14 @@
 """Where a user's arrays come in: any array of numbers is taken, and nothing else, for one door."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fltrust_repro
 from fltrust_repro import backend
 from fltrust_repro.aggregation import bulyan, krum, mean, median, rule, rules, trimmed_mean
 from fltrust_repro.attacks import Attack, Round, attack, attacks
@@ -286,3 +290,47 @@ def test_impacts_of_a_rule_that_changes_its_input(register):
 def test_as_numbers_keeps_what_is_float32_already(m, d):
     updates = nd.ones((m, d))
     assert backend.as_updates(updates, "test") is updates
+
+
+# --- the package's own names, and attacks as functions
+
+
+def test_every_name_of_the_package_is_there_and_loads_late():
+    for name in fltrust_repro.__all__:
+        assert getattr(fltrust_repro, name) is not None
+        assert name in dir(fltrust_repro)
+    code = "import sys, fltrust_repro; print('numpy' in sys.modules, 'mxnet' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
+    with pytest.raises(AttributeError, match="no attribute 'krumm'"):
+        _ = fltrust_repro.krumm
+
+
+@pytest.mark.parametrize("name", ["krum", "trimmed-mean", "gaussian"])
+@pytest.mark.parametrize("knowledge", ["full", "partial"])
+def test_an_attack_is_a_function_of_all_updates(name, knowledge):
+    updates = np.random.default_rng(0).standard_normal((12, 5))
+    sent = attacks[name](updates, c=3, knowledge=knowledge, seed=4)
+    assert isinstance(sent, np.ndarray)
+    setting = Setting(attack=name, knowledge=knowledge, rule="median", workers=12, compromised=3)
+    known = updates[:3] if setting.knowledge == "partial" else updates
+    step = Round(known, 3, np.zeros(5), setting, np.random.default_rng(4))
+    np.testing.assert_array_equal(sent, attacks[name].craft(step).asnumpy())
+    assert isinstance(attacks[name](nd.array(updates), c=3), nd.NDArray)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("label-flip", {"c": 2}, "crafts no updates"),
+        ("none", {"c": 2}, "crafts no updates"),
+        ("krum", {"c": 0}, "compromised is 0"),
+        ("krum", {"c": 6}, "compromised is 6"),
+        ("krum", {"c": 2, "knowledge": "most"}, "knowledge is 'most'"),
+        ("krum", {"c": 2, "epsilonn": 1.0}, "unknown setting epsilonn"),
+        ("krum", {"c": 2, "w_re": np.zeros(4)}, "received model must be"),
+    ],
+)
+def test_what_an_attack_as_a_function_refuses(name, fields, message):
+    with pytest.raises(BadInput, match=message):
+        attacks[name](np.ones((12, 5)), **fields)
