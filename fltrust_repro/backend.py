@@ -258,7 +258,7 @@ def as_numbers(
         A float32 NDArray comes back as it is, all else as a copy in float32, where numbers beyond
         its range become infinite.
     shape : tuple
-        What the shape has to be; None stands for any length from 1 on.
+        What the shape has to be; None stands for any length from 1 on, m or d.
     user, what : str
         Who takes or gives the values, and what they are, for the message.
     ctx : MXNet context, optional
@@ -269,7 +269,9 @@ def as_numbers(
     BadInput
         Another shape, or no real numbers.
     """
-    told = "(" + ", ".join("n" if n is None else str(n) for n in shape) + ",)"[len(shape) > 1 :]
+    letters = iter("md")
+    lengths = [next(letters) if n is None else str(n) for n in shape]
+    told = "(" + ", ".join(lengths) + ",)"[len(shape) > 1 :]
     if not isinstance(values, _mxnet().nd.NDArray):
         try:
             values = np.asarray(values)

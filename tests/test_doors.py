@@ -92,7 +92,7 @@ def test_numbers_beyond_float32_count_as_infinite():
     ],
 )
 def test_what_is_no_matrix_of_numbers_is_refused_by_name(use, what):
-    with pytest.raises(BadInput, match=r"must be numbers of shape \(n, n\), not "):
+    with pytest.raises(BadInput, match=r"must be numbers of shape \(m, d\), not "):
         use(NO_MATRIX[what])
 
 
