@@ -56,6 +56,7 @@ setup(
         "dev": [
             "distributed>=2024.8,<2027",
             "hypothesis>=6.80,<7",
+            "markdown-it-py>=2.2,<5",
             "pyarrow>=14,<22",  # later ones need numpy 2
             "pytest>=7.4,<10",
             "pytest-xdist>=3.5,<4",
