@@ -207,7 +207,7 @@ def _supporters(crafted: Any, step: Round, xp: Any) -> Any:
     lengths = xp.sqrt(_squared_lengths(out, xp))
     radius = step.setting.epsilon * step.rng.random(step.c)
     radius[0] = 0.0
-    radii, _ = array_view(backend.nd.array(radius, ctx=step.known.context))
+    radii, _ = array_view(backend.nd.array(radius, ctx=step.known.ctx))
     out *= (radii / lengths).reshape(-1, 1)
     out += crafted
     return out

@@ -87,8 +87,8 @@ def _wide_gram_of_blocks(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _gram_operators(updates: NDArray) -> tuple[Any, Any]:
     m, (_, xp) = len(updates), array_view(updates)
-    products = xp.zeros((m, m), dtype="float64", ctx=updates.context)
-    finite = xp.ones((m,), dtype="bool", ctx=updates.context)
+    products = xp.zeros((m, m), dtype="float64", ctx=updates.ctx)
+    finite = xp.ones((m,), dtype="bool", ctx=updates.ctx)
     for block in backend.column_blocks(updates):
         good = xp.isfinite(block)
         kept = to_ndarray(xp.where(good, block, xp.zeros_like(block)))

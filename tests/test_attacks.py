@@ -564,7 +564,7 @@ def test_operators_craft_what_numpy_crafts(device, host_randomness, name, knowle
     )
     expected = attacks[name].craft(step).asnumpy()
     out = attacks[name].craft(on_device)
-    assert out.context == device.ctx
+    assert out.ctx == device.ctx
     np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-4, atol=1e-6)
 
 

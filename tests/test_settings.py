@@ -58,6 +58,7 @@ def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
         "distribution": "uniform",
         "dealing": "once",
         "master_assumes": "c",
+        "initial": "xavier-3",
     }
 
 
