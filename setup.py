@@ -60,7 +60,7 @@ setup(
             "pyarrow>=14,<22",  # later ones need numpy 2
             "pytest>=7.4,<10",
             "pytest-xdist>=3.5,<4",
-            "ruff>=0.6,<1",
+            "ruff>=0.17,<0.18",  # what it calls well formatted changes from one to the next
             "selenium>=4.10,<5",
         ],
     },

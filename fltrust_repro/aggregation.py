@@ -141,6 +141,8 @@ def mean(updates: NDArray) -> NDArray:
     Summed in float32, or in float64 where that overflows. Allocates 2 bytes a parameter, or 10
     where a sum is not finite.
 
+    >>> from fltrust_repro.aggregation import mean
+    >>> from fltrust_repro.backend import nd
     >>> mean(nd.array([[1, 2], [3, 6]])).asnumpy()
     array([2., 4.], dtype=float32)
     """
@@ -225,6 +227,8 @@ def krum(updates: NDArray, c: int) -> NDArray:
 
     Allocates a block of columns and a few (m, m) matrices.
 
+    >>> from fltrust_repro.aggregation import krum
+    >>> from fltrust_repro.backend import nd
     >>> krum(nd.array([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]]), c=1).asnumpy()
     array([1. , 1.5], dtype=float32)
     """
@@ -267,6 +271,8 @@ def bulyan(updates: NDArray, c: int) -> NDArray:
     theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates what Krum does; the selected
     updates are not copied.
 
+    >>> from fltrust_repro.aggregation import bulyan
+    >>> from fltrust_repro.backend import nd
     >>> bulyan(nd.array([[0], [1], [2], [4], [99]]), c=1).asnumpy()
     array([1.], dtype=float32)
     """
@@ -289,6 +295,8 @@ def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
 
     Allocates a block of columns.
 
+    >>> from fltrust_repro.aggregation import trimmed_mean
+    >>> from fltrust_repro.backend import nd
     >>> trimmed_mean(nd.array([[1], [2], [4], [99]]), beta=1).asnumpy()
     array([3.], dtype=float32)
     """
@@ -306,6 +314,8 @@ def median(updates: NDArray) -> NDArray:
 
     Allocates a block of columns.
 
+    >>> from fltrust_repro.aggregation import median
+    >>> from fltrust_repro.backend import nd
     >>> median(nd.array([[1], [2], [4], [99]])).asnumpy()
     array([3.], dtype=float32)
     """

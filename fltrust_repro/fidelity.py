@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pandas as pd
 
@@ -80,13 +81,13 @@ def as_frame(
 
     `hours` is what the trials short of 50 need on one CPU core.
     """
-    parts = []
+    lines: list[dict[str, Any]] = []
     for experiment in experiments:
         cells = measured(experiment, trials)
         frame = report.as_frame(experiment, cells)
         frame["hours"] = hours(experiment, cells, trials)
-        parts.append(frame[[cell.paper is not None for cell in experiment.cells]])
-    return pd.concat(parts, ignore_index=True)
+        lines += frame[[cell.paper is not None for cell in experiment.cells]].to_dict("records")
+    return pd.DataFrame(lines, columns=[*report.COLUMNS, "hours"])
 
 
 def hours(

@@ -126,8 +126,14 @@ def verdicts(measured: Sequence[Measured]) -> list[str]:
     return [verdict(m, plain.get(m.cell.setting.without_attack())) for m in measured]
 
 
+COLUMNS = (
+    "experiment", "row", "column", "paper", "mean", "std", "ci95", "trials", "diverged",
+    "difference", "verdict",
+)  # fmt: skip
+
+
 def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFrame:
-    """One line per cell: paper, mean, std, ci95, trials, difference, verdict."""
+    """One line per cell, with `COLUMNS`."""
     lines = [
         {
             "experiment": experiment.name,
@@ -144,7 +150,7 @@ def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFra
         }
         for m, judged in zip(measured, verdicts(measured))
     ]
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def _cell_text(m: Measured, judged: str) -> str:
