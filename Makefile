@@ -35,7 +35,7 @@ RUN   = .venv/bin/python -m fltrust_repro
 PAPER = table2a table4 table7b table8 figure4c figure5a figure5b figure5c figure4b figure4a \
   table6 figure2 figure3 table5 section44 table2e
 
-.PHONY: help setup table2 paper test smoke clean
+.PHONY: help setup table2 paper test test-kernels smoke clean
 
 help:
 	@echo "make table2   Table 2 next to the paper's values; options with their defaults:"
@@ -43,7 +43,8 @@ help:
 	@echo "              JOBS=one per core, DATA_DIR=where data sets lie"
 	@echo "make paper    all tables and figures that a CPU can do, then the fidelity report; options"
 	@echo "              TRIALS, DEVICE, SEED, JOBS, DATA_DIR as above, SCHEDULER=tcp://host:8786"
-	@echo "make test     the tests that end within minutes; ALL=1 for all"
+	@echo "make test     style, and the tests that end within minutes; ALL=1 for all"
+	@echo "make test-kernels   tests of the arithmetic under each of OpenBLAS's kernels"
 	@echo "make smoke    Table 2 in small on the CPU, in about a minute"
 	@echo "make setup    only the set-up; PYTHON=python3.11 and EXTRA=cpu|cuda choose"
 	@echo "make clean    remove .venv and caches, neither data nor results"
@@ -104,9 +105,27 @@ paper: $(READY)
 	if [ $$status -le 1 ]; then $(RUN) report || status=$$?; fi; \
 	exit $$status
 
+QUICK = not slow and not gpu and not cuda_wheel
+
 test: $(READY)
-	.venv/bin/python -m pytest tests -n auto --dist loadfile \
-	  $(if $(ALL),,-m "not slow and not gpu and not cuda_wheel")
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest tests -n auto --dist loadfile $(if $(ALL),,-m "$(QUICK)")
+
+# What computes with matrix products or sorts columns, under each of OpenBLAS's kernels that this
+# CPU can run, whichever OpenBLAS would take by itself: they round differently.
+KERNEL_TESTS = aggregation attacks defenses device distances examples golden gradients \
+  hard_inputs kernels training workers
+CPU_HAS = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
+KERNELS = Prescott $(if $(call CPU_HAS,avx2),Haswell) $(if $(call CPU_HAS,avx512f),SkylakeX)
+
+test-kernels: $(READY)
+	@status=0; for kernel in $(KERNELS); do \
+	  echo "OPENBLAS_CORETYPE=$$kernel"; \
+	  env -u OPENBLAS_L2_SIZE OPENBLAS_CORETYPE=$$kernel .venv/bin/python -m pytest -q \
+	    $(wildcard $(KERNEL_TESTS:%=tests/test_%.py)) -n auto --dist loadfile -m "$(QUICK)" \
+	    || status=1; \
+	done; exit $$status
 
 # Panels a and e with few iterations, a on small digits, all of it in a temporary folder; and
 # ResNet20 where its data are at hand, as they cannot be downloaded without a login.

@@ -56,10 +56,11 @@ setup(
         "dev": [
             "distributed>=2024.8,<2027",
             "hypothesis>=6.80,<7",
+            "markdown-it-py>=2.2,<5",
             "pyarrow>=14,<22",  # later ones need numpy 2
             "pytest>=7.4,<10",
             "pytest-xdist>=3.5,<4",
-            "ruff>=0.6,<1",
+            "ruff>=0.17,<0.18",  # what it calls well formatted changes from one to the next
             "selenium>=4.10,<5",
         ],
     },

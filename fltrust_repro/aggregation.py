@@ -191,8 +191,8 @@ def mean(updates: NDArray) -> NDArray:
     Summed in float32, or in float64 where that overflows. Allocates 2 bytes a parameter, or 10
     where a sum is not finite.
 
-    >>> from fltrust_repro.backend import nd
-    >>> mean(nd.array([[1, 2], [3, 6]])).asnumpy()
+    >>> from fltrust_repro import mean
+    >>> mean([[1, 2], [3, 6]])
     array([2., 4.], dtype=float32)
     """
     array, xp = array_view(updates)
@@ -275,8 +275,8 @@ def krum(updates: NDArray, c: int) -> NDArray:
 
     Of equal ones the first is selected. Allocates a block of columns and a few (m, m) matrices.
 
-    >>> from fltrust_repro.backend import nd
-    >>> krum(nd.array([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]]), c=1).asnumpy()
+    >>> from fltrust_repro import krum
+    >>> krum([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]], c=1)
     array([1. , 1.5], dtype=float32)
     """
     return take_rows(updates, krum_choice(squared_distances(updates), len(updates) - c - 2))[0]
@@ -319,8 +319,8 @@ def bulyan(updates: NDArray, c: int) -> NDArray:
     theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates what Krum does; the selected
     updates are not copied.
 
-    >>> from fltrust_repro.backend import nd
-    >>> bulyan(nd.array([[0], [1], [2], [4], [99]]), c=1).asnumpy()
+    >>> from fltrust_repro import bulyan
+    >>> bulyan([[0], [1], [2], [4], [99]], c=1)
     array([1.], dtype=float32)
     """
     m = len(updates)
@@ -342,8 +342,8 @@ def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
 
     Allocates a block of columns.
 
-    >>> from fltrust_repro.backend import nd
-    >>> trimmed_mean(nd.array([[1], [2], [4], [99]]), beta=1).asnumpy()
+    >>> from fltrust_repro import trimmed_mean
+    >>> trimmed_mean([[1], [2], [4], [99]], beta=1)
     array([3.], dtype=float32)
     """
     return middle_mean(updates, beta, len(updates) - beta)
@@ -360,8 +360,8 @@ def median(updates: NDArray) -> NDArray:
 
     Allocates a block of columns.
 
-    >>> from fltrust_repro.backend import nd
-    >>> median(nd.array([[1], [2], [4], [99]])).asnumpy()
+    >>> from fltrust_repro import median
+    >>> median([[1], [2], [4], [99]])
     array([3.], dtype=float32)
     """
     m = len(updates)

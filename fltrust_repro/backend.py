@@ -168,7 +168,7 @@ def is_gpu(ctx: Context) -> bool:
 
 def on_gpu(array: NDArray) -> bool:
     """Whether the array lies in a GPU's memory."""
-    return is_gpu(array.context)
+    return is_gpu(array.ctx)
 
 
 def host_view(array: NDArray) -> np.ndarray:
@@ -226,7 +226,7 @@ _COPIES = 8  # of a block of columns, its own included, while these are sorted o
 def column_blocks(updates: NDArray) -> Iterator[Any]:
     """Cut a matrix on a GPU into blocks of columns, as many as keep within its `workspace`."""
     m, d = updates.shape
-    width = max(1, workspace(updates.context) // (_COPIES * m * np.dtype(np.float32).itemsize))
+    width = max(1, workspace(updates.ctx) // (_COPIES * m * np.dtype(np.float32).itemsize))
     view, _ = array_view(updates)
     return (view[:, start : start + width] for start in range(0, d, width))
 
@@ -305,7 +305,7 @@ def take_rows(array: NDArray, rows: Any) -> NDArray:
         return to_ndarray(host_view(array)[rows])
     nd = _mxnet().nd
     # Integers: in float32, the default, numbers beyond 2^24 would run together.
-    there = nd.array(rows, ctx=array.context, dtype="int64") if module_of(rows) is np else rows
+    there = nd.array(rows, ctx=array.ctx, dtype="int64") if module_of(rows) is np else rows
     return nd.take(array, there.as_nd_ndarray(), axis=0)
 
 
@@ -314,7 +314,7 @@ def uniform(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> 
     if not on_gpu(like):
         return rng.random(shape, dtype=np.float32)
     _seed_device(rng, like)
-    return _mxnet().nd.random.uniform(shape=shape, ctx=like.context).as_np_ndarray()
+    return _mxnet().nd.random.uniform(shape=shape, ctx=like.ctx).as_np_ndarray()
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:
@@ -322,9 +322,9 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> A
     if not on_gpu(like):
         return rng.standard_normal(shape, dtype=np.float32)
     _seed_device(rng, like)
-    return _mxnet().nd.random.normal(shape=shape, ctx=like.context).as_np_ndarray()
+    return _mxnet().nd.random.normal(shape=shape, ctx=like.ctx).as_np_ndarray()
 
 
 def _seed_device(rng: np.random.Generator, like: NDArray) -> None:
     # MXNet keeps one generator per device; seeding it at each draw makes `rng` the only state.
-    _mxnet().random.seed(int(rng.integers(2**31)), ctx=like.context)
+    _mxnet().random.seed(int(rng.integers(2**31)), ctx=like.ctx)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, report
+from fltrust_repro import claims, literal, report
 from fltrust_repro.experiments import Experiment, available, load_experiment
 from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.settings import Setting
@@ -17,8 +18,9 @@ from fltrust_repro.store import Store
 from fltrust_repro.trials import Trial, protocol_of, read_csv
 
 PAPER_TRIALS = 50
-# Experiments of ours, whose seeds chose the readings: their trials are none of the results.
-NOT_OF_THE_PAPER = ("readings", "readings2e", "readings6")
+# What chose the readings is none of the results: trials with these seeds, and experiments of ours.
+READING_SEEDS = range(10)
+NOT_OF_THE_PAPER = ("readings", "readings2b", "readings2e", "readings6")
 
 
 def all_experiments() -> list[Experiment]:
@@ -47,6 +49,21 @@ def finished(folder: Path, store: Store) -> dict[Setting, list[Trial]]:
     return known
 
 
+def reported(trials: Mapping[Setting, Sequence[Trial]]) -> dict[Setting, list[Trial]]:
+    """Return the trials that reports are made of, without those of `READING_SEEDS`."""
+    kept = {
+        setting: [trial for trial in some if trial.seed not in READING_SEEDS]
+        for setting, some in trials.items()
+    }
+    return {setting: some for setting, some in kept.items() if some}
+
+
+def seeds_told() -> str:
+    """Say which trials reports leave out."""
+    first, last = READING_SEEDS[0], READING_SEEDS[-1]
+    return f"Seeds {first} to {last} chose the readings; trials with them are left out."
+
+
 def measured(
     experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
 ) -> list[report.Measured]:
@@ -64,13 +81,13 @@ def as_frame(
 
     `hours` is what the trials short of 50 need on one CPU core.
     """
-    parts = []
+    lines: list[dict[str, Any]] = []
     for experiment in experiments:
         cells = measured(experiment, trials)
         frame = report.as_frame(experiment, cells)
         frame["hours"] = hours(experiment, cells, trials)
-        parts.append(frame[[cell.paper is not None for cell in experiment.cells]])
-    return pd.concat(parts, ignore_index=True)
+        lines += frame[[cell.paper is not None for cell in experiment.cells]].to_dict("records")
+    return pd.DataFrame(lines, columns=[*report.COLUMNS, "hours"])
 
 
 def hours(
@@ -129,7 +146,7 @@ def numbers(
 def summary(frame: pd.DataFrame) -> str:
     """Count the measured cells, those with trials enough for a verdict, and those inside."""
     done = frame[frame["trials"] > 0]
-    judged = done[done["verdict"] != "too few trials"]
+    judged = done[done["verdict"] != report.TOO_FEW]
     inside = int((judged["verdict"] == "inside").sum())
     share = f" ({inside / len(judged):.0%})" if len(judged) else ""
     return (
@@ -143,7 +160,8 @@ def outside(frame: pd.DataFrame) -> list[str]:
     """Return a line for each measured cell that is outside the tolerance."""
     lines = frame[frame["verdict"] == "outside"]
     return [
-        f"outside: {line.experiment}, {line.row}, {line.column}: {line.mean:.3f}, the paper has "
+        f"outside: {literal.one_line(f'{line.experiment}, {line.row}, {line.column}')}: "
+        f"{line.mean:.3f}, the paper has "
         f"{line.paper:.2f} ({line.trials} trial{'s' * (line.trials > 1)})"
         for line in lines.itertuples()
     ]
@@ -155,15 +173,17 @@ def markdown(
     frame: pd.DataFrame,
 ) -> str:
     """Return the whole report as a page; `frame` is `as_frame` of the same."""
+    least = f"A cell or claim with fewer than {report.LEAST_TRIALS} trials is not judged."
     parts = [
         "# Fidelity report",
         "",
-        f"{summary(frame)} Written by `python -m fltrust_repro report`.",
+        f"{summary(frame)} {seeds_told()} Written by `python -m fltrust_repro report`.",
         "",
         "Inside: within 0.03 of the paper, under a crafted attack within 0.03 + 20% of the",
         "increase that the paper prints over no attack; where that increase is 0.05 or more, ours",
         "must be significant too (one-sided Welch test, 95%), so that an attack that does nothing",
-        "does not pass. ± is the 95% confidence interval over trials (Student's t).",
+        f"does not pass. {least}",
+        "± is the 95% confidence interval over trials (Student's t).",
         "",
         "## What the paper says in words",
         "",
@@ -173,13 +193,16 @@ def markdown(
     for experiment in experiments:
         lines = frame[frame["experiment"] == experiment.name]
         if len(lines):
-            parts += [f"## {experiment.title}", "", _values_table(lines), ""]
+            parts += [_heading(experiment), "", _values_table(lines), ""]
             absent = lines[lines["trials"] == 0]
             parts += [_missing(absent["hours"]), ""] * bool(len(absent))
         elif drawable(experiment, trials):
-            picture = f"![{experiment.title}]({experiment.name}.png)"
-            parts += [f"## {experiment.title}", "", picture, ""]
+            parts += [_heading(experiment), "", report.picture_link(experiment), ""]
     return "\n".join(parts)
+
+
+def _heading(experiment: Experiment) -> str:
+    return f"## {literal.markdown(experiment.title)}"
 
 
 def _claims_table(
@@ -188,16 +211,14 @@ def _claims_table(
     judged = claims.judge(CLAIMS, numbers(experiments, trials))
     rows = [(one.section, one.text, word, evidence) for one, word, evidence in judged]
     table = pd.DataFrame(rows, columns=["section", "claim", "verdict", "ours"])
-    counts = table["verdict"].value_counts()
-    line = ", ".join(f"{counts[word]} {word}" for word in counts.index)
-    return f"{line}.\n\n{table.to_markdown(index=False)}"
+    return f"{claims.counted(judged)}.\n\n{table.to_markdown(index=False, disable_numparse=True)}"
 
 
 def _values_table(lines: pd.DataFrame) -> str:
     table = pd.DataFrame(
         {
-            "row": lines["row"],
-            "column": lines["column"],
+            "row": lines["row"].map(literal.markdown),
+            "column": lines["column"].map(literal.markdown),
             "paper": lines["paper"].map("{:.2f}".format),
             "ours": [
                 _with_interval(mean, half) for mean, half in zip(lines["mean"], lines["ci95"])

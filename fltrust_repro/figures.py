@@ -15,12 +15,16 @@ from PIL import Image
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.files import write_bytes
+from fltrust_repro.literal import one_line
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
 _NUMBERS = "Numbers"  # under which a PNG keeps the digest of what it shows
+
+# A name is not to be read as mathematics or TeX, whatever its dollars and braces.
+_LITERAL = {"text.parse_math": False, "text.usetex": False}
 
 # Told apart without colour: every line has its own grey, marker and dashes.
 _STYLES = (
@@ -38,38 +42,48 @@ _DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
 def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> None:
     """Write NAME.png and NAME.svg: mean lines, with a band of the 95% confidence interval.
 
-    The same numbers give the same bytes, and a picture that is there already stays as it is. Points
-    without trials are left out.
+    A picture that shows these numbers already stays as it is. Points without trials are left out.
     """
     numbers = _digest(experiment, measured)
-    if _shows(folder / f"{experiment.name}.png", numbers):
-        return
+    png, svg = (folder / f"{experiment.name}.{kind}" for kind in ("png", "svg"))
+    shown = _shows(png, numbers)
+    if not shown or not svg.is_file():
+        write_bytes(svg, picture(experiment, measured, "svg"))
+    if not shown:  # the last: it says for both what they show
+        write_bytes(png, picture(experiment, measured, "png"))
+
+
+def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> bytes:
+    """Return a figure as the bytes of a "png" or an "svg"; the same numbers give the same bytes."""
     import matplotlib as mpl  # here, since it is slow to import and few commands draw
     from matplotlib.figure import Figure
 
     frame = experiment.figure
     cells = {(m.cell.row, m.cell.column): m for m in measured}
     panels = len(frame.panels)
-    with mpl.rc_context({"svg.hashsalt": experiment.name, "font.size": 9}):
-        picture = Figure(figsize=(3.4 * panels + 0.4, 3.2), layout="constrained")
-        axes = picture.subplots(1, panels, squeeze=False, sharey=True)[0]
+    with mpl.rc_context({**_LITERAL, "svg.hashsalt": experiment.name, "font.size": 9}):
+        drawn = Figure(figsize=(3.4 * panels + 0.4, 3.2), layout="constrained")
+        axes = drawn.subplots(1, panels, squeeze=False, sharey=True)[0]
         for panel, axis in zip(frame.panels, axes):
             _draw_panel(axis, experiment, panel, cells)
         axes[0].set_ylabel("testing error rate")
         # Above the panels, where it cannot cover a line.
-        picture.legend(
-            *axes[0].get_legend_handles_labels(),
+        legend = drawn.legend(
+            axes[0].get_lines(),
+            ["line"] * len(frame.lines),
             loc="outside upper center",
             ncols=2 * panels + 1,
             fontsize=8,
             frameon=False,
         )
-        # The PNG last: it says for both what they show.
-        kinds = {"svg": {"Date": None}, "png": {"Software": None, _NUMBERS: numbers}}
-        for kind, metadata in kinds.items():
-            content = io.BytesIO()
-            picture.savefig(content, format=kind, dpi=150, metadata=metadata)
-            write_bytes(folder / f"{experiment.name}.{kind}", content.getvalue())
+        # Afterwards, since a legend leaves out names that begin with an underscore.
+        for text, line in zip(legend.get_texts(), frame.lines):
+            text.set_text(one_line(line))
+        metadata = {
+            "svg": {"Date": None},
+            "png": {"Software": None, _NUMBERS: _digest(experiment, measured)},
+        }
+        return _bytes(drawn, kind, 150, metadata[kind])
 
 
 def _draw_panel(
@@ -82,10 +96,10 @@ def _draw_panel(
         x = [value for value, _ in known]
         mean = np.array([m.mean for _, m in known])
         half = np.nan_to_num([m.half_width for _, m in known])
-        axis.plot(x, mean, label=line, markersize=4, linewidth=1.2, **style)
+        axis.plot(x, mean, markersize=4, linewidth=1.2, **style)
         axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15)
-    axis.set_title(panel)
-    axis.set_xlabel(frame.label)
+    axis.set_title(one_line(panel))
+    axis.set_xlabel(one_line(frame.label))
     if min(frame.values) > 0 and max(frame.values) >= 50 * min(frame.values):
         axis.set_xscale("log")
         axis.minorticks_off()
@@ -100,35 +114,52 @@ def _digest(experiment: Experiment, measured: Sequence[Measured]) -> str:
 
 
 def _shows(path: Path, numbers: str) -> bool:
-    """Whether a picture, and the SVG beside it, were drawn from these numbers."""
-    if not path.is_file() or not path.with_suffix(".svg").is_file():
+    """Whether a picture was drawn from these numbers."""
+    if not path.is_file():
         return False
     try:
-        with Image.open(path) as picture:
-            return picture.info.get(_NUMBERS) == numbers
+        with Image.open(path) as found:
+            return found.info.get(_NUMBERS) == numbers
     except OSError:  # not a picture, or not a whole one
         return False
 
 
+def check_picture(path: Path) -> str:
+    """Return the kind of picture that a path names, "png" or "svg".
+
+    Raises `BadInput` for any other, and for a folder; to be asked before the work.
+    """
+    kind = path.suffix[1:].lower()
+    if kind not in ("png", "svg"):
+        raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
+    if path.is_dir():
+        raise BadInput(f"{str(path)!r} is a folder; name a file for the picture.")
+    return kind
+
+
+def _bytes(drawn: Any, kind: str, dpi: int, metadata: Mapping[str, str | None]) -> bytes:
+    content = io.BytesIO()
+    drawn.savefig(content, format=kind, dpi=dpi, metadata=metadata)
+    return content.getvalue()
+
+
 def draw_trial(trial: Trial, path: Path) -> None:
     """Write a picture of a trial's error rate and training loss over the iterations."""
+    kind = check_picture(path)
+    if not trial.result.curve:
+        raise BadInput("this trial has no error curve to draw; run it again.")
     from matplotlib.figure import Figure
 
     iterations, errors, losses = zip(*trial.result.curve)
-    picture = Figure(figsize=(6, 3.2), layout="constrained")
-    axis = picture.subplots()
+    drawn = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = drawn.subplots()
     axis.plot(iterations, errors, label="testing error rate", **_STYLES[0], markersize=3)
     axis.plot(iterations, losses, label="training loss", **_STYLES[1], markersize=3)
     axis.set_xlabel("iteration")
     axis.set_ylim(0)
     axis.grid(color="0.9", linewidth=0.6)
     axis.legend(fontsize=8)
-    kind = path.suffix[1:]
-    if kind not in ("png", "svg"):
-        raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
-    content = io.BytesIO()
-    picture.savefig(content, format=kind, dpi=150)
-    write_bytes(path, content.getvalue())
+    write_bytes(path, _bytes(drawn, kind, 150, {}))
 
 
 @dataclass(frozen=True)
@@ -194,16 +225,17 @@ def _svg_style(style: dict) -> dict:
 
 
 def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:
-    """Write a PNG with poisoned examples, each under the example that it started from.
+    """Write a picture with poisoned examples, each under the example that it started from.
 
     The label that training is given stands above each pair.
     """
+    kind = check_picture(path)
     from matplotlib.figure import Figure
 
     shown = min(columns * rows, len(made.x))
     rows = -(-shown // columns)
-    picture = Figure(figsize=(0.6 * columns, 1.5 * rows), layout="constrained")
-    axes = picture.subplots(2 * rows, columns, squeeze=False)
+    drawn = Figure(figsize=(0.6 * columns, 1.5 * rows), layout="constrained")
+    axes = drawn.subplots(2 * rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for i in range(shown):
@@ -211,9 +243,8 @@ def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 
         for offset, image in enumerate((made.start[i], made.x[i])):
             axes[2 * row + offset, column].imshow(image[0], cmap="gray", vmin=0, vmax=1)
         axes[2 * row, column].set_title(f"{made.labels[i]}", fontsize=7, pad=2)
-    content = io.BytesIO()
-    picture.savefig(content, format="png", dpi=130, metadata={"Software": None})
-    write_bytes(path, content.getvalue())
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}}[kind]
+    write_bytes(path, _bytes(drawn, kind, 130, metadata))
 
 
 def _cycle(count: int) -> list[dict]:

@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 import pandas as pd
 
-from fltrust_repro import claims, fidelity, figures, report
+from fltrust_repro import claims, fidelity, figures, literal, report
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.settings import Setting
@@ -79,30 +78,34 @@ class Section:
         return [known[column] for column in self.experiment.columns if column in known]
 
 
-def html(
-    experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame, folder: Path
-) -> str:
+def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
     """Return the page: summary, claims, tables, figures, error curves and where they came from.
 
-    `frame` is `fidelity.as_frame` of the same experiments and trials. Pictures are the SVG files
-    that `figures.draw` wrote to `folder`. The same numbers give the same bytes.
+    `frame` is `fidelity.as_frame` of the same experiments and trials. The same numbers give the
+    same bytes.
     """
     from jinja2 import Environment, StrictUndefined  # here, since only this page needs it
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     judged = claims.judge(CLAIMS, fidelity.numbers(experiments, trials))
     used = {s: trials[s] for e in experiments for s in e.settings if s in trials}
     return environment.from_string(template).render(
         summary=fidelity.summary(frame),
+        seeds=fidelity.seeds_told(),
+        least_trials=report.LEAST_TRIALS,
         paper_trials=fidelity.PAPER_TRIALS,
         outside=frame[frame["verdict"] == "outside"].to_dict("records"),
         titles={experiment.name: experiment.title for experiment in experiments},
         claims=judged,
-        claims_state=report.tally(sorted(word for _, word, _ in judged)),
-        sections=[_section(experiment, trials, folder) for experiment in _ordered(experiments)],
+        claims_state=claims.counted(judged),
+        sections=[_section(experiment, trials) for experiment in _ordered(experiments)],
         origin=_origin([trial for some in used.values() for trial in some]),
         panel=figures.PANEL,
     )
@@ -115,7 +118,7 @@ def _ordered(experiments: Sequence[Experiment]) -> list[Experiment]:
     )
 
 
-def _section(experiment: Experiment, trials: Trials, folder: Path) -> Section:
+def _section(experiment: Experiment, trials: Trials) -> Section:
     cells = fidelity.measured(experiment, trials)
     words = report.verdicts(cells)
     hours = fidelity.hours(experiment, cells, trials)
@@ -130,7 +133,7 @@ def _section(experiment: Experiment, trials: Trials, folder: Path) -> Section:
         state=_state(experiment, cells, words),
         cost=fidelity.cost(absent) if absent else "",
         per_cell=_per_cell(cells),
-        picture=_picture(folder, experiment) if fidelity.drawable(experiment, trials) else None,
+        picture=_picture(experiment, cells) if fidelity.drawable(experiment, trials) else None,
         curves=figures.curves(experiment, trials),
         commands=report.commands(experiment, used),
         origin=_origin(used),
@@ -162,7 +165,12 @@ def _origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     return [*report.origin(trials), ("Last trial ended", last)]
 
 
-def _picture(folder: Path, experiment: Experiment) -> str:
+def _picture(experiment: Experiment, cells: Sequence[report.Measured]) -> str:
     # Not inline: what two SVGs name alike would clash if they stood in one document.
-    content = (folder / f"{experiment.name}.svg").read_bytes()
+    content = figures.picture(experiment, cells, "svg")
     return "data:image/svg+xml;base64," + base64.b64encode(content).decode()
+
+
+def _shown(value: object) -> object:
+    # Names and evidence, which are str; what macros return is Markup and has lines.
+    return literal.one_line(value) if type(value) is str else value

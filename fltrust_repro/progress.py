@@ -11,8 +11,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fltrust_repro.experiments import Cell
+from fltrust_repro.literal import one_line
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
@@ -31,6 +33,8 @@ class Watch:
         Of the trials that were finished before.
     trials, iterations : int
         How many are to be run.
+    measure : str
+        What the means are of: "error_rate" or "lowest_error_rate".
     """
 
     def __init__(
@@ -40,8 +44,9 @@ class Watch:
         trials: int,
         iterations: int,
         console: Console | None = None,
+        measure: str = "error_rate",
     ) -> None:
-        self._cells = cells
+        self._cells, self._measure = cells, measure
         self._errors: dict[Setting, list[float]] = defaultdict(list)
         for setting, errors in known.items():
             self._errors[setting] += errors
@@ -80,7 +85,7 @@ class Watch:
     def done(self, trial: Trial) -> None:
         """Count a finished trial."""
         self._done += 1
-        self._errors[trial.setting].append(trial.result.error_rate)
+        self._errors[trial.setting].append(getattr(trial.result, self._measure))
         self._changed.append(trial.setting)
 
     def failed(self) -> None:
@@ -113,14 +118,16 @@ class Watch:
         )
 
     def _picture(self) -> Group:
-        table = Table(title="mean error rate so far (trials)", title_justify="left")
+        what = self._measure.replace("_", " ")
+        table = Table(title=f"mean {what} so far (trials)", title_justify="left")
         table.add_column("")
         columns = list(dict.fromkeys(cell.column for cell in self._cells))
         for column in columns:
-            table.add_column(column)
+            table.add_column(_literally(column))
         for row in dict.fromkeys(cell.row for cell in self._cells):
             settings = {cell.column: cell.setting for cell in self._cells if cell.row == row}
-            table.add_row(row, *(self._mean(settings.get(column)) for column in columns))
+            means = (self._mean(settings.get(column)) for column in columns)
+            table.add_row(_literally(row), *means)
         return Group(table, self._bar)
 
     def _mean(self, setting: Setting | None) -> str:
@@ -131,15 +138,20 @@ class Watch:
         task = self._bar.tasks[0]
         changed = set(self._changed)
         news = [
-            f"{cell.row} {cell.column} {self._mean(cell.setting)}"
+            f"{one_line(f'{cell.row} {cell.column}')} {self._mean(cell.setting)}"
             for cell in self._cells
             if cell.setting in changed
         ]
         left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
         rate = f", {task.speed:.1f} it/s" if task.speed else ""
         line = "; ".join([self._counts() + rate + left, *news])
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(Text(line), soft_wrap=True)
         self._changed, self._last_line = [], time.monotonic()
+
+
+def _literally(name: str) -> Text:
+    """A name as it is: a string would be read as rich's markup."""
+    return Text(one_line(name))
 
 
 def _clock(seconds: float) -> str:

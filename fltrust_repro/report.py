@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
+from fltrust_repro import literal
 from fltrust_repro.attacks import attacks
 from fltrust_repro.experiments import Cell, Experiment
 from fltrust_repro.trials import Trial
@@ -20,6 +22,8 @@ TOLERANCE = 0.03
 SHARE_OF_INCREASE = 0.2
 NOTABLE_INCREASE = 0.05
 LEVEL = 0.95
+LEAST_TRIALS = 3  # of a cell, for an interval and for every verdict
+TOO_FEW = "too few trials"
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,24 @@ class Measured:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the 95% confidence interval of the mean (Student's t)."""
-        n = len(self.errors)
-        return _student_t(n - 1) * self.std / math.sqrt(n) if n > 1 else math.nan
+        """Half the width of the mean's 95% confidence interval; NaN for too few trials."""
+        return half_width(self.errors)
 
     @property
     def difference(self) -> float:
         """Measured minus the paper's value."""
         return math.nan if self.cell.paper is None else self.mean - self.cell.paper
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95% confidence interval of the mean (Student's t).
+
+    NaN for fewer than `LEAST_TRIALS` values: two give an interval wider than all error rates.
+    """
+    n = len(values)
+    if n < LEAST_TRIALS:
+        return math.nan
+    return _student_t(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
 @cache
@@ -68,20 +82,23 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
     Without a crafted attack: within 0.03 of the paper. With one: within 0.03 + 20% of the increase
     that the paper prints over its own no-attack cell `baseline`, and where that increase is 0.05 or
-    more, above our no-attack cell by a one-sided Welch test at 95%.
+    more, above our no-attack cell by a one-sided Welch test at 95%. Cells with fewer than
+    `LEAST_TRIALS` trials are not judged.
     """
     if not measured.errors:
         return "missing"
     if measured.cell.paper is None:
         return "not in the paper"
+    if len(measured.errors) < LEAST_TRIALS:
+        return TOO_FEW
     tolerance = TOLERANCE
     crafted = attacks[measured.cell.setting.attack].has_knowledge
     if crafted and baseline is not None and baseline.cell.paper is not None:
         increase = measured.cell.paper - baseline.cell.paper
         tolerance += SHARE_OF_INCREASE * max(increase, 0.0)
         if increase >= NOTABLE_INCREASE:
-            if min(len(measured.errors), len(baseline.errors)) < 2:
-                return "too few trials"
+            if len(baseline.errors) < LEAST_TRIALS:
+                return TOO_FEW
             if not significantly_above(measured.errors, baseline.errors):
                 return "outside"
     # The paper prints two digits; a difference that rounds to the tolerance is not beyond it.
@@ -89,7 +106,10 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
-    """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
+    """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%.
+
+    Each has at least two values.
+    """
     # By hand, since importing scipy.stats takes longer than all else that a report does.
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
@@ -106,8 +126,14 @@ def verdicts(measured: Sequence[Measured]) -> list[str]:
     return [verdict(m, plain.get(m.cell.setting.without_attack())) for m in measured]
 
 
+COLUMNS = (
+    "experiment", "row", "column", "paper", "mean", "std", "ci95", "trials", "diverged",
+    "difference", "verdict",
+)  # fmt: skip
+
+
 def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFrame:
-    """One line per cell: paper, mean, std, ci95, trials, difference, verdict."""
+    """One line per cell, with `COLUMNS`."""
     lines = [
         {
             "experiment": experiment.name,
@@ -124,7 +150,7 @@ def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFra
         }
         for m, judged in zip(measured, verdicts(measured))
     ]
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def _cell_text(m: Measured, judged: str) -> str:
@@ -133,7 +159,7 @@ def _cell_text(m: Measured, judged: str) -> str:
     spread = "" if math.isnan(m.half_width) else f" ±{m.half_width:.2f}"
     if m.cell.paper is None:
         return f"{m.mean:.2f}{spread}"
-    mark = {"inside": "", "too few trials": " ?"}.get(judged, " *")
+    mark = {"inside": "", TOO_FEW: " ?"}.get(judged, " *")
     return f"{m.mean:.2f}{spread} ({m.cell.paper:.2f}, {m.difference:+.2f}){mark}"
 
 
@@ -147,12 +173,14 @@ def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> s
         (m.cell.row, m.cell.column): _cell_text(m, judged)
         for m, judged in zip(measured, verdicts(measured))
     }
+    # LaTeX's special characters are escaped by tabulate.
+    escape = literal.markdown if style == "github" else literal.one_line
     frame = pd.DataFrame(
         [[texts[row, column] for column in experiment.columns] for row in experiment.rows],
-        index=list(experiment.rows),
-        columns=list(experiment.columns),
+        index=[escape(row) for row in experiment.rows],
+        columns=[escape(column) for column in experiment.columns],
     )
-    return frame.to_markdown(tablefmt=style)
+    return frame.to_markdown(tablefmt=style, disable_numparse=True)  # a row may be called 1e3
 
 
 def summary_line(measured: Sequence[Measured]) -> str:
@@ -169,10 +197,12 @@ def _has_paper(measured: Sequence[Measured]) -> bool:
     return any(m.cell.paper is not None for m in measured)
 
 
-def heading(measured: Sequence[Measured]) -> str:
+def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
     """Say what the cells of a table show."""
     paper = " (the paper's value, difference)" if _has_paper(measured) else ""
-    return f"Testing error rate ± 95% confidence interval{paper}"
+    lowest = experiment.measure == "lowest_error_rate"
+    what = "Lowest testing error rate" if lowest else "Testing error rate"
+    return f"{what} ± 95% confidence interval{paper}"
 
 
 def _legend(measured: Sequence[Measured]) -> list[str]:
@@ -182,7 +212,7 @@ def _legend(measured: Sequence[Measured]) -> list[str]:
         f"{summary_line(measured)}. A star marks a cell outside the tolerance: 0.03, in",
         "attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where",
         "the increase must also be significant (95%) if the paper's is 0.05 or more. A",
-        "question mark: too few trials to say.",
+        f"question mark: too few trials to say, fewer than {LEAST_TRIALS}.",
         "",
     ]
 
@@ -190,23 +220,28 @@ def _legend(measured: Sequence[Measured]) -> list[str]:
 def _pictures(experiment: Experiment) -> list[str]:
     if experiment.figure is None:
         return []
-    return [f"![{experiment.title}]({experiment.name}.png)", ""]
+    return [picture_link(experiment), ""]
+
+
+def picture_link(experiment: Experiment) -> str:
+    """Return the Markdown that shows a figure's picture, beside the page."""
+    return f"![{literal.markdown(experiment.title)}]({quote(experiment.name)}.png)"
 
 
 def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
     """Return a page with the table, what it was measured with, and how to read it."""
     return "\n".join(
         [
-            f"# {experiment.title}",
+            f"# {literal.markdown(experiment.title)}",
             "",
-            f"{heading(measured)}.",
+            f"{heading(experiment, measured)}.",
             "",
             table(experiment, measured, "github"),
             "",
             *_pictures(experiment),
             *_legend(measured),
-            *(f"- Command: `{command}`" for command in commands(experiment, trials)),
-            *(f"- {name}: {text}" for name, text in origin(trials)),
+            *(f"- Command: {literal.markdown_code(c)}" for c in commands(experiment, trials)),
+            *(f"- {name}: {literal.markdown(text)}" for name, text in origin(trials)),
             "",
         ]
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fltrust_repro import figures, report, sweep
+from fltrust_repro import figures, literal, report, sweep
 from fltrust_repro.experiments import Cell, Experiment
 from fltrust_repro.fidelity import trial_files
 from fltrust_repro.files import write_text
@@ -34,8 +34,10 @@ def reproduce(
     missing.
     """
     known = read_back(experiment, out, store)
-    click.echo(f"\n{experiment.title}", err=True)
-    outcome = sweep.run_missing(chosen or experiment.cells, seeds, store, machine, announce)
+    title = literal.one_line(experiment.title)
+    click.echo(f"\n{title}", err=True)
+    cells = chosen or experiment.cells
+    outcome = sweep.run_missing(cells, seeds, store, machine, announce, experiment.measure)
     if outcome == (0, []):
         click.echo("All trials were finished already.", err=True)
     found = [store.find(cell.setting, seeds) for cell in experiment.cells]
@@ -51,7 +53,7 @@ def reproduce(
     several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
     told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
     lines = [
-        f"{experiment.title}. {report.heading(measured)}; {told}.",
+        f"{title}. {report.heading(experiment, measured)}; {told}.",
         "",
         report.table(experiment, measured, "simple"),
         "",

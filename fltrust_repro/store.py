@@ -241,10 +241,12 @@ class Store:
             Trial.from_row(row, setting) for row in rows if seeds is None or row["seed"] in seeds
         ]
 
-    def error_rates(self, setting: Setting, seeds: Container[int]) -> list[float]:
-        """Return the final error rates of a setting's finished trials."""
+    def error_rates(
+        self, setting: Setting, seeds: Container[int], measure: str = "error_rate"
+    ) -> list[float]:
+        """Return the final error rates of a setting's finished trials, or another column."""
         cursor = self._connection.execute(
-            "SELECT seed, error_rate FROM trials WHERE key = ? AND protocol = ? ORDER BY seed",
+            f"SELECT seed, {measure} FROM trials WHERE key = ? AND protocol = ? ORDER BY seed",
             (setting.key(), protocol_of(setting)),
         )
         return [error_rate for seed, error_rate in cursor if seed in seeds]

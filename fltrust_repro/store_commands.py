@@ -15,6 +15,7 @@ from fltrust_repro import fidelity, figures
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.files import write_bytes
+from fltrust_repro.literal import one_line
 from fltrust_repro.options import (
     count,
     out_option,
@@ -47,7 +48,8 @@ def status(
         failures, claimed = store.failures(), store.claimed()
     if names:
         for experiment in experiments:
-            click.echo(f"{experiment.title}: trials done of {trials}, mean error rate\n")
+            title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
+            click.echo(f"{title}: trials done of {trials}, mean {what}\n")
             click.echo(_cells_table(experiment, finished) + "\n")
     else:
         lines = [
@@ -83,8 +85,9 @@ def _cells_table(experiment: Experiment, finished: Mapping[Setting, Sequence[Tri
     texts = {(m.cell.row, m.cell.column): f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors)
              for m in fidelity.measured(experiment, finished)}  # fmt: skip
     rows = [[texts[row, column] for column in experiment.columns] for row in experiment.rows]
-    frame = pd.DataFrame(rows, index=list(experiment.rows), columns=list(experiment.columns))
-    return frame.to_markdown(tablefmt="simple")
+    row_names, column_names = map(one_line, experiment.rows), map(one_line, experiment.columns)
+    frame = pd.DataFrame(rows, index=list(row_names), columns=list(column_names))
+    return frame.to_markdown(tablefmt="simple", disable_numparse=True)
 
 
 def _failure_lines(

@@ -72,20 +72,22 @@ def run_missing(
     store: Store,
     machine: Machine,
     announce: Callable[[float], None] = lambda hours: None,
+    measure: str = "error_rate",
 ) -> Outcome:
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
-    `announce` is told first how many hours the run will take, from a few iterations of one
-    setting. A trial whose process dies or raises an error is tried once more, then recorded as
-    failed, and the rest goes on. `BadInput`, such as a data set that is not at hand, ends the run,
-    and so does `KeyboardInterrupt`; what was finished is in the store.
+    `announce` is told first how many hours the run will take, from a few iterations of one setting.
+    While trials run, the means of their `measure` are shown. A trial whose process dies or raises
+    an error is tried once more, then recorded as failed, and the rest goes on. `BadInput`, such as
+    a data set that is not at hand, ends the run, and so does `KeyboardInterrupt`; what was finished
+    is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     finished = store.names()
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
         return Outcome(0, [])
-    known = {setting: store.error_rates(setting, seeds) for setting in settings}
+    known = {setting: store.error_rates(setting, seeds, measure) for setting in settings}
     with _executor(machine) as executor:
         executor.check_data(dict.fromkeys(setting.dataset for setting, _ in tasks))
         hours = _project(executor, tasks, machine)
@@ -93,7 +95,7 @@ def run_missing(
         if hours is not None:
             announce(hours)
         iterations = sum(task.setting.iterations for task in tasks)
-        with Watch(cells, known, len(tasks), iterations) as watch:
+        with Watch(cells, known, len(tasks), iterations, measure=measure) as watch:
             return Run(tasks, executor, store, machine.data_dir, watch).to_the_end()
 
 

@@ -61,7 +61,9 @@ def _print_run(setting: Setting, finished: list[Trial], as_json: bool) -> None:
             f"{result.seconds:.1f} s"
         )
     if errors := [trial.result.error_rate for trial in finished]:
-        click.echo(f"mean error rate {statistics.fmean(errors):.4f} over {len(errors)} trials")
+        several = "s" * (len(errors) > 1)
+        mean = statistics.fmean(errors)
+        click.echo(f"mean error rate {mean:.4f} over {len(errors)} trial{several}")
 
 
 def _end(failed: list[Failure]) -> None:
@@ -85,7 +87,7 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
             {"seed": t.seed, **{name: getattr(t.result, name) for name in names}} for t in trials
         ],
         "mean_error_rate": statistics.fmean(errors) if errors else None,
-        "std_error_rate": statistics.stdev(errors) if len(errors) > 1 else 0.0,
+        "std_error_rate": statistics.stdev(errors) if len(errors) > 1 else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""Hypothesis profiles, marks, and the device that stands in for a GPU."""
+"""Hypothesis profiles, and the device that stands in for a GPU."""
 
 import os
 
@@ -12,13 +12,6 @@ from fltrust_repro.backend import mx, nd
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than a few seconds")
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, skipped without one")
-    config.addinivalue_line("markers", "browser: needs Chromium and Selenium, skipped without")
-    config.addinivalue_line("markers", "cuda_wheel: needs mxnet-cu112 (2 GB), skipped without it")
 
 
 class Device:
@@ -35,7 +28,7 @@ class Device:
 def _only_on(ctx, create):
     def checked(*args, **kwargs):
         out = create(*args, **kwargs)
-        assert out.context == ctx, f"mx.np.{create.__name__} made an array on {out.context}"
+        assert out.ctx == ctx, f"mx.np.{create.__name__} made an array on {out.ctx}"
         return out
 
     return checked
@@ -69,7 +62,7 @@ def host_randomness(monkeypatch):
             values = getattr(rng, name)(shape, dtype=np.float32)
             if not backend.on_gpu(like):
                 return values
-            return nd.array(values, ctx=like.context).as_np_ndarray()
+            return nd.array(values, ctx=like.ctx).as_np_ndarray()
 
         return draw
 

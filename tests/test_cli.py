@@ -12,7 +12,7 @@ import pandas as pd
 import pooch
 import pytest
 
-from fltrust_repro import cli, downloads, processes
+from fltrust_repro import cli, downloads, fidelity, processes
 from fltrust_repro.settings import Setting
 
 TINY = """
@@ -120,7 +120,12 @@ def test_run_prints_a_line_per_trial_and_does_not_repeat_finished_ones(call, no_
     assert lines[2].startswith("mean error rate 0.")
     no_processes()
     assert call(*RUN, "--trials", 2)[:2] == (0, out)
-    assert call(*RUN, "--seed", 1)[1].splitlines()[0] == lines[1]
+    one = call(*RUN, "--seed", 1)[1].splitlines()
+    assert one[0] == lines[1]
+    assert one[1].endswith("over 1 trial")
+    answer = json.loads(call(*RUN, "--seed", 1, "--json")[1])
+    assert answer["std_error_rate"] is None  # one trial has none, and not one of 0
+    assert answer["mean_error_rate"] == answer["trials"][0]["error_rate"]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -399,6 +404,26 @@ def test_sweep_takes_the_papers_attacks_where_none_is_named(call):
     ]  # fmt: skip
 
 
+def test_the_means_of_a_running_table_are_those_of_the_table_it_ends_with(call, tmp_path):
+    # At this learning rate the error rate goes up and down: the last one is not the lowest.
+    (tmp_path / "t.toml").write_text(
+        'measure = "lowest_error_rate"\n'
+        + TINY.replace("iterations = 12", "iterations = 12\nlearning_rate = 8.0")
+    )
+    options = ["t.toml", "--jobs", 1, "--store", "t.sqlite", "--out", "results"]
+    assert call("reproduce", *options, "--trials", 1)[0] == 0  # known before the next
+    code, out, err = call("reproduce", *options, "--trials", 3)
+    assert code == 0, err
+    lowest = pd.read_csv(tmp_path / "results" / "t.csv")["mean"]
+    last = pd.read_csv(tmp_path / "results" / "t.trials.csv")["error_rate"]
+    assert lowest.min() < last.mean() - 0.01
+    for column, mean in zip(("no-attack", "full"), lowest):
+        assert f"; median {column} {mean:.3f} (3)" in err
+    assert "Lowest testing error rate" in out
+    assert "Lowest testing error rate" in (tmp_path / "results" / "t.md").read_text()
+    assert "mean lowest error rate" in call("status", *options[:1], *options[3:])[1]
+
+
 def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_processes):
     no_processes()
     code, out, err = call("report", "--out", "results", "--latex", "--store", "none.sqlite")
@@ -408,4 +433,5 @@ def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_processe
     assert page.startswith("# Fidelity report")
     assert "not measured" in page
     assert (tmp_path / "results" / "table2a.tex").is_file()
-    assert len(pd.read_csv(tmp_path / "results" / "fidelity.csv")) > 140
+    printed = [c.paper is not None for e in fidelity.all_experiments() for c in e.cells]
+    assert len(pd.read_csv(tmp_path / "results" / "fidelity.csv")) == sum(printed) > 140

@@ -183,7 +183,7 @@ def test_blocks_of_columns_change_no_result(narrow, rule, d):
     updates, expected = narrow.array(values), nd.array(values)
     assert len(list(backend.column_blocks(updates))) == -(-d // 100)
     out = rules[rule](updates, c=2, beta=2)
-    assert out.context == narrow.ctx
+    assert out.ctx == narrow.ctx
     np.testing.assert_allclose(
         out.asnumpy(), rules[rule](expected, c=2, beta=2).asnumpy(), rtol=1e-5, atol=1e-6
     )

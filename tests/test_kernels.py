@@ -207,7 +207,7 @@ def test_operators_give_the_middle_mean_of_the_compiled_loop(device, m, first, s
         values[0, :5] = [NAN, INF, -INF, 1e30, -1e30]
     expected = middle_mean(array(values), first, stop).asnumpy()
     out = middle_mean(device.array(values), first, stop)
-    assert out.context == device.ctx
+    assert out.ctx == device.ctx
     np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-6, atol=1e-7)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -25,10 +26,10 @@ def trial(setting: Setting, error_rate: float) -> Trial:
     return Trial(setting, 0, result, "cpu", "", "", "1")
 
 
-def shown(terminal: bool, act) -> str:
+def shown(terminal: bool, act, cells=CELLS, **options) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
-    with Watch(CELLS, {PLAIN: [0.2]}, 3, 30, console) as watch:
+    with Watch(cells, {PLAIN: [0.2]}, 3, 30, console, **options) as watch:
         act(watch)
     return text.getvalue()
 
@@ -60,6 +61,41 @@ def test_a_log_gets_plain_lines_with_what_changed(monkeypatch):
     assert lines[1].endswith("; krum full 0.500 (1)")
     assert "krum" not in lines[2]
     assert all("\x1b" not in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", ":warning:", "[link=x]y", "\\[b]"])
+def test_names_are_no_markup(name):
+    cells = [Cell(f"row {name}", name, PLAIN, None)]
+
+    def act(watch: Watch) -> None:
+        watch.done(trial(PLAIN, 0.1))
+        watch._live.refresh()
+
+    assert f"row {name}" in shown(True, act, cells)
+    assert f"; row {name} {name} 0.150 (2)" in shown(False, act, cells)
+
+
+def test_names_do_not_command_the_terminal(monkeypatch):
+    cells = [Cell("two\nlines\x1b[2J", "x", PLAIN, None)]
+    for terminal in (True, False):
+        text = shown(terminal, lambda watch: watch.done(trial(PLAIN, 0.1)), cells)
+        assert "\x1b[2J" not in text
+    assert r"two\nlines\x1b[2J x 0.150 (2)" in text
+
+
+def test_a_table_of_lowest_error_rates_shows_those_meanwhile_too():
+    ended = trial(PLAIN, 0.9)
+    ended = replace(ended, result=replace(ended.result, lowest_error_rate=0.1))
+
+    def act(watch: Watch) -> None:
+        watch.done(ended)
+        watch._live.refresh()
+
+    text = shown(True, act, measure="lowest_error_rate")
+    assert "mean lowest error rate so far" in " ".join(text.split())
+    assert "0.150 (2)" in text
+    assert "0.150 (2)" in shown(False, act, measure="lowest_error_rate")
+    assert "0.550 (2)" in shown(False, act)
 
 
 def test_a_log_is_quiet_between_its_lines():

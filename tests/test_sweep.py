@@ -193,7 +193,7 @@ def test_after_kill_9_nothing_is_left_and_the_same_command_goes_on(tmp_path, und
     command = start(store_path)
     wait_for_first_trial(store_path, command)
     command.kill()
-    command.wait()
+    command.communicate(timeout=60)
     assert_nothing_left_of(command.pid)
     assert_the_same_command_goes_on(store_path, undisturbed)
 

@@ -58,7 +58,8 @@ def fill(store: Store, count: int) -> int:
     curve = [(10 * k, rng.random(), rng.random()) for k in range(1, 51)]
     result = TrialResult(0.1, 0.1, 500, False, 5.0, curve, 0, {"attacked iterations": 500})
     protocols = {setting: protocol_of(setting) for setting in settings}
-    tasks = [(settings[k % len(settings)], k // len(settings)) for k in range(count)]
+    first = fidelity.READING_SEEDS.stop  # what `report` looks at
+    tasks = [(settings[k % len(settings)], first + k // len(settings)) for k in range(count)]
     store.add(
         *(
             Trial(setting, seed, replace(result, error_rate=rng.random()), "cpu", "made up",
@@ -97,7 +98,14 @@ def main(trials: int, finished: int, repeats: int) -> None:
         commands = {
             "status": ["status"],
             "report": ["report"],
-            "a resumed table2a": ["reproduce", "table2a", "--trials", str(least)],
+            "a resumed table2a": [
+                "reproduce",
+                "table2a",
+                "--trials",
+                str(least),
+                "--seed",
+                str(fidelity.READING_SEEDS.stop),
+            ],
         }
         for what, command in commands.items():
             times = sorted(
