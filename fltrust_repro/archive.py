@@ -52,7 +52,7 @@ class Archive:
         self._opened = contextlib.ExitStack()
         try:
             if self.path.exists() and not self.path.is_file():
-                raise self._refusal("is not a file")
+                raise BadInput(f"store {str(path)!r} is not a file; give --store a file.")
             self._connection = self._opened.enter_context(self._open())
             self._connection.text_factory = readable_text
             self._prepare()
@@ -77,7 +77,7 @@ class Archive:
     def _unusable(self, error: OSError | sqlite3.Error) -> BadInput:
         return BadInput(
             f"{str(self.path)!r} is not a store of trials that can be read ({reason(error)}); give "
-            "another file."
+            "--store, or `import`, another file."
         )
 
     def _refusal(self, problem: str, with_trials: bool = False) -> BadInput:

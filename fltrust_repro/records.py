@@ -19,6 +19,7 @@ from fltrust_repro.errors import UnknownName
 from fltrust_repro.settings import MOST
 
 LAST_SEED = 2**31 - 1
+_LONGEST = 200  # characters of a reason that are told
 _NAMED = 3  # places of a file that are named; the others are counted
 _WRONG = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
@@ -143,6 +144,12 @@ def json_object(text: str) -> dict[str, Any]:
         raise Unreadable(f"{reprlib.repr(text)} is no JSON object") from None
 
 
+def _short(error: ValueError) -> str:
+    """Return an error's text for one line of a terminal, whatever a file made it say."""
+    text = "".join(filter(str.isprintable, str(error).rstrip(".")))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 class LeftOut:
     """What was read and could not be believed or understood, by file and place."""
 
@@ -163,8 +170,10 @@ class LeftOut:
         self._told = len(self._errors)
         for file in dict.fromkeys(file for (file, _), _ in new):
             errors = {place: error for (at, place), error in new if at == file}
-            unknown = [str(e) for e in errors.values() if isinstance(e, UnknownName)]
-            broken = [f"{p}: {e}" for p, e in errors.items() if not isinstance(e, UnknownName)]
+            unknown = [_short(e) for e in errors.values() if isinstance(e, UnknownName)]
+            broken = [
+                f"{p}: {_short(e)}" for p, e in errors.items() if not isinstance(e, UnknownName)
+            ]
             if broken:
                 more = len(broken) - _NAMED
                 named = broken[:_NAMED] + [f"and {more:,} more"] * (more > 0)

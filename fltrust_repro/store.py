@@ -109,12 +109,11 @@ class Store(Archive):
         self._check_place()
 
     def _check_place(self) -> None:
-        """Raise `BadInput` where the file was removed or replaced, its trials written elsewhere."""
+        """Raise `BadInput` where the file was removed, moved or replaced; save its trials first."""
         if _place(self.path) == self._place:
             return
         raise BadInput(
-            f"store {str(self.path)!r} was removed or replaced while this command ran; "
-            f"{self._rescue()}."
+            f"store {str(self.path)!r} is no longer where this command found it; {self._rescue()}."
         )
 
     def _rescue(self) -> str:
@@ -122,6 +121,8 @@ class Store(Archive):
         name = f"{self.path.stem}.rescued-{self._owner[:8]}.sqlite"
         for folder in (self.path.parent, Path(tempfile.gettempdir())):
             with contextlib.suppress(sqlite3.Error):
+                # Else the log would be taken for that of the file that has its place now.
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 with contextlib.closing(sqlite3.connect(folder / name)) as copy:
                     self._connection.backup(copy)
                 return f"its trials were written to {folder / name}: `import` them, or move it back"
