@@ -95,7 +95,7 @@ class Watch:
 
     def waits_for(self, owners: Sequence[str], trials: int) -> None:
         """Say once which other commands run the trials that are left."""
-        line = f"waiting for {trials} trials of {', '.join(owners)}"
+        line = f"waiting for {trials} trial{'s' * (trials > 1)} of {', '.join(owners)}"
         if line != self._waiting:
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
         self._waiting = line

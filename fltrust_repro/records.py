@@ -95,7 +95,7 @@ _RATE = Column("REAL NOT NULL", _within(float, 0.0, 1.0), "a number from 0 to 1"
 _SECONDS = Column("REAL NOT NULL", _within(float, 0.0, 1e12), "a number of seconds")
 _NAME = {"key": _words(), "seed": _whole(0, LAST_SEED), "protocol": _words()}
 
-TRIALS = {
+COLUMNS = {
     **_NAME,
     "setting": _words(),  # JSON
     "error_rate": _RATE,
@@ -111,7 +111,7 @@ TRIALS = {
     "finished": _words(),
 }
 TABLES: dict[str, dict[str, Column]] = {
-    "trials": TRIALS,
+    "trials": COLUMNS,
     "failures": {**_NAME, "message": _words(), "details": Column("TEXT NOT NULL", str, "a text")},
     "claims": {
         **_NAME,
@@ -177,8 +177,11 @@ class LeftOut:
             if broken:
                 more = len(broken) - _NAMED
                 named = broken[:_NAMED] + [f"and {more:,} more"] * (more > 0)
-                said = f"{len(broken):,} not understood, left as it is" + "s" * (len(broken) > 1)
-                click.echo(f"Note: {file}: {said} ({'; '.join(named)}).", err=True)
+                click.echo(
+                    f"Note: {file}: {len(broken):,} not understood, left alone "
+                    f"({'; '.join(named)}).",
+                    err=True,
+                )
             if unknown:
                 names = ", ".join(dict.fromkeys(text.split(";")[0] for text in unknown))
                 click.echo(

@@ -28,10 +28,10 @@ from fltrust_repro.archive import (
 )
 from fltrust_repro.databases import has_triggers
 from fltrust_repro.errors import BadInput
-from fltrust_repro.records import TABLES
+from fltrust_repro.records import COLUMNS, TABLES
 from fltrust_repro.trials import Trial, TrialName
 
-__all__ = ["CLAIM_SECONDS", "SCHEMA", "Failure", "Store"]
+__all__ = ["CLAIM_SECONDS", "COLUMNS", "SCHEMA", "Failure", "Store"]
 
 _BATCH = 1000  # trials that are taken over in one transaction
 
@@ -139,7 +139,7 @@ class Store(Archive):
 
         Ends their claims and failures.
         """
-        names, values = ", ".join(TABLES["trials"]), ", ".join(f":{n}" for n in TABLES["trials"])
+        names, values = ", ".join(COLUMNS), ", ".join(f":{name}" for name in COLUMNS)
         with self._writing():
             added = set()
             for trial in trials:

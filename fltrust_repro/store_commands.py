@@ -25,7 +25,7 @@ from fltrust_repro.options import (
     store_option,
     trials_option,
 )
-from fltrust_repro.records import TRIALS
+from fltrust_repro.records import COLUMNS
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
@@ -190,7 +190,7 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
 
 _NAME = list(TrialName._fields)
 _SETTING = [field.name for field in dataclasses.fields(Setting)]
-_OTHERS = [name for name in TRIALS if name not in {*_NAME, *_SETTING, "setting"}]
+_OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
 _EXPORTED = [*_NAME, *_SETTING, *_OTHERS]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from fltrust_repro.errors import BadInput, UnknownName
 from fltrust_repro.files import write_bytes
-from fltrust_repro.records import ADDED_LATER, TRIALS, LeftOut, Unreadable, checked, json_object
+from fltrust_repro.records import ADDED_LATER, COLUMNS, LeftOut, Unreadable, checked, json_object
 from fltrust_repro.results import PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
 
@@ -61,7 +61,7 @@ class Trial:
         return TrialName(self.setting.key(), self.seed, self.protocol)
 
     def row(self) -> dict[str, Any]:
-        """Return the trial as values of the columns `TRIALS`."""
+        """Return the trial as values of the columns `COLUMNS`."""
         result = asdict(self.result)
         return {
             **result,
@@ -80,13 +80,13 @@ class Trial:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], setting_of: Callable[[str], Setting]) -> Trial:
-        """Rebuild a trial from values of the columns `TRIALS`, as they stand in a file.
+        """Rebuild a trial from values of the columns `COLUMNS`, as they stand in a file.
 
         `setting_of` is a `setting_reader`. `Unreadable` where a value is not allowed, or where the
         key is not that of the setting: it was written under other defaults, or changed by hand.
         `UnknownName` where a plug-in that is not loaded may know better.
         """
-        values = checked(TRIALS, row)
+        values = checked(COLUMNS, row)
         setting = setting_of(values["setting"])
         if setting.key() != values["key"]:
             raise Unreadable(
@@ -124,7 +124,7 @@ def _rounded(loss: float) -> float | None:
 
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
     """Write finished trials as CSV, atomically, in place of what was there."""
-    write_bytes(path, _rows_text(TRIALS, [dict(zip(TRIALS, TRIALS)), *_rows(trials)]))
+    write_bytes(path, _rows_text(COLUMNS, [dict(zip(COLUMNS, COLUMNS)), *_rows(trials)]))
 
 
 def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
@@ -138,7 +138,7 @@ def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
     elif trials:
         columns = _columns_of(path, content)
         first, _, others = content.partition(b"\n")
-        if added := [name for name in TRIALS if name not in columns]:
+        if added := [name for name in COLUMNS if name not in columns]:
             end = b"\r" * first.endswith(b"\r")
             first = first.removesuffix(b"\r") + ",".join(["", *added]).encode() + end
         if others and not others.endswith(b"\n"):
@@ -201,7 +201,7 @@ def _columns_of(path: Path, content: bytes) -> list[str]:
         columns = _fields(content.partition(b"\n")[0].removeprefix(codecs.BOM_UTF8))
     except Unreadable as error:
         raise BadInput(f"{path} is no file of trials: it begins with {error}; {_AWAY}") from error
-    if lacking := [name for name in TRIALS if name not in {*columns, *ADDED_LATER}]:
+    if lacking := [name for name in COLUMNS if name not in {*columns, *ADDED_LATER}]:
         raise BadInput(
             f"{path} is no file of trials: nothing from line 2 on can be read, as the first "
             f"does not name {', '.join(lacking)}; {_AWAY}"

@@ -16,10 +16,10 @@ from test_store import RESULT, SETTING, trial
 from fltrust_repro import archive
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
-from fltrust_repro.records import TABLES
+from fltrust_repro.records import COLUMNS
 from fltrust_repro.store import Store
 
-COLUMNS = ", ".join(TABLES["trials"])
+NAMES = ", ".join(COLUMNS)
 
 
 @pytest.fixture
@@ -110,15 +110,15 @@ def test_a_folder_and_a_device_are_no_stores(tmp_path, opened):
 # ---- what others wrote --------------------------------------------------------------------------
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM n"
-VALUES = ", ".join("i" for _ in TABLES["trials"])
+VALUES = ", ".join("i" for _ in COLUMNS)
 
 
 @pytest.mark.parametrize("opened", [Archive, Store])
 @pytest.mark.parametrize(
     "statement",
-    [f"CREATE VIEW trials ({COLUMNS}) AS {ENDLESS.format(VALUES)}",
-     f"CREATE VIEW Trials ({COLUMNS}) AS SELECT {VALUES} FROM (SELECT 1 AS i)",
-     f"CREATE VIRTUAL TABLE trials USING fts5 ({COLUMNS})"],
+    [f"CREATE VIEW trials ({NAMES}) AS {ENDLESS.format(VALUES)}",
+     f"CREATE VIEW Trials ({NAMES}) AS SELECT {VALUES} FROM (SELECT 1 AS i)",
+     f"CREATE VIRTUAL TABLE trials USING fts5 ({NAMES})"],
 )  # fmt: skip
 def test_a_view_or_virtual_table_of_trials_is_refused_unread(tmp_path, opened, statement):
     path = tmp_path / "theirs.sqlite"
@@ -136,7 +136,7 @@ def test_triggers_are_not_run(file):
 
 def test_columns_that_compute_are_not_read(tmp_path):
     path = tmp_path / "theirs.sqlite"
-    columns = COLUMNS.replace("curve", "curve AS (hex(zeroblob(100000000)))")
+    columns = NAMES.replace("curve", "curve AS (hex(zeroblob(100000000)))")
     execute(path, f"CREATE TABLE trials ({columns})")
     with pytest.raises(BadInput, match="other columns in its trials"):
         Archive(path)

@@ -18,7 +18,7 @@ from fltrust_repro import settings
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
-from fltrust_repro.records import TRIALS, LeftOut
+from fltrust_repro.records import COLUMNS, LeftOut
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trials import read_csv, write_csv
@@ -57,7 +57,7 @@ CASES = [(column, value) for column, values in WRONG.items() for value in values
 
 def as_file(path, *rows):
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(TRIALS), lineterminator="\n")
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     path.write_text(text.getvalue())
@@ -66,12 +66,14 @@ def as_file(path, *rows):
 
 def as_store(path, *rows, kinds: bool = False):
     """A store that somebody else wrote, whose table enforces nothing."""
-    columns = ", ".join(f"{name} {column.sql if kinds else ''}" for name, column in TRIALS.items())
+    columns = ", ".join(f"{name} {column.sql if kinds else ''}" for name, column in COLUMNS.items())
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"CREATE TABLE trials ({columns})")
         for row in rows:
-            values = [row[name] for name in TRIALS]
-            connection.execute(f"INSERT INTO trials VALUES ({','.join('?' * len(TRIALS))})", values)
+            values = [row[name] for name in COLUMNS]
+            connection.execute(
+                f"INSERT INTO trials VALUES ({','.join('?' * len(COLUMNS))})", values
+            )
         connection.commit()
     return path
 
@@ -88,8 +90,8 @@ def test_what_no_trial_has_is_left_out_of_a_file_and_named_by_its_line(tmp_path,
 @pytest.mark.parametrize(
     ("column", "value"),
     [*((c, v) for c, v in CASES if v != 2**63),
-     *((column, value) for column in TRIALS for value in (None, b"\xff\x00")),
-     *((column, 2**63 - 1) for column in TRIALS if column != "seconds"), ("error_rate", 7.5),
+     *((column, value) for column in COLUMNS for value in (None, b"\xff\x00")),
+     *((column, 2**63 - 1) for column in COLUMNS if column != "seconds"), ("error_rate", 7.5),
      ("error_rate", float("inf")), ("seed", 1.0)],
 )  # fmt: skip
 def test_what_no_trial_has_is_left_out_of_a_store_and_named_by_its_row(
@@ -118,12 +120,12 @@ VALUES = (
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from(list(TRIALS)), VALUES, min_size=1, max_size=3))
+@given(changes=st.dictionaries(st.sampled_from(list(COLUMNS)), VALUES, min_size=1, max_size=3))
 def test_whatever_a_line_holds_it_is_a_trial_or_left_out(tmp_path_factory, changes):
     row = {name: str(value).replace("\ud800", "") for name, value in {**TOLD, **changes}.items()}
     text = io.StringIO()
     csv.writer(text).writerow(row.values())
-    content = ",".join(TRIALS).encode() + b"\n" + text.getvalue().encode("utf-8", "replace")
+    content = ",".join(COLUMNS).encode() + b"\n" + text.getvalue().encode("utf-8", "replace")
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(content)
     left_out = LeftOut()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import math
 import os
 import shutil
@@ -18,11 +20,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from fltrust_repro import sweep
 from fltrust_repro import trials as module
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
+from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
+from fltrust_repro.progress import Watch
 from fltrust_repro.records import LeftOut
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.results import TrialResult
@@ -410,6 +416,43 @@ def test_the_owners_of_claims_are_told(file):
         other = TrialName.of(SETTING, 1)
         assert ours.owners([NAME, other]) == [f"process {os.getpid()} on {socket.gethostname()}"]
         assert ours.owners([other]) == []
+
+
+class OneProcess:
+    """An executor that is never asked to run anything."""
+
+    device = "cpu"
+
+    def slots(self) -> int:
+        """Trials that it would run at a time."""
+        return 1
+
+    def iterations(self) -> int:
+        """Iterations done so far."""
+        return 0
+
+
+def test_a_command_that_waits_for_another_says_so_once(file, monkeypatch):
+    monkeypatch.setattr(sweep, "_RENEW_SECONDS", 0)
+    monkeypatch.setattr(sweep, "_WAKE_SECONDS", 0)
+    text = io.StringIO()
+    cells = [Cell("krum", "full", SETTING, None)]
+    with Store(file) as theirs, Store(file) as ours:
+        theirs._host, theirs._pid = "elsewhere", 77
+        assert theirs.claim(NAME)
+        renew, rounds = ours.renew_claims, itertools.count()
+
+        def renewed() -> None:
+            renew()
+            if next(rounds) == 4:
+                theirs.add(trial(0))
+
+        monkeypatch.setattr(ours, "renew_claims", renewed)
+        with Watch(cells, {}, 1, 20, Console(file=text)) as watch:
+            run = sweep.Run([sweep.Task(SETTING, 0)], OneProcess(), ours, None, watch)
+            assert run.to_the_end() == (0, [])
+    assert text.getvalue().count("waiting for") == 1
+    assert "waiting for 1 trial of process 77 on elsewhere" in text.getvalue()
 
 
 @pytest.mark.parametrize("how", ["deleted", "folder", "replaced", "moved"])
