@@ -53,6 +53,10 @@ def _within(kind: type, least: float, most: float) -> Callable[[Any], Any]:
     return read
 
 
+def _flag(value: Any) -> bool:
+    return bool(_within(int, 0, 1)(value))
+
+
 def _json(text: Any, kind: type) -> Any:
     value = json.loads(text) if isinstance(text, str) else None
     if not isinstance(value, kind):
@@ -82,13 +86,13 @@ def _curve(text: Any) -> list[tuple[int, float, float]]:
     return curve
 
 
-def _whole(least: int, most: int, end: str = "") -> Column:
+def _whole(least: int, most: int) -> Column:
     allowed = f"a whole number from {least} to {most:,}"
-    return Column(f"INTEGER NOT NULL{end}", _within(int, least, most), allowed)
+    return Column("INTEGER NOT NULL", _within(int, least, most), allowed)
 
 
-def _words(end: str = "") -> Column:
-    return Column(f"TEXT NOT NULL{end}", _text, "a text")
+def _words() -> Column:
+    return Column("TEXT NOT NULL", _text, "a text")
 
 
 _RATE = Column("REAL NOT NULL", _within(float, 0.0, 1.0), "a number from 0 to 1")
@@ -101,7 +105,7 @@ COLUMNS = {
     "error_rate": _RATE,
     "lowest_error_rate": _RATE,
     "iterations": _whole(0, MOST),
-    "diverged": _whole(0, 1),
+    "diverged": Column("INTEGER NOT NULL", _flag, "0 or 1"),
     "seconds": _SECONDS,
     "empty_workers": _whole(0, MOST),
     "notes": Column("TEXT NOT NULL DEFAULT '{}'", _notes, "a JSON object of numbers"),

@@ -33,6 +33,7 @@ from fltrust_repro.trials import Trial, TrialName
 
 __all__ = ["CLAIM_SECONDS", "COLUMNS", "SCHEMA", "Failure", "Store"]
 
+_WAIT_SECONDS = 60  # for another command that writes
 _BATCH = 1000  # trials that are taken over in one transaction
 
 
@@ -51,7 +52,9 @@ class Store(Archive):
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Transactions are begun in so many words: sqlite3's own begin too late for `claim`.
-        return contextlib.closing(sqlite3.connect(self.path, timeout=60, isolation_level=None))
+        return contextlib.closing(
+            sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+        )
 
     def _unusable(self, error: OSError | sqlite3.Error) -> BadInput:
         return BadInput(
@@ -64,13 +67,27 @@ class Store(Archive):
         if has_triggers(self._connection):
             raise self._refusal("holds triggers, which would run as trials are written", True)
         found = {table: self._columns(table) for table in TABLES}
-        # Readers then never wait for the writer, nor a writer's crash for a reader's recovery.
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._log_ahead()
         with self._transaction():
             self._migrate(found)
             # A change that writes nothing, to learn now and not after hours of training that the
             # file cannot be written.
             self._connection.execute("DELETE FROM trials WHERE 0")
+
+    def _log_ahead(self) -> None:
+        """Let readers never wait for the writer, nor a writer's crash for a reader's recovery.
+
+        Where several commands make the same store at once, SQLite does not wait by itself.
+        """
+        for left in reversed(range(_WAIT_SECONDS * 20)):
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if not left or "locked" not in str(error):
+                    raise
+                time.sleep(1 / 20)
+            else:
+                return
 
     def _migrate(self, found: dict[str, list[str]]) -> None:
         for table, columns in TABLES.items():

@@ -62,6 +62,7 @@ def assert_same(found: Trial, written: Trial) -> None:
     found_fields, written_fields = asdict(found), asdict(written)
     found_curve, curve = (f["result"].pop("curve") for f in (found_fields, written_fields))
     assert found_fields == written_fields
+    assert found.result.diverged is written.result.diverged
     assert [point[:2] for point in found_curve] == [point[:2] for point in curve]
     losses = [point[2] for point in curve]
     assert [point[2] for point in found_curve] == pytest.approx(losses, rel=1e-4, nan_ok=True)
