@@ -43,7 +43,7 @@ def _connected(uri: str) -> sqlite3.Connection:
 def _reads(path: Path) -> bool:
     with contextlib.closing(_connected(f"{path.as_uri()}?mode=ro")) as connection:
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection.execute("PRAGMA schema_version").fetchone()
         except sqlite3.OperationalError:
             return False
     return True
@@ -59,9 +59,11 @@ def plain_columns(connection: sqlite3.Connection, table: str) -> list[str] | Non
 
     None for a view or a virtual table: reading one runs what its author wrote.
     """
-    found = connection.execute(
-        "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)
-    ).fetchone()
+    query = "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE"
+    try:
+        found = connection.execute(query, (table,)).fetchone()
+    except UnicodeDecodeError:  # in SQLite's own message, which quotes what is wrong
+        raise sqlite3.DatabaseError("malformed database schema") from None
     if found is None:
         return []
     if found[0] != "table" or not found[1]:

@@ -222,3 +222,11 @@ def test_what_can_be_read_on_both_sides_of_the_damage_is_saved(damaged, tmp_path
         assert {0, 199} <= {one.seed for one in another.find(SETTING)}
         another.left_out.tell()
     assert "malformed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("opened", [Archive, Store])
+@pytest.mark.parametrize("garbage", [b"CREAT\xff", b"CREATX", b"C\x00EATE"])
+def test_a_store_whose_schema_is_garbage_is_one_sentence(file, opened, garbage):
+    file.write_bytes(file.read_bytes().replace(b"CREATE", garbage, 1))
+    with pytest.raises(BadInput, match=r"trials\.sqlite.*malformed.*another file"):
+        opened(file)
