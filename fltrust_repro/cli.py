@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fltrust_repro import datasets, fidelity, figures, page
 from fltrust_repro.aggregation import rules
+from fltrust_repro.archive import Archive
 from fltrust_repro.attacks import attacks
 from fltrust_repro.back_gradient import BackGradient
 from fltrust_repro.data_commands import data
@@ -24,7 +25,6 @@ from fltrust_repro.models import models
 from fltrust_repro.options import count, out_option, plugin_option, store_option
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store
 from fltrust_repro.store_commands import export_command, import_command, show, status
 from fltrust_repro.trial_commands import reproduce, run, sweep_command
 
@@ -57,9 +57,12 @@ def main() -> None:
 @main.command("report")
 @store_option
 @out_option
+@plugin_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True, help="Write OUT/fidelity.html, one page, too.")
-def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
+def report_command(
+    store_path: Path, out: Path, plugins: tuple[Path, ...], as_latex: bool, as_html: bool
+) -> None:
     """Set every number that the paper prints beside ours, and check its claims in words.
 
     Reads the trials in OUT and in the store; runs none. Those with seeds 0 to 9, which chose the
@@ -67,7 +70,7 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
     """
     check_writable(out)
     experiments = fidelity.all_experiments()
-    with Store.if_there(store_path) as store:
+    with Archive(store_path) as store:
         trials = fidelity.reported(fidelity.finished(out, store))
     frame = fidelity.as_frame(experiments, trials)
     write_text(out / "fidelity.md", fidelity.markdown(experiments, trials, frame))

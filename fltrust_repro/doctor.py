@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import click
 
 from fltrust_repro import cuda
+from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput
 
 
@@ -166,7 +166,9 @@ def store(path: Path) -> Iterator[Finding]:
     if not (path.is_file() and os.access(path, os.W_OK)):
         raise BadInput(f"{path} is not a file that can be written; {remedy}.")
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as opened:
+        with opened_to_read(path) as opened:
+            if not plain_columns(opened, "trials"):
+                raise sqlite3.DatabaseError("it has no plain table of trials")
             (verdict,) = opened.execute("PRAGMA quick_check(1)").fetchone()
             counted = opened.execute("SELECT COUNT(seed), COUNT(DISTINCT key) FROM trials")
             trials, settings = counted.fetchone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import pandas as pd
 
 from fltrust_repro import claims, literal, report
+from fltrust_repro.archive import Archive
+from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment, available, load_experiment
 from fltrust_repro.paper_claims import CLAIMS
+from fltrust_repro.records import LeftOut
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Store
-from fltrust_repro.trials import Trial, protocol_of, read_csv
+from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
 
 PAPER_TRIALS = 50
 # What chose the readings is none of the results: trials with these seeds, and experiments of ours.
@@ -31,14 +33,30 @@ def all_experiments() -> list[Experiment]:
 def trial_files(folder: Path) -> list[Path]:
     """Return the files of a results folder whose trials count for the paper's experiments."""
     ours = {folder / f"{name}.trials.csv" for name in NOT_OF_THE_PAPER}
-    return sorted(set(folder.glob("*.trials.csv")) - ours)
+    return sorted(filter(Path.is_file, set(folder.glob("*.trials.csv")) - ours))
 
 
-def finished(folder: Path, store: Store) -> dict[Setting, list[Trial]]:
-    """Return the finished trials in a results folder and a store by setting, each seed once."""
+def trials_in(
+    file: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
+) -> list[Trial]:
+    """Return a file's trials whose names are wanted; a file that is none is left out whole."""
+    try:
+        return read_csv(file, left_out, wanted)
+    except BadInput as error:
+        left_out.add(file, "the whole file", error)
+        return []
+
+
+def finished(folder: Path, store: Archive) -> dict[Setting, list[Trial]]:
+    """Return the finished trials in a results folder and a store by setting, each seed once.
+
+    Says on stderr what is left out as not understood.
+    """
     found = {trial.name: trial for trial in store.everything()}
     for file in trial_files(folder):
-        found.update({trial.name: trial for trial in read_csv(file, without=found)})
+        new = trials_in(file, store.left_out, lambda name: name not in found)
+        found.update({trial.name: trial for trial in new})
+    store.left_out.tell()
     known: dict[Setting, list[Trial]] = {}
     protocols: dict[Setting, str] = {}
     for trial in sorted(found.values(), key=lambda trial: trial.seed):

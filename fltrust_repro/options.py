@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import click
 from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.errors import BadInput
 from fltrust_repro.processes import Machine
+from fltrust_repro.records import LAST_SEED
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import CHOICES, Setting
 
@@ -32,9 +34,6 @@ def count(text: str, least: int) -> Callable:
     return check
 
 
-LAST_SEED = 2**31 - 1
-
-
 def seed_range(first: int, trials: int) -> range:
     """Return the seeds of N trials, S to S + N - 1."""
     if first + trials - 1 > LAST_SEED:
@@ -52,9 +51,15 @@ def _loaded(
     return paths
 
 
+def _file(_context: click.Context, _parameter: click.Parameter, text: str) -> Path:
+    if text.endswith(("/", os.sep)):
+        raise BadInput(f"--store is {text!r}, a folder; give a file.")
+    return Path(text)
+
+
 store_option = click.option(
-    "--store", "store_path", default="trials.sqlite", show_default=True,
-    type=click.Path(path_type=Path), help="File of finished trials.",
+    "--store", "store_path", default="trials.sqlite", show_default=True, metavar="PATH",
+    callback=_file, help="File of finished trials.",
 )  # fmt: skip
 plugin_option = click.option(
     "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), callback=_loaded,

@@ -52,6 +52,7 @@ class Watch:
             self._errors[setting] += errors
         self._trials, self._done, self._failed, self._running = trials, 0, 0, 0
         self._changed: list[Setting] = []
+        self._waiting = ""  # what was said last
         self._console = console or Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -96,6 +97,13 @@ class Watch:
         """Count a trial that another command has finished meanwhile."""
         self._trials -= 1
         self._bar.update(self._task, total=self._bar.tasks[0].total - setting.iterations)
+
+    def waits_for(self, owners: Sequence[str], trials: int) -> None:
+        """Say once which other commands run the trials that are left."""
+        line = f"waiting for {trials} trial{'s' * (trials > 1)} of {', '.join(owners)}"
+        if line != self._waiting:
+            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._waiting = line
 
     def update(self, running: int, iterations: int) -> None:
         """Say how many trials run now, and how many iterations are done."""

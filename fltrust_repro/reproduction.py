@@ -9,11 +9,11 @@ import click
 
 from fltrust_repro import figures, literal, report, sweep
 from fltrust_repro.experiments import Cell, Experiment
-from fltrust_repro.fidelity import trial_files
+from fltrust_repro.fidelity import trial_files, trials_in
 from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import Trial, names_in, read_csv, write_csv
+from fltrust_repro.trials import Trial, TrialName, add_to_csv, read_csv
 
 
 def reproduce(
@@ -29,7 +29,7 @@ def reproduce(
 
     Of the `chosen` cells, by default all; the table holds what is known of the others. Writes
     NAME.csv, NAME.md and NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg too.
-    A trial that another experiment's file in `out` holds is not written twice.
+    A trial that a file in `out` holds is not written twice, and none that it holds is dropped.
     Returns the trials that failed. Raises `DataUnavailable` before any trial where a data set is
     missing.
     """
@@ -74,11 +74,11 @@ def _write(
     store: Store,
     out: Path,
 ) -> None:
-    own = _own_file(experiment, out)
-    others = set().union(*(names_in(file) for file in trial_files(out) if file != own))
-    settings = dict.fromkeys(experiment.settings)
-    every = [trial for setting in settings for trial in store.find(setting)]
-    write_csv(own, [trial for trial in every if trial.name not in others])
+    own, settings = _own_file(experiment, out), dict.fromkeys(experiment.settings)
+    every = {trial.name: trial for setting in settings for trial in store.find(setting)}
+    files = {*trial_files(out), *filter(Path.is_file, [own])}
+    there = {t.name for file in files for t in trials_in(file, store.left_out, every.__contains__)}
+    add_to_csv(own, [trial for name, trial in every.items() if name not in there])
     table = report.as_frame(experiment, measured).to_csv(index=False)
     write_text(out / f"{experiment.name}.csv", table)
     used = list({trial.name: trial for trials in found for trial in trials}.values())
@@ -91,15 +91,23 @@ def _own_file(experiment: Experiment, folder: Path) -> Path:
     return folder / f"{experiment.name}.trials.csv"
 
 
-def read_back(experiment: Experiment, folder: Path, store: Store) -> set:
+def read_back(experiment: Experiment, folder: Path, store: Store) -> set[TrialName]:
     """Take the trials of earlier runs, committed ones for instance, into the store.
 
     They may be another experiment's: tables and figures share settings. Returns the names of
-    those that the store did not have.
+    those that the store did not have. Raises `BadInput` where the experiment's own file is none
+    that trials can be added to.
     """
     settings, had = set(experiment.settings), store.names()
-    files = {*trial_files(folder), *filter(Path.is_file, [_own_file(experiment, folder)])}
-    known = [trial for file in sorted(files) for trial in read_csv(file, without=had)]
+
+    def new(name: TrialName) -> bool:
+        return name not in had
+
+    own = _own_file(experiment, folder)
+    known = read_csv(own, store.left_out, new) if own.exists() else []
+    for file in set(trial_files(folder)) - {own}:
+        known += trials_in(file, store.left_out, new)
+    store.left_out.tell()
     return store.add(*(trial for trial in known if trial.setting in settings))
 
 

@@ -1,4 +1,4 @@
-"""Finished and failed trials in SQLite, and which trial is being run by whom.
+"""The store of trials as commands write it, and which trial is being run by whom.
 
 A trial is written in a transaction of its own as it ends, and never replaced. Commands that share
 a store claim a trial before they run it, so that none is run twice at the same time; the claim of
@@ -9,108 +9,95 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sqlite3
+import tempfile
 import time
 import uuid
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
-from fltrust_repro.errors import BadInput, UnknownName
-from fltrust_repro.settings import Setting
-from fltrust_repro.trials import (
-    ADDED_LATER,
-    COLUMNS,
-    Trial,
-    TrialName,
-    protocol_of,
-    setting_reader,
+from fltrust_repro.archive import (
+    CLAIM_SECONDS,
+    SAME_NAME,
+    SCHEMA,
+    Archive,
+    Failure,
+    reason,
+    started,
 )
+from fltrust_repro.databases import has_triggers
+from fltrust_repro.errors import BadInput
+from fltrust_repro.records import COLUMNS, TABLES
+from fltrust_repro.trials import Trial, TrialName
 
-SCHEMA = 1  # of the file, kept in it; 0 is a store from before there was a number
-CLAIM_SECONDS = 60  # a claim that its owner has not renewed for so long is void
-_NAME = ", ".join(TrialName._fields)
-_NAME_COLUMNS = ", ".join(f"{name} {COLUMNS[name]}" for name in TrialName._fields)
-_UNLESS_THERE = f"ON CONFLICT ({_NAME}) DO NOTHING"
-_SAME = "key = ? AND seed = ? AND protocol = ?"
+__all__ = ["CLAIM_SECONDS", "COLUMNS", "SCHEMA", "Failure", "Store"]
 
-
-@dataclass(frozen=True)
-class Failure:
-    """A trial whose process crashed or raised an error each time it was tried."""
-
-    name: TrialName
-    message: str
-    details: str  # the traceback, where there is one
+_WAIT_SECONDS = 60  # for another command that writes
+_BATCH = 1000  # trials that are taken over in one transaction
 
 
-class Store:
-    """Trials in one SQLite file, created where there is none.
+class Store(Archive):
+    """Trials in one SQLite file, created where there is none, to be written too.
 
     Raises `BadInput` for a path that cannot be opened or written, or is no such store.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._host, self._pid = socket.gethostname(), os.getpid()
-        self._owner = uuid.uuid4().hex
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Transactions are begun in so many words: sqlite3's own begin too late for `claim`.
-            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self._prepare()
-        except sqlite3.DatabaseError as error:
-            remedy = "give --store another file, in a folder that you can write to"
-            raise BadInput(f"store {str(path)!r} cannot be used ({error}); {remedy}.") from error
-        except OSError as error:
-            raise BadInput(
-                f"store {str(path)!r} cannot be made ({error.strerror}); give --store a file in a "
-                "folder that you can write to."
-            ) from error
+        self._pid = os.getpid()
+        self._owner = f"{uuid.uuid4().hex}@{started(self._pid)}"
+        super().__init__(path)
+        self._place = _place(self.path)
 
-    @classmethod
-    def if_there(cls, path: Path) -> Store:
-        """Open a store to look at it; where there is no file an empty one that makes none."""
-        return cls(path if path.is_file() else ":memory:")
+    def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Transactions are begun in so many words: sqlite3's own begin too late for `claim`.
+        return contextlib.closing(
+            sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+        )
+
+    def _unusable(self, error: OSError | sqlite3.Error) -> BadInput:
+        return BadInput(
+            f"store {str(self.path)!r} cannot be used ({reason(error)}); give --store another "
+            "file, in a folder that you can write to."
+        )
 
     def _prepare(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA:
-            raise self._refusal("was written by a newer version of this program")
-        found = self._columns()
-        if found and sorted({*found, *ADDED_LATER}) != sorted(COLUMNS):
-            raise self._refusal("holds other columns than this version writes")
-        # Readers then never wait for the writer, nor a writer's crash for a reader's recovery.
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        super()._prepare()
+        if has_triggers(self._connection):
+            raise self._refusal("holds triggers, which would run as trials are written", True)
+        found = {table: self._columns(table) for table in TABLES}
+        self._log_ahead()
         with self._transaction():
             self._migrate(found)
             # A change that writes nothing, to learn now and not after hours of training that the
             # file cannot be written.
             self._connection.execute("DELETE FROM trials WHERE 0")
 
-    def _columns(self) -> list[str]:
-        return [row[1] for row in self._connection.execute("PRAGMA table_info(trials)")]
+    def _log_ahead(self) -> None:
+        """Let readers never wait for the writer, nor a writer's crash for a reader's recovery.
 
-    def _refusal(self, problem: str) -> BadInput:
-        return BadInput(
-            f"store {str(self.path)!r} {problem}; give --store another file and keep the old one."
-        )
+        Where several commands make the same store at once, SQLite does not wait by itself.
+        """
+        for left in reversed(range(_WAIT_SECONDS * 20)):
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if not left or "locked" not in str(error):
+                    raise
+                time.sleep(1 / 20)
+            else:
+                return
 
-    def _migrate(self, found: list[str]) -> None:
-        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-        key = "PRIMARY KEY (key, seed, protocol)"
-        self._connection.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns}, {key})")
-        for name in sorted(set(COLUMNS) - set(found)) if found else ():
-            self._connection.execute(f"ALTER TABLE trials ADD COLUMN {name} {COLUMNS[name]}")
-        self._connection.execute(
-            f"CREATE TABLE IF NOT EXISTS failures ({_NAME_COLUMNS}, message TEXT NOT NULL, "
-            f"details TEXT NOT NULL, {key})"
-        )
-        self._connection.execute(
-            f"CREATE TABLE IF NOT EXISTS claims ({_NAME_COLUMNS}, owner TEXT NOT NULL, "
-            f"host TEXT NOT NULL, pid INTEGER NOT NULL, renewed REAL NOT NULL, {key})"
-        )
+    def _migrate(self, found: dict[str, list[str]]) -> None:
+        for table, columns in TABLES.items():
+            told = ", ".join(f"{name} {column.sql}" for name, column in columns.items())
+            self._connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {table} ({told}, PRIMARY KEY (key, seed, protocol))"
+            )
+            for name in sorted(set(columns) - set(found[table])) if found[table] else ():
+                sql = columns[name].sql
+                self._connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {sql}")
         self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextlib.contextmanager
@@ -131,35 +118,54 @@ class Store:
             with self._transaction():
                 yield
         except sqlite3.Error as error:
+            self._check_place()
             raise BadInput(
                 f"store {str(self.path)!r} could not be written ({error}); make room or rights "
                 "for it and run the same command again, which goes on where it stopped."
             ) from error
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Raise `BadInput` where the file was removed, moved or replaced; save its trials first."""
+        if _place(self.path) == self._place:
+            return
+        raise BadInput(
+            f"store {str(self.path)!r} is no longer where this command found it; {self._rescue()}."
+        )
+
+    def _rescue(self) -> str:
+        """Write what the open file holds to a new one; say where."""
+        name = f"{self.path.stem}.rescued-{self._owner[:8]}.sqlite"
+        for folder in (self.path.parent, Path(tempfile.gettempdir())):
+            with contextlib.suppress(sqlite3.Error):
+                # Else the log would be taken for that of the file that has its place now.
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                with contextlib.closing(sqlite3.connect(folder / name)) as copy:
+                    self._connection.backup(copy)
+                return f"its trials were written to {folder / name}: `import` them, or move it back"
+        return "its trials could not be written to another place"
 
     def close(self) -> None:
         """Give back all claims and close the file."""
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
-        self._connection.close()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().close()
 
     def add(self, *trials: Trial) -> set[TrialName]:
         """Write finished trials durably, all or none; return which the store did not have.
 
         Ends their claims and failures.
         """
-        names = ", ".join(COLUMNS)
-        values = ", ".join(f":{name}" for name in COLUMNS)
-        insert = f"INSERT INTO trials ({names}) VALUES ({values}) {_UNLESS_THERE}"
+        names, values = ", ".join(COLUMNS), ", ".join(f":{name}" for name in COLUMNS)
         with self._writing():
             added = set()
             for trial in trials:
-                if self._connection.execute(insert, trial.row()).rowcount == 1:
+                if not self.has(trial.name):
+                    # What else has this name is not understood: kept, and no longer in the way.
+                    aside = f"UPDATE trials SET key = key || ' aside ' || rowid WHERE {SAME_NAME}"
+                    self._connection.execute(aside, trial.name)
+                    insert = f"INSERT INTO trials ({names}) VALUES ({values})"
+                    self._connection.execute(insert, trial.row())
                     added.add(trial.name)
                 self._forget(trial.name, "claims", "failures")
         return added
@@ -168,21 +174,15 @@ class Store:
         """Write that a trial failed, in place of an earlier failure of it. Ends its claim."""
         with self._writing():
             self._connection.execute(
-                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO failures (key, seed, protocol, message, details) "
+                "VALUES (?, ?, ?, ?, ?)",
                 (*failure.name, failure.message, failure.details),
             )
             self._forget(failure.name, "claims")
 
     def _forget(self, name: TrialName, *tables: str) -> None:
         for table in tables:
-            self._connection.execute(f"DELETE FROM {table} WHERE {_SAME}", name)
-
-    def failures(self) -> dict[TrialName, Failure]:
-        """Return the trials that failed and have not been finished since."""
-        rows = self._connection.execute(
-            "SELECT key, seed, protocol, message, details FROM failures"
-        )
-        return {(name := TrialName(*row[:3])): Failure(name, *row[3:]) for row in rows}
+            self._connection.execute(f"DELETE FROM {table} WHERE {SAME_NAME}", name)
 
     def claim(self, name: TrialName) -> bool:
         """Take a trial for this command to run, or keep it.
@@ -190,14 +190,12 @@ class Store:
         False if it is finished by now, or if another command that is alive has claimed it.
         """
         with self._writing():
-            row = self._connection.execute(
-                f"SELECT host, pid, renewed FROM claims WHERE {_SAME} AND owner <> ?",
-                (*name, self._owner),
-            ).fetchone()
-            if self.has(name) or (row is not None and self._alive(*row)):
+            claims = self._claims(f"WHERE {SAME_NAME} AND owner <> ?", (*name, self._owner))
+            if self.has(name) or claims:
                 return False
             self._connection.execute(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO claims (key, seed, protocol, owner, host, pid, renewed) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*name, self._owner, self._host, self._pid, time.time()),
             )
         return True
@@ -209,92 +207,25 @@ class Store:
                 "UPDATE claims SET renewed = ? WHERE owner = ?", (time.time(), self._owner)
             )
 
-    def claimed(self) -> set[TrialName]:
-        """Return the trials that commands alive have claimed."""
-        rows = self._connection.execute(
-            "SELECT key, seed, protocol, host, pid, renewed FROM claims"
-        )
-        return {TrialName(*row[:3]) for row in rows if self._alive(*row[3:])}
-
-    def _alive(self, host: str, pid: int, renewed: float) -> bool:
-        if time.time() - renewed > CLAIM_SECONDS:
-            return False
-        return host != self._host or _runs(pid)
-
-    def has(self, name: TrialName) -> bool:
-        """Whether a trial is finished."""
-        found = self._connection.execute(f"SELECT 1 FROM trials WHERE {_SAME}", name)
-        return found.fetchone() is not None
-
-    def names(self) -> set[TrialName]:
-        """Return the names of all finished trials."""
-        return {TrialName(*row) for row in self._connection.execute(f"SELECT {_NAME} FROM trials")}
-
-    def find(self, setting: Setting, seeds: Container[int] | None = None) -> list[Trial]:
-        """Return a setting's finished trials of today's protocol, by seed; all seeds by default."""
-        cursor = self._connection.execute(
-            f"SELECT {', '.join(COLUMNS)} FROM trials WHERE key = ? AND protocol = ? ORDER BY seed",
-            (setting.key(), protocol_of(setting)),
-        )
-        rows = (dict(zip(COLUMNS, row)) for row in cursor)
-        return [
-            Trial.from_row(row, setting) for row in rows if seeds is None or row["seed"] in seeds
-        ]
-
-    def error_rates(
-        self, setting: Setting, seeds: Container[int], measure: str = "error_rate"
-    ) -> list[float]:
-        """Return the final error rates of a setting's finished trials, or another column."""
-        cursor = self._connection.execute(
-            f"SELECT seed, {measure} FROM trials WHERE key = ? AND protocol = ? ORDER BY seed",
-            (setting.key(), protocol_of(setting)),
-        )
-        return [error_rate for seed, error_rate in cursor if seed in seeds]
-
-    def everything(self) -> Iterator[Trial]:
-        """Yield all finished trials of every protocol, but for those of plug-ins not loaded."""
-        setting_of = setting_reader()
-        for values in self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM trials"):
-            row = dict(zip(COLUMNS, values))
-            with contextlib.suppress(UnknownName):
-                yield Trial.from_row(row, setting_of(row["setting"]))
-
     def merge(self, path: Path) -> tuple[int, int]:
         """Take over the finished trials of another store, whatever protocol they are of.
 
         Returns how many trials it has, and how many of these were new. The other store is only
-        read. Raises `BadInput` where the file is no store.
+        read, and of a damaged one what can be read. Raises `BadInput` where the file is no store.
         """
-        try:
-            rows, names = _rows_of(path)
-        except sqlite3.Error as error:
-            raise BadInput(f"{str(path)!r} is not a store of trials ({error}).") from error
-        with self._writing():
-            before = self._connection.total_changes
-            self._connection.executemany(
-                f"INSERT INTO trials ({', '.join(names)}) "
-                f"VALUES ({', '.join('?' * len(names))}) {_UNLESS_THERE}",
-                rows,
-            )
-            added = self._connection.total_changes - before
-        return len(rows), added
+        found = added = 0
+        with Archive(path) as other:
+            other.left_out = self.left_out
+            trials = other.salvaged()
+            while batch := list(islice(trials, _BATCH)):
+                found, added = found + len(batch), added + len(self.add(*batch))
+        return found, added
 
 
-def _rows_of(path: Path) -> tuple[list[tuple], list[str]]:
-    """All rows of another store's trials, and their columns; it may be an older one."""
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        found = {row[1] for row in db.execute("PRAGMA table_info(trials)")}
-        if not set(COLUMNS) - set(ADDED_LATER) <= found:
-            raise sqlite3.DatabaseError("its table of trials has other columns, or there is none")
-        names = [name for name in COLUMNS if name in found]
-        return db.execute(f"SELECT {', '.join(names)} FROM trials").fetchall(), names
-
-
-def _runs(pid: int) -> bool:
+def _place(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that takes its path; None where there is no file."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import click
 import pandas as pd
 
 from fltrust_repro import fidelity, figures
+from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.files import write_bytes
@@ -24,8 +26,9 @@ from fltrust_repro.options import (
     store_option,
     trials_option,
 )
+from fltrust_repro.records import COLUMNS
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Failure, Store
+from fltrust_repro.store import Store
 from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
 
 
@@ -43,9 +46,10 @@ def status(
     Counts the trials in the store and in OUT, whatever their seeds.
     """
     experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
-    with Store.if_there(store_path) as store:
+    with Archive(store_path) as store:
         finished = fidelity.finished(out, store)
         failures, claimed = store.failures(), store.claimed()
+        store.left_out.tell()
     if names:
         for experiment in experiments:
             title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
@@ -125,7 +129,7 @@ def show(
 ) -> None:
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
     setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
-    with Store.if_there(store_path) as store:
+    with Archive(store_path) as store:
         known = {t.seed: t for t in fidelity.finished(out, store).get(setting, ())}
         failure = store.failures().get(TrialName(setting.key(), seed, protocol_of(setting)))
     if seed not in known:
@@ -170,11 +174,12 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
     """Write all finished trials as one table, a column per setting field: FILE.csv or .parquet."""
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
-    with Store.if_there(store_path) as store:
-        frame = pd.DataFrame([_flat(trial) for trial in store.everything()])
+    with Archive(store_path) as store:
+        frame = pd.DataFrame([_flat(trial) for trial in store.everything()], columns=_EXPORTED)
+        store.left_out.tell()
     content = io.BytesIO()
     if file.suffix == ".csv":
-        frame.to_csv(content, index=False)
+        frame.apply(lambda column: column.map(_no_formula)).to_csv(content, index=False)
     else:
         try:
             frame.to_parquet(content, index=False)
@@ -186,11 +191,20 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
     click.echo(f"{len(frame)} trials: {file}")
 
 
+_NAME = list(TrialName._fields)
+_SETTING = [field.name for field in dataclasses.fields(Setting)]
+_OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
+_EXPORTED = [*_NAME, *_SETTING, *_OTHERS]
+
+
 def _flat(trial: Trial) -> dict[str, Any]:
-    row = trial.row()
-    del row["setting"]
-    names = {name: row.pop(name) for name in ("key", "seed", "protocol")}
-    return {**names, **trial.setting.as_dict(), **row}
+    return {**trial.setting.as_dict(), **trial.row()}
+
+
+def _no_formula(value: Any) -> Any:
+    """Return text that a spreadsheet does not take for a formula, behind an apostrophe."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 @click.command("import")
@@ -202,7 +216,7 @@ def _flat(trial: Trial) -> dict[str, Any]:
 def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:
     """Take over the finished trials of other stores, or of .trials.csv files.
 
-    A trial that is there already stays as it is.
+    A trial that is there already stays as it is; what is no trial is named and left out.
     """
     for file in files:
         if not file.is_file():
@@ -210,8 +224,9 @@ def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Pat
     with Store(store_path) as store:
         for file in files:
             if file.suffix == ".csv":
-                trials = read_csv(file)
+                trials = read_csv(file, store.left_out)
                 found, added = len(trials), len(store.add(*trials))
             else:
                 found, added = store.merge(file)
             click.echo(f"{file}: {added} of {found} trials are new")
+            store.left_out.tell()

@@ -83,7 +83,7 @@ def run_missing(
     is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
-    finished = store.names()
+    finished = {trial.name for s in settings for trial in store.find(s, seeds)}
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
         return Outcome(0, [])
@@ -201,6 +201,9 @@ class Run:
             if time.monotonic() - renewed > _RENEW_SECONDS:
                 renewed = time.monotonic()
                 self._store.renew_claims()
+                others = self._store.owners(task.name for task in self._elsewhere)
+                if others and not self._running:
+                    self._watch.waits_for(others, len(self._elsewhere))
                 # The other command may have finished these, or died and left them.
                 self._waiting.extend(self._elsewhere)
                 self._elsewhere.clear()

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import io
 import json
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fltrust_repro.errors import BadInput, UnknownName
-from fltrust_repro.files import write_text
+from fltrust_repro.files import write_bytes
+from fltrust_repro.records import ADDED_LATER, COLUMNS, LeftOut, Unreadable, checked, json_object
 from fltrust_repro.results import PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
 
-COLUMNS = {
-    "key": "TEXT NOT NULL",
-    "seed": "INTEGER NOT NULL",
-    "protocol": "TEXT NOT NULL",
-    "setting": "TEXT NOT NULL",
-    "error_rate": "REAL NOT NULL",
-    "lowest_error_rate": "REAL NOT NULL",
-    "iterations": "INTEGER NOT NULL",
-    "diverged": "INTEGER NOT NULL",
-    "seconds": "REAL NOT NULL",
-    "empty_workers": "INTEGER NOT NULL",
-    "notes": "TEXT NOT NULL DEFAULT '{}'",
-    "curve": "TEXT NOT NULL",
-    "device": "TEXT NOT NULL",
-    "versions": "TEXT NOT NULL",
-    "finished": "TEXT NOT NULL",
-}
-ADDED_LATER = {"notes": "{}"}  # what a trial without the column has in it
-_CSV_KINDS = {"TEXT": str, "INTEGER": int, "REAL": float}
+_RESULT = tuple(TrialResult.__dataclass_fields__)
+_AWAY = "move it away, or give another file or folder."
+_LONGEST_FIELD = 2**31 - 1  # csv's own limit is 131,072 characters: a curve of 33,000 iterations
 
 
 class TrialName(NamedTuple):
@@ -74,7 +61,7 @@ class Trial:
         return TrialName(self.setting.key(), self.seed, self.protocol)
 
     def row(self) -> dict[str, Any]:
-        """Return the trial as values of `COLUMNS`."""
+        """Return the trial as values of the columns `COLUMNS`."""
         result = asdict(self.result)
         return {
             **result,
@@ -92,46 +79,22 @@ class Trial:
         }
 
     @classmethod
-    def from_row(cls, row: dict[str, Any], setting: Setting) -> Trial:
-        """Rebuild a setting's trial from values of `COLUMNS`; an error where they make no sense."""
-        result = TrialResult(
-            error_rate=row["error_rate"],
-            lowest_error_rate=row["lowest_error_rate"],
-            iterations=row["iterations"],
-            diverged=bool(row["diverged"]),
-            seconds=row["seconds"],
-            empty_workers=row["empty_workers"],
-            notes=json.loads(row["notes"]),
-            curve=StoredCurve(row["curve"]),
-        )
-        columns = ("device", "versions", "finished", "protocol")
-        return cls(setting, row["seed"], result, **{name: row[name] for name in columns})
+    def from_row(cls, row: Mapping[str, Any], setting_of: Callable[[str], Setting]) -> Trial:
+        """Rebuild a trial from values of the columns `COLUMNS`, as they stand in a file.
 
-
-class StoredCurve(Sequence):
-    """A trial's error curve as the store holds it, JSON text, read when it is first looked at.
-
-    Most of what is done with thousands of trials looks at none.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    @cached_property
-    def _points(self) -> list[tuple[int, float, float]]:
-        points = json.loads(self._text)
-        return [(i, e, math.nan if loss is None else loss) for i, e, loss in points]
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._points[index]
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None
+        `setting_of` is a `setting_reader`. `Unreadable` where a value is not allowed, or where the
+        key is not that of the setting: it was written under other defaults, or changed by hand.
+        `UnknownName` where a plug-in that is not loaded may know better.
+        """
+        values = checked(COLUMNS, row)
+        setting = setting_of(values["setting"])
+        if setting.key() != values["key"]:
+            raise Unreadable(
+                f"key is {values['key']!r}; today's key of its setting is {setting.key()!r}"
+            )
+        result = TrialResult(**{name: values[name] for name in _RESULT})
+        columns = ("seed", "device", "versions", "finished", "protocol")
+        return cls(setting, result=result, **{name: values[name] for name in columns})
 
 
 def setting_reader() -> Callable[[str], Setting]:
@@ -140,51 +103,133 @@ def setting_reader() -> Callable[[str], Setting]:
     It remembers, since thousands of trials share a few settings; not beyond one reading, since a
     plug-in that is loaded later changes what a text means.
     """
-    return lru_cache(maxsize=None)(lambda text: Setting.from_stored(json.loads(text)))
+    return lru_cache(maxsize=None)(_setting_of)
+
+
+def _setting_of(text: str) -> Setting:
+    try:
+        return Setting.from_stored(json_object(text))
+    except UnknownName:
+        raise
+    except (TypeError, ValueError) as error:
+        raise Unreadable(f"its setting is not understood: {error}".rstrip(".")) from None
 
 
 def _rounded(loss: float) -> float | None:
     return None if math.isnan(loss) else float(f"{loss:.5g}")
 
 
+# ---- CSV files: a line of column names, then a line per trial -----------------------------------
+
+
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
-    """Write finished trials as CSV, atomically; `read_csv` reads them back."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(trial.row() for trial in trials)
-    write_text(path, text.getvalue())
+    """Write finished trials as CSV, atomically, in place of what was there."""
+    write_bytes(path, _rows_text(COLUMNS, [dict(zip(COLUMNS, COLUMNS)), *_rows(trials)]))
 
 
-def names_in(path: Path) -> set[TrialName]:
-    """Return the names of the trials that a file of `write_csv` holds, as they stand there."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        return {TrialName(row["key"], int(row["seed"]), row["protocol"]) for row in rows}
+def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
+    """Write finished trials behind what a file holds, which stays as it is, byte for byte.
 
-
-def read_csv(path: Path, without: Container[TrialName] = ()) -> list[Trial]:
-    """Read the trials that `write_csv` wrote, but for those named and those of unknown plug-ins.
-
-    `BadInput` names the file and line that is wrong.
+    The columns that the file lacks are added behind its own.
     """
+    content = path.read_bytes() if path.is_file() else b""
+    if not content:
+        write_csv(path, trials)
+    elif trials:
+        columns = _columns_of(path, content)
+        first, _, others = content.partition(b"\n")
+        if added := [name for name in COLUMNS if name not in columns]:
+            end = b"\r" * first.endswith(b"\r")
+            first = first.removesuffix(b"\r") + ",".join(["", *added]).encode() + end
+        if others and not others.endswith(b"\n"):
+            others += b"\n"
+        rows = _rows_text([*columns, *added], _rows(trials))
+        write_bytes(path, b"\n".join([first, others + rows]))
+
+
+def _rows(trials: Iterable[Trial]) -> Iterator[dict[str, Any]]:
+    return (trial.row() for trial in trials)
+
+
+def _rows_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    csv.DictWriter(text, list(columns), lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
+def read_csv(
+    path: Path,
+    left_out: LeftOut | None = None,
+    wanted: Callable[[TrialName], bool] = lambda name: True,
+) -> list[Trial]:
+    """Read the trials of a file of `write_csv` whose names are wanted.
+
+    `left_out` takes the lines that hold no trial that this version understands. Raises `BadInput`
+    where the file cannot be read, or is no file of trials at all.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); make it readable.") from error
+    if not content:
+        return []
     trials, setting_of = [], setting_reader()
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in (reader := csv.DictReader(file)):
+    with _long_fields():
+        columns = _columns_of(path, content)
+        for number, line in enumerate(content.split(b"\n")[1:], 2):
             try:
-                if TrialName(row["key"], int(row["seed"]), row["protocol"]) in without:
-                    continue
-                told = {**ADDED_LATER, **row}
-                values = {
-                    name: _CSV_KINDS[kind.split()[0]](told[name]) for name, kind in COLUMNS.items()
-                }
-                trials.append(Trial.from_row(values, setting_of(values["setting"])))
-                len(trials[-1].result.curve)  # reads it now, while its line can be named
-            except UnknownName:
-                continue
-            except (KeyError, TypeError, ValueError) as error:
-                raise BadInput(
-                    f"{path}, line {reader.line_num}, is not a finished trial ({error}); restore "
-                    "the file, or delete it to run its trials again."
-                ) from error
+                row = _row(columns, line)
+                if row is not None and _is_wanted(row, wanted):
+                    trials.append(Trial.from_row({**ADDED_LATER, **row}, setting_of))
+            except (Unreadable, UnknownName) as error:
+                left_out.add(path, f"line {number}", error)
     return trials
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _columns_of(path: Path, content: bytes) -> list[str]:
+    try:
+        columns = _fields(content.partition(b"\n")[0].removeprefix(codecs.BOM_UTF8))
+    except Unreadable as error:
+        raise BadInput(f"{path} is no file of trials: it begins with {error}; {_AWAY}") from error
+    if lacking := [name for name in COLUMNS if name not in {*columns, *ADDED_LATER}]:
+        raise BadInput(
+            f"{path} is no file of trials: nothing from line 2 on can be read, as the first "
+            f"does not name {', '.join(lacking)}; {_AWAY}"
+        )
+    return columns
+
+
+def _row(columns: Sequence[str], line: bytes) -> dict[str, str] | None:
+    """A line's values by column, without empty ones; None for an empty line.
+
+    A trial never takes more than one line, so that a broken one breaks no other.
+    """
+    fields = _fields(line)
+    if len(fields) > len(columns):
+        raise Unreadable(f"it has {len(fields)} values for {len(columns)} columns")
+    return {name: field for name, field in zip(columns, fields) if field} or None
+
+
+def _fields(line: bytes) -> list[str]:
+    try:
+        (fields,) = csv.reader([line.decode("utf-8")], strict=True)
+    except (csv.Error, ValueError) as error:
+        raise Unreadable(f"no line of CSV in UTF-8 ({error})") from error
+    return fields
+
+
+def _is_wanted(row: Mapping[str, str], wanted: Callable[[TrialName], bool]) -> bool:
+    try:
+        return wanted(TrialName(row["key"], int(row["seed"]), row["protocol"]))
+    except (KeyError, ValueError):
+        return True  # to learn what is wrong with it

@@ -106,7 +106,12 @@ COMMANDS = {
     DIGITS + "--store a-file/trials.sqlite": ["a-file", "--store"],
     DIGITS + "--store other.sqlite": ["other.sqlite", "columns", "--store"],
     "reproduce tiny.toml --out a-file": ["a-file", "--out"],
-    "reproduce tiny.toml --out damaged": ["damaged", "line 2"],
+    "reproduce tiny.toml --out damaged": ["damaged", "line 2", "does not name protocol"],
+    "status --store a-folder": ["a-folder", "--store"],
+    "status --store .": ["'.'", "--store"],
+    "status --store nowhere/": ["'nowhere/'", "--store"],
+    "export t.csv --store a-file": ["a-file", "--store"],
+    "import a-file": ["a-file", "not a store of trials"],
     # plug-ins
     DIGITS + "--plugin nowhere.py": ["nowhere.py", "path of a Python file"],
     DIGITS + "--plugin a-folder": ["a-folder", "path of a Python file"],

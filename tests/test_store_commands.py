@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from PIL import Image
 
 from fltrust_repro import cli
+from fltrust_repro.aggregation import rules
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
@@ -141,3 +146,111 @@ def test_import_refuses_what_is_no_file(call, tmp_path):
     code, _, errors = call("import", tmp_path / "nothing", out=False)
     assert code == 2
     assert "give a store or a .trials.csv file" in errors
+
+
+# ---- what is left out is told -------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_a_plugin(tmp_path, filled, monkeypatch):
+    """A trial of a rule that is not loaded, in the store, in another and in a file."""
+    with monkeypatch.context() as loaded:
+        loaded.setattr(rules, "_entries", {**rules, "theirs": rules["mean"]})
+        theirs = trial(replace(NONE, rule="theirs"), 0, 0.2)
+        for name in ("s.sqlite", "other.sqlite"):
+            with Store(tmp_path / name) as store:
+                store.add(theirs)
+        write_csv(tmp_path / "out" / "theirs.trials.csv", [theirs])
+
+
+@pytest.mark.usefixtures("of_a_plugin")
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [(["export", "t.csv"], "s.sqlite"), (["import", "other.sqlite"], "other.sqlite"),
+     (["import", "out/theirs.trials.csv"], "theirs.trials.csv"), (["status"], "s.sqlite"),
+     (["report"], "theirs.trials.csv")],
+)  # fmt: skip
+def test_trials_of_plugins_that_are_not_loaded_are_told(call, tmp_path, monkeypatch, words, file):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*words, out=words[0] in ("status", "report"))
+    assert code == 0
+    assert f"{file}: 1 of plug-ins that are not loaded, left out (unknown rule 'theirs')" in err
+    assert "--plugin" in err
+
+
+@pytest.mark.parametrize("command", ["status", "report", "export", "import", "show"])
+def test_what_is_no_trial_is_named_once_and_reaches_no_table(call, filled, tmp_path, command):
+    path = tmp_path / "out" / "table2a.trials.csv"
+    path.write_text(path.read_text().replace(",0.6,", ",7.531,", 1))
+    bad = "UPDATE trials SET error_rate = 'high', curve = ? WHERE seed = 1"
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.sqlite")) as connection:
+        connection.execute(bad, ("[" * 100_000,))
+        connection.commit()
+    words = {"export": [tmp_path / "t.csv"], "import": [path, tmp_path / "s.sqlite"],
+             "show": ["table2a", "krum", "full"]}  # fmt: skip
+    code, out, err = call(command, *words.get(command, []), out=command not in ("export", "import"))
+    assert code == 0
+    assert "7.531" not in out
+    assert "high" not in out
+    assert err.count("row 2: error_rate is 'high'; it must be a number from 0 to 1") == 1
+    if command != "export":
+        assert err.count("line 2: error_rate is '7.531'") == 1
+
+
+def test_an_export_of_nothing_has_its_columns(call, tmp_path):
+    for name, read in (("t.csv", pd.read_csv), ("t.parquet", pd.read_parquet)):
+        code, text, _ = call("export", tmp_path / name, out=False)
+        assert code == 0
+        assert text.startswith("0 trials")
+        frame = read(tmp_path / name)
+        assert len(frame) == 0
+        assert {"key", "rule", "error_rate"} <= set(frame.columns)
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t="])
+def test_text_in_an_export_is_no_formula(call, tmp_path, begin):
+    formula = begin.strip() + 'cmd("rm")'
+    with Store(tmp_path / "s.sqlite") as store:
+        one = replace(trial(FULL, 0, 0.8), device=begin + 'cmd("rm")')
+        low = replace(one.result, curve=[(10, 0.9, -2.5)])
+        store.add(replace(one, result=low))
+    assert call("export", tmp_path / "t.csv", out=False)[0] == 0
+    (row,) = pd.read_csv(tmp_path / "t.csv").to_dict("records")
+    assert row["device"] == "'" + formula
+    assert row["error_rate"] == 0.8
+    assert row["rule"] == "krum"
+    assert call("export", tmp_path / "t.parquet", out=False)[0] == 0
+    assert list(pd.read_parquet(tmp_path / "t.parquet")["device"]) == [formula]
+
+
+@pytest.mark.parametrize("command", ["status", "report", "show", "export", "import"])
+def test_a_damaged_store_is_one_sentence(call, tmp_path, command):
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(*(trial(FULL, seed, 0.8) for seed in range(300)))
+    content = bytearray((tmp_path / "s.sqlite").read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    (tmp_path / "damaged.sqlite").write_bytes(content)
+    if command == "import":
+        (tmp_path / "s.sqlite").unlink()
+        code, out, err = call("import", tmp_path / "damaged.sqlite", out=False)
+        assert code == 0
+        assert "trials are new" in out
+        assert "malformed" in err
+        return
+    (tmp_path / "damaged.sqlite").replace(tmp_path / "s.sqlite")
+    words = {"show": ["table2a", "krum", "full"], "export": [tmp_path / "t.csv"]}
+    code, _, err = call(command, *words.get(command, []), out=command != "export")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "s.sqlite' is damaged" in line
+    assert "s.sqlite --store another.sqlite` saves the trials that can be read" in line
+
+
+def test_looking_at_a_store_leaves_nothing_beside_it(call, filled, tmp_path):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    content = (tmp_path / "s.sqlite").read_bytes()
+    assert call("status")[0] == 0
+    assert call("show", "table2a", "krum", "full")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "s.sqlite").read_bytes() == content

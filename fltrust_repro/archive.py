@@ -1,0 +1,253 @@
+"""Finished and failed trials in one SQLite file, to look at: nothing is written or left beside it.
+
+What is read is checked by `records`; what fails there stays where it is, and answers to no name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fltrust_repro.databases import opened_to_read, plain_columns, readable_text
+from fltrust_repro.errors import BadInput, UnknownName
+from fltrust_repro.records import ADDED_LATER, TABLES, LeftOut, Unreadable, checked
+from fltrust_repro.settings import Setting
+from fltrust_repro.trials import Trial, TrialName, protocol_of, setting_reader
+
+SCHEMA = 1  # of the file, kept in it; 0 is a store from before there was a number
+CLAIM_SECONDS = 60  # a claim that its owner has not renewed for so long is void
+MOST_ROWS = 1_000_000  # of a table that are read
+SAME_NAME = "key = ? AND seed = ? AND protocol = ?"
+_OF_SETTING = "WHERE key = ? AND protocol = ? ORDER BY seed"
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial whose process crashed or raised an error each time it was tried."""
+
+    name: TrialName
+    message: str
+    details: str  # the traceback, where there is one
+
+
+class Archive:
+    """Trials in one SQLite file, to look at; none where there is no file.
+
+    Nothing is written, neither to the file nor beside it. `left_out` takes the rows that are not
+    understood. Raises `BadInput` for a file that is no such store or is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.left_out = Path(path), LeftOut()
+        self._host = socket.gethostname()
+        self._opened = contextlib.ExitStack()
+        try:
+            if self.path.exists() and not self.path.is_file():
+                raise BadInput(f"store {str(path)!r} is not a file; give --store a file.")
+            self._connection = self._opened.enter_context(self._open())
+            self._connection.text_factory = readable_text
+            self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            self._opened.close()
+            raise self._unusable(error) from error
+        except BadInput:
+            self._opened.close()
+            raise
+
+    def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        if self.path.is_file():
+            return opened_to_read(self.path)
+        return contextlib.closing(sqlite3.connect(":memory:"))
+
+    def _prepare(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA:
+            raise self._refusal("was written by a newer version of this program")
+        self._columns("trials")
+
+    def _unusable(self, error: OSError | sqlite3.Error) -> BadInput:
+        return BadInput(
+            f"{str(self.path)!r} is not a store of trials that can be read ({reason(error)}); give "
+            "--store, or `import`, another file."
+        )
+
+    def _refusal(self, problem: str, with_trials: bool = False) -> BadInput:
+        saving = f"; {self._saving()}" * with_trials
+        return BadInput(
+            f"store {str(self.path)!r} {problem}; give --store another file and keep the old one"
+            f"{saving}."
+        )
+
+    def _damaged(self, error: sqlite3.Error) -> BadInput:
+        return BadInput(f"store {str(self.path)!r} is damaged ({error}); {self._saving()}.")
+
+    def _saving(self) -> str:
+        return f"`import {self.path} --store another.sqlite` saves the trials that can be read"
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _columns(self, table: str) -> list[str]:
+        """The columns of a table; none where it is not there. `BadInput` where it is not ours."""
+        found = plain_columns(self._connection, table)
+        if found is None:
+            raise self._refusal(f"holds no plain table of {table}")
+        ours = set(TABLES[table])
+        if found and {*found, *(ours & set(ADDED_LATER))} != ours:
+            raise self._refusal(
+                f"holds other columns in its {table} than this version writes", table != "trials"
+            )
+        return found
+
+    def _rows(self, table: str, rest: str = "", values: tuple = ()) -> Iterator[dict[str, Any]]:
+        """Yield the raw rows of a table by column, `rowid` among them, up to `MOST_ROWS`."""
+        try:
+            if not (columns := self._columns(table)):
+                return
+            query = f"SELECT rowid, {', '.join(columns)} FROM {table} {rest} LIMIT {MOST_ROWS + 1}"
+            for count, row in enumerate(self._connection.execute(query, values)):
+                if count == MOST_ROWS:
+                    rows = f"{MOST_ROWS:,} of its {table} are read, no more"
+                    self.left_out.add(self.path, f"from row {row[0]} on", Unreadable(rows))
+                    return
+                yield {**ADDED_LATER, **dict(zip(["rowid", *columns], row))}
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
+
+    def _read(
+        self,
+        build: Callable[[dict[str, Any]], Read],
+        table: str,
+        rest: str = "",
+        values: tuple = (),
+    ) -> Iterator[Read]:
+        """Yield what is built of the rows of a table, but for those that cannot be."""
+        for row in self._rows(table, rest, values):
+            try:
+                built = build(row)
+            except (Unreadable, UnknownName) as error:
+                place = f"row {row['rowid']}" + f" of its {table}" * (table != "trials")
+                self.left_out.add(self.path, place, error)
+            else:
+                yield built
+
+    def _trials(self, rest: str = "", values: tuple = ()) -> Iterator[Trial]:
+        setting_of = setting_reader()
+        return self._read(lambda row: Trial.from_row(row, setting_of), "trials", rest, values)
+
+    def everything(self) -> Iterator[Trial]:
+        """Yield all finished trials of every protocol, but for those of plug-ins not loaded."""
+        return self._trials()
+
+    def names(self) -> set[TrialName]:
+        """Return the names of all finished trials."""
+        return {trial.name for trial in self.everything()}
+
+    def has(self, name: TrialName) -> bool:
+        """Whether a trial is finished."""
+        return any(True for _ in self._trials(f"WHERE {SAME_NAME}", name))
+
+    def find(self, setting: Setting, seeds: Container[int] | None = None) -> list[Trial]:
+        """Return a setting's finished trials of today's protocol, by seed; all seeds by default."""
+        found = self._trials(_OF_SETTING, (setting.key(), protocol_of(setting)))
+        wanted = (trial for trial in found if trial.setting == setting)
+        return [trial for trial in wanted if seeds is None or trial.seed in seeds]
+
+    def error_rates(
+        self, setting: Setting, seeds: Container[int], measure: str = "error_rate"
+    ) -> list[float]:
+        """Return the final error rates of a setting's finished trials, or their lowest ones."""
+        return [getattr(trial.result, measure) for trial in self.find(setting, seeds)]
+
+    def salvaged(self) -> Iterator[Trial]:
+        """As `everything`; where the file is damaged, what can be read before and after that."""
+        last = 0
+
+        def trial(row: dict[str, Any]) -> Trial:
+            nonlocal last
+            last = row["rowid"]
+            return Trial.from_row(row, setting_of)
+
+        setting_of = setting_reader()
+        try:
+            yield from self._read(trial, "trials", "ORDER BY rowid")
+        except BadInput as error:
+            if not isinstance(error.__cause__, sqlite3.Error):
+                raise
+            self.left_out.add(self.path, f"after row {last}", Unreadable(str(error.__cause__)))
+            with contextlib.suppress(BadInput):
+                backwards = "WHERE rowid > ? ORDER BY rowid DESC"
+                yield from self._read(trial, "trials", backwards, (last,))
+
+    def failures(self) -> dict[TrialName, Failure]:
+        """Return the trials that failed and have not been finished since."""
+        rows = self._read(partial(checked, TABLES["failures"]), "failures")
+        return {(name := _name(row)): Failure(name, row["message"], row["details"]) for row in rows}
+
+    def _claims(self, rest: str = "", values: tuple = ()) -> dict[TrialName, dict[str, Any]]:
+        """The claims of commands that are alive."""
+        rows = self._read(partial(checked, TABLES["claims"]), "claims", rest, values)
+        return {_name(row): row for row in rows if self._alive(row)}
+
+    def claimed(self) -> set[TrialName]:
+        """Return the trials that commands alive have claimed."""
+        return set(self._claims())
+
+    def owners(self, names: Iterable[TrialName]) -> list[str]:
+        """Say which processes alive have claimed some of these trials."""
+        claims = self._claims()
+        rows = [claims[name] for name in names if name in claims]
+        return sorted({f"process {row['pid']} on {row['host']}" for row in rows})
+
+    def _alive(self, claim: dict[str, Any]) -> bool:
+        # A clock that was set back must not make a claim that outlives its owner.
+        if abs(time.time() - claim["renewed"]) > CLAIM_SECONDS:
+            return False
+        return claim["host"] != self._host or _runs(claim["pid"], claim["owner"])
+
+
+def _name(row: dict[str, Any]) -> TrialName:
+    return TrialName(row["key"], row["seed"], row["protocol"])
+
+
+def reason(error: OSError | sqlite3.Error) -> str:
+    """Return what went wrong, in the system's words."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _runs(pid: int, owner: str) -> bool:
+    """Whether the process that an owner's claims name runs, and no other of the same number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    told = owner.partition("@")[2]
+    return not told or started(pid) in ("", told)
+
+
+def started(pid: int) -> str:
+    """Return when a process began, in ticks since its machine did; empty where no /proc tells."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{boot} {ticks}"

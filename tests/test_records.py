@@ -1,0 +1,269 @@
+"""What a row must hold to be believed, whether it lies in a store or in a file of trials."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sqlite3
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_store import RESULT, SETTING, trial
+
+from fltrust_repro import settings
+from fltrust_repro.aggregation import rules
+from fltrust_repro.archive import Archive
+from fltrust_repro.errors import BadInput
+from fltrust_repro.records import COLUMNS, LeftOut
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Store
+from fltrust_repro.trials import read_csv, write_csv
+
+DEEP = "[" * 100_000
+TOLD = trial().row()
+
+
+def told(**changes) -> str:
+    """The setting's text with some fields changed."""
+    return json.dumps({**SETTING.as_dict(), **changes})
+
+
+# column, and values that no finished trial has there
+WRONG = {
+    "seed": [-5, 2**63, "five", "1.5"],
+    "error_rate": ["7.5", "-1", "inf", "nan", "high", "1e999"],
+    "lowest_error_rate": ["1.01", "nan"],
+    "iterations": [-1, 10**7, "20.5"],
+    "diverged": [2, "maybe"],
+    "seconds": ["-1", "inf", "nan"],
+    "empty_workers": [-1, "none"],
+    "notes": ["[]", "no JSON", '{"a": "b"}', '{"a": [1]}', DEEP],
+    "curve": ["{}", "[]", "7", '["a", "b"]', '[["10", 0.5, 1]]', '[["10", "0.5", "1"]]',
+              "[[10, 7.5, 1]]", "[[10, NaN, 1]]", "[[10, 0.5]]", "[[-10, 0.5, 1]]",
+              '[[10, 0.5, "1"]]', f"[[10, 0.5, {10**400}]]", "[[true, 0.5, 1]]", DEEP],
+    "setting": ["[]", "no JSON", "7", DEEP, told(workers=10**400), told(rule=["krum"]),
+                told(rule={"a": 1}), told(rule="median"), told(epsilon=0.2), told(newer=1),
+                told(workers="20"), told(dataset=None), '{"workers": ' + "9" * 5000 + "}"],
+    "key": ["0123456789abcdef"],
+    "protocol": [""],
+    "device": [""],
+}  # fmt: skip
+CASES = [(column, value) for column, values in WRONG.items() for value in values]
+
+
+def as_file(path, *rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_text(text.getvalue())
+    return path
+
+
+def as_store(path, *rows, kinds: bool = False):
+    """A store that somebody else wrote, whose table enforces nothing."""
+    columns = ", ".join(f"{name} {column.sql if kinds else ''}" for name, column in COLUMNS.items())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"CREATE TABLE trials ({columns})")
+        for row in rows:
+            values = [row[name] for name in COLUMNS]
+            connection.execute(
+                f"INSERT INTO trials VALUES ({','.join('?' * len(COLUMNS))})", values
+            )
+        connection.commit()
+    return path
+
+
+@pytest.mark.parametrize(("column", "value"), CASES)
+def test_what_no_trial_has_is_left_out_of_a_file_and_named_by_its_line(tmp_path, column, value):
+    rows = [TOLD, {**trial(1).row(), column: value}, trial(2).row()]
+    left_out = LeftOut()
+    found = read_csv(as_file(tmp_path / "t.csv", *rows), left_out)
+    assert [one.seed for one in found] == [0, 2]
+    assert len(left_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [*((c, v) for c, v in CASES if v != 2**63),
+     *((column, value) for column in COLUMNS for value in (None, b"\xff\x00")),
+     *((column, 2**63 - 1) for column in COLUMNS if column != "seconds"), ("error_rate", 7.5),
+     ("error_rate", float("inf")), ("seed", 1.0)],
+)  # fmt: skip
+def test_what_no_trial_has_is_left_out_of_a_store_and_named_by_its_row(
+    tmp_path, capsys, column, value
+):
+    rows = [TOLD, {**trial(1).row(), column: value}, trial(2).row()]
+    with Archive(as_store(tmp_path / "s.sqlite", *rows)) as store:
+        assert [one.seed for one in store.everything()] == [0, 2]
+        assert [one.seed for one in store.find(SETTING)] == [0, 2]
+        store.left_out.tell()
+        store.left_out.tell()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "s.sqlite: 1 not understood" in line
+    assert "row 2" in line
+    assert len(line) < 600
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(DEEP)
+)
+VALUES = (
+    SCALARS
+    | st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3)).map(json.dumps)
+    | st.dictionaries(st.sampled_from(["rule", "workers", "b"]), SCALARS).map(json.dumps)
+    | st.integers(0, 30).map(str)
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from(list(COLUMNS)), VALUES, min_size=1, max_size=3))
+def test_whatever_a_line_holds_it_is_a_trial_or_left_out(tmp_path_factory, changes):
+    row = {name: str(value).replace("\ud800", "") for name, value in {**TOLD, **changes}.items()}
+    text = io.StringIO()
+    csv.writer(text).writerow(row.values())
+    content = ",".join(COLUMNS).encode() + b"\n" + text.getvalue().encode("utf-8", "replace")
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(content)
+    left_out = LeftOut()
+    for found in read_csv(path, left_out):
+        assert 0 <= found.result.error_rate <= 1
+        assert 0 <= found.seed < 2**31
+        assert found.result.curve
+    left_out.tell()
+
+
+def test_a_trial_of_the_most_iterations_is_read_back(tmp_path):
+    setting = replace(SETTING, iterations=1_000_000)
+    curve = [(i, 1 / 3, 0.12345) for i in range(10, 1_000_001, 10)]
+    long = trial(setting=setting, result=replace(RESULT, iterations=1_000_000, curve=curve))
+    before = csv.field_size_limit()
+    write_csv(tmp_path / "t.csv", [long])
+    (found,) = read_csv(tmp_path / "t.csv")
+    assert found == long
+    assert csv.field_size_limit() == before
+
+
+def test_lines_left_out_are_counted_a_few_are_named_and_the_file_is_told_once(tmp_path, capsys):
+    rows = [TOLD, *({**trial(seed).row(), "error_rate": "7.5"} for seed in range(1, 10))]
+    path = as_file(tmp_path / "t.csv", *rows)
+    left_out = LeftOut()
+    for _ in range(2):
+        read_csv(path, left_out)
+        left_out.tell()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: 9 not understood" in line
+    assert "line 3: error_rate is '7.5'; it must be a number from 0 to 1" in line
+    assert "and 6 more" in line
+
+
+def test_a_line_with_a_quote_too_few_takes_no_other_line_with_it(tmp_path):
+    path = as_file(tmp_path / "t.csv", *(trial(seed).row() for seed in range(4)))
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"{', b"{", 1)
+    lines[3] = lines[3][:200] + b"\n"
+    path.write_bytes(b"".join(lines))
+    left_out = LeftOut()
+    assert [found.seed for found in read_csv(path, left_out)] == [0, 3]
+    assert len(left_out) == 2
+
+
+def test_a_line_that_is_not_utf_8_takes_no_other_line_with_it(tmp_path):
+    path = as_file(tmp_path / "t.csv", *(trial(seed).row() for seed in range(3)))
+    path.write_bytes(path.read_bytes().replace(b"2020-01-01", b"2020-01-\xff1", 1))
+    assert [found.seed for found in read_csv(path)] == [1, 2]
+
+
+def test_a_file_with_a_byte_order_mark_and_windows_line_ends_is_read(tmp_path):
+    path = as_file(tmp_path / "t.csv", TOLD, trial(1).row())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    left_out = LeftOut()
+    assert [found.seed for found in read_csv(path, left_out)] == [0, 1]
+    assert len(left_out) == 0
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "store", "thesis", "export"])
+def test_a_file_that_is_none_of_trials_is_refused_in_one_sentence(tmp_path, kind):
+    path = as_file(tmp_path / "t.csv", TOLD)
+    if kind == "utf-16":
+        path.write_bytes(path.read_text().encode("utf-16"))
+    elif kind == "store":
+        path.unlink()
+        Store(path).close()
+    else:
+        path.write_text("my thesis\n" if kind == "thesis" else "key,seed,protocol\n1,2,3\n")
+    with pytest.raises(BadInput, match=r"t\.csv is no file of trials"):
+        read_csv(path)
+
+
+# ---- a name is not an identity ------------------------------------------------------------------
+
+
+def test_a_store_does_not_answer_with_trials_of_another_setting_under_its_key(tmp_path):
+    path = as_store(tmp_path / "s.sqlite", {**TOLD, "setting": told(rule="median")}, kinds=True)
+    with Store(path) as store:
+        assert store.find(SETTING) == store.find(replace(SETTING, rule="median")) == []
+        assert store.error_rates(SETTING, range(9)) == []
+        assert not store.has(trial().name)
+        assert store.names() == set()
+        assert store.add(trial()) == {trial().name}  # what it had stands in no one's way
+        assert [found.seed for found in store.find(SETTING)] == [0]
+        rows = store._connection.execute("SELECT setting FROM trials").fetchall()
+    assert {json.loads(text)["rule"] for (text,) in rows} == {"krum", "median"}
+
+
+@pytest.fixture
+def changed_default(monkeypatch):
+    """Change a field's default, as a later version of the program would."""
+
+    def change(name: str, value: object) -> None:
+        places = {field.name: i for i, field in enumerate(fields(Setting))}
+        defaults = list(Setting.__init__.__defaults__)
+        defaults[places[name]] = value
+        monkeypatch.setattr(Setting.__init__, "__defaults__", tuple(defaults))
+        monkeypatch.setattr(fields(Setting)[places[name]], "default", value)
+        settings._key_of.cache_clear()
+
+    yield change
+    settings._key_of.cache_clear()
+
+
+def test_a_changed_default_is_not_answered_with_trials_of_the_old_one(tmp_path, changed_default):
+    file, table = tmp_path / "s.sqlite", tmp_path / "t.csv"
+    asked = {"dataset": "digits", "rule": "krum", "attack": "krum", "iterations": 20}
+    before = Setting(**asked)
+    with Store(file) as store:
+        store.add(trial(setting=before))
+    write_csv(table, [trial(setting=before)])
+    changed_default("initial", "xavier-1")
+    after = Setting(**asked)
+    assert after.key() != replace(before).key()
+    with Store(file) as store:
+        assert store.find(after) == []
+        assert read_csv(table) == []
+        assert store.add(trial(setting=after))
+        assert [found.setting for found in store.find(after)] == [after]
+
+
+def test_a_field_added_later_takes_todays_default_where_a_trial_does_not_tell_it(tmp_path):
+    text = json.dumps({k: v for k, v in SETTING.as_dict().items() if k != "initial"})
+    with Archive(as_store(tmp_path / "s.sqlite", {**TOLD, "setting": text})) as store:
+        assert [found.setting for found in store.find(SETTING)] == [SETTING]
+
+
+def test_trials_of_plugins_that_are_not_loaded_are_counted_with_their_names(
+    tmp_path, capsys, monkeypatch
+):
+    with monkeypatch.context() as loaded:
+        loaded.setattr(rules, "_entries", {**rules, "theirs": rules["mean"]})
+        rows = [trial(s, replace(SETTING, rule="theirs", attack="none")).row() for s in range(2)]
+    left_out = LeftOut()
+    assert read_csv(as_file(tmp_path / "t.csv", *rows), left_out) == []
+    left_out.tell()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "t.csv: 2 of plug-ins that are not loaded" in line
+    assert "'theirs'" in line
+    assert "--plugin" in line

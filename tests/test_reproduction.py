@@ -1,0 +1,153 @@
+"""What `reproduce` does to the files of a results folder, which hold other trials too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_store import trial
+
+from fltrust_repro import cli, processes
+from fltrust_repro.aggregation import rules
+from fltrust_repro.experiments import load_experiment
+from fltrust_repro.settings import Setting
+from fltrust_repro.store import Store
+from fltrust_repro.trials import read_csv, write_csv
+
+ONE = """title = "One"
+[setting]
+dataset = "digits"
+workers = 10
+compromised = 2
+iterations = 20
+[rows]
+median = { rule = "median" }
+[columns]
+plain = { attack = "none" }
+"""
+SETTING = Setting(dataset="digits", rule="median", workers=10, compromised=2, iterations=20)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An experiment whose trials are in the store, and a folder of results."""
+    (tmp_path / "one.toml").write_text(ONE)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("one.toml").settings == (SETTING,)
+    with Store("trials.sqlite") as store:
+        store.add(trial(0, SETTING), trial(1, SETTING))
+
+    def refuse(*_, **__):
+        raise AssertionError("a worker process was started")
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main.main([str(word) for word in words], prog_name="fltrust_repro")
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def reproduce(call, *more: str) -> tuple[int, str, str]:
+    return call("reproduce", "one.toml", "--trials", 2, "--out", "out", *more)
+
+
+@pytest.fixture
+def others(folder, monkeypatch):
+    """A file of the experiment's name with trials that are none of its own."""
+    own = folder / "out" / "one.trials.csv"
+    with monkeypatch.context() as loaded:
+        loaded.setattr(rules, "_entries", {**rules, "theirs": rules["mean"]})
+        write_csv(
+            own,
+            [
+                trial(0, replace(SETTING, iterations=30)),  # of a namesake
+                trial(0, SETTING, protocol="0"),
+                trial(0, replace(SETTING, rule="theirs")),  # of a plug-in
+                trial(5, SETTING),
+            ],
+        )
+    newer = own.read_bytes().splitlines(keepends=True)[-1].replace(b'""rule""', b'""new""', 1)
+    own.write_bytes(own.read_bytes() + newer + b"<<<<<<< not even a line, \xff\n")
+    return own
+
+
+def test_what_a_file_held_stays_byte_for_byte_and_ours_is_added(call, others):
+    before = others.read_bytes()
+    code, _, err = reproduce(call)
+    assert code == 0, err
+    after = others.read_bytes()
+    assert after.startswith(before)
+    added = after[len(before) :].splitlines()
+    assert len(added) == 2
+    assert err.count("Note: out") == 2
+    assert "2 not understood, left alone" in err
+    assert "line 6: " in err
+    assert "line 7: " in err
+    assert "1 of plug-ins that are not loaded" in err
+    assert reproduce(call)[0] == 0
+    assert others.read_bytes() == after
+
+
+def test_a_namesake_does_not_take_the_trials_of_the_experiment_before(call, folder):
+    assert reproduce(call)[0] == 0
+    own = folder / "out" / "one.trials.csv"
+    before = own.read_bytes()
+    (folder / "one.toml").write_text(ONE.replace("iterations = 20", "iterations = 40"))
+    later = replace(SETTING, iterations=40)
+    with Store("fresh.sqlite") as store:
+        store.add(trial(0, later), trial(1, later))
+    assert reproduce(call, "--store", "fresh.sqlite")[0] == 0
+    assert own.read_bytes().startswith(before)
+    assert {(found.setting, found.seed) for found in read_csv(own)} == {
+        (setting, seed) for setting in (SETTING, later) for seed in (0, 1)
+    }
+
+
+def test_a_line_that_is_not_understood_does_not_keep_a_good_trial_out_of_the_files(call, folder):
+    path = folder / "out" / "other.trials.csv"
+    write_csv(path, [trial(0, SETTING), trial(1, SETTING)])
+    path.write_text(path.read_text().replace("0.3333333333333333,", "7.5,", 1))
+    assert reproduce(call)[0] == 0
+    assert [found.seed for found in read_csv(folder / "out" / "one.trials.csv")] == [0]
+
+
+def test_several_experiments_tell_once_what_is_not_understood(call, folder):
+    (folder / "two.toml").write_text(ONE.replace("One", "Two"))
+    (folder / "out" / "other.trials.csv").write_bytes(b"\xff\xfe\x00my thesis")
+    code, _, err = call("reproduce", "one.toml", "two.toml", "--trials", 2, "--out", "out")
+    assert code == 0, err
+    assert err.count("other.trials.csv: 1 not understood") == 1
+
+
+@pytest.mark.parametrize("content", [b"my thesis\n" * 9, "key,seed\n1,2\n".encode("utf-16")])
+def test_an_own_file_that_is_none_of_trials_is_refused_before_any_work(call, folder, content):
+    own = folder / "out" / "one.trials.csv"
+    own.write_bytes(content)
+    code, out, err = reproduce(call, "--store", "fresh.sqlite")
+    assert code == 2
+    assert out == ""
+    assert "one.trials.csv is no file of trials" in err
+    assert "move it away" in err
+    assert own.read_bytes() == content
+
+
+def test_a_folder_of_the_name_of_a_file_of_trials(call, folder):
+    (folder / "out" / "other.trials.csv").mkdir()
+    assert reproduce(call)[0] == 0
+    code, out, _ = call("status", "one.toml", "--trials", 2, "--out", "out")
+    assert code == 0
+    assert "2, 0.333" in out
+    (folder / "out" / "one.trials.csv").unlink()
+    (folder / "out" / "one.trials.csv").mkdir()
+    code, _, err = reproduce(call, "--store", "fresh.sqlite")
+    assert code == 2
+    assert "one.trials.csv cannot be read" in err
