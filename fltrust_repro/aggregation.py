@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fltrust_repro import backend
 from fltrust_repro.backend import (
@@ -31,6 +30,7 @@ from fltrust_repro.backend import (
     take_rows,
     to_ndarray,
 )
+from fltrust_repro.compiled import compiled
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
@@ -232,7 +232,7 @@ def krum_choice(squared: Any, neighbours: int) -> Any:
     return scores.reshape(-1, scores.shape[-1]).argmin(axis=1)
 
 
-@njit(cache=True)
+@compiled
 def _krum_among(
     squared: np.ndarray, nearest: np.ndarray, taking_part: np.ndarray, neighbours: int
 ) -> int:

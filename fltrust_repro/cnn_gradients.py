@@ -7,15 +7,15 @@ weight with the patches of all examples.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from fltrust_repro.compiled import compiled
 from fltrust_repro.gradients import Compiled, softmax_residual
 
-_SCORE_CHUNK = 50
+_SCORE_CHUNK = 25
 _SHARED_PASS = 48  # examples; more of the small CNN's layers would leave the core's cache
 
 
-@njit(cache=True)
+@compiled
 def _patches(x: np.ndarray, kh: int, kw: int) -> np.ndarray:
     channels, n, height, width = x.shape
     oh, ow = height - kh + 1, width - kw + 1
@@ -31,7 +31,7 @@ def _patches(x: np.ndarray, kh: int, kw: int) -> np.ndarray:
     return out.reshape(channels * kh * kw, n * oh * ow)
 
 
-@njit(cache=True)
+@compiled
 def _patches_gradient(columns: np.ndarray, x_gradient: np.ndarray, kh: int, kw: int) -> None:
     channels, n, height, width = x_gradient.shape
     oh, ow = height - kh + 1, width - kw + 1
@@ -47,36 +47,44 @@ def _patches_gradient(columns: np.ndarray, x_gradient: np.ndarray, kh: int, kw: 
                             x_gradient[c, e, a + i, b + j] += part[e, a, b]
 
 
-@njit(cache=True)
-def _bias_relu_pool(
-    z: np.ndarray, bias: np.ndarray, ph: int, pw: int
-) -> tuple[np.ndarray, np.ndarray]:
+@compiled
+def _larger(
+    value: np.float32, k: int, best: np.float32, where: np.int32
+) -> tuple[np.float32, np.int32]:
+    return (value, np.int32(k)) if value > best else (best, where)
+
+
+@compiled
+def _bias_relu_pool(z: np.ndarray, bias: np.ndarray, ph: int) -> tuple[np.ndarray, np.ndarray]:
     """Max pooling of relu(z + bias), and where in z[f, e] each maximum lies, or -1 for relu's 0.
 
-    The first of equal values counts, as in Gluon's pooling. The places have a row per f and e.
+    Windows are two wide and ph = 1 or 2 high; written out like this, a row of them is one loop for
+    the core's vector unit. The first of equal values counts, as in Gluon's pooling. The places have
+    a row per f and e.
     """
     filters, n, height, width = z.shape
-    oh, ow = height // ph, width // pw
-    images = z.reshape(filters * n, height * width)
-    out = np.empty((filters * n, oh * ow), dtype=np.float32)
+    oh, ow = height // ph, width // 2
+    images = z.reshape(filters * n, height, width)
+    out = np.empty((filters * n, oh, ow), dtype=np.float32)
     place = np.empty(out.shape, dtype=np.int32)
     for r in range(filters * n):
-        image, floor = images[r], -bias[r // n]
+        floor = -bias[r // n]
         for a in range(oh):
+            first, last = a * ph, a * ph + ph - 1
+            upper, lower = images[r, first], images[r, last]
+            values, places = out[r, a], place[r, a]
             for b in range(ow):
-                best, where = floor, np.int32(-1)
-                for i in range(ph):
-                    start = (a * ph + i) * width + b * pw
-                    for k in range(start, start + pw):
-                        higher = image[k] > best
-                        best = image[k] if higher else best
-                        where = np.int32(k) if higher else where
-                out[r, a * ow + b] = best - floor
-                place[r, a * ow + b] = where
-    return out.reshape(filters, n, oh, ow), place
+                left, right = 2 * b, 2 * b + 1
+                best, where = _larger(upper[left], first * width + left, floor, np.int32(-1))
+                best, where = _larger(upper[right], first * width + right, best, where)
+                best, where = _larger(lower[left], last * width + left, best, where)
+                best, where = _larger(lower[right], last * width + right, best, where)
+                values[b] = best - floor
+                places[b] = where
+    return out.reshape(filters, n, oh, ow), place.reshape(filters * n, oh * ow)
 
 
-@njit(cache=True)
+@compiled
 def _bias_relu_pool_gradient(gradient: np.ndarray, place: np.ndarray, z: np.ndarray) -> None:
     # Writes d loss / d z into z, whose values are no longer needed.
     images = z.reshape(len(place), -1)
@@ -88,7 +96,7 @@ def _bias_relu_pool_gradient(gradient: np.ndarray, place: np.ndarray, z: np.ndar
                 images[r, place[r, k]] = values[r, k]
 
 
-@njit(cache=True)
+@compiled
 def _columns_of(matrix: np.ndarray, n: int, examples: np.ndarray) -> np.ndarray:
     """Of a matrix whose columns belong to n examples in turn, the columns of some of these.
 
@@ -105,17 +113,17 @@ def _columns_of(matrix: np.ndarray, n: int, examples: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(cache=True)
+@compiled
 def _ones(n: int) -> np.ndarray:
     return np.ones(n, dtype=np.float32)
 
 
-@njit(cache=True)
+@compiled
 def _row_sums(matrix: np.ndarray) -> np.ndarray:
     return np.dot(matrix, _ones(matrix.shape[1]))  # numba's own sums along an axis are slow
 
 
-@njit(cache=True)
+@compiled
 def _examples_first(x: np.ndarray) -> np.ndarray:
     """(channels, n, height, width) -> (n, channels * height * width), as Gluon flattens."""
     channels, n, height, width = x.shape
@@ -126,7 +134,7 @@ def _examples_first(x: np.ndarray) -> np.ndarray:
     return out.reshape(n, channels * height * width)
 
 
-@njit(cache=True)
+@compiled
 def _channels_first(x: np.ndarray, out: np.ndarray) -> None:
     channels, n, height, width = out.shape
     source = x.reshape(n, channels, height, width)
@@ -135,23 +143,23 @@ def _channels_first(x: np.ndarray, out: np.ndarray) -> None:
             out[c, e] = source[e, c]
 
 
-@njit(cache=True)
+@compiled
 def _cnn_forward(w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple) -> tuple:
     """Logits of the CNN for x (channels, n, height, width), and what the gradient needs again.
 
     `ends` are where the eight parameters end in `w`, in Gluon's order; `sizes` are the filters of
-    both convolutions, the hidden units, the kernel and the pooling window.
+    both convolutions, the hidden units, the kernel and the pooling window's height.
     """
     _channels, n, height, width = x.shape
-    f1, f2, hidden, kh, kw, ph, pw = sizes
+    f1, f2, hidden, kh, kw, ph = sizes
     h1, w1 = height - kh + 1, width - kw + 1
-    h2, w2 = h1 // ph - kh + 1, w1 // pw - kw + 1
+    h2, w2 = h1 // ph - kh + 1, w1 // 2 - kw + 1
     columns1 = _patches(x, kh, kw)
     z1 = np.dot(w[: ends[0]].reshape(f1, -1), columns1).reshape(f1, n, h1, w1)
-    pool1, place1 = _bias_relu_pool(z1, w[ends[0] : ends[1]], ph, pw)
+    pool1, place1 = _bias_relu_pool(z1, w[ends[0] : ends[1]], ph)
     columns2 = _patches(pool1, kh, kw)
     z2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1), columns2).reshape(f2, n, h2, w2)
-    pool2, place2 = _bias_relu_pool(z2, w[ends[2] : ends[3]], ph, pw)
+    pool2, place2 = _bias_relu_pool(z2, w[ends[2] : ends[3]], ph)
     flat = _examples_first(pool2)
     dense1 = w[ends[3] : ends[4]].reshape(hidden, -1)
     units = np.maximum(np.dot(flat, dense1.T) + w[ends[4] : ends[5]], np.float32(0))
@@ -159,7 +167,7 @@ def _cnn_forward(w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple) -
     return logits, units, flat, (columns1, z1, pool1, place1), (columns2, z2, pool2, place2)
 
 
-@njit(cache=True)
+@compiled
 def _cnn_steps(
     w: np.ndarray,
     x: np.ndarray,
@@ -177,7 +185,7 @@ def _cnn_steps(
     All workers are at the same model w, so that examples x with labels pass through it once,
     whoever holds them; worker i's are `members[i, :counts[i]]`, its step is row i.
     """
-    f1, f2, hidden, kh, kw, _ph, _pw = sizes
+    f1, f2, hidden, kh, kw, _ph = sizes
     n = x.shape[1]
     residual, units, flat, layer1, layer2 = _cnn_forward(w, x, ends, sizes)
     columns1, z1, pool1, place1 = layer1
@@ -220,7 +228,7 @@ def _cnn_steps(
         row[ends[6] :] = np.dot(_ones(mine.size), own_residual)
 
 
-@njit(cache=True)
+@compiled
 def _gather_channels_first(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     batch = np.empty((x.shape[1], rows.size, x.shape[2], x.shape[3]), dtype=np.float32)
     for e in range(rows.size):
@@ -229,7 +237,7 @@ def _gather_channels_first(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return batch
 
 
-@njit(cache=True)
+@compiled
 def _cnn_updates(
     w: np.ndarray,
     x: np.ndarray,
@@ -276,7 +284,7 @@ def _cnn_updates(
         first = last
 
 
-@njit(cache=True)
+@compiled
 def _shared_pass(
     w: np.ndarray,
     x: np.ndarray,
@@ -297,7 +305,7 @@ def _shared_pass(
         _cnn_steps(w, batch, labels, members, counts, rate, ends, sizes, updates, losses)
 
 
-@njit(cache=True)
+@compiled
 def _cnn_scores(
     w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple, scores: np.ndarray, chunk: int
 ) -> None:
@@ -312,12 +320,12 @@ def compiled_cnn(
 ) -> Compiled:
     """The CNN of Table 7a: 30 and 50 filters, 200 hidden units, no padding."""
     channels, height, width = shape
-    (kh, kw), (ph, pw) = kernel, pool
+    kh, kw = kernel
     last = [((size - k + 1) // p - k + 1) // p for size, k, p in zip((height, width), kernel, pool)]
     flat = 50 * last[0] * last[1]
     lengths = [30 * channels * kh * kw, 30, 50 * 30 * kh * kw, 50, 200 * flat, 200, classes * 200]
     ends = np.cumsum(lengths)
-    sizes = (30, 50, 200, kh, kw, ph, pw)
+    sizes = (30, 50, 200, kh, kw, pool[0])
 
     def updates(
         w: np.ndarray,

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
 from fltrust_repro import backend
 from fltrust_repro.backend import (
@@ -19,6 +18,7 @@ from fltrust_repro.backend import (
     to_ndarray,
 )
 from fltrust_repro.blas import lower_gram
+from fltrust_repro.compiled import compiled
 
 if TYPE_CHECKING:
     from fltrust_repro.backend import NDArray
@@ -73,7 +73,7 @@ def distances_from(products: Any, finite: Any) -> Any:
     return lower + lower.T
 
 
-@njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
+@compiled(fastmath={"reassoc", "nsz", "contract"})
 def _wide_products(rows: np.ndarray, other: np.ndarray, out: np.ndarray) -> None:
     for i in range(len(rows)):
         row, squares, across = rows[i], 0.0, 0.0

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from scipy.linalg.blas import sgemm
+
+from fltrust_repro.compiled import compiled
 
 
 class Compiled(NamedTuple):
@@ -27,7 +29,7 @@ class Compiled(NamedTuple):
     scores_of_all: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
-@njit(cache=True)
+@compiled
 def softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
     """Turn logits (n, L) into d loss / d logits in place; return the mean cross-entropy."""
     n, classes = logits.shape
@@ -48,7 +50,7 @@ def softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
     return loss / n
 
 
-@njit(cache=True)
+@compiled
 def _descend(update: np.ndarray, gradient: np.ndarray, learning_rate: float, start: bool) -> None:
     rate = np.float32(learning_rate)
     if start:
@@ -59,7 +61,7 @@ def _descend(update: np.ndarray, gradient: np.ndarray, learning_rate: float, sta
             update[j] -= rate * gradient[j]
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _linear(
     x: np.ndarray, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray
 ) -> None:
@@ -89,7 +91,7 @@ def _linear(
             out[i, k] = a + bias[k]
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _linear_weight_gradient(
     residual: np.ndarray, x: np.ndarray, rows: np.ndarray, out: np.ndarray
 ) -> None:
@@ -112,7 +114,7 @@ def _linear_weight_gradient(
                 row[j] += a * xa[j]
 
 
-@njit(cache=True)
+@compiled
 def _lr_gradient(
     w: np.ndarray, x: np.ndarray, rows: np.ndarray, labels: np.ndarray, gradient: np.ndarray
 ) -> float:
@@ -132,7 +134,7 @@ def _lr_gradient(
     return loss
 
 
-@njit(cache=True)
+@compiled
 def _lr_updates(
     w: np.ndarray,
     x: np.ndarray,
@@ -157,6 +159,38 @@ def _lr_updates(
             losses[i] = loss if r == 0 else losses[i]
 
 
+@compiled(fastmath=True)
+def _add_products(sums: tuple, values: tuple, weight: np.float32) -> tuple:
+    a, b, c, d = sums
+    p, q, r, s = values
+    return a + p * weight, b + q * weight, c + r * weight, d + s * weight
+
+
+@compiled(fastmath=True)
+def _lr_scores(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    # Eight examples and two classes per pass, read where they lie: a BLAS copies so many examples
+    # first, which takes longer than the products. At the end of either, the last one comes again.
+    n, classes = out.shape
+    zero = np.float32(0)
+    zeros = (zero, zero, zero, zero)
+    for i in range(0, n, 8):
+        xa, xb, xc, xd = x[i], x[min(i + 1, n - 1)], x[min(i + 2, n - 1)], x[min(i + 3, n - 1)]
+        xe, xf = x[min(i + 4, n - 1)], x[min(i + 5, n - 1)]
+        xg, xh = x[min(i + 6, n - 1)], x[min(i + 7, n - 1)]
+        for k in range(0, classes, 2):
+            also = min(k + 1, classes - 1)
+            row, next_row = weight[k], weight[also]
+            sums_a, sums_b, next_a, next_b = zeros, zeros, zeros, zeros
+            for j in range(row.size):
+                a, b = (xa[j], xb[j], xc[j], xd[j]), (xe[j], xf[j], xg[j], xh[j])
+                sums_a, sums_b = _add_products(sums_a, a, row[j]), _add_products(sums_b, b, row[j])
+                next_a = _add_products(next_a, a, next_row[j])
+                next_b = _add_products(next_b, b, next_row[j])
+            for e in range(min(8, n - i)):
+                out[i + e, k] = bias[k] + (sums_a[e] if e < 4 else sums_b[e - 4])
+                out[i + e, also] = bias[also] + (next_a[e] if e < 4 else next_b[e - 4])
+
+
 def compiled_lr(classes: int, _shape: tuple[int, int, int]) -> Compiled:
     """Multi-class logistic regression."""
 
@@ -164,13 +198,17 @@ def compiled_lr(classes: int, _shape: tuple[int, int, int]) -> Compiled:
         _lr_updates(w, x.reshape(len(x), -1), *rest)
 
     def scores(w: np.ndarray, x: np.ndarray) -> np.ndarray:
-        cut = w.size - classes
-        return x.reshape(len(x), -1) @ w[:cut].reshape(classes, -1).T + w[cut:]
+        out = np.empty((len(x), classes), dtype=np.float32)
+        weight, bias = w[:-classes].reshape(classes, -1), w[-classes:]
+        _lr_scores(x.reshape(len(x), -1), weight, bias, out)
+        return out
 
     def scores_of_all(models: np.ndarray, x: np.ndarray) -> np.ndarray:
         k, d = models.shape
         weights = models[:, : d - classes].reshape(k * classes, -1)
-        products = (weights @ x.reshape(len(x), -1).T).reshape(k, classes, -1)
-        return products.transpose(0, 2, 1) + models[:, None, d - classes :]
+        # scipy brings a newer BLAS than numpy; transposed, it takes both arrays without a copy.
+        products = sgemm(1.0, weights.T, x.reshape(len(x), -1).T, trans_a=True).T
+        scores = products.reshape(-1, k, classes).transpose(1, 0, 2)
+        return scores + models[:, None, d - classes :]
 
     return Compiled(updates, scores, scores_of_all)

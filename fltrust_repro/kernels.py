@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
 from fltrust_repro import operators
 from fltrust_repro.backend import array_view, as_updates, on_gpu, to_ndarray
+from fltrust_repro.compiled import compiled
 from fltrust_repro.errors import BadInput
 
 if TYPE_CHECKING:
@@ -58,20 +58,20 @@ def selection_network(n: int, first: int, stop: int) -> np.ndarray:
     return np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
 
 
-@njit(cache=True)
+@compiled
 def _order(bits: int) -> int:
     # Turns float32 bits into an integer of the same order (and back: it is its own inverse). NaN
     # lands beyond the infinities, so that it counts as an extreme value.
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@njit(cache=True)
+@compiled
 def _ordered(values: np.ndarray) -> None:
     for j in range(values.size):
         values[j] = _order(values[j])
 
 
-@njit(cache=True)
+@compiled
 def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
     # Sorts every column of an int32 block: a comparator works on two whole rows at once.
     for k in range(network.shape[0]):
@@ -83,7 +83,7 @@ def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
             high[j] = a ^ b ^ smaller  # the larger one, in a form that compiles to vector code
 
 
-@njit(cache=True)
+@compiled
 def _sorted_block(
     updates: np.ndarray,
     rows: np.ndarray,
@@ -103,7 +103,7 @@ def _sorted_block(
         _ordered(block[i])
 
 
-@njit(cache=True)
+@compiled
 def _middle_mean(
     updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
 ) -> None:
@@ -160,7 +160,7 @@ def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
     return to_ndarray(out)
 
 
-@njit(cache=True)
+@compiled
 def _middle_means_without(
     updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
 ) -> None:
@@ -193,7 +193,7 @@ def _middle_means_without(
                                   out[:, start + j])  # fmt: skip
 
 
-@njit(cache=True)
+@compiled
 def _an_end_cancels(kept: np.ndarray, total: float) -> bool:
     # Whether one of these sorted values so exceeds the others that total - value is not their sum.
     low, high = abs(kept[0]), abs(kept[-1])
@@ -204,7 +204,7 @@ def _an_end_cancels(kept: np.ndarray, total: float) -> bool:
     return not np.isfinite(total) or largest > _CANCELS * rest
 
 
-@njit(cache=True)
+@compiled
 def _sum_without_ends(
     column: np.ndarray, kept: np.ndarray, scale: float, target: np.ndarray
 ) -> None:
@@ -253,7 +253,7 @@ def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
     return to_ndarray(out)
 
 
-@njit(cache=True)
+@compiled
 def _mean_around_median(
     updates: np.ndarray,
     rows: np.ndarray,

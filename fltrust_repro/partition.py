@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from fltrust_repro.compiled import compiled
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def shuffle_workers(shards: Shards, rng: np.random.Generator) -> Shards:
     return Shards.of([shards[i] for i in rng.permutation(len(shards))])
 
 
-@njit(cache=True)
+@compiled
 def _draw(examples: np.ndarray, starts: np.ndarray, uniforms: np.ndarray, rows: np.ndarray) -> None:
     # Floyd's algorithm: k different places out of n from k uniform numbers.
     rounds, workers, batch = uniforms.shape

@@ -1,21 +1,28 @@
 """What this machine can do at best: the limits that the suite holds its times against.
 
-Three rates on one core: bytes copied from memory to memory, operations of a large matrix product
-by the faster of numpy's library and MXNet's, and comparators, the min and max of two numbers, on
-data in the first-level cache.
+Rates on one core: bytes copied from memory to memory, operations of a large matrix product by the
+library that the stage calls, and comparators, the min and max of two numbers, on data in the
+first-level cache. Compiled code and distances call scipy's library; models without compiled code
+MXNet's; numpy's is measured beside them.
 A stage can take no less than its bytes need, nor than its operations and comparators together:
 memory and arithmetic can overlap, the two kinds of arithmetic share a core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+import numba
 import numpy as np
 from measure import Row, timed
-from numba import njit
+from scipy.linalg.blas import sgemm
+from threadpoolctl import threadpool_info
 
+from fltrust_repro import trial_process
 from fltrust_repro.backend import nd
 
 _COPIED = 2**27  # bytes; several times the last-level cache
@@ -39,20 +46,22 @@ class Work(NamedTuple):
     moved: float = 0  # bytes read and written
     flops: float = 0
     comparators: float = 0
+    by_mxnet: bool = False  # whose library makes the products
 
 
 class Machine(NamedTuple):
     """Rates per second on one core."""
 
     copy: float
-    gemm: float
+    gemm: float  # scipy's library
     comparators: float
+    mxnet_gemm: float = 0
 
     def limit(self, work: Work) -> dict[str, float | str]:
         """Seconds that the work takes at least, and what decides it; fields of a row."""
         seconds = {
             "memory": work.moved / self.copy,
-            "products": work.flops / self.gemm,
+            "products": work.flops / (self.mxnet_gemm if work.by_mxnet else self.gemm),
             "comparators": work.comparators / self.comparators,
         }
         arithmetic = seconds["products"] + seconds["comparators"]
@@ -63,25 +72,41 @@ class Machine(NamedTuple):
 
 
 def product_seconds(rows: int, inner: int, columns: int, budget: float = 0.05) -> float:
-    """Seconds of one float32 matrix product of this size, as numpy's library does it."""
+    """Seconds of one float32 matrix product of this size, as scipy's library does it."""
     a, b = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
     out = np.empty((rows, columns), np.float32)
-    calls = max(1, int(2e8 / (2 * rows * inner * columns)))
+    # Transposed, since the library takes columns first and would copy anything else.
+    return _seconds_of(
+        lambda: sgemm(1.0, b.T, a.T, c=out.T, overwrite_c=True),
+        2.0 * rows * inner * columns,
+        budget,
+    )
+
+
+def _seconds_of(product: Callable[[], object], flops: float, budget: float) -> float:
+    calls = max(1, int(2e8 / flops))
 
     def products() -> None:
         for _ in range(calls):
-            np.dot(a, b, out)
+            product()
 
     return timed(products, budget)["minimum"] / calls
 
 
-def _mxnet_product_seconds(budget: float) -> float:
-    a, b = nd.ones((_SIDE, _SIDE)), nd.ones((_SIDE, _SIDE))
+def _large_product_seconds(budget: float) -> dict[str, float]:
+    """Seconds of a large matrix product by library."""
+    a, b = np.ones((_SIDE, _SIDE), np.float32), np.ones((_SIDE, _SIDE), np.float32)
+    out, flops = np.empty_like(a), 2.0 * _SIDE**3
+    left, right = nd.array(a), nd.array(b)
 
-    def product() -> None:
-        nd.FullyConnected(a, b, num_hidden=_SIDE, no_bias=True).wait_to_read()
+    def by_mxnet() -> None:
+        nd.FullyConnected(left, right, num_hidden=_SIDE, no_bias=True).wait_to_read()
 
-    return timed(product, budget)["minimum"]
+    return {
+        "scipy": product_seconds(_SIDE, _SIDE, _SIDE, budget),
+        "numpy": _seconds_of(lambda: np.dot(a, b, out), flops, budget),
+        "MXNet": _seconds_of(by_mxnet, flops, budget),
+    }
 
 
 def products_seconds(products: Iterable[tuple[int, int, int]]) -> float:
@@ -89,7 +114,7 @@ def products_seconds(products: Iterable[tuple[int, int, int]]) -> float:
     return sum(product_seconds(*product) for product in products)
 
 
-@njit(cache=True)
+@numba.njit
 def _compare(low: np.ndarray, high: np.ndarray, times: int) -> None:
     for _ in range(times):
         for j in range(low.size):
@@ -106,18 +131,20 @@ def measure(budget: float) -> tuple[Machine, list[Row]]:
     _compare(low, high, 1)  # compiles
     copying = timed(lambda: np.copyto(target, source), budget)
     comparing = timed(lambda: _compare(low, high, times), budget)
-    by_numpy = product_seconds(_SIDE, _SIDE, _SIDE, budget)
-    by_mxnet = _mxnet_product_seconds(budget)
+    large = _large_product_seconds(budget)
     # At their best: a limit is what nothing can beat.
     machine = Machine(
         copy=2 * _COPIED / copying["minimum"],
-        gemm=2 * _SIDE**3 / min(by_numpy, by_mxnet),
+        gemm=2 * _SIDE**3 / large["scipy"],
         comparators=width * times / comparing["minimum"],
+        mxnet_gemm=2 * _SIDE**3 / large["MXNet"],
     )
     rows = [
         _row("copy", f"{machine.copy / 1e9:.1f} GB/s read and written", **copying),
-        _product_row("large matrix product, numpy", (_SIDE, _SIDE, _SIDE), by_numpy),
-        _product_row("large matrix product, MXNet", (_SIDE, _SIDE, _SIDE), by_mxnet),
+        *(
+            _product_row(f"large matrix product, {library}", (_SIDE, _SIDE, _SIDE), seconds)
+            for library, seconds in large.items()
+        ),
         _row("comparators in cache", f"{machine.comparators / 1e9:.2f} G/s", **comparing),
     ]
     for name, sizes in SMALL.items():
@@ -133,3 +160,28 @@ def _product_row(case: str, sizes: tuple[int, int, int], seconds: float) -> Row:
 
 def _row(case: str, rate: str, **figures: float) -> Row:
     return Row("machine", case, "machine", note=rate, **figures)
+
+
+def described() -> str:
+    """Versions, processor, and each library of matrix products with the kernels that it chose."""
+    nd.ones(1).wait_to_read()  # MXNet's library loads with the first that is asked of it
+    blas = [
+        f"{Path(one['filepath']).parent.name.partition('.')[0]}'s {one['internal_api']} "
+        f"{one['version']} with {one.get('architecture', 'unknown')} kernels"
+        for one in threadpool_info()
+        if one["user_api"] == "blas"
+    ]
+    parts = [trial_process.versions(), _processor(), *sorted(blas), "one thread"]
+    return "; ".join(parts)
+
+
+def _processor() -> str:
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return f"{platform.processor()}, {os.cpu_count()} cores"
+    known = dict(line.split("\t", 1) for line in first.splitlines() if "\t" in line)
+    told = {name: value.strip("\t :") for name, value in known.items()}
+    family, model = told.get("cpu family", "?"), told.get("model", "?")
+    name = told.get("model name", platform.processor())
+    return f"{name} (family {family}, model {model}), {os.cpu_count()} cores"

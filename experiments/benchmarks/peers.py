@@ -14,6 +14,7 @@ import numpy as np
 
 Aggregate = Callable[[], Any]
 Prepare = Callable[[np.ndarray, int], Aggregate]
+DISTANCES = "distances"  # what Krum and Bulyan are made of; of numpy the Gram matrix alone
 
 
 class Library(NamedTuple):
@@ -31,6 +32,11 @@ class Library(NamedTuple):
 def _ours() -> dict[str, Prepare]:
     from fltrust_repro.aggregation import rules
     from fltrust_repro.backend import host_view, to_ndarray
+    from fltrust_repro.distances import squared_distances
+
+    def distances(matrix: np.ndarray, c: int) -> Aggregate:
+        updates = to_ndarray(matrix)
+        return lambda: squared_distances(updates)
 
     def prepare_as(name: str) -> Prepare:
         def prepare(matrix: np.ndarray, c: int) -> Aggregate:
@@ -39,7 +45,8 @@ def _ours() -> dict[str, Prepare]:
 
         return prepare
 
-    return {name: prepare_as(name) for name in ("mean", "trimmed-mean", "median", "krum", "bulyan")}
+    names = ("mean", "trimmed-mean", "median", "krum", "bulyan")
+    return {**{name: prepare_as(name) for name in names}, DISTANCES: distances}
 
 
 # --- plain numpy: what one would write first
@@ -87,6 +94,7 @@ def _numpy() -> dict[str, Prepare]:
         "median": prepare_as(lambda matrix, c: np.median(matrix, axis=0)),
         "krum": prepare_as(_numpy_krum),
         "bulyan": prepare_as(_numpy_bulyan),
+        DISTANCES: prepare_as(lambda matrix, c: matrix @ matrix.T),
     }
 
 

@@ -111,13 +111,18 @@ class Iteration:
         )  # fmt: skip
         pixels, tests = int(np.prod(self.x.shape[1:])), len(self.test_x)
         layers = LAYERS[self.setting.model]
-        train = Work(4.0 * m * (batch * pixels + d), m * flops(of_gradient(layers(batch))))
+        by_mxnet = models[self.setting.model].compiled is None
+        train = Work(
+            4.0 * m * (batch * pixels + d),
+            m * flops(of_gradient(layers(batch))),
+            by_mxnet=by_mxnet,
+        )
         return {
             "sample batches": Work(24.0 * m * batch),  # a uniform number, a row and a label each
             "updates": train,
             "attack": Work(4.0 * 2 * c * d),
             "trimmed mean": work_of_rule("trimmed-mean", m, d),
-            EVALUATION: Work(4.0 * tests * pixels, flops(layers(tests))),
+            EVALUATION: Work(4.0 * tests * pixels, flops(layers(tests)), by_mxnet=by_mxnet),
         }
 
     def plain(self) -> tuple:
@@ -153,8 +158,9 @@ def _measure(
         )
         for stage, times in zip(stages, zip(*passes))
     ]
-    products = of_gradient(LAYERS[setting.model](setting.batch_size))
-    rows[1] = replace(rows[1], products=setting.workers * products_seconds(products))
+    if not work["updates"].by_mxnet:
+        products = of_gradient(LAYERS[setting.model](setting.batch_size))
+        rows[1] = replace(rows[1], products=setting.workers * products_seconds(products))
     whole = row(
         f"{name}: {ITERATION}",
         memory=max((one for one in memory.values() if one is not None), default=None),

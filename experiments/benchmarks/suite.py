@@ -6,17 +6,25 @@ Writes benchmarks.csv, benchmarks.md and benchmarks.png. Everything runs on one 
 medians over repetitions, with the minimum beside them. Other libraries that are not installed
 (`pip install -e '.[peers]'`), and cases that would not fit the free memory or take too long, are
 named as skipped. `--workers`, `--parameters` and `--library` choose the cases of the rules.
+
+Rules are held against numpy's, whose older OpenBLAS knows fewer processors than scipy's, which our
+distances call. `--numpy-kernel Prescott` (SSE3) gives numpy the kernels that it falls back to on a
+processor newer than itself, and leaves scipy's and MXNet's their own choice, as setting
+OPENBLAS_CORETYPE for the whole command would not (`numpy_kernel.py`). Results name the processor
+and each library with its kernels.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy_kernel  # first of all: numpy's library chooses its kernels when it loads
+
+# isort: split
 import attacks
 import click
 import defenses
@@ -24,13 +32,12 @@ import measure
 import stages
 import tables
 import trial
-from machine import Machine
+from machine import Machine, described
 from machine import measure as measure_machine
 from measure import Row
 from peers import LIBRARIES, OURS
 from rules import Bench, Sizes
 
-from fltrust_repro import trial_process
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import check_writable, write_bytes, write_text
 
@@ -97,6 +104,11 @@ def _chosen(_context: click.Context, _option: click.Option, value: str) -> list[
 @click.option("--library", multiple=True, type=click.Choice(list(LIBRARIES)), help="Repeatable.")
 @click.option("--patience", type=float, help="Seconds of a peer's slowest case; default 10.")
 @click.option("--non-finite", is_flag=True, help="Two workers send NaN and infinity; our rules.")
+@click.option(
+    "--numpy-kernel",
+    "numpy_kernel_name",
+    help="OpenBLAS kernels of numpy alone, as Prescott or Haswell.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), default="experiments/results", show_default=True
@@ -109,6 +121,7 @@ def main(
     library: tuple[str, ...],
     patience: float | None,
     non_finite: bool,
+    numpy_kernel_name: str | None,
     data_dir: Path | None,
     out: Path,
 ) -> None:
@@ -118,6 +131,8 @@ def main(
     except BadInput as error:
         raise click.UsageError(str(error)) from None
     measure.one_thread()
+    if numpy_kernel_name:
+        os.environ[numpy_kernel.CHOSEN] = numpy_kernel_name
     default = QUICK if quick else SIZES
     libraries = (OURS,) if non_finite else library or tuple(LIBRARIES)
     options = Options(
@@ -129,25 +144,16 @@ def main(
         data_dir,
     )
     rows = measured(only, options)
-    about = f"{trial_process.versions()}; {_processor()}; one thread"
+    about = measure.in_fresh_process(described)
     text = tables.markdown(rows, about)
     click.echo(text)
-    write_text(out / "benchmarks.csv", tables.frame(rows).to_csv(index=False))
+    write_text(out / "benchmarks.csv", tables.frame(rows).assign(machine=about).to_csv(index=False))
     write_text(out / "benchmarks.md", text)
     from plots import plot  # here: every process imports this module, and this one is slow
 
     picture = plot(rows)
     if picture is not None:
         write_bytes(out / "benchmarks.png", picture)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

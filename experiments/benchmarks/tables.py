@@ -11,7 +11,7 @@ import defenses
 import pandas as pd
 import stages
 from measure import Row
-from peers import DEFINITIONS, LIBRARIES, OURS
+from peers import DEFINITIONS, DISTANCES, LIBRARIES, OURS
 from rules import growth
 
 from fltrust_repro.results import EVALUATE_EVERY
@@ -117,6 +117,18 @@ def _ours(row: Row) -> dict[str, str]:
     }
 
 
+def _distances(rows: Sequence[Row]) -> list[str]:
+    found = {(row.m, row.d, row.who): row.median for row in rows}
+    lines = [
+        {"m": str(row.m), "d": f"{row.d:,}", **_ours(row)}
+        | {"numpy's Gram matrix, ms": _ms(gram := found.get((row.m, row.d, "numpy")))}
+        | {"numpy / ours": _ratio(gram, row.median)}
+        for row in rows
+        if row.who == OURS
+    ]
+    return [_table(lines)]
+
+
 def _stages(rows: Sequence[Row]) -> list[str]:
     """Stages against the machine's limits, then whole iterations against plain loops."""
     parts = [
@@ -191,6 +203,7 @@ def _trial(rows: Sequence[Row]) -> list[str]:
 _TABLES = {
     "machine": ("The machine's own limits", _machine),
     "rules": ("Aggregation rules", _rules),
+    DISTANCES: ("Distances between all updates", _distances),
     "stages": ("Stages of an iteration", _stages),
     "attacks": ("Attacks", _attacks),
     "defenses": ("Defenses", _defenses),

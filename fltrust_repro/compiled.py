@@ -1,0 +1,150 @@
+"""The decorator of all compiled functions, and where their machine code waits for the next process.
+
+numba's own cache knows machine code by the file of its function alone, although it holds that of
+the functions called; it needs a place to write; and a damaged file of it stops every process. Here
+machine code is known by the sources of all that it can hold, and wherever it cannot be kept or
+read, the function is compiled anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import os
+import pickle
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from fltrust_repro.files import write_bytes
+
+_PACKAGE = Path(__file__).parent
+_VERSIONS_KEPT = 4  # of a module
+_DIGEST = 32  # bytes of SHA-256, ahead of the machine code
+
+
+def compiled(function: Callable | None = None, *, fastmath: bool | set[str] = False) -> Any:
+    """Compile a function with numba at its first call: `@compiled`, `@compiled(fastmath=True)`.
+
+    The machine code of this package's functions is kept for other processes. numba's settings, and
+    the user's own functions, stay as they are.
+    """
+    if function is None:
+        return partial(compiled, fastmath=fastmath)
+    dispatcher = numba.njit(function, fastmath=fastmath)
+    module = Path(function.__code__.co_filename)
+    if module.parent == _PACKAGE:
+        with contextlib.suppress(OSError, SyntaxError, ValueError):  # a source that is not at hand
+            dispatcher._cache = _MachineCode(f"{module.stem}-{_version(module)}", function)
+    return dispatcher
+
+
+class _MachineCode(NullCache):
+    """What numba asks for a function's machine code, by the signature of a call.
+
+    Whatever goes wrong, as a full disk or a file cut short, counts as code that is not there.
+    """
+
+    def __init__(self, folder: str, function: Callable) -> None:
+        self._folder, self._name = folder, function.__qualname__
+
+    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
+        """Return the compiled function, or None where it has to be compiled."""
+        target_context.refresh()
+        with contextlib.suppress(Exception):
+            content = self._path(sig, target_context.codegen()).read_bytes()
+            if hashlib.sha256(content[_DIGEST:]).digest() == content[:_DIGEST]:
+                return CompileResult._rebuild(target_context, *pickle.loads(content[_DIGEST:]))
+        return None
+
+    def save_overload(self, sig: Any, cres: CompileResult) -> None:
+        """Keep a compiled function, unless it holds addresses of this process."""
+        if cres.lifted or cres.library.has_dynamic_globals:
+            return
+        with contextlib.suppress(Exception):
+            code, path = dumps(cres._reduce()), self._path(sig, cres.codegen)
+            if not path.parent.exists():
+                _remove_old(path.parent)
+            write_bytes(path, hashlib.sha256(code).digest() + code)
+
+    def _path(self, sig: Any, codegen: Any) -> Path:
+        made_for = (str(sig), codegen.magic_tuple(), numba.__version__, sys.version)
+        return _root() / self._folder / f"{self._name}-{_short_hash(repr(made_for).encode())}"
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@cache
+def _source(module: Path) -> bytes:
+    # Kept as first seen, when the module was imported: that is what its functions do, even where
+    # somebody edits the file while the process runs.
+    return module.read_bytes()
+
+
+def _imported(module: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(_source(module))):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            dotted = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            for name in ".".join(dotted).split("."):
+                if (_PACKAGE / f"{name}.py").exists():
+                    yield _PACKAGE / f"{name}.py"
+
+
+@cache
+def _version(module: Path) -> str:
+    """Name the sources of a module and of those that it imports, directly or not."""
+    found, waiting = set(), [module]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += _imported(one)
+    return _short_hash(b"\0".join(_source(one) for one in sorted(found)))
+
+
+@cache
+def _root() -> Path:
+    """Return the first folder for machine code that can be written; OSError if there is none."""
+    for place in _places():
+        with contextlib.suppress(OSError):
+            root = place / "machine-code"
+            root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=root).close()
+            return root
+    raise OSError("no folder for machine code can be written")
+
+
+def _places() -> Iterator[Path]:
+    if numba.config.CACHE_DIR:
+        yield Path(numba.config.CACHE_DIR)
+    yield Path(importlib.util.cache_from_source(__file__)).parent
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        yield Path("~/.cache", _PACKAGE.name).expanduser()
+    # What is read from there is run, so that nobody else may be able to write it.
+    shared = Path(tempfile.gettempdir(), f"{_PACKAGE.name}-{os.getuid()}")
+    shared.mkdir(mode=0o700, exist_ok=True)
+    state = shared.lstat()
+    if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077:
+        yield shared
+
+
+def _remove_old(new: Path) -> None:
+    """Make room for a new version of a module's machine code: only the latest others stay."""
+    others = new.parent.glob(f"{new.name.rpartition('-')[0]}-{'[0-9a-f]' * 16}")
+    by_age = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for old in by_age[_VERSIONS_KEPT - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
