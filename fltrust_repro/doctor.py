@@ -205,11 +205,13 @@ def cache() -> Iterator[Finding]:
     if written:
         yield Finding("cache", f"compiled code can be kept in {written[0]}")
         return
-    named = f"NUMBA_CACHE_DIR={chosen}" if chosen else " nor ".join(map(str, places))
+    closed = f"neither {' nor '.join(map(str, places))} can"
+    if chosen:
+        closed = f"NUMBA_CACHE_DIR={chosen} cannot"
     yield Finding(
         "cache",
-        f"{'' if chosen else 'neither '}{named} can{'not' if chosen else ''} be written, so that "
-        "processes compile anew or do not start; set NUMBA_CACHE_DIR to a folder that can be",
+        f"{closed} be written, so that processes compile anew or do not start; set "
+        "NUMBA_CACHE_DIR to a folder that can be",
     )
 
 

@@ -25,7 +25,7 @@ TRIALS = {
         dataset="breast-cancer", model="cnn", rule="bulyan", workers=10, compromised=2, iterations=2
     ),
     "resnet20": Setting(
-        dataset="digits", model="resnet20", rule="mean", workers=4, compromised=1, iterations=2
+        dataset="digits", model="resnet20", rule="mean", workers=4, compromised=1, iterations=3
     ),
 }
 
