@@ -1,7 +1,7 @@
 """The only module that imports MXNet: makes it importable, picks the device, shares memory.
 
-MXNet 1.9.1 is older than today's numpy and CUDA packages; what it needs from its surroundings
-is set right here, before its import, and nothing else has to know.
+MXNet 1.9.1 is older than today's numpy and CUDA packages; what its import needs from its
+surroundings is set right here, for as long as it takes, and nothing else has to know.
 """
 
 from __future__ import annotations
@@ -10,41 +10,31 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
-import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-# One thread per process: trials run in parallel, one a core, and a fixed number of threads keeps
-# the order of floating point sums, hence the numbers, the same whatever the number of processes.
-THREAD_COUNTS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
-for _name in THREAD_COUNTS:
-    os.environ.setdefault(_name, "1")
-os.environ.setdefault("MXNET_CPU_WORKER_NTHREADS", "1")
-os.environ.setdefault("MXNET_ENFORCE_DETERMINISM", "1")
-os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "0")
-os.environ.setdefault("MXNET_STORAGE_FALLBACK_LOG_VERBOSE", "0")
+import numpy as np
 
-import numpy as np  # noqa: E402  (after the thread counts)
-
-from fltrust_repro import cuda  # noqa: E402
-from fltrust_repro.errors import BadInput  # noqa: E402
+from fltrust_repro import cuda
+from fltrust_repro.errors import BadInput
+from fltrust_repro.threads import environment
 
 if TYPE_CHECKING:
     from mxnet.context import Context
     from mxnet.ndarray import NDArray
 
-# numpy 1.24 dropped these names, which MXNet's import still reads.
-_DROPPED = {"bool": bool, "int": int, "float": float, "object": object, "str": str}
-for _name, _type in {**_DROPPED, "complex": complex}.items():
-    if _name not in np.__dict__:
-        setattr(np, _name, _type)
+# numpy 1.24 dropped these names, which MXNet reads when it is imported and later.
+_DROPPED = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "object": object,
+    "str": str,
+    "complex": complex,
+}
 
 
 @functools.cache
@@ -61,7 +51,8 @@ def _mxnet() -> ModuleType:
             "('.[cuda]' on a machine with an NVIDIA driver)."
         )
     missing = cuda.preload() if cuda.CUDA_BUILD in builds else []
-    with warnings.catch_warnings():
+    # MXNet imports scikit-learn if it is there, which sets variables.
+    with warnings.catch_warnings(), environment({}), _dropped_names():
         warnings.simplefilter("ignore")
         try:
             import mxnet
@@ -71,6 +62,25 @@ def _mxnet() -> ModuleType:
                 problem, advice = f"{', '.join(missing)} not found", cuda.remedy(missing)
             raise BadInput(f"MXNet does not load ({problem}); {advice}.") from error
     return mxnet
+
+
+@contextlib.contextmanager
+def _dropped_names() -> Iterator[None]:
+    """Give numpy the names that it dropped, for MXNet's import; MXNet alone keeps them."""
+    added = {name: type_ for name, type_ in _DROPPED.items() if name not in np.__dict__}
+    for name, type_ in added.items():
+        setattr(np, name, type_)
+    try:
+        yield
+    finally:
+        older = ModuleType("numpy")
+        older.__dict__.update(np.__dict__)
+        for name in added:
+            delattr(np, name)
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] == "mxnet":
+                aliases = [alias for alias, value in vars(module).items() if value is np]
+                module.__dict__.update(dict.fromkeys(aliases, older))
 
 
 _PARTS: dict[str, Callable[[ModuleType], Any]] = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from fltrust_repro import datasets
+from fltrust_repro import datasets, machine
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.processes import Machine
 from fltrust_repro.results import PROTOCOL
@@ -76,7 +76,7 @@ class Cluster:
 
     def check_data(self, names: Iterable[str]) -> None:
         """Raise `DataUnavailable` where a worker has not, and cannot get, a data set."""
-        names = list(names)
+        names, kinds = list(names), {}
         with self._plain_errors():
             asked = {
                 address: self._client.submit(
@@ -85,7 +85,7 @@ class Cluster:
                 for address in self._client.nthreads()
             }
             for address, answer in asked.items():
-                protocol, problems = answer.result()
+                protocol, problems, kinds[address] = answer.result()
                 if protocol != PROTOCOL:
                     raise BadInput(
                         f"worker {address} has another version of fltrust_repro (protocol "
@@ -93,6 +93,13 @@ class Cluster:
                     )
                 if problems:
                     raise DataUnavailable(f"worker {address}: {' '.join(problems)}")
+        if odd := machine.odd_ones(kinds):
+            told = "; ".join(f"{address}: {kind}" for address, kind in odd.items())
+            click.echo(
+                f"Note: {len(odd)} of {len(kinds)} workers compute with other linear algebra or "
+                f"another CPU, so that last digits can differ: {told}.",
+                err=True,
+            )
 
     def slots(self) -> int:
         """How many trials can run at the same time: one per worker."""
@@ -174,12 +181,12 @@ def _teller(worker: distributed.Worker) -> Callable[[], None]:
     return count
 
 
-def _look_around(names: list[str], data_dir: Path | None) -> tuple[int, list[str]]:
-    """On a worker: its protocol version, and what is wrong with its data sets."""
+def _look_around(names: list[str], data_dir: Path | None) -> tuple[int, list[str], str]:
+    """On a worker: its protocol version, what is wrong with its data sets, its kind of machine."""
     problems = []
     for name in names:
         try:
             datasets.fetch(name, data_dir)
         except BadInput as error:
             problems.append(str(error))
-    return PROTOCOL, problems
+    return PROTOCOL, problems, machine.kind()

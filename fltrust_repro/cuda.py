@@ -91,6 +91,21 @@ def _newest_cuda(library: ctypes.CDLL) -> str | None:
     return None if failed else f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
+def gpu_name(index: int) -> str | None:
+    """Return what the driver calls a GPU, such as "NVIDIA H100 80GB HBM3"; None without it."""
+    handle, name = ctypes.c_int(), ctypes.create_string_buffer(100)
+    try:
+        library = ctypes.CDLL(DRIVER_LIBRARY)
+        failed = (
+            library.cuInit(0)
+            or library.cuDeviceGet(ctypes.byref(handle), index)
+            or library.cuDeviceGetName(name, len(name), handle)
+        )
+    except (OSError, AttributeError):
+        return None
+    return None if failed else name.value.decode(errors="replace")
+
+
 def preload() -> list[str]:
     """Load the libraries of the CUDA build, the driver's among them, from pip or the system.
 

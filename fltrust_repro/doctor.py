@@ -10,20 +10,28 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
-from fltrust_repro import cuda
+from fltrust_repro import cuda, machine
 from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput
+from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
+
+_PACKAGE = Path(__file__).parent
+_SHARED = Path("/dev/shm")
+_SHARED_BY_PROCESS = 2**15  # bytes: a page for each lock of its queues
 
 
 class Finding(NamedTuple):
@@ -42,12 +50,15 @@ def doctor(data_dir: Path | None, store_path: Path) -> None:
     """Say what is installed and at hand, and what is wrong; exit code 1 if trials cannot run."""
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "python": python,
+        "cpu": cpu,
         "packages": packages,
         "mxnet": mxnet,
         "driver": driver,
         "cuda": libraries,
         "data": lambda: data(data_dir),
         "store": lambda: store(store_path),
+        "cache": cache,
+        "processes": processes,
         "device": device,
     }
     faults = []
@@ -73,12 +84,20 @@ def _findings(topic: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Fi
 
 def python() -> Iterator[Finding]:
     """Tell Python's version and where it runs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
         "python",
         f"{platform.python_version()} ({sys.executable}), {platform.system()} "
-        f"{platform.machine()}, {cores} cores",
+        f"{platform.machine()}, {_cores()} cores",
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def cpu() -> Iterator[Finding]:
+    """Tell the CPU, as trials name it."""
+    yield Finding("cpu", str(machine.cpu()))
 
 
 def packages() -> Iterator[Finding]:
@@ -180,24 +199,79 @@ def store(path: Path) -> Iterator[Finding]:
     yield Finding("store", f"{path}: {trials} finished trials of {settings} settings, intact")
 
 
+def cache() -> Iterator[Finding]:
+    """Tell whether a place for compiled code can be written, so that it is compiled but once."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    places = [Path(chosen)] if chosen else [_PACKAGE / "__pycache__", Path("~/.cache")]
+    written = [place for place in places if _can_be_written(place)]
+    if written:
+        yield Finding("cache", f"compiled code can be kept in {written[0]}")
+        return
+    closed = f"neither {' nor '.join(map(str, places))} can"
+    if chosen:
+        closed = f"NUMBA_CACHE_DIR={chosen} cannot"
+    yield Finding(
+        "cache",
+        f"{closed} be written, so that processes compile anew or do not start; set "
+        "NUMBA_CACHE_DIR to a folder that can be",
+    )
+
+
+def _can_be_written(folder: Path) -> bool:
+    try:
+        place = folder.expanduser().absolute()
+        there = next(parent for parent in (place, *place.parents) if parent.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except (OSError, RuntimeError):  # a user without a home
+        return False
+    return True
+
+
+def processes() -> Iterator[Finding]:
+    """Tell whether the system has room for what a process per core shares with the command."""
+    cores, remedy = _cores(), "in a container, start it with --shm-size 64m"
+    try:
+        get_context("spawn").Lock()
+    except OSError as error:
+        raise BadInput(f"{_SHARED} cannot be written ({error}); {remedy}.") from error
+    needed = cores * _SHARED_BY_PROCESS
+    if _SHARED.is_dir() and (free := shutil.disk_usage(_SHARED).free) < needed:
+        raise BadInput(
+            f"{_SHARED} has room for {free // 1024} KiB, and a process on each of {cores} cores "
+            f"takes {needed // 1024} KiB; {remedy}, or take fewer --jobs."
+        )
+    yield Finding("processes", f"one on each of {cores} cores")
+
+
 def device() -> Iterator[Finding]:
-    """Tell which device `--device auto` takes here, having tried it."""
+    """Tell which device `--device auto` takes here, having tried it, and the linear algebra."""
     cuda_build = cuda.CUDA_BUILD in cuda.installed_builds()
     if cuda_build and cuda.driver():
         yield Finding("device", "a GPU newer than MXNet compiles for minutes when first used")
+    name, count, blas = _tried()
+    text = "the CPU" if name == "cpu" else f"GPU ({count} of them)"
+    yield Finding("device", f"{text}: what --device auto takes here")
+    if name == "cpu" and cuda_build:
+        yield Finding("device", "MXNet sees no GPU: look at the driver and CUDA_VISIBLE_DEVICES")
+    yield Finding("blas", ", ".join(f"{one.owner}: {one}" for one in blas))
+    advice = machine.advice(machine.cpu(), blas, os.environ.get("OPENBLAS_CORETYPE"))
+    if advice is not None:
+        yield Finding("blas", advice)
+
+
+def _tried() -> tuple[str, int, tuple[machine.Blas, ...]]:
+    """Start a process as trials run in: its device, how many GPUs it sees, its linear algebra."""
+    pool = partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        with environment(WORKER_ENVIRONMENT), pool() as process:
             name, count = process.submit(_try_device).result()
+            return name, count, process.submit(machine.libraries).result()
     except BrokenProcessPool:
         raise BadInput("MXNet does not load: importing it ends the process.") from None
     except BadInput:
         raise
     except Exception as error:
         raise BadInput(f"trials do not start ({type(error).__name__}: {error}).") from error
-    text = "the CPU" if name == "cpu" else f"GPU ({count} of them)"
-    yield Finding("device", f"{text}: what --device auto takes here")
-    if name == "cpu" and cuda_build:
-        yield Finding("device", "MXNet sees no GPU: look at the driver and CUDA_VISIBLE_DEVICES")
 
 
 def _try_device() -> tuple[str, int]:

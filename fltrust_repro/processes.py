@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fltrust_repro import datasets
-from fltrust_repro.backend import THREAD_COUNTS, gpu_count, resolve_device
+from fltrust_repro.backend import gpu_count, resolve_device
+from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
 
@@ -93,8 +94,6 @@ class LocalProcesses:
         self.device = resolve_device(machine.device)
         self._machine = machine
         self._gpus = gpu_count() if self.device == "gpu" else 0
-        # Before a process starts: numpy's and MXNet's libraries read it when they load.
-        os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
         self._spawn = get_context("spawn")
         self._iterations = self._spawn.Value("q", 0)
         count = machine.jobs or self._gpus or usable_cores()
@@ -126,7 +125,7 @@ class LocalProcesses:
     def submit(self, function: Callable, *args: Any) -> Future:
         """Start a call in an idle process, a new one where the last one died."""
         slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
-        with _interrupts_held():
+        with _interrupts_held(), environment(WORKER_ENVIRONMENT):
             try:
                 pool = self._pools[slot] or self._new_pool(slot)
                 call = pool.submit(function, *args)

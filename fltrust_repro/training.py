@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from fltrust_repro import backend, datasets, downloads, poisoning
 from fltrust_repro.aggregation import rules
@@ -38,6 +37,7 @@ from fltrust_repro.partition import (
 )
 from fltrust_repro.results import EVALUATE_EVERY, TrialResult
 from fltrust_repro.settings import Setting
+from fltrust_repro.threads import one_thread
 from fltrust_repro.workers import Learner
 
 _PURPOSES = (
@@ -61,8 +61,7 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, _PURPOSES.index(purpose)])
 
 
-# One thread, also where numpy was imported with more before: they would order sums differently.
-@threadpool_limits.wrap(limits=1, user_api="blas")
+@one_thread()
 # A model that diverges is reported as such; numpy need not say so as well.
 @np.errstate(over="ignore", invalid="ignore")
 @backend.memory_told()
@@ -259,6 +258,7 @@ def _with_examples(deal: Callable[[], Shards], holders: np.ndarray, first: int) 
     return lambda: append_examples(deal(), holders, first)
 
 
+@one_thread()
 def poisoned_examples(
     setting: Setting,
     seed: int,

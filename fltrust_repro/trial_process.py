@@ -5,6 +5,7 @@ The parent, or a Dask worker's start, prepares the process once; all else comes 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from fltrust_repro import backend
+from fltrust_repro import backend, cuda, machine
 from fltrust_repro.attacks import attacks
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.results import EVALUATE_EVERY
@@ -40,15 +41,24 @@ def prepare(plugins: Iterable[Path], gpu: int, after_iteration: Callable[[], Non
         load_plugin(path)
 
 
-def versions() -> str:
-    """Return the versions that a result may depend on, in one line."""
-    names = ("fltrust_repro", "mxnet", "mxnet-cu112", "numpy", "numba")
+def versions(gpu: int | None = None) -> str:
+    """Return what a result may depend on beside its setting, in one line.
+
+    The versions, each library's kernels of linear algebra, the CPU, and the GPU if one trains.
+    """
+    kernels: dict[str, list[str]] = {}
+    for blas in machine.libraries():
+        kernels.setdefault(blas.owner, []).append(str(blas))
     found = [f"python {platform.python_version()}", platform.machine()]
-    for name in names:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    for name in ("fltrust_repro", "mxnet", "mxnet-cu112", "numpy", "scipy", "numba"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            text = f"{name} {importlib.metadata.version(name)}"
+            own = kernels.pop(name.partition("-")[0], None)
+            found.append(f"{text} ({' and '.join(own)})" if own else text)
+    found += [f"BLAS {text}" for texts in kernels.values() for text in texts]
+    found.append(str(machine.cpu()))
+    if gpu is not None:
+        found.append(cuda.gpu_name(gpu) or "GPU of unknown name")
     return ", ".join(found)
 
 
@@ -63,7 +73,8 @@ def run(setting: Setting, seed: int, device: str, data_dir: Path | None) -> Tria
         after_iteration=_process.after_iteration,
     )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Trial(setting, seed, result, device, versions(), now, protocol_of(setting))
+    told = versions(_process.gpu if device == "gpu" else None)
+    return Trial(setting, seed, result, device, told, now, protocol_of(setting))
 
 
 class Projection(NamedTuple):

@@ -2,12 +2,18 @@
 
 import os
 
-import numpy as np
-import pytest
-from hypothesis import settings
+from fltrust_repro.threads import WORKER_ENVIRONMENT
 
-from fltrust_repro import backend
-from fltrust_repro.backend import mx, nd
+# Before the libraries load: pytest-xdist runs as many processes as there are cores.
+for _name, _value in WORKER_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from fltrust_repro import backend  # noqa: E402
+from fltrust_repro.backend import mx, nd  # noqa: E402
 
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)

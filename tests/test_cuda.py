@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fltrust_repro import cuda
+from fltrust_repro import cuda, trial_process
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -46,6 +46,47 @@ def test_nvidia_smi_is_asked_where_the_kernel_tells_nothing(no_kernel_module):
 def test_a_driver_that_is_not_there(monkeypatch):
     monkeypatch.setattr(cuda, "DRIVER_LIBRARY", "libno-such-driver.so.1")
     assert cuda.driver() is None
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A driver's library with functions of one's own, written in C."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed")
+
+    def made(source: str) -> None:
+        file, library = tmp_path / "driver.c", tmp_path / f"libcuda-{len(list(tmp_path.iterdir()))}"
+        file.write_text(f"#include <string.h>\n{source}")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, file], check=True)
+        monkeypatch.setattr(cuda, "DRIVER_LIBRARY", str(library))
+
+    return made
+
+
+TWO_GPUS = """
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGet(int *device, int index) { *device = 7 + index; return index > 1 ? 101 : 0; }
+int cuDeviceGetName(char *name, int size, int device) {
+    strncpy(name, device == 7 ? "NVIDIA A" : "NVIDIA B", size);
+    return 0;
+}
+"""
+
+
+def test_a_gpu_has_the_name_that_the_driver_gives_it(driver):
+    driver(TWO_GPUS)
+    assert [cuda.gpu_name(index) for index in range(3)] == ["NVIDIA A", "NVIDIA B", None]
+    assert trial_process.versions(gpu=1) == f"{trial_process.versions()}, NVIDIA B"
+
+
+def test_a_gpu_without_a_name(driver, monkeypatch):
+    driver("int cuInit(unsigned flags) { return 100; }")
+    assert cuda.gpu_name(0) is None
+    driver("")
+    assert cuda.gpu_name(0) is None
+    monkeypatch.setattr(cuda, "DRIVER_LIBRARY", "libno-such-driver.so.1")
+    assert cuda.gpu_name(0) is None
+    assert trial_process.versions(gpu=0).endswith(", GPU of unknown name")
 
 
 def test_setup_installs_the_package_of_every_library():

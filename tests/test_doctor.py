@@ -16,6 +16,7 @@ import pytest
 from fltrust_repro import cuda, downloads
 from fltrust_repro import doctor as module
 from fltrust_repro.errors import BadInput
+from fltrust_repro.machine import Blas, Cpu
 from fltrust_repro.store import COLUMNS, Store
 
 REPOSITORY = Path(__file__).parents[1]
@@ -153,6 +154,74 @@ def test_packages_that_are_missing_or_do_not_fit(machine, report, monkeypatch):
     assert "does not fit: `pip install 'numpy<1,>=0.9'`" in text
     assert "no-such-package is not installed: `pip install 'no-such-package>=2'`" in text
     assert "other" not in text
+
+
+def test_the_linear_algebra_is_named_and_advice_is_no_fault(machine, report, monkeypatch):
+    monkeypatch.setattr(module.machine, "cpu", lambda: Cpu("Xeon (AVX-512)", "AVX-512"))
+    libraries = (Blas("numpy", "OpenBLAS", "0.3.23", "Prescott"), Blas("scipy", "MKL", "24", None))
+    monkeypatch.setattr(module.machine, "libraries", lambda: libraries)
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    code, text = report()
+    assert code == 0
+    assert lines(text, "cpu") == ["cpu       Xeon (AVX-512)"]
+    named, advice = lines(text, "blas")
+    assert named == "blas      numpy: OpenBLAS 0.3.23 Prescott, scipy: MKL 24"
+    assert "numpy's OpenBLAS 0.3.23 Prescott: kernels for SSE, far below" in advice
+    assert text.endswith("Trials can run here.\n")
+
+
+# --- places that a system may close
+
+
+@pytest.fixture
+def closed(monkeypatch, tmp_path):
+    """Leave no place for compiled code."""
+    monkeypatch.setattr(module, "_PACKAGE", Path("/proc/none"))
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    return tmp_path
+
+
+def test_no_place_for_compiled_code_is_told_with_the_way_out(machine, report, closed, monkeypatch):
+    _, text = report()
+    [line] = lines(text, "cache")
+    assert "neither /proc/none/__pycache__ nor ~/.cache can be written" in line
+    assert "set NUMBA_CACHE_DIR to a folder that can be" in line
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none/either")
+    _, text = report()
+    assert "NUMBA_CACHE_DIR=/proc/none/either cannot be written" in lines(text, "cache")[0]
+
+
+def test_the_way_out_is_one(machine, report, closed, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(closed / "new" / "folder"))
+    _, text = report()
+    assert lines(text, "cache") == [f"cache     compiled code can be kept in {closed}/new/folder"]
+    assert not (closed / "new").exists()
+
+
+def test_shared_memory_that_cannot_be_written_is_a_fault(machine, report, monkeypatch):
+    def no_lock(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock._make_name", no_lock)
+    code, text = report()
+    assert code == 1
+    [line] = lines(text, "processes")
+    assert "/dev/shm cannot be written ([Errno 30] Read-only file system); " in line
+    assert "--shm-size" in line
+
+
+def test_shared_memory_too_small_for_a_process_per_core_is_a_fault(machine, report, monkeypatch):
+    usage = type("usage", (), {"free": 64 * 1024})
+    monkeypatch.setattr(module, "_SHARED", Path("/"))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(module, "_cores", lambda: 3)
+    code, text = report()
+    assert code == 1
+    assert "/ has room for 64 KiB, and a process on each of 3 cores takes 96 KiB" in text
+    assert "--shm-size" in text
+    monkeypatch.setattr(module, "_cores", lambda: 2)
+    assert report()[0] == 0
 
 
 # --- data sets and store

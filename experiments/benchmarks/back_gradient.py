@@ -25,6 +25,7 @@ from fltrust_repro.backend import mx, nd
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import Shards, sample_batches
+from fltrust_repro.threads import one_thread
 from fltrust_repro.training import generator
 from fltrust_repro.workers import Learner
 
@@ -96,6 +97,7 @@ def cost(examples: int, classes: int, steps: int, clean: int = 6_000, features: 
 @click.command()
 @click.option("--seed", default=0, show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path))
+@one_thread()
 def main(seed: int, data_dir: Path | None) -> None:
     """Print both tables."""
     click.echo(f"{trial_process.versions()}; one thread")

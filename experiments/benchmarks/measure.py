@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro import backend
+from fltrust_repro.threads import WORKER_ENVIRONMENT
 
 MIB = 2**20
 
@@ -106,8 +106,7 @@ def free_memory() -> int | None:
 
 def one_thread() -> None:
     """Let this process's children compute with one thread each."""
-    for name in (*backend.THREAD_COUNTS, "MXNET_CPU_WORKER_NTHREADS"):
-        os.environ[name] = "1"
+    os.environ.update(WORKER_ENVIRONMENT)
 
 
 def fresh_process() -> ProcessPoolExecutor:
