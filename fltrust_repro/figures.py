@@ -14,7 +14,7 @@ from PIL import Image
 
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import check_writable, write_bytes
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting
@@ -110,6 +110,13 @@ def _shows(path: Path, numbers: str) -> bool:
         return False
 
 
+def check_picture(path: Path) -> None:
+    """Raise `BadInput` where no picture can be written: for its ending, or its folder."""
+    if path.suffix not in (".png", ".svg"):
+        raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
+    check_writable(path.parent, "--picture")
+
+
 def draw_trial(trial: Trial, path: Path) -> None:
     """Write a picture of a trial's error rate and training loss over the iterations."""
     from matplotlib.figure import Figure
@@ -194,7 +201,7 @@ def _svg_style(style: dict) -> dict:
 
 
 def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:
-    """Write a PNG with poisoned examples, each under the example that it started from.
+    """Write a PNG or SVG with poisoned examples, each under the example that it started from.
 
     The label that training is given stands above each pair.
     """
@@ -212,7 +219,9 @@ def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 
             axes[2 * row + offset, column].imshow(image[0], cmap="gray", vmin=0, vmax=1)
         axes[2 * row, column].set_title(f"{made.labels[i]}", fontsize=7, pad=2)
     content = io.BytesIO()
-    picture.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    kind = path.suffix[1:]
+    metadata = {"svg": {"Date": None}, "png": {"Software": None}}[kind]
+    picture.savefig(content, format=kind, dpi=130, metadata=metadata)
     write_bytes(path, content.getvalue())
 
 

@@ -16,6 +16,9 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.options import (
+    FILE,
+    FOLDER,
+    LAST_SEED,
     count,
     out_option,
     plugin_option,
@@ -105,9 +108,9 @@ def _failure_lines(
 @click.command()
 @click.argument("place", nargs=-1, metavar="[EXPERIMENT ROW COLUMN]")
 @setting_options()
-@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0),
+@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0, LAST_SEED),
               help="Which trial.")  # fmt: skip
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the curve, as PNG or SVG.")
+@click.option("--picture", type=FILE, help="Draw the curve, as PNG or SVG.")
 @store_option
 @out_option
 @plugin_option
@@ -121,6 +124,8 @@ def show(
     **fields: Any,
 ) -> None:
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
+    if picture is not None:
+        figures.check_picture(picture)
     setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
     with Store.if_there(store_path) as store:
         known = {t.seed: t for t in fidelity.finished(out, store).get(setting, ())}
@@ -160,7 +165,7 @@ def _cell_at(*place: str) -> Cell:
 
 
 @click.command("export")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FILE)
 @store_option
 @plugin_option
 def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> None:
@@ -191,9 +196,7 @@ def _flat(trial: Trial) -> dict[str, Any]:
 
 
 @click.command("import")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
-)
+@click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
 @store_option
 @plugin_option
 def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:
