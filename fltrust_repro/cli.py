@@ -35,7 +35,6 @@ from fltrust_repro.store import Store
 from fltrust_repro.store_commands import export_command, import_command, show, status
 from fltrust_repro.trial_commands import reproduce, run, sweep_command
 
-
 _LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
 
 

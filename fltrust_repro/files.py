@@ -10,7 +10,9 @@ from pathlib import Path
 
 from fltrust_repro.errors import BadInput, shown
 
-_LONGEST_NAME = 100  # bytes; what is written beside it adds an ending, and 255 is the system's limit
+_LONGEST_NAME = (
+    100  # bytes; what is written beside it adds an ending, and 255 is the system's limit
+)
 
 
 def check_name(what: str, name: str) -> None:

@@ -83,9 +83,7 @@ def _loaded(
 _ADDRESS = re.compile(r"((tcp|tls|ucx|ucxx|ws|wss)://)?([\w.-]+|\[[0-9a-fA-F:.%\w]+\]):(\d{1,5})")
 
 
-def _address(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> str | None:
+def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     if value is not None and not _ADDRESS.fullmatch(value):
         raise BadInput(
             f"--scheduler is {shown(value)}; give the address that `dask scheduler` prints, such "
