@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -49,6 +50,11 @@ for _name, _type in {**_DROPPED, "complex": complex}.items():
 
 @functools.cache
 def _mxnet() -> ModuleType:
+    if sys.flags.optimize > 1:
+        raise BadInput(
+            "MXNet reads docstrings as it loads, and Python was told to drop them; unset "
+            "PYTHONOPTIMIZE, or leave out -OO."
+        )
     builds = cuda.installed_builds()
     if len(builds) > 1:
         raise BadInput(

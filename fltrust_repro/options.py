@@ -80,7 +80,7 @@ def _loaded(
     return paths
 
 
-_ADDRESS = re.compile(r"((tcp|tls|ucx|ucxx|ws|wss)://)?([\w.-]+|\[[0-9a-fA-F:.%\w]+\]):(\d{1,5})")
+_ADDRESS = re.compile(r"(tcp://)?([\w.-]+|\[[\w:.%]+\]):\d{1,5}")
 
 
 def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
