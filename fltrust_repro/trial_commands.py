@@ -223,10 +223,19 @@ def sweep_command(
     told = {key: value for key, value in fields.items() if value is not None}
     command = " ".join(["sweep", *_as_typed(context)])
     figure = figure_of(name, command, title, told, panels, lines, vary, points)
+    _check_varied(context, vary)
     check_writable(out)
     with Store(store_path) as store:
         failed = reproduction.reproduce(figure, seeds, store, machine, out, announcer(len(seeds)))
     _end(failed)
+
+
+def _check_varied(context: click.Context, vary: str) -> None:
+    """Refuse an option that would change nothing, since it is what the figure varies."""
+    for field in VARIED[vary].fields(1):
+        if context.get_parameter_source(field) is ParameterSource.COMMANDLINE:
+            option = "--" + field.replace("_", "-")
+            raise BadInput(f"{option} is given, but --vary {vary} decides it; leave it out.")
 
 
 def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
