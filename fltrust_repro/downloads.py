@@ -6,9 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -293,37 +291,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.RequestException):
         return f"no connection, {type(error).__name__}"
     return "wrong checksum"
-
-
-@contextlib.contextmanager
-def faults_of(path: Path, remedy: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a file that is read into one sentence that says what to do.
-
-    `remedy` is for a file with wrong contents; one that the system does not let us read may be
-    right.
-    """
-    try:
-        yield
-        return
-    except (EOFError, zlib.error) as error:
-        problem, cause = "is cut short or damaged", error
-    except (gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        problem, cause = f"is not a whole compressed file ({_told(error)})", error
-    except OSError as error:
-        problem, cause = f"cannot be read ({error.strerror or _told(error)})", error
-        if error.errno is not None:
-            remedy = "make it readable for this user, or name another directory with --data-dir"
-    except KeyError as error:
-        problem, cause = f"lacks the array {_told(error)}", error
-    except ValueError as error:
-        problem, cause = _told(error), error
-    except Exception as error:  # what the libraries raise at files made to mislead them
-        problem, cause = f"cannot be understood ({_told(error)})", error
-    raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from cause
-
-
-def _told(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")
 
 
 def remedy_of(name: str) -> str:

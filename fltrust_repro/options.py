@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fltrust_repro.backend import check_device, resolve_device
+from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.processes import Machine
@@ -136,8 +137,10 @@ def trial_options(default: int) -> Callable:
             **others: Any,
         ) -> None:
             check_device(device)
+            if scheduler is None:  # now and not after what else takes time
+                search_path(data_dir)
             if device == "gpu" and scheduler is None:
-                resolve_device(device)  # now and not after what else takes time
+                resolve_device(device)
             machine = Machine(device, jobs, data_dir, plugins, scheduler)
             command(seeds=seed_range(first_seed, trials), machine=machine, **others)
 

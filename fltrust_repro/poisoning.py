@@ -96,7 +96,7 @@ def _kept(file: Path, examples: int, data: Dataset) -> PoisonedSet:
     """Read a set that was kept; others may have written to its folder."""
     images = (np.float32, (examples, *data.train_x.shape[1:]))
     forms = {"x": images, "labels": (np.int32, (examples,)), "start": images}
-    with downloads.faults_of(file, "delete it, and it will be made again"):
+    with readers.faults_of(file, "delete it, and it will be made again"):
         made = PoisonedSet(*readers.read_npz(file, forms))
         if made.labels.min() < 0 or made.labels.max() >= data.classes:
             raise ValueError(f"holds labels outside 0..{data.classes - 1}")

@@ -7,13 +7,15 @@ nobody may write to it. Files are checked as they are read; a fault names the fi
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import math
 import os
 import struct
 import tempfile
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -21,6 +23,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from fltrust_repro import downloads
+from fltrust_repro.errors import DataUnavailable
 
 
 class Pool(NamedTuple):
@@ -46,6 +49,37 @@ def frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
+@contextlib.contextmanager
+def faults_of(path: Path, remedy: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a file that is read into one sentence that says what to do.
+
+    `remedy` is for a file with wrong contents; one that the system does not let us read may be
+    right.
+    """
+    try:
+        yield
+        return
+    except (EOFError, zlib.error) as error:
+        problem, cause = "is cut short or damaged", error
+    except (gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        problem, cause = f"is not a whole compressed file ({_told(error)})", error
+    except OSError as error:
+        problem, cause = f"cannot be read ({error.strerror or _told(error)})", error
+        if error.errno is not None:
+            remedy = "make it readable for this user, or name another directory with --data-dir"
+    except KeyError as error:
+        problem, cause = f"lacks the array {_told(error)}", error
+    except ValueError as error:
+        problem, cause = _told(error), error
+    except Exception as error:  # what the libraries raise at files made to mislead them
+        problem, cause = f"cannot be understood ({_told(error)})", error
+    raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from cause
+
+
+def _told(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+
+
 # ---- MNIST and Fashion-MNIST: four IDX files -------------------------------------------------
 
 IDX_SHAPES = dict(
@@ -67,7 +101,7 @@ def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
 
 def _idx_part(name: str, path: Path) -> np.ndarray:
     file = path.name[:-3] if path.suffix == ".gz" else path.name
-    with downloads.faults_of(path, downloads.remedy_of(name)), downloads.opened(path) as content:
+    with faults_of(path, downloads.remedy_of(name)), downloads.opened(path) as content:
         header, values = parse_idx(content, IDX_SHAPES[file])
         if values.ndim == 1 and values.max() > 9:
             raise ValueError(f"holds the label {values.max()}, outside 0..9")
@@ -121,7 +155,7 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
         The file is not what it should be.
     """
     side = CH_SIDES[name]
-    with downloads.faults_of(path, downloads.remedy_of(name)):
+    with faults_of(path, downloads.remedy_of(name)):
         if path.suffix == ".zip":
             images, labels = _read_zip(path)
         elif path.suffix == ".npz":
@@ -177,17 +211,7 @@ def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
 def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
     """One pathologist's tile as Kaggle's gray image: resized first, then turned gray.
 
-    Parameters
-    ----------
-    rgb : np.ndarray
-        uint8, (height, width, 3); the published tiles are 150 x 150.
-    side : int
-        Height and width of the result.
-
-    Returns
-    -------
-    np.ndarray
-        uint8, (side, side).
+    From uint8 (height, width, 3) to uint8 (side, side); the published tiles are 150 x 150.
     """
     from PIL import Image
 
