@@ -39,6 +39,11 @@ _DROPPED = {
 
 @functools.cache
 def _mxnet() -> ModuleType:
+    if sys.flags.optimize > 1:
+        raise BadInput(
+            "MXNet reads docstrings as it loads, and Python was told to drop them; unset "
+            "PYTHONOPTIMIZE, or leave out -OO."
+        )
     builds = cuda.installed_builds()
     if len(builds) > 1:
         raise BadInput(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,30 +21,41 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import available, load_experiment
 from fltrust_repro.files import check_writable, write_text
 from fltrust_repro.models import models
-from fltrust_repro.options import count, out_option, plugin_option, store_option
+from fltrust_repro.options import (
+    FILE,
+    FOLDER,
+    LAST_SEED,
+    count,
+    out_option,
+    plugin_option,
+    store_option,
+)
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import Setting
 from fltrust_repro.store_commands import export_command, import_command, show, status
 from fltrust_repro.trial_commands import reproduce, run, sweep_command
+
+_LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
 
 
 class _Group(click.Group):
     """Turns errors that the user can mend into one sentence and exit code 2."""
 
     def invoke(self, context: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         try:
             return super().invoke(context)
         except BadInput as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {_one_line(str(error))}", err=True)
             context.exit(2)
         except KeyboardInterrupt:
             click.echo("\nStopped. Finished trials are kept: the same command goes on.", err=True)
             context.exit(130)
-        except BrokenPipeError:
-            # The reader of our output, `head` for instance, has seen enough.
-            sys.stderr.close()
-            context.exit(0)
+
+
+def _one_line(text: str) -> str:
+    """The text as a terminal can show it, whatever a file or plug-in put into it."""
+    words = " ".join(text.split())[:_LONGEST_SENTENCE]
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,10 +101,10 @@ def report_command(
 @click.option("--dataset", default="mnist-6000", show_default=True, help="Data set.")
 @click.option("--poisoned-share", default=0.04, show_default=True,
               help="Poisoned examples, of all examples.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0),
+@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0, LAST_SEED),
               help="Seed of the trial: it draws the data and the start.")  # fmt: skip
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Looked in first.")
-@click.option("--picture", type=click.Path(path_type=Path), default=Path("poisoned.png"),
+@click.option("--data-dir", type=FOLDER, help="Looked in first.")
+@click.option("--picture", type=FILE, default="poisoned.png",
               show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
 def poison_command(
     dataset: str, poisoned_share: float, seed: int, data_dir: Path | None, picture: Path
@@ -103,6 +113,7 @@ def poison_command(
 
     What was made for the same data, share and seed is taken from where it lies.
     """
+    figures.check_picture(picture)
     fields = {"attack": "back-gradient", "poisoned_share": poisoned_share}
     setting = Setting(dataset=dataset, **fields)
     from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds

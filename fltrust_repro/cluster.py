@@ -6,6 +6,7 @@ started with `--resources GPU=1`. The scheduler runs a lost worker's trials else
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from fltrust_repro.results import PROTOCOL
 
 try:
     import distributed
+    from distributed.comm import connect
 except ImportError as error:
     raise BadInput(
         "--scheduler needs Dask, which is not installed; run `pip install -e .[cluster]`."
@@ -41,12 +43,15 @@ class Cluster:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         try:
+            # Asked first: a client that gets no right answer tries for minutes, and then to close.
+            asyncio.run(asyncio.wait_for(_greet(machine.scheduler), _CONNECT_SECONDS))
             self._client = distributed.Client(
                 machine.scheduler, timeout=_CONNECT_SECONDS, set_as_default=False
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            reason = str(error) or f"nothing that Dask understands in {_CONNECT_SECONDS} s"
             raise BadInput(
-                f"scheduler {machine.scheduler!r} does not answer ({error}); start one with `dask "
+                f"scheduler {machine.scheduler!r} does not answer ({reason}); start one with `dask "
                 "scheduler` and give the address that it prints, such as tcp://host:8786."
             ) from error
         self._iterations = 0
@@ -148,6 +153,11 @@ class Cluster:
                 f"scheduler {self._machine.scheduler!r} was lost ({error}); finished trials are "
                 "kept, and the same command goes on when the cluster is there again."
             ) from error
+
+
+async def _greet(address: str) -> None:
+    answer = await connect(address, timeout=_CONNECT_SECONDS)
+    await answer.close()
 
 
 class _Preparation(distributed.WorkerPlugin):

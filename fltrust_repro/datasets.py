@@ -11,15 +11,20 @@ A plug-in adds one with a function from the directories to search and a generato
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fltrust_repro import downloads, readers
-from fltrust_repro.errors import BadInput, DataUnavailable
+from fltrust_repro.errors import BadInput, DataUnavailable, shown
+from fltrust_repro.files import check_name
 from fltrust_repro.registry import Registry, summary
+
+PARTS = ("train_x", "train_y", "test_x", "test_y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +96,15 @@ def load(name: str, rng: np.random.Generator, data_dir: str | Path | None = None
         Not at hand, and every mirror failed.
     """
     loader = datasets[name]
-    loaded = loader(downloads.search_path(data_dir), rng)
-    _check(name, loaded)
-    return loaded
+    directories = downloads.search_path(data_dir)
+    try:
+        loaded = loader(directories, rng)
+    except BadInput:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a plug-in's loader runs into
+        problem = f"{type(error).__name__}: {error}".rstrip(".: ")
+        raise BadInput(f"data set {name!r} does not load: {problem}.") from error
+    return _checked(name, loaded)
 
 
 def status(data_dir: str | Path | None = None) -> list[DataStatus]:
@@ -118,7 +129,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:
 
     None for a data set that needs no file of its own. Raises as `load` does.
     """
-    load(name, np.random.default_rng(0), data_dir)
+    _check_finite(load(name, np.random.default_rng(0), data_dir))
     if name not in downloads.SOURCES:
         return None
     return downloads.obtain(name, downloads.search_path(data_dir))[0].parent
@@ -141,14 +152,50 @@ def verify(name: str, data_dir: str | Path | None = None) -> None:
             f"{downloads.by_hand(name, directories)}."
         )
     readers.forget()  # what lies on the disk now is to be checked
-    loaded = load(name, np.random.default_rng(0), data_dir)
-    if not (np.isfinite(loaded.train_x).all() and np.isfinite(loaded.test_x).all()):
-        raise BadInput(f"data set {name!r} holds NaN or infinity; replace these values.")
+    _check_finite(load(name, np.random.default_rng(0), data_dir))
     if name == "ch-mnist":
         downloads.verify_kaggle_file(downloads.obtain(name, directories)[0])
 
 
-def _check(name: str, loaded: Dataset) -> None:
+def _check_finite(loaded: Dataset) -> None:
+    if not (np.isfinite(loaded.train_x).all() and np.isfinite(loaded.test_x).all()):
+        raise BadInput(f"data set {loaded.name!r} holds NaN or infinity; replace these values.")
+
+
+def _checked(name: str, loaded: Dataset) -> Dataset:
+    """What a loader returned, in the layout that all else relies on; its own arrays stay as is."""
+    if not isinstance(loaded, Dataset):
+        raise _wrong(name, f"returned {type(loaded).__name__}; it must return a Dataset")
+    if not isinstance(loaded.name, str):
+        raise _wrong(name, f"gave the name {shown(loaded.name)}; give a text")
+    check_name(f"data set {name!r}: the name of what its loader returned", loaded.name)
+    classes = loaded.classes
+    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
+        raise _wrong(name, f"gave classes {shown(classes)}; give a whole number of at least 1")
+    loaded = dataclasses.replace(
+        loaded,
+        classes=int(classes),
+        **{part: _laid_out(name, part, getattr(loaded, part)) for part in PARTS},
+    )
+    _check_arrays(name, loaded)
+    return loaded
+
+
+def _laid_out(name: str, part: str, array: Any) -> np.ndarray:
+    """A read-only array in C's order and the machine's byte order; no copy where it is that."""
+    if not isinstance(array, np.ndarray):
+        raise _wrong(name, f"gave {part} as {type(array).__name__}; it must be a numpy array")
+    native = array.dtype.newbyteorder("=")
+    if array.dtype == native and array.flags.c_contiguous and not array.flags.writeable:
+        return array
+    return readers.frozen(np.ascontiguousarray(array, native).view())
+
+
+def _wrong(name: str, problem: str) -> BadInput:
+    return BadInput(f"data set {name!r}: its loader {problem}.")
+
+
+def _check_arrays(name: str, loaded: Dataset) -> None:
     for part, x, y in (
         ("training", loaded.train_x, loaded.train_y),
         ("test", loaded.test_x, loaded.test_y),
@@ -160,7 +207,7 @@ def _check(name: str, loaded: Dataset) -> None:
             )
         elif x.shape[1:] != loaded.train_x.shape[1:]:
             problem = f"have shape {x.shape[1:]}, the training ones {loaded.train_x.shape[1:]}"
-        elif not len(y) or y.min() < 0 or y.max() >= loaded.classes:
+        elif not x.size or y.min() < 0 or y.max() >= loaded.classes:
             problem = f"must be at least one, with labels 0..{loaded.classes - 1}"
         else:
             continue

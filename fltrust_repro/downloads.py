@@ -6,14 +6,14 @@ import contextlib
 import gzip
 import hashlib
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from fltrust_repro.errors import BadInput, DataUnavailable
+from fltrust_repro.files import path_of
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -158,7 +158,7 @@ def search_path(data_dir: str | Path | None = None) -> tuple[Path, ...]:
 
 
 def _checked_directory(label: str, path: str | Path) -> Path:
-    directory = Path(path).expanduser().resolve()
+    directory = path_of(path).resolve()
     if not directory.is_dir():
         raise BadInput(f"{label} {str(path)!r} is not a directory; create it or name another.")
     if not os.access(directory, os.R_OK | os.X_OK):
@@ -293,32 +293,37 @@ def _reason(error: Exception) -> str:
     return "wrong checksum"
 
 
-@contextlib.contextmanager
-def faults_of(name: str, path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into one sentence that names it and the remedy."""
-    try:
-        yield
-        return
-    except (EOFError, zlib.error) as error:
-        problem, cause = "is cut short or damaged", error
-    except (gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        problem, cause = f"is not a whole compressed file ({str(error).rstrip('.')})", error
-    except OSError as error:
-        problem, cause = f"cannot be read ({error.strerror or error})", error
-    except KeyError as error:
-        problem, cause = f"lacks the array {error}", error
-    except ValueError as error:
-        problem, cause = str(error), error
-    remedy = f"replace it by {SOURCES[name].by_hand}"
+def remedy_of(name: str) -> str:
+    """Say what to do about a wrong file of a data set, as the end of a sentence."""
     if SOURCES[name].mirrors:
-        remedy = f"delete it and run `python -m fltrust_repro data fetch {name}`"
-    raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from cause
+        return f"delete it and run `python -m fltrust_repro data fetch {name}`"
+    return f"replace it by {SOURCES[name].by_hand}"
 
 
-def content(path: Path) -> bytes:
-    """Bytes of a file, uncompressed where its name ends in .gz."""
-    raw = path.read_bytes()
-    return gzip.decompress(raw) if path.suffix == ".gz" else raw
+MOST_BYTES = 128 * 2**20  # more than any file of the data sets holds
+
+
+def content(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Bytes of a file, uncompressed where its name ends in .gz.
+
+    Raises `ValueError` where there are more than `most`, of which no more are read: a small
+    compressed file may hold any number.
+    """
+    with opened(path) as file:
+        return all_of(file, most)
+
+
+def opened(path: Path) -> IO[bytes]:
+    """Open a file to read bytes, uncompressed where its name ends in .gz."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def all_of(file: IO[bytes], most: int) -> bytes:
+    """What is left of an open file; `ValueError` where it is more than `most` bytes."""
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"holds more than the {most:,} bytes that belong there")
+    return data
 
 
 def check_md5(data: bytes, expected: str) -> None:

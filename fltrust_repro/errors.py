@@ -1,5 +1,10 @@
 """Errors that the user can mend: one sentence each, shown without a traceback (exit code 2)."""
 
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
 
 class BadInput(ValueError):
     """A value is wrong; the message names it, what is allowed, and what to do."""
@@ -11,3 +16,11 @@ class DataUnavailable(BadInput):
 
 class UnknownName(BadInput):
     """A name that nothing is registered under; a plug-in that is not loaded may have it."""
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it: on one line, and short however long it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.files import check_name, path_of
 from fltrust_repro.settings import Setting
 
 if sys.version_info >= (3, 11):
@@ -33,8 +34,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-
 MEASURES = ("error_rate", "lowest_error_rate")
+MOST_BYTES = 1_000_000  # of an experiment's file; the largest of the paper's has 2,000
+MOST_CELLS = 10_000
+MOST_LETTERS = 300  # of a title, or of the name of a row
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,13 @@ def figure_of(
     Raises `BadInput` for an unknown `vary`, for no values, and for a wrong setting.
     """
     if vary not in VARIED:
-        raise BadInput(f"vary is {vary!r}; choose one of {', '.join(VARIED)}.")
+        raise BadInput(f"vary is {shown(vary)}; choose one of {', '.join(VARIED)}.")
     varied = VARIED[vary]
     points = tuple(varied.values if values is None else values)
-    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in points)
-    if not numbers or not points or len(set(points)) < len(points):
-        raise BadInput(f"values are {list(points)}; give at least one number, and none twice.")
+    if not all(map(_is_number, points)) or len({f"{x:g}" for x in points}) < max(len(points), 1):
+        allowed = "at least one number, each finite and none twice"
+        raise BadInput(f"values are {shown(list(points))}; give {allowed}.")
+    _check_size("figure", len(panels) * len(lines), len(points))
     figure = Figure(varied.label, points, tuple(panels), tuple(lines))
     cells = []
     for panel, panel_fields in panels.items():
@@ -173,6 +177,21 @@ def figure_of(
     rows = tuple(dict.fromkeys(cell.row for cell in cells))
     columns = tuple(dict.fromkeys(cell.column for cell in cells))
     return Experiment(name, command, title, rows, columns, tuple(cells), figure, seconds=seconds)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a file or command line is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _check_size(what: str, rows: int, columns: int) -> None:
+    if rows * columns > MOST_CELLS:
+        raise BadInput(f"{what}: {rows} rows of {columns} cells; at most {MOST_CELLS:,} can be.")
 
 
 def directory() -> Path:
@@ -197,17 +216,28 @@ def load_experiment(name: str) -> Experiment:
     Raises `BadInput` for an unknown name and for a file that is wrong, naming the place.
     """
     known = available()
-    file = Path(name) if name.endswith(".toml") else known.get(name)
+    file = path_of(name) if name.endswith(".toml") else known.get(name)
     if file is None or not file.is_file():
         raise BadInput(
-            f"unknown experiment {name!r}; choose one of {', '.join(known)}, or give the path of a "
-            ".toml file."
+            f"unknown experiment {shown(name)}; choose one of {', '.join(known)}, or give the path "
+            "of a .toml file."
         )
+    check_name(f"the name of {str(file)!r}", file.stem)
+    return _build(file, _read(file))
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file} is not valid TOML: {error}.") from error
-    return _build(file, content)
+        with file.open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read ({error.strerror}); make it readable.") from error
+    if len(content) > MOST_BYTES:
+        raise BadInput(f"{file} has more than {MOST_BYTES:,} bytes; no experiment needs them.")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file} is not valid TOML in UTF-8: {error}.") from error
 
 
 _KINDS = {
@@ -228,6 +258,24 @@ _FIGURE = ("title", "setting", "vary", "panels", "lines")
 
 
 def _build(file: Path, content: dict[str, Any]) -> Experiment:
+    _check_parts(file, content)
+    ours = file.resolve().parent == directory().resolve()
+    name, command = file.stem, f"reproduce {file.stem if ours else file}"
+    if "vary" in content:
+        return _figure(file, name, command, content)
+    return Experiment(
+        name=name,
+        command=command,
+        title=content["title"],
+        rows=tuple(content["rows"]),
+        columns=tuple(content["columns"]),
+        cells=tuple(_cells(file, content)),
+        measure=content.get("measure", MEASURES[0]),
+        seconds=content.get("seconds"),
+    )
+
+
+def _check_parts(file: Path, content: dict[str, Any]) -> None:
     strange = sorted(set(content) - set(_KINDS))
     if strange:
         raise BadInput(
@@ -239,48 +287,37 @@ def _build(file: Path, content: dict[str, Any]) -> Experiment:
             kind = {str: "text", dict: "table", list: "list"}.get(_KINDS[part], "number")
             raise BadInput(f"{file} has no {part}, or not as a {kind}; see table2a.toml.")
     for part in set(needed) & {"rows", "columns", "panels", "lines"}:
-        for name, fields in content[part].items():
-            if not isinstance(fields, dict):
-                raise BadInput(f"{file}: {name!r} in [{part}] must be {{ field = value, ... }}.")
         if not content[part]:
             raise BadInput(f"{file} has no {part}; an experiment needs at least one of each.")
-    measure = content.get("measure", MEASURES[0])
+        for name, fields in content[part].items():
+            _check_words(file, f"a name in [{part}]", name)
+            if not isinstance(fields, dict):
+                raise BadInput(f"{file}: {name!r} in [{part}] must be {{ field = value, ... }}.")
+    _check_words(file, "title", content["title"])
+    measure, seconds = content.get("measure", MEASURES[0]), content.get("seconds", 1)
     if measure not in MEASURES:
-        raise BadInput(f"{file}: measure is {measure!r}; choose one of {', '.join(MEASURES)}.")
-    target = file.stem if file.parent == directory() else str(file)
-    name, command = file.stem, f"reproduce {target}"
-    if "vary" in content:
-        return _figure(file, name, command, content)
-    return Experiment(
-        name=name,
-        command=command,
-        title=content["title"],
-        rows=tuple(content["rows"]),
-        columns=tuple(content["columns"]),
-        cells=tuple(_cells(file, content)),
-        measure=measure,
-        seconds=content.get("seconds"),
-    )
+        raise BadInput(f"{file}: measure is {shown(measure)}; choose one of {', '.join(MEASURES)}.")
+    if not _is_number(seconds) or not 0 < seconds < 1e9:
+        raise BadInput(f"{file}: seconds is {shown(seconds)}; give a number above 0, below 1e9.")
+
+
+def _check_words(file: Path, what: str, text: str) -> None:
+    if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
+        raise BadInput(
+            f"{file}: {what} is {shown(text)}; give at most {MOST_LETTERS} letters on one line."
+        )
 
 
 def _figure(file: Path, name: str, command: str, content: dict[str, Any]) -> Experiment:
+    parts = [content[part] for part in ("title", "setting", "panels", "lines", "vary")]
     try:
-        return figure_of(
-            name,
-            command,
-            content["title"],
-            content["setting"],
-            content["panels"],
-            content["lines"],
-            content["vary"],
-            content.get("values"),
-            content.get("seconds"),
-        )
+        return figure_of(name, command, *parts, content.get("values"), content.get("seconds"))
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
 
 
 def _cells(file: Path, content: dict[str, Any]) -> list[Cell]:
+    _check_size(str(file), len(content["rows"]), len(content["columns"]))
     cells = []
     for row, values in _paper_values(file, content).items():
         for (column, fields), value in zip(content["columns"].items(), values):
@@ -303,10 +340,11 @@ def _paper_values(file: Path, content: dict[str, Any]) -> dict[str, list[float |
         raise BadInput(f"{file}: [paper] names {', '.join(unknown)}, which [rows] does not have.")
     for row, values in paper.items():
         numbers = isinstance(values, list) and all(
-            isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
+            value != value or (_is_number(value) and 0 <= value <= 1) for value in values
         )
         if not numbers or len(values) != len(columns):
             raise BadInput(
-                f"{file}: [paper] {row} must be a list of {len(columns)} numbers, one per column."
+                f"{file}: [paper] {row} must be a list of {len(columns)} numbers from 0 to 1, or "
+                "nan, one per column."
             )
     return {row: paper.get(row, [None] * len(columns)) for row in rows}

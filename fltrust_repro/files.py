@@ -1,28 +1,68 @@
-"""Files that are written whole or not at all, and outlast a power cut."""
+"""What files may be called; files written whole or not at all, that outlast a power cut."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
+import unicodedata
 from pathlib import Path
 
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, shown
+
+_LONGEST_NAME = (
+    100  # bytes; what is written beside it adds an ending, and 255 is the system's limit
+)
 
 
-def check_writable(folder: Path) -> None:
+def check_name(what: str, name: str) -> None:
+    """Raise `BadInput` unless `name` can be part of the name of a file, in the folder meant.
+
+    It may hold letters, digits and `-`, `_`, `.` in any but the first place, and not end in
+    ".trials", since NAME.trials.csv is the file of trials of another name.
+    """
+    right = re.fullmatch(r"\w[\w.-]*", name) and not name.lower().endswith(".trials")
+    if not right or len(name.encode()) > _LONGEST_NAME:
+        raise BadInput(
+            f"{what} is {shown(name)}; give at most {_LONGEST_NAME} letters, digits, '-', '_' and "
+            "'.', a letter or digit first, and no '.trials' at the end."
+        )
+
+
+def path_of(text: str | Path) -> Path:
+    """Return the path that a user typed, with ~ replaced; `BadInput` where it cannot be one."""
+    text = str(text)
+    if not text or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise BadInput(
+            f"{shown(text)} is no path; give one of UTF-8 without line breaks and the like."
+        )
+    try:
+        path = Path(text).expanduser()
+        path.exists()  # whether the system can look for it at all
+    except RuntimeError as error:
+        raise BadInput(f"{shown(text)} is in the home of no user; write the path out.") from error
+    except OSError as error:
+        raise BadInput(
+            f"{shown(text)} cannot be looked for ({error.strerror}); give another path."
+        ) from error
+    return path
+
+
+def check_writable(folder: Path, option: str = "--out") -> None:
     """Raise `BadInput` where no file can be written to a folder, made where there is none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise _not_writable(folder, error, option) from error
 
 
-def _not_writable(path: Path, error: OSError) -> BadInput:
+def _not_writable(path: Path, error: OSError, option: str = "--out") -> BadInput:
     return BadInput(
-        f"{path} cannot be written ({error.strerror}); give --out a folder that you can write to."
+        f"{path} cannot be written ({error.strerror}); give {option} a folder that you can write "
+        "to."
     )
 
 

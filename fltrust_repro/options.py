@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,56 @@ from typing import Any
 import click
 
 from fltrust_repro.backend import check_device, resolve_device
-from fltrust_repro.errors import BadInput
+from fltrust_repro.downloads import search_path
+from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.files import path_of
 from fltrust_repro.processes import Machine
 from fltrust_repro.records import LAST_SEED
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import CHOICES, Setting
 
 LONG_HOURS = 1.0
+MOST_TRIALS = 10_000  # per setting
+MOST_JOBS = 1_000
 
 
-def count(text: str, least: int) -> Callable:
-    """Return a callback that refuses a number below `least`, before anything runs."""
+def count(text: str, least: int, most: int) -> Callable:
+    """Return a callback that refuses a number outside [least, most], before anything runs."""
 
     def check(
         _context: click.Context, _parameter: click.Parameter, value: int | None
     ) -> int | None:
-        if value is not None and value < least:
-            raise BadInput(f"{text} is {value}; it must be at least {least}.")
+        if value is not None and not least <= value <= most:
+            raise BadInput(
+                f"{text} is {shown(value)}; it must be at least {least} and at most {most:,}."
+            )
         return value
 
     return check
+
+
+class PathType(click.ParamType):
+    """A path that the system can look for, with ~ replaced; `file` where it must be no folder."""
+
+    name = "path"
+
+    def __init__(self, file: bool = False) -> None:
+        self._file = file
+
+    def convert(
+        self, value: str | Path, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Path:
+        """Return the path, or end with a sentence that names the option."""
+        try:
+            path = path_of(value)
+        except BadInput as error:
+            self.fail(str(error), parameter, context)
+        if self._file and (path.is_dir() or str(value).endswith("/")):
+            self.fail(f"{shown(str(value))} is a folder; name a file.", parameter, context)
+        return path
+
+
+FOLDER, FILE = PathType(), PathType(file=True)
 
 
 def seed_range(first: int, trials: int) -> range:
@@ -51,18 +81,24 @@ def _loaded(
     return paths
 
 
-def _file(_context: click.Context, _parameter: click.Parameter, text: str) -> Path:
-    if text.endswith(("/", os.sep)):
-        raise BadInput(f"--store is {text!r}, a folder; give a file.")
-    return Path(text)
+_ADDRESS = re.compile(r"(tcp://)?([\w.-]+|\[[\w:.%]+\]):\d{1,5}")
+
+
+def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _ADDRESS.fullmatch(value):
+        raise BadInput(
+            f"--scheduler is {shown(value)}; give the address that `dask scheduler` prints, such "
+            "as tcp://host:8786."
+        )
+    return value
 
 
 store_option = click.option(
-    "--store", "store_path", default="trials.sqlite", show_default=True, metavar="PATH",
-    callback=_file, help="File of finished trials.",
+    "--store", "store_path", default="trials.sqlite", show_default=True,
+    type=FILE, help="File of finished trials.",
 )  # fmt: skip
 plugin_option = click.option(
-    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), callback=_loaded,
+    "--plugin", "plugins", multiple=True, type=FOLDER, callback=_loaded,
     help="Python file with a rule, attack, model or data set of yours; may be repeated.",
 )  # fmt: skip
 
@@ -75,15 +111,14 @@ def trial_options(default: int) -> Callable:
     options = [
         trials_option(default),
         click.option("--seed", "first_seed", default=0, show_default=True, metavar="S",
-                     callback=count("--seed", 0), help="Trials have seeds S, S+1, ..."),
+                     callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="Where to compute; auto takes a GPU if MXNet sees one."),
-        click.option("--jobs", type=int, callback=count("--jobs", 1),
+        click.option("--jobs", type=int, callback=count("--jobs", 1, MOST_JOBS),
                      help="Worker processes; default one per core, on GPUs what fits."),
-        click.option("--data-dir", type=click.Path(path_type=Path),
-                     help="Where data sets are looked for first."),
+        click.option("--data-dir", type=FOLDER, help="Where data sets are looked for first."),
         store_option,
-        click.option("--scheduler", metavar="ADDRESS",
+        click.option("--scheduler", metavar="ADDRESS", callback=_address,
                      help="Run on the workers of this Dask scheduler, tcp://host:8786."),
         plugin_option,
     ]  # fmt: skip
@@ -102,8 +137,10 @@ def trial_options(default: int) -> Callable:
             **others: Any,
         ) -> None:
             check_device(device)
+            if scheduler is None:  # now and not after what else takes time
+                search_path(data_dir)
             if device == "gpu" and scheduler is None:
-                resolve_device(device)  # now and not after what else takes time
+                resolve_device(device)
             machine = Machine(device, jobs, data_dir, plugins, scheduler)
             command(seeds=seed_range(first_seed, trials), machine=machine, **others)
 
@@ -142,7 +179,7 @@ def trials_option(default: int) -> Callable:
         "--trials",
         default=default,
         show_default=True,
-        callback=count("--trials", 1),
+        callback=count("--trials", 1, MOST_TRIALS),
         help="Trials (seeds) per setting; the paper has 50.",
     )
 
@@ -151,8 +188,8 @@ def out_option(command: Callable) -> Callable:
     """Give a command `--out`."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path),
-        default=Path("experiments/results"),
+        type=FOLDER,
+        default="experiments/results",
         show_default=True,
         help="Folder for CSV, Markdown and pictures.",
     )(command)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fltrust_repro import downloads
+from fltrust_repro import downloads, readers
 from fltrust_repro.back_gradient import BackGradient, optimise
 from fltrust_repro.datasets import Dataset
 from fltrust_repro.errors import BadInput
@@ -74,15 +74,14 @@ def poisoned_set(
     BadInput
         As `attack_of`.
     DataUnavailable
-        No folder can be written.
+        No folder can be written, or a set that was kept is damaged.
     """
     attack = attack_of(data, share)
     problem = "the poisoned examples cannot be kept"
     folder = downloads.writable_folder("back-gradient", directories, problem)
     file = folder / f"{data.name}-{attack.examples}-{_digest(data, attack, rng)}.npz"
     if file.is_file():
-        with np.load(file) as kept:
-            return PoisonedSet(kept["x"], kept["labels"], kept["start"])
+        return _kept(file, attack.examples, data)
     flat = data.train_x.reshape(len(data.train_x), -1)
     x, labels, start = optimise(attack, flat, data.train_y, data.classes, rng, after_step)
     shape = (-1, *data.train_x.shape[1:])
@@ -90,6 +89,20 @@ def poisoned_set(
     content = io.BytesIO()
     np.savez_compressed(content, **made._asdict())
     write_bytes(file, content.getvalue())
+    return made
+
+
+def _kept(file: Path, examples: int, data: Dataset) -> PoisonedSet:
+    """Read a set that was kept; others may have written to its folder."""
+    images = (np.float32, (examples, *data.train_x.shape[1:]))
+    forms = {"x": images, "labels": (np.int32, (examples,)), "start": images}
+    with readers.faults_of(file, "delete it, and it will be made again"):
+        made = PoisonedSet(*readers.read_npz(file, forms))
+        if made.labels.min() < 0 or made.labels.max() >= data.classes:
+            raise ValueError(f"holds labels outside 0..{data.classes - 1}")
+        for images in (made.x, made.start):
+            if not (images.min() >= 0 and images.max() <= 1):
+                raise ValueError("holds pixels outside 0..1")
     return made
 
 

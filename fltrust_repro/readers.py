@@ -7,19 +7,23 @@ nobody may write to it. Files are checked as they are read; a fault names the fi
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import math
 import os
 import struct
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from fltrust_repro import downloads
+from fltrust_repro.errors import DataUnavailable
 
 
 class Pool(NamedTuple):
@@ -45,6 +49,37 @@ def frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
+@contextlib.contextmanager
+def faults_of(path: Path, remedy: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a file that is read into one sentence that says what to do.
+
+    `remedy` is for a file with wrong contents; one that the system does not let us read may be
+    right.
+    """
+    try:
+        yield
+        return
+    except (EOFError, zlib.error) as error:
+        problem, cause = "is cut short or damaged", error
+    except (gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        problem, cause = f"is not a whole compressed file ({_told(error)})", error
+    except OSError as error:
+        problem, cause = f"cannot be read ({error.strerror or _told(error)})", error
+        if error.errno is not None:
+            remedy = "make it readable for this user, or name another directory with --data-dir"
+    except KeyError as error:
+        problem, cause = f"lacks the array {_told(error)}", error
+    except ValueError as error:
+        problem, cause = _told(error), error
+    except Exception as error:  # what the libraries raise at files made to mislead them
+        problem, cause = f"cannot be understood ({_told(error)})", error
+    raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from cause
+
+
+def _told(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+
+
 # ---- MNIST and Fashion-MNIST: four IDX files -------------------------------------------------
 
 IDX_SHAPES = dict(
@@ -66,39 +101,45 @@ def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
 
 def _idx_part(name: str, path: Path) -> np.ndarray:
     file = path.name[:-3] if path.suffix == ".gz" else path.name
-    with downloads.faults_of(name, path):
-        content = downloads.content(path)
-        values = parse_idx(content)
-        if values.shape != IDX_SHAPES[file]:
-            raise ValueError(f"holds an array {values.shape}, not {IDX_SHAPES[file]}")
+    with faults_of(path, downloads.remedy_of(name)), downloads.opened(path) as content:
+        header, values = parse_idx(content, IDX_SHAPES[file])
         if values.ndim == 1 and values.max() > 9:
             raise ValueError(f"holds the label {values.max()}, outside 0..9")
-        downloads.check_md5(content, downloads.CONTENT_MD5[name][file])
+        downloads.check_md5(header + values.tobytes(), downloads.CONTENT_MD5[name][file])
     return values.astype(np.int32) if values.ndim == 1 else _unit_pixels(values)
 
 
-def parse_idx(content: bytes) -> np.ndarray:
-    """Array of uint8 that an IDX file holds: magic 0 0 8 ndim, ndim big-endian sizes, values.
+def parse_idx(file: IO[bytes], shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
+    """Header, and uint8 array of a known shape, of an IDX file: no more is read than that.
+
+    The header is 0 0 8 ndim and ndim big-endian sizes.
 
     Raises
     ------
     ValueError
-        Another format, or fewer or more values than the header says.
+        Another format or shape, or fewer or more values than the header says.
     """
-    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    start = 4 + 4 * dimensions
-    if not dimensions or len(content) < start:
+    magic = file.read(4)
+    dimensions = magic[3] if magic[:3] == b"\0\0\x08" and len(magic) > 3 else 0
+    sizes = file.read(4 * dimensions)
+    if not dimensions or len(sizes) < 4 * dimensions:
         raise ValueError("is not an IDX file of bytes")
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        raise ValueError(f"holds {len(content) - start} values, its header says {shape}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    found = struct.unpack(f">{dimensions}I", sizes)
+    if found != shape:
+        raise ValueError(f"holds an array {found}, not {shape}")
+    values = downloads.all_of(file, math.prod(shape))
+    if len(values) < math.prod(shape):
+        raise ValueError(f"holds {len(values)} values, its header says {shape}")
+    return magic + sizes, np.frombuffer(values, np.uint8).reshape(shape)
 
 
 # ---- CH-MNIST: Kaggle's table, or the same pixels made from the original tiles ---------------
 
 CH_TILES, CH_CLASSES = 5_000, 8
 CH_SIDES = {"ch-mnist": 64, "ch-mnist-8": 8}
+_LONGEST_CELL = 6  # bytes of a pixel in a table, on average: at most three digits and a comma
+_TILE_SIDE = 150
+_TILE_BYTES = 2**20  # of a tile's file; the published ones have 74,000
 ZIP_CLASSES = {f"{label:02}": label - 1 for label in range(1, CH_CLASSES + 1)}
 
 
@@ -114,13 +155,16 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
         The file is not what it should be.
     """
     side = CH_SIDES[name]
-    with downloads.faults_of(name, path):
+    with faults_of(path, downloads.remedy_of(name)):
         if path.suffix == ".zip":
             images, labels = _read_zip(path)
         elif path.suffix == ".npz":
-            images, labels = _read_cache(path)
+            shape = (CH_TILES, side, side)
+            forms = {"images": (np.uint8, shape), "labels": (np.uint8, shape[:1])}
+            images, labels = read_npz(path, forms)
         else:
-            images, labels = parse_table(downloads.content(path), side)
+            most = (CH_TILES + 1) * (side**2 + 1) * _LONGEST_CELL
+            images, labels = parse_table(downloads.content(path, most), side)
         counts = np.bincount(labels, minlength=CH_CLASSES)
         if images.shape != (CH_TILES, side, side) or (counts != CH_TILES // CH_CLASSES).any():
             raise ValueError(
@@ -147,12 +191,15 @@ def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
     """
     import pandas as pd
 
+    problem = f"has not {side**2} pixel columns and then a label column"
+    if content[: content.find(b"\n")].count(b",") > side**2:  # before room is made for them
+        raise ValueError(problem)
     try:
-        table = pd.read_csv(io.BytesIO(content), dtype=np.int32)
+        table = pd.read_csv(io.BytesIO(content), dtype=np.int32, nrows=CH_TILES + 1)
     except (ValueError, OverflowError) as error:
         raise ValueError("is not a table of whole numbers, or is cut short") from error
     if table.shape[1] != side**2 + 1 or table.columns[-1] != "label":
-        raise ValueError(f"has not {side**2} pixel columns and then a label column")
+        raise ValueError(problem)
     pixels, labels = table.to_numpy()[:, :-1], table["label"].to_numpy()
     if not len(table) or pixels.min() < 0 or pixels.max() > 255:
         raise ValueError("has pixels outside 0..255, or none")
@@ -164,17 +211,7 @@ def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
 def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
     """One pathologist's tile as Kaggle's gray image: resized first, then turned gray.
 
-    Parameters
-    ----------
-    rgb : np.ndarray
-        uint8, (height, width, 3); the published tiles are 150 x 150.
-    side : int
-        Height and width of the result.
-
-    Returns
-    -------
-    np.ndarray
-        uint8, (side, side).
+    From uint8 (height, width, 3) to uint8 (side, side); the published tiles are 150 x 150.
     """
     from PIL import Image
 
@@ -202,28 +239,62 @@ def in_fixed_order(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _read_zip(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from PIL import Image
     from tqdm import tqdm
 
     images, labels = [], []
     with zipfile.ZipFile(path) as archive:
-        for file in tqdm(archive.namelist(), desc="64x64 tiles", unit=" files"):
-            folder = Path(file).parent.name  # 01_TUMOR, 02_STROMA, ..., 08_EMPTY
-            if file.endswith(".tif") and "__MACOSX" not in file and folder[:2] in ZIP_CLASSES:
-                with Image.open(io.BytesIO(archive.read(file))) as tile:
-                    images.append(tile_to_gray(np.asarray(tile.convert("RGB"))))
+        for name in tqdm(archive.namelist(), desc="64x64 tiles", unit=" files"):
+            folder = Path(name).parent.name  # 01_TUMOR, 02_STROMA, ..., 08_EMPTY
+            if name.endswith(".tif") and "__MACOSX" not in name and folder[:2] in ZIP_CLASSES:
+                if len(labels) == CH_TILES:
+                    raise ValueError(f"holds more than {CH_TILES:,} tiles")
+                with archive.open(name) as file:
+                    images.append(tile_to_gray(_tile(downloads.all_of(file, _TILE_BYTES))))
                 labels.append(ZIP_CLASSES[folder[:2]])
     return np.array(images, np.uint8), np.array(labels, np.uint8)
 
 
-def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _tile(content: bytes) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content), formats=["TIFF"]) as tile:
+        if max(tile.size) > _TILE_SIDE:  # known before the pixels, which may take any memory
+            raise ValueError(f"holds a tile of {tile.width} x {tile.height} pixels")
+        return np.asarray(tile.convert("RGB"))
+
+
+def read_npz(
+    path: Path, forms: Mapping[str, tuple[type, tuple[int, ...]]]
+) -> tuple[np.ndarray, ...]:
+    """Read-only arrays of an .npz file, whose types and shapes are known beforehand.
+
+    No more is read than belongs there, and no pickle. Whatever else a file holds raises some
+    error, `ValueError` for other types or shapes and `KeyError` for an array that is not there.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError("is not an .npz file")
-    with np.load(path, allow_pickle=False) as arrays:
-        images, labels = arrays["images"], arrays["labels"]
-    if images.dtype != np.uint8 or labels.dtype != np.uint8 or labels.ndim != 1:
-        raise ValueError(f"holds {images.dtype} images and {labels.dtype} labels, not uint8")
-    return images, labels
+    arrays = []
+    with zipfile.ZipFile(path) as archive:
+        for name, form in forms.items():
+            if f"{name}.npy" not in archive.namelist():
+                raise KeyError(name)
+            with archive.open(f"{name}.npy") as file:
+                arrays.append(_read_npy(file, name, *form))
+    return tuple(arrays)
+
+
+def _read_npy(file: IO[bytes], name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):  # in later ones, a header may have gigabytes
+        raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
+    found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if (found, by_columns, dtype) != (shape, False, np.dtype(kind)):
+        raise ValueError(f"holds {dtype} {name} {found}, not {np.dtype(kind)} {shape}")
+    size = dtype.itemsize * math.prod(shape)
+    values = downloads.all_of(file, size)
+    if len(values) < size:
+        raise EOFError
+    return np.frombuffer(values, dtype).reshape(shape)
 
 
 def _write_cache(path: Path, images: np.ndarray, labels: np.ndarray) -> None:

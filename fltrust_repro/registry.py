@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from fltrust_repro.errors import BadInput, UnknownName
+from fltrust_repro.errors import BadInput, UnknownName, shown
 
 Entry = TypeVar("Entry")
 
@@ -38,7 +38,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             return self._entries[name]
         near = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownName(f"unknown {self.kind} {name!r}; choose one of {', '.join(self)}.{hint}")
+        raise UnknownName(
+            f"unknown {self.kind} {shown(name)}; choose one of {', '.join(self)}.{hint}"
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

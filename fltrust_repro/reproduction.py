@@ -62,8 +62,8 @@ def reproduce(
         lines.append(f"{judged}.  * outside the tolerance  ? too few trials to say")
     if reused:
         lines.append(f"Taken from {out}: {reused} trial{'s' * (reused > 1)}.")
-    click.echo("\n".join(lines))
     _write(experiment, measured, found, store, out)
+    click.echo("\n".join(lines))
     return outcome.failed
 
 

@@ -17,7 +17,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.datasets import datasets
 from fltrust_repro.defenses import defenses
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.models import models
 from fltrust_repro.registry import plugin_digest
 
@@ -52,6 +52,7 @@ ATTACK_FIELDS = (
 FORMERLY: dict[str, Any] = {}
 
 MOST = 1_000_000
+MOST_EXAMPLES = 100_000_000  # drawn in one iteration, all workers together
 
 CHOICES = {
     "knowledge": ("full", "partial"),
@@ -120,10 +121,10 @@ class Setting:
     initial: str = _field("xavier-3", "Initial model: MXNet's initializer and its magnitude.")
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, default in self._defaults().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        self._check_types()
         entry = self._check_names()
         if not entry.has_knowledge:
             object.__setattr__(self, "knowledge", None)
@@ -164,25 +165,27 @@ class Setting:
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if value is None and "None" in field.type:
+                continue
             if "int" in field.type:
                 if isinstance(value, bool) or not isinstance(value, int):
-                    raise BadInput(f"{field.name} is {value!r}; give a whole number.")
+                    raise BadInput(f"{field.name} is {shown(value)}; give a whole number.")
             elif "float" in field.type:
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise BadInput(f"{field.name} is {value!r}; give a number.")
+                    raise BadInput(f"{field.name} is {shown(value)}; give a number.")
                 try:
                     object.__setattr__(self, field.name, float(value))
                 except OverflowError:
                     raise BadInput(f"{field.name} is beyond any float; give a number.") from None
             elif not isinstance(value, str):
-                raise BadInput(f"{field.name} is {value!r}; give a name in quotes.")
+                raise BadInput(f"{field.name} is {shown(value)}; give a name in quotes.")
 
     def _check_names(self) -> Any:
         datasets[self.dataset], models[self.model], rules[self.rule], defenses[self.defense]
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise BadInput(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}."
+                    f"{name} is {shown(getattr(self, name))}; choose one of {', '.join(allowed)}."
                 )
         return attacks[self.attack]
 
@@ -201,10 +204,23 @@ class Setting:
             f"at least {least_c} and less than half of the {m} workers, as 2.3 assumes",
         )
         _require(1 <= self.selected <= m, "selected", self.selected, f"in [1, m], m = {m}")
+        each = self.selected * self.rounds * self.batch_size
+        _require(
+            each <= MOST_EXAMPLES,
+            "selected x rounds x batch_size",
+            each,
+            f"at most {MOST_EXAMPLES:,} examples an iteration",
+        )
         share = self.poisoned_fraction
         _require(0 <= share <= 1, "poisoned_fraction", share, "in [0, 1]")
         _require(0 < self.poisoned_share <= 1, "poisoned_share", self.poisoned_share, "in (0, 1]")
         _require(self.beta >= 0 and 2 * self.beta < m, "beta", self.beta, f"in [0, m/2), m = {m}")
+        _require(
+            self.rule != "trimmed-mean" or self.beta >= c,
+            "beta",
+            self.beta,
+            f"at least c = {c} for trimmed mean (2.2: c <= beta < m/2)",
+        )
         _require(0 < self.non_iid <= 1, "non_iid", self.non_iid, "in (0, 1]")
         rate = self.learning_rate
         _require(0 < rate < math.inf, "learning_rate", rate, "a finite number above 0")
@@ -282,4 +298,4 @@ def _key_of(setting: Setting) -> str:
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
     if not holds:
-        raise BadInput(f"{name} is {value}; it must be {allowed}.")
+        raise BadInput(f"{name} is {shown(value)}; it must be {allowed}.")

@@ -19,6 +19,9 @@ from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.literal import one_line
 from fltrust_repro.options import (
+    FILE,
+    FOLDER,
+    LAST_SEED,
     count,
     out_option,
     plugin_option,
@@ -112,9 +115,9 @@ def _failure_lines(
 @click.command()
 @click.argument("place", nargs=-1, metavar="[EXPERIMENT ROW COLUMN]")
 @setting_options()
-@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0),
+@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0, LAST_SEED),
               help="Which trial.")  # fmt: skip
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the curve, as PNG or SVG.")
+@click.option("--picture", type=FILE, help="Draw the curve, as PNG or SVG.")
 @store_option
 @out_option
 @plugin_option
@@ -128,6 +131,8 @@ def show(
     **fields: Any,
 ) -> None:
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
+    if picture is not None:
+        figures.check_picture(picture)
     setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
     with Archive(store_path) as store:
         known = {t.seed: t for t in fidelity.finished(out, store).get(setting, ())}
@@ -167,7 +172,7 @@ def _cell_at(*place: str) -> Cell:
 
 
 @click.command("export")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FILE)
 @store_option
 @plugin_option
 def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> None:
@@ -208,9 +213,7 @@ def _no_formula(value: Any) -> Any:
 
 
 @click.command("import")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
-)
+@click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
 @store_option
 @plugin_option
 def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:

@@ -26,6 +26,7 @@ from fltrust_repro.backend import (
     to_ndarray,
 )
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
+from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import (
     Shards,
@@ -54,6 +55,8 @@ _PURPOSES = (
     "back-gradient",
     "distribution",
 )
+
+MOST_NUMBERS = 2**31 - 1
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
@@ -155,6 +158,7 @@ class Federation:
         initial_seed = int(generator(seed, "initial").integers(2**31))
         model, shape = models[setting.model], data.train_x.shape[1:]
         self.learner = Learner(model, data.classes, shape, ctx, initial_seed, setting.initial)
+        _check_size(setting.selected, self.learner.initial.size)
         self._train_x, self._test_x = _resident(data.train_x, ctx), _resident(data.test_x, ctx)
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._attacked = _attacked_iterations(setting, self._rngs["poisoned"])
@@ -292,6 +296,14 @@ def _attacked_iterations(setting: Setting, rng: np.random.Generator) -> np.ndarr
     count = round(setting.poisoned_fraction * setting.iterations)
     attacked[rng.permutation(setting.iterations)[:count]] = True
     return attacked
+
+
+def _check_size(m: int, d: int) -> None:
+    if m * d > MOST_NUMBERS:
+        raise BadInput(
+            f"m = {m:,} workers and a model of d = {d:,} parameters make {m * d:,} numbers, and "
+            f"an array of MXNet holds {MOST_NUMBERS:,}; take fewer workers or a smaller model."
+        )
 
 
 def _resident(x: np.ndarray, ctx: Context) -> NDArray:

@@ -15,14 +15,22 @@ from click.core import ParameterSource
 from fltrust_repro import reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
-from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.experiments import VARIED, Cell, figure_of, load_experiment
+from fltrust_repro.errors import BadInput, DataUnavailable, shown
+from fltrust_repro.experiments import (
+    VARIED,
+    Cell,
+    Experiment,
+    available,
+    directory,
+    figure_of,
+    load_experiment,
+)
 from fltrust_repro.fidelity import PAPER_TRIALS
-from fltrust_repro.files import check_writable
+from fltrust_repro.files import check_name, check_writable
 from fltrust_repro.options import announcer, out_option, setting_options, trial_options
 from fltrust_repro.processes import Machine
 from fltrust_repro.reproduction import warn
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import CHOICES, Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import Trial
 
@@ -111,8 +119,9 @@ def reproduce(
     Trials that OUT already holds, committed ones for instance, are not run again. --row and
     --column run some cells of a table that takes long.
     """
-    experiments = [load_experiment(name) for name in names]
+    experiments = [load_experiment(name) for name in dict.fromkeys(names)]
     cells = {experiment.name: experiment.choose(rows, columns) for experiment in experiments}
+    _check_names(experiments, out)
     check_writable(out)
     missing, failed = [], []
     with Store(store_path) as store:
@@ -137,6 +146,21 @@ def reproduce(
         sys.exit(1)
 
 
+def _check_names(experiments: list[Experiment], out: Path) -> None:
+    """Refuse files of one's own whose results would take the place of another's in OUT."""
+    names = [experiment.name for experiment in experiments]
+    published = out.resolve() == (directory() / "results").resolve()
+    for experiment in experiments:
+        own = experiment.command != f"reproduce {experiment.name}"
+        if names.count(experiment.name) > 1 or (
+            own and published and experiment.name in available()
+        ):
+            raise BadInput(
+                f"another experiment is called {experiment.name!r} too, and its results are kept "
+                f"in {out}; rename your file, or give --out another folder."
+            )
+
+
 # The attack that the paper crafts for a rule (3.2 to 3.4, Appendix A).
 _CRAFTED = {"krum": "krum", "bulyan": "krum"}
 _FIGURE_2 = {
@@ -146,6 +170,16 @@ _FIGURE_2 = {
     "partial": {"knowledge": "partial"},
     "full": {"knowledge": "full"},
 }
+
+
+def _own_name(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> str | None:
+    if value is not None:
+        check_name("--name", value)
+        if value.lower() in (*available(), "fidelity"):
+            raise BadInput(f"--name is {value!r}, the name of other results; take another.")
+    return value
 
 
 @click.command("sweep")
@@ -159,7 +193,8 @@ _FIGURE_2 = {
 @click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
               show_default=True, help="A line per attack and knowledge.")  # fmt: skip
 @setting_options("rule", "attack", "knowledge")
-@click.option("--name", default=None, help="Name of the files in OUT; default sweep-VARY.")
+@click.option("--name", callback=_own_name,
+              help="Name of the files in OUT; default sweep-VARY.")  # fmt: skip
 @trial_options(PAPER_TRIALS)
 @out_option
 @click.pass_context
@@ -182,7 +217,7 @@ def sweep_command(
         rule: {"rule": rules[rule].name, "attack": _CRAFTED.get(rule, "trimmed-mean")}
         for rule in rule_names
     }
-    lines = _attack_lines(attack_names, knowledges) if attack_names else _FIGURE_2
+    lines = _attack_lines(attack_names, knowledges)
     title = f"{fields['model']} on {fields['dataset']}, {vary} varied"
     points = None if values is None else _numbers(values)
     name = name or f"sweep-{vary}"
@@ -190,13 +225,29 @@ def sweep_command(
     told = {key: value for key, value in fields.items() if value is not None}
     command = " ".join(["sweep", *_as_typed(context)])
     figure = figure_of(name, command, title, told, panels, lines, vary, points)
+    _check_varied(context, vary)
     check_writable(out)
     with Store(store_path) as store:
         failed = reproduction.reproduce(figure, seeds, store, machine, out, announcer(len(seeds)))
     _end(failed)
 
 
+def _check_varied(context: click.Context, vary: str) -> None:
+    """Refuse an option that would change nothing, since it is what the figure varies."""
+    for field in VARIED[vary].fields(1):
+        if context.get_parameter_source(field) is ParameterSource.COMMANDLINE:
+            option = "--" + field.replace("_", "-")
+            raise BadInput(f"{option} is given, but --vary {vary} decides it; leave it out.")
+
+
 def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    for knowledge in knowledges:
+        if knowledge not in CHOICES["knowledge"]:
+            allowed = ", ".join(CHOICES["knowledge"])
+            raise BadInput(f"knowledge is {shown(knowledge)}; choose one of {allowed}.")
+    if not names:
+        told = (*knowledges, None)
+        return {name: line for name, line in _FIGURE_2.items() if line.get("knowledge") in told}
     lines: dict[str, dict[str, Any]] = {}
     for name in names:
         if not attacks[name].has_knowledge:
@@ -212,7 +263,7 @@ def _numbers(text: str) -> list[float]:
         return [int(part) if part.strip().isdigit() else float(part) for part in text.split(",")]
     except ValueError:
         raise BadInput(
-            f"--values is {text!r}; give numbers with commas between, as 5,10,20."
+            f"--values is {shown(text)}; give numbers with commas between, as 5,10,20."
         ) from None
 
 

@@ -11,10 +11,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pooch
 import pytest
 
-from fltrust_repro import backend, cli, downloads, processes
+from fltrust_repro import backend, cli, downloads, processes, training
 
 DIGITS = "run --dataset digits --iterations 2 --device cpu "
 
@@ -94,20 +95,68 @@ COMMANDS = {
     DIGITS + "--jobs 0": ["--jobs is 0", "at least 1"],
     "reproduce table2e --trials 0": ["--trials is 0", "at least 1"],
     "reproduce table2e --seed -3": ["--seed is -3", "at least 0"],
+    # numbers without end
+    DIGITS + "--jobs 99999999999": ["--jobs is 99999999999", "at most 1,000"],
+    DIGITS + "--trials 2000000000": ["--trials is 2000000000", "at most 10,000"],
+    DIGITS + f"--seed {'9' * 300}": ["--seed", "at most 2,147,483,647"],
+    DIGITS + f"--workers {'9' * 300}": ["workers is", "at most 1,000,000"],
+    DIGITS + f"--beta {'9' * 300}": ["beta is"],
+    DIGITS + "--batch-size 1000000 --rounds 1000000": ["batch_size", "100,000,000 examples"],
+    "status --trials 2000000000": ["--trials is 2000000000"],
+    "show tiny.toml few plain --seed 99999999999": ["--seed is 99999999999"],
+    "poison --seed 99999999999": ["--seed is 99999999999"],
+    f"sweep --vary c --values {'9' * 300}": ["compromised is 9"],
+    f"sweep --vary p --values {'9' * 400}": ["each finite"],
+    "sweep --vary c --values 5,nan": ["values are [5, nan]", "each finite"],
+    "sweep --vary p --values inf": ["values are [inf]", "each finite"],
+    "sweep --vary p --values 0.1,0.10000001": ["none twice"],
+    # what a name may be
+    "sweep --vary c --name ../outside": ["--name is '../outside'", "letters, digits"],
+    "sweep --vary c --name table2a": ["--name is 'table2a'", "another"],
+    "sweep --vary c --name Table2A": ["--name is 'Table2A'", "another"],
+    "sweep --vary c --name fidelity": ["--name is 'fidelity'", "another"],
+    "sweep --vary c --name table2a.trials": ["--name is 'table2a.trials'", ".trials"],
+    f"sweep --vary c --name {'x' * 300}": ["--name is 'xxx", "at most 100"],
+    "sweep --vary c --name .hidden": ["'.hidden'", "first"],
+    "reproduce sub/tiny.trials.toml": ["tiny.trials", "letters, digits"],
+    "reproduce tiny.toml sub/tiny.toml": ["'tiny'", "rename your file"],
+    # sweeps that would ignore an option
+    "sweep --vary c --knowledge nonsense": ["knowledge is 'nonsense'", "full, partial"],
+    "sweep --vary c --attack gaussian --knowledge none": ["knowledge is 'none'"],
+    "sweep --vary c --compromised 5": ["--compromised", "--vary c decides it"],
+    "sweep --vary m --workers 50": ["--workers", "--vary m decides it"],
     # limits of rules and attacks
+    DIGITS + "--rule trimmed-mean --beta 19": ["beta is 19", "c = 20", "c <= beta < m/2"],
+    "sweep --vary c --rule trimmed-mean --beta 5": ["beta is 5", "c = 10"],
     DIGITS + "--rule krum --workers 3 --compromised 1": ["'krum'", "m - c - 2", "m = 3"],
     DIGITS + "--attack krum --workers 5 --compromised 2": ["'krum'", "m - 2c - 1", "c = 2"],
     # places
     DIGITS + "--data-dir nowhere": ["nowhere", "not a directory"],
     DIGITS + "--data-dir a-file": ["a-file", "not a directory"],
     "data status --data-dir nowhere": ["nowhere", "not a directory"],
+    "data status --data-dir ~nosuchuser/x": ["~nosuchuser/x", "no user"],
+    DIGITS + "--data-dir ~nosuchuser/x": ["~nosuchuser/x", "no user"],
+    DIGITS + f"--data-dir {'x' * 300}": ["--data-dir", "too long"],
+    DIGITS + "--store .": ["--store", "is a folder"],
+    DIGITS + "--store new/folder/": ["--store", "is a folder"],
+    "status --store a-folder": ["--store", "is a folder"],
+    f"reproduce {'x' * 300}.toml": ["too long"],
+    "show tiny.toml few plain --picture p.xyz": ["'p.xyz'", ".png nor .svg"],
+    "show tiny.toml few plain --picture a-file/p.png": ["a-file", "--picture"],
+    "poison --dataset digits --picture p.xyz": ["'p.xyz'", ".png nor .svg"],
+    "poison --dataset digits --picture p": ["'p'", ".png nor .svg"],
+    "poison --dataset digits --picture a-folder": ["--picture", "is a folder"],
+    "poison --dataset digits --picture a-file/p.png": ["a-file", "--picture"],
+    # schedulers
+    DIGITS + "--scheduler foo": ["--scheduler is 'foo'", "tcp://host:8786"],
+    DIGITS + "--scheduler http://host:8786": ["http://host:8786", "tcp://host:8786"],
+    DIGITS + "--scheduler tcp://host": ["tcp://host", "8786"],
     DIGITS + "--store a-folder": ["a-folder", "--store"],
     DIGITS + "--store a-file": ["a-file", "--store"],
     DIGITS + "--store a-file/trials.sqlite": ["a-file", "--store"],
     DIGITS + "--store other.sqlite": ["other.sqlite", "columns", "--store"],
     "reproduce tiny.toml --out a-file": ["a-file", "--out"],
     "reproduce tiny.toml --out damaged": ["damaged", "line 2", "does not name protocol"],
-    "status --store a-folder": ["a-folder", "--store"],
     "status --store .": ["'.'", "--store"],
     "status --store nowhere/": ["'nowhere/'", "--store"],
     "export t.csv --store a-file": ["a-file", "--store"],
@@ -128,7 +177,21 @@ COMMANDS = {
     "reproduce number.toml": ["number.toml", "row", "few"],
     "reproduce empty.toml": ["empty.toml", "rows"],
     "reproduce paper.toml": ["paper.toml", "few"],
-    "reproduce bytes.toml": ["bytes.toml"],
+    "reproduce bytes.toml": ["bytes.toml", "UTF-8"],
+    "reproduce utf-16.toml": ["utf-16.toml", "UTF-8"],
+    "reproduce deep.toml": ["deep.toml", "TOML"],
+    "reproduce deep-field.toml": ["deep-field.toml", "model is {'a'", "name in quotes"],
+    "reproduce list.toml": ["list.toml", "dataset is ['digits']", "name in quotes"],
+    "reproduce table.toml": ["table.toml", "model is {'a'", "name in quotes"],
+    "reproduce huge.toml": ["huge.toml", "1,000,000 bytes"],
+    "reproduce many.toml": ["many.toml", "10,000"],
+    "reproduce digits.toml": ["digits.toml", "iterations is"],
+    "reproduce hexadecimal.toml": ["hexadecimal.toml", "iterations is", "thousands of digits"],
+    "reproduce endless.toml": ["endless.toml", "TOML"],
+    "reproduce seconds.toml": ["seconds.toml", "seconds is"],
+    "reproduce rate.toml": ["rate.toml", "numbers from 0 to 1"],
+    "reproduce lines.toml": ["lines.toml", "one line"],
+    "reproduce row.toml": ["row.toml", "a name in [rows]", "one line"],
 }
 
 TINY = """title = "x"
@@ -158,6 +221,21 @@ FILES = {
     "number.toml": TINY.replace('{ rule = "median" }', "3"),
     "empty.toml": TINY.replace('few = { rule = "median" }', ""),
     "paper.toml": TINY + "[paper]\nfew = 0.1\n",
+    "sub/tiny.toml": TINY,
+    "sub/tiny.trials.toml": TINY,
+    "deep.toml": TINY + "x = " + "[" * 5000 + "]" * 5000,
+    "deep-field.toml": TINY.replace("[rows]", f"model{'.a' * 1000} = 1\n[rows]"),
+    "list.toml": TINY.replace('"digits"', '["digits"]'),
+    "table.toml": TINY.replace("[rows]", "model = { a = 1 }\n[rows]"),
+    "huge.toml": TINY + "#" * 1_000_000,
+    "many.toml": TINY + "".join(f"c{i} = {{}}\n" for i in range(10_001)),
+    "digits.toml": TINY.replace("= 2\n[rows]", f"= {'9' * 300}\n[rows]"),
+    "hexadecimal.toml": TINY.replace("= 2\n[rows]", f"= 0x{'f' * 5000}\n[rows]"),
+    "endless.toml": TINY.replace("= 2\n[rows]", f"= {'9' * 5000}\n[rows]"),
+    "seconds.toml": f"seconds = {'9' * 400}\n" + TINY,
+    "rate.toml": TINY + f"[paper]\nfew = [{'9' * 400}]\n",
+    "lines.toml": TINY.replace('"x"', '"x\\ny"'),
+    "row.toml": TINY.replace("few =", '"\\u001b[31m" ='),
 }
 
 
@@ -168,6 +246,7 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "bytes.toml").write_bytes(b'title = "\xff"\n')
+    (tmp_path / "utf-16.toml").write_text(TINY, encoding="utf-16")
     (tmp_path / "a-folder").mkdir()
     connection = sqlite3.connect(tmp_path / "other.sqlite")
     connection.execute("CREATE TABLE trials (mine)")
@@ -229,6 +308,75 @@ def test_bad_input_is_refused_in_one_sentence_before_any_training(command, refus
     text = refused(command)
     for words in COMMANDS[command]:
         assert words in text
+
+
+ODD_NUMBERS = ["9" * 300, "9" * 5000, "-1", "0", "99999999999", "nan", "inf", "1e400", "", "0x1"]
+ODD_WORDS = [
+    "",
+    " ",
+    "x" * 300,
+    "../x",
+    "~nosuchuser",
+    "a\nb",
+    "a\0b",
+    "\udcff",
+    "$\\frac$",
+    "é",
+    ".",
+]
+ODD_WORDS += ["a/b/", "/dev/null/x", "[red]", "-", "{}", "1,nan"]
+USUAL = {
+    "run": DIGITS.split()[1:],
+    "sweep": ["--vary", "c", "--values", "1", "--dataset", "digits", "--iterations", "2"],
+    "reproduce": ["tiny.toml"],
+    "show": ["tiny.toml", "few", "plain"],
+    "status": ["tiny.toml"],
+    "export": ["a.csv"],
+    "import": ["a-file"],
+}
+
+
+def all_commands(group=cli.main, words=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*words, name))
+        elif name not in ("doctor", "fetch", "verify", "report"):  # they work for seconds
+            yield (*words, name)
+
+
+def odd_calls(words):
+    """Every option and argument of a command, each with every odd value of its kind."""
+    command = cli.main
+    for word in words:
+        command = command.commands[word]
+    usual = USUAL.get(words[0], [])
+    for parameter in command.params:
+        number = parameter.type.name in ("integer", "float")
+        for value in ODD_NUMBERS if number else ODD_WORDS:
+            if isinstance(parameter, click.Argument):
+                yield [*words, "--", value]
+            elif not parameter.is_flag:
+                yield [*words, *usual, parameter.opts[0], value]
+
+
+class Started(Exception):
+    """The input was taken."""
+
+
+@pytest.mark.parametrize("words", list(all_commands()), ids=" ".join)
+def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(words, capsys, monkeypatch):
+    def start(*_, **__):
+        raise Started
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", start)
+    monkeypatch.setattr(training, "poisoned_examples", start)
+    for call in odd_calls(words):
+        with pytest.raises((SystemExit, Started)) as stop:
+            cli.main.main(call, prog_name="python -m fltrust_repro")
+        out, err = capsys.readouterr()
+        if isinstance(stop.value, SystemExit) and stop.value.code != 0:
+            assert stop.value.code == 2, (call, err)
+            sentence(out, err)
 
 
 @pytest.mark.usefixtures("no_processes")
