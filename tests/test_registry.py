@@ -8,7 +8,7 @@ import pytest
 from fltrust_repro import aggregation, attacks, models
 from fltrust_repro.backend import nd
 from fltrust_repro.errors import BadInput
-from fltrust_repro.registry import PLUGIN_PREFIX, Registry, load_plugin, plugin_digest, summary
+from fltrust_repro.registry import PLUGIN_PREFIX, Registry, load_plugin, summary
 from fltrust_repro.settings import Setting
 
 RULE = '''
