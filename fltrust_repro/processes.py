@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from fltrust_repro import datasets
 from fltrust_repro.backend import THREAD_COUNTS, gpu_count, resolve_device
 from fltrust_repro.errors import BadInput
+from fltrust_repro.failures import in_words
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
 
@@ -146,6 +147,8 @@ class LocalProcesses:
 
     def how_lost(self, call: Future) -> str:
         """Say by which signal or with which exit code the process of a call ended."""
+        if not isinstance(call.exception(), BrokenProcessPool):
+            return in_words(call.exception())
         process = self._processes[call]
         process.join(timeout=10)
         return ended(process.exitcode)

@@ -203,6 +203,7 @@ def _execute(plugin: Plugin) -> None:
         spec = plugin.sources[0].spec()
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        sys.path[:] = dict.fromkeys(sys.path)  # a body that adds a folder does so for every trial
         finder.add_imported(before)
         finder.read_all()
         _check_namesakes(finder)

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from fltrust_repro import datasets
 from fltrust_repro.attacks import attacks
-from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.failures import Raised
 from fltrust_repro.processes import Executor, LocalProcesses, Machine
@@ -223,7 +222,8 @@ class Run:
         while self._waiting and len(self._running) < self._executor.slots():
             task = self._waiting.popleft()
             if self._store.claim(task.name):
-                call = self._executor.submit(trial_process.run, *task, *self._place)
+                told = (*task, task.name.protocol, *self._place)
+                call = self._executor.submit(trial_process.run, *told)
                 self._running[call] = task
             elif self._store.has(task.name):
                 self._watch.left_to_others(task.setting)
@@ -240,11 +240,6 @@ class Run:
         if isinstance(trial, Raised):
             self._failed_once(task, trial)
             return
-        if trial.name != task.name:
-            raise BadInput(
-                f"data set {task.setting.dataset!r} has other examples where the trial ran than "
-                "here, or had when the command began; make them the same and run it again."
-            )
         self._store.add(trial)
         self._watch.done(trial)
         self._finished += 1

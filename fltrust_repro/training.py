@@ -189,7 +189,7 @@ class Federation:
         if attacked and attack.poison is not None:
             own, classes = batches.labels[:, :c], self._data.classes
             flipped = attack.poison(own.copy(), classes)
-            own[:] = _checked_labels(attack.name, flipped, own.shape, classes)
+            own[:] = poisoning.checked_labels(attack.name, flipped, own.shape, classes)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
         if attacked and attack.craft is not None:
             self._craft(updates, c, w)
@@ -296,25 +296,7 @@ def _injected(
         downloads.search_path(data_dir),
         after_step,
     )
-    x = np.asarray(made.x, dtype=np.float32)
-    if x.shape[1:] != data.train_x.shape[1:]:
-        raise BadInput(
-            f"attack {setting.attack!r} injects examples of shape {x.shape[1:]}; those of the data "
-            f"set have {data.train_x.shape[1:]}."
-        )
-    labels = _checked_labels(setting.attack, made.labels, x.shape[:1], data.classes)
-    return poisoning.PoisonedSet(x, labels, made.start)
-
-
-def _checked_labels(attack: str, labels: Any, shape: tuple[int, ...], classes: int) -> np.ndarray:
-    labels = np.asarray(labels)
-    whole = labels.dtype.kind in "iu" and labels.shape == shape
-    if not whole or not ((labels >= 0) & (labels < classes)).all():
-        raise BadInput(
-            f"attack {attack!r} gives labels {labels.dtype} {labels.shape}; they must be whole "
-            f"numbers from 0 to {classes - 1}, of shape {shape}."
-        )
-    return labels.astype(np.int32)
+    return poisoning.checked_set(setting.attack, made, data)
 
 
 def _attacked_iterations(setting: Setting, rng: np.random.Generator) -> np.ndarray:
@@ -343,7 +325,7 @@ def _number(name: object, noted: Any) -> float:
     value = fetch(noted)[0].item() if np.ndim(noted) else getattr(noted, "item", lambda: noted)()
     if not isinstance(value, (int, float)):
         raise BadInput(f"the attack notes {name!r} as {value!r}; notes are numbers.")
-    return value
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def _mean_loss(losses: np.ndarray) -> float:

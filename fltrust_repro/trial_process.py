@@ -28,7 +28,7 @@ from fltrust_repro.registry import Plugin, files_of_plugins, run_afresh
 from fltrust_repro.results import EVALUATE_EVERY, PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import poisoned_examples, run_trial
-from fltrust_repro.trials import Trial, protocol_of
+from fltrust_repro.trials import Trial
 
 
 @dataclass
@@ -48,14 +48,12 @@ def prepare(gpu: int, after_iteration: Callable[[], None]) -> None:
 
 
 def _told(call: Callable) -> Callable:
-    """Return an error of any kind, instead of raising it; Ctrl-C alone goes on."""
+    """Return an error of any kind, `sys.exit` too, instead of raising it."""
 
     @functools.wraps(call)
     def told(*args: Any) -> Any:
         try:
             return call(*args)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             return Raised.of(error, files_of_plugins())
 
@@ -100,15 +98,15 @@ def _trial(
 def run(
     setting: Setting,
     seed: int,
+    protocol: str,
     device: str,
     data_dir: Path | None,
     plugins: Sequence[Plugin] = (),
 ) -> Trial | Raised:
-    """Run one trial."""
+    """Run one trial; `protocol` is what the command that asks for it names it by."""
     result = _trial(setting, seed, device, data_dir, plugins, _process.after_iteration)
-    datasets.data_digest(setting.dataset, data_dir)  # after the trial, from where it looked
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Trial(setting, seed, result, device, versions(), now, protocol_of(setting))
+    return Trial(setting, seed, result, device, versions(), now, protocol)
 
 
 class Projection(NamedTuple):
