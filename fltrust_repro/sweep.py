@@ -44,14 +44,6 @@ class Task(NamedTuple):
         return TrialName.of(self.setting, self.seed)
 
 
-class Place(NamedTuple):
-    """What every call is told about where it runs."""
-
-    device: str
-    data_dir: Path | None
-    plugins: tuple[Plugin, ...] = ()
-
-
 class Outcome(NamedTuple):
     """How many trials a command ran to their end, and which failed."""
 
@@ -99,14 +91,13 @@ def run_missing(
     known = {setting: store.error_rates(setting, seeds) for setting in settings}
     with _executor(machine) as executor:
         executor.check_data(dict.fromkeys(setting.dataset for setting, _ in tasks))
-        place = Place(executor.device, machine.data_dir, plugins_at(machine.plugins))
-        hours = _project(executor, tasks, place)
-        _make_poisoned_sets(executor, tasks, place)
+        hours = _project(executor, tasks, machine)
+        _make_poisoned_sets(executor, tasks, machine)
         if hours is not None:
             announce(hours)
         iterations = sum(task.setting.iterations for task in tasks)
         with Watch(cells, known, len(tasks), iterations) as watch:
-            return Run(tasks, executor, store, place, watch).to_the_end()
+            return Run(tasks, executor, store, machine, watch).to_the_end()
 
 
 @contextlib.contextmanager
@@ -125,7 +116,12 @@ def _executor(machine: Machine) -> Iterator[Executor]:
     executor.close()
 
 
-def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float | None:
+def _place(executor: Executor, machine: Machine) -> tuple[str, Path | None, tuple[Plugin, ...]]:
+    """What every call is told of where it runs."""
+    return executor.device, machine.data_dir, plugins_at(machine.plugins)
+
+
+def _project(executor: Executor, tasks: Sequence[Task], machine: Machine) -> float | None:
     """Hours that the tasks will take; None where the process that tried died, or an error arose.
 
     The setting with most workers is tried; on a GPU one of each model on each data set, one after
@@ -140,7 +136,7 @@ def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float |
         tried = {_kind(most): most}
     pace = {}
     for kind, setting in tried.items():
-        call = executor.submit(trial_process.project, setting, *place)
+        call = executor.submit(trial_process.project, setting, *_place(executor, machine))
         if _was_lost(call):
             return None  # the trial itself will be tried, and its error told
         if isinstance(projection := call.result(), Raised):
@@ -157,7 +153,7 @@ def _kind(setting: Setting) -> tuple[str, str]:
     return setting.dataset, setting.model
 
 
-def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place) -> None:
+def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], machine: Machine) -> None:
     """Make the examples that attacks inject, one set per data set, share and seed."""
     from fltrust_repro import trial_process
 
@@ -170,7 +166,7 @@ def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place)
     with tqdm(desc="poisoned sets", total=len(needed), disable=not needed) as progress:
         while waiting or running:
             while waiting and len(running) < executor.slots():
-                arguments = (*waiting.popleft(), place.data_dir, place.plugins)
+                arguments = (*waiting.popleft(), *_place(executor, machine))
                 running.add(executor.submit(trial_process.make_poisoned_set, *arguments))
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for call in finished:
@@ -188,13 +184,13 @@ class Run:
         tasks: Iterable[Task],
         executor: Executor,
         store: Store,
-        place: Place,
+        machine: Machine,
         watch: Watch,
     ) -> None:
         self._waiting, self._elsewhere = deque(tasks), deque[Task]()
         self._running: dict[Future, Task] = {}
         self._executor, self._store, self._watch = executor, store, watch
-        self._place = place
+        self._place = _place(executor, machine)
         self._attempts: Counter[Task] = Counter()
         self._finished, self._failed = 0, []
 

@@ -139,7 +139,11 @@ def project(
 
 @_told
 def make_poisoned_set(
-    setting: Setting, seed: int, data_dir: Path | None, plugins: Sequence[Plugin] = ()
+    setting: Setting,
+    seed: int,
+    device: str,
+    data_dir: Path | None,
+    plugins: Sequence[Plugin] = (),
 ) -> Raised | None:
     """Make the examples that a setting's attack injects; kept on disk, too large to send back."""
     run_afresh(plugins)
