@@ -11,14 +11,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import click
 
-from fltrust_repro import datasets, machine
+from fltrust_repro import machine
 from fltrust_repro.errors import BadInput, DataUnavailable
+from fltrust_repro.failures import Raised, in_words
 from fltrust_repro.processes import Machine
+from fltrust_repro.registry import plugins_at
 from fltrust_repro.results import PROTOCOL
 
 try:
@@ -60,8 +61,7 @@ class Cluster:
             click.echo("Waiting for a worker to join the cluster.", err=True)
             self._client.wait_for_workers(1)
         with self._plain_errors():
-            sources = {path.name: path.read_bytes() for path in machine.plugins}
-            self._client.register_plugin(_Preparation(sources))
+            self._client.register_plugin(_Preparation())
         self.device = self._device()
         resources = {"GPU": 1} if self.device == "gpu" else {}
         self._executor = self._client.get_executor(pure=False, resources=resources)
@@ -81,16 +81,20 @@ class Cluster:
 
     def check_data(self, names: Iterable[str]) -> None:
         """Raise `DataUnavailable` where a worker has not, and cannot get, a data set."""
-        names, kinds = list(names), {}
+        from fltrust_repro.trial_process import look_around  # imports MXNet, which takes seconds
+
+        arguments = (list(names), self._machine.data_dir, plugins_at(self._machine.plugins))
+        kinds = {}
         with self._plain_errors():
             asked = {
-                address: self._client.submit(
-                    _look_around, names, self._machine.data_dir, workers=[address], pure=False
-                )
+                address: self._client.submit(look_around, *arguments, workers=[address], pure=False)
                 for address in self._client.nthreads()
             }
             for address, answer in asked.items():
-                protocol, problems, kinds[address] = answer.result()
+                told = answer.result()
+                if isinstance(told, Raised):
+                    raise BadInput(f"worker {address} cannot run trials: {told.message}")
+                protocol, problems, kinds[address] = told
                 if protocol != PROTOCOL:
                     raise BadInput(
                         f"worker {address} has another version of fltrust_repro (protocol "
@@ -121,6 +125,10 @@ class Cluster:
     def submit(self, function: Callable, *args: Any) -> Future:
         """Start a call on a free worker."""
         return self._executor.submit(function, *args)
+
+    def how_lost(self, call: Future) -> str:
+        """Say what the cluster tells of a call whose worker was lost."""
+        return "the cluster was lost" if call.cancelled() else in_words(call.exception())
 
     def share_gpus(self, memory: float) -> None:
         """Leave it to whoever starts the workers how many share a GPU."""
@@ -165,17 +173,10 @@ class _Preparation(distributed.WorkerPlugin):
 
     name = "fltrust_repro"
 
-    def __init__(self, sources: dict[str, bytes]) -> None:
-        self._sources = sources
-
     def setup(self, worker: distributed.Worker) -> None:
         from fltrust_repro import trial_process
 
-        folder = Path(worker.local_directory)
-        for name, source in self._sources.items():
-            (folder / name).write_bytes(source)
-        plugins = [folder / name for name in self._sources]
-        trial_process.prepare(plugins, 0, _teller(worker))
+        trial_process.prepare(0, _teller(worker))
 
 
 def _teller(worker: distributed.Worker) -> Callable[[], None]:
@@ -189,14 +190,3 @@ def _teller(worker: distributed.Worker) -> Callable[[], None]:
             done, told = 0, time.monotonic()
 
     return count
-
-
-def _look_around(names: list[str], data_dir: Path | None) -> tuple[int, list[str], str]:
-    """On a worker: its protocol version, what is wrong with its data sets, its kind of machine."""
-    problems = []
-    for name in names:
-        try:
-            datasets.fetch(name, data_dir)
-        except BadInput as error:
-            problems.append(str(error))
-    return PROTOCOL, problems, machine.kind()

@@ -12,17 +12,20 @@ A plug-in adds one with a function from the directories to search and a generato
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, shown
+from fltrust_repro.failures import in_words
 from fltrust_repro.files import check_name
-from fltrust_repro.registry import Registry, summary
+from fltrust_repro.registry import Registry, files_of_plugins, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
 
@@ -122,6 +125,36 @@ def _where(name: str, directories: tuple[Path, ...]) -> str | None:
         files = downloads.locate(name, directories)
         return str(files[0].parent) if files else None
     return "scikit-learn" if datasets[name].__module__ == __name__ else "plug-in"
+
+
+_digests: dict[tuple[str, str], str] = {}  # of a plug-in's data sets, by name and its code
+
+
+def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
+    """Digest of the examples of a plug-in's data set; None for a built-in one.
+
+    Whatever files they come from, so that trials on other examples do not answer for these. A
+    process loads them once for it, with the `data_dir` it first asks with. Raises `BadInput` where
+    they do not load.
+    """
+    code = datasets.digest(name)
+    if code is None:
+        return None
+    if (name, code) not in _digests:
+        try:
+            with threadpool_limits(limits=1):  # whose number moves the last bits of a product
+                loaded = load(name, np.random.default_rng(0), data_dir)
+        except BadInput:
+            raise
+        except Exception as error:
+            problem = in_words(error, files_of_plugins())
+            raise BadInput(f"data set {name!r} does not load: {problem}.") from error
+        digest = hashlib.sha256(str(loaded.classes).encode())
+        for part in (loaded.train_x, loaded.train_y, loaded.test_x, loaded.test_y):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part))
+        _digests[name, code] = digest.hexdigest()[:16]
+    return _digests[name, code]
 
 
 def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:

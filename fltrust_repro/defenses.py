@@ -17,6 +17,7 @@ import numpy as np
 
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.backend import array_view, to_ndarray
+from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import Registry, summary
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Suspicion:
     updates : NDArray (m, d), as received from the workers
     w_re : NDArray (d,), the global model they started from
     rule : Rule, with c and beta as the rule takes them
-    judge : function, models NDArray (k, d) -> error rates and mean losses on the validation set
+    judge : function, models (k, d) -> error rates and mean losses on the validation set, (k,) each
     rng : numpy.random.Generator, for ties
     """
 
@@ -72,6 +73,35 @@ class Defense:
     function: Callable[[Suspicion], np.ndarray] | None
     most: int
 
+    def removed(self, case: Suspicion) -> np.ndarray:
+        """Return which workers to remove: different integers in [0, m), at most `most` times c.
+
+        Raises `BadInput` where the function returns anything else.
+        """
+        answer = self.function(case)
+        try:
+            told = np.asarray(answer.asnumpy() if hasattr(answer, "asnumpy") else answer)
+        except ValueError:  # lists of different lengths
+            told = np.asarray(None)
+        m, most = len(case.updates), min(self.most * case.c, len(case.updates) - 1)
+        if told.ndim == 1 and told.size == 0:
+            return told.astype(np.int64)
+        if told.ndim != 1 or told.dtype.kind not in "iu":
+            problem = f"returned {told.dtype} of shape {told.shape}"
+        elif told.min() < 0 or told.max() >= m:
+            problem = f"returned worker {told.min() if told.min() < 0 else told.max()} of {m}"
+        elif len(np.unique(told)) < told.size:
+            problem = "returned a worker twice"
+        elif told.size > most:
+            problem = f"removed {told.size} workers of {m}"
+        else:
+            return told.astype(np.int64)
+        raise BadInput(
+            f"defense {self.name!r} {problem}; it must return which workers to remove, "
+            f"whole numbers from 0 to {m - 1}, each once, and may remove {most} of them "
+            f"(most = {self.most}, c = {case.c})."
+        )
+
     @property
     def summary(self) -> str:
         """What `list` prints beside the name."""
@@ -83,7 +113,12 @@ defenses.add("none", Defense("none", None, 0))
 
 
 def defense(name: str, most: int = 1) -> Callable:
-    """Register a function `(Suspicion) -> workers to remove` as defense `name`."""
+    """Register a function `(Suspicion) -> workers to remove` as defense `name`.
+
+    It returns their numbers, integers of shape (k,), at most `most` times c of them.
+    """
+    if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+        raise BadInput(f"defense {name!r} has most = {most!r}; give a whole number, at least 0.")
 
     def register(function: Callable[[Suspicion], np.ndarray]) -> Callable:
         defenses.add(name, Defense(name, function, most))

@@ -1,8 +1,9 @@
 """The paper's classifiers (Section 4.1) as plain Gluon blocks, and how to add one.
 
 A model is registered as a function `(classes, shape) -> HybridBlock`, shape = (channels, height,
-width) of one example; the block maps (n, *shape) to logits (n, classes). A model may bring an exact
-compiled formula for the updates of all workers (`gradients.py`); any other one runs in a loop.
+width) of one example; the block maps (n, *shape) to float32 logits (n, classes), which is checked
+before a trial begins. A model may bring an exact compiled formula for the updates of all workers
+(`gradients.py`); any other one runs in a loop.
 """
 
 from __future__ import annotations
@@ -32,6 +33,29 @@ class Model:
     name: str
     build: Callable[[int, Shape], HybridBlock]
     compiled: Callable[[int, Shape], Compiled] | None
+
+    def check_built(self, block: object) -> None:
+        """Raise `BadInput` where `build` returned something else than a block."""
+        kind = backend.mx.gluon.HybridBlock
+        if not isinstance(block, kind):
+            raise BadInput(
+                f"model {self.name!r} is a {type(block).__name__}; its function must return a "
+                "Gluon HybridBlock."
+            )
+
+    def check_logits(self, logits: object, n: int, classes: int) -> None:
+        """Raise `BadInput` where the block gives other than n examples' logits of the classes."""
+        if not isinstance(logits, backend.NDArray):
+            problem = f"gives a {type(logits).__name__}, not one NDArray"
+        elif logits.ndim != 2 or len(logits) != n:
+            problem = f"gives shape {logits.shape} for {n} examples, not ({n}, {classes})"
+        elif logits.shape[1] != classes:
+            problem = f"gives {logits.shape[1]} outputs, the data set has {classes} classes"
+        elif logits.dtype != np.float32:
+            problem = f"computes in {np.dtype(logits.dtype).name}, not float32"
+        else:
+            return
+        raise BadInput(f"model {self.name!r} {problem}; correct the block that it builds.")
 
 
 models: Registry[Model] = Registry("model")

@@ -114,6 +114,31 @@ def _digest(data: Dataset, attack: BackGradient, rng: np.random.Generator) -> st
     return digest.hexdigest()[:16]
 
 
+def checked_labels(attack: str, labels: object, shape: tuple[int, ...], classes: int) -> np.ndarray:
+    """Return an attack's labels as int32; `BadInput` for others than 0..classes-1 of `shape`."""
+    labels = np.asarray(labels)
+    whole = labels.dtype.kind in "iu" and labels.shape == shape
+    if not whole or not ((labels >= 0) & (labels < classes)).all():
+        raise BadInput(
+            f"attack {attack!r} gives labels {labels.dtype} {labels.shape}; they must be whole "
+            f"numbers from 0 to {classes - 1}, of shape {shape}."
+        )
+    return labels.astype(np.int32)
+
+
+def checked_set(attack: str, made: PoisonedSet, data: Dataset) -> PoisonedSet:
+    """Return an attack's examples in float32; `BadInput` where they are not as the data set's."""
+    if not isinstance(made, PoisonedSet):
+        raise BadInput(f"attack {attack!r} injects a {type(made).__name__}, not a PoisonedSet.")
+    x, shape = np.asarray(made.x, dtype=np.float32), data.train_x.shape[1:]
+    if x.shape[1:] != shape:
+        raise BadInput(
+            f"attack {attack!r} injects examples of shape {x.shape[1:]}; the data set has {shape}."
+        )
+    labels = checked_labels(attack, made.labels, x.shape[:1], data.classes)
+    return PoisonedSet(x, labels, made.start)
+
+
 def holders(setting: Setting, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which compromised worker gets each poisoned example (Section 4.4): worker 0, or any."""
     if setting.distribution == "single-worker":

@@ -15,12 +15,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Protocol
 
 from fltrust_repro import datasets
 from fltrust_repro.backend import gpu_count, resolve_device
+from fltrust_repro.errors import BadInput
+from fltrust_repro.failures import in_words
 from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
@@ -37,7 +40,7 @@ class Machine:
         Worker processes; by default one per core, on GPUs as many as their memory holds.
     data_dir : Path, optional
     plugins : tuple of Path
-        Files with a user's own rules, attacks or models, loaded in every process.
+        Files with a user's own rules, attacks or models, executed anew for every trial.
     scheduler : str, optional
         Address of a Dask scheduler, whose workers then run the trials.
     """
@@ -53,7 +56,7 @@ class Executor(Protocol):
     """What a sweep needs of the place where its trials run.
 
     `device` is "cpu" or "gpu". A future of `submit` ends with `BrokenProcessPool`, or an error of
-    the cluster's, where its process died.
+    the cluster's, where its process died, and with no other: calls return their own errors.
     """
 
     device: str
@@ -66,6 +69,9 @@ class Executor(Protocol):
 
     def submit(self, function: Callable, *args: Any) -> Future:
         """Start a call, of which there must be fewer than `slots()`."""
+
+    def how_lost(self, call: Future) -> str:
+        """Say how the process of a call ended that broke off."""
 
     def share_gpus(self, memory: float) -> None:
         """Run more calls per GPU, where each fills a share of its memory."""
@@ -95,17 +101,19 @@ class LocalProcesses:
         self._machine = machine
         self._gpus = gpu_count() if self.device == "gpu" else 0
         self._spawn = get_context("spawn")
-        self._iterations = self._spawn.Value("q", 0)
+        with _set_up():
+            self._iterations = self._spawn.Value("q", 0)
         count = machine.jobs or self._gpus or usable_cores()
         self._pools: list[ProcessPoolExecutor | None] = [None] * count
         self._calls: list[Future | None] = [None] * count
+        self._processes: dict[Future, BaseProcess] = {}  # of the calls that are under way
 
     def _new_pool(self, slot: int) -> ProcessPoolExecutor:
         self._pools[slot] = ProcessPoolExecutor(
             max_workers=1,
             mp_context=self._spawn,
             initializer=_start,
-            initargs=(self._machine.plugins, self.gpu_of(slot), self._iterations),
+            initargs=(self.gpu_of(slot), self._iterations),
         )
         return self._pools[slot]
 
@@ -125,14 +133,24 @@ class LocalProcesses:
     def submit(self, function: Callable, *args: Any) -> Future:
         """Start a call in an idle process, a new one where the last one died."""
         slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
-        with _interrupts_held(), environment(WORKER_ENVIRONMENT):
+        with _set_up(), _interrupts_held(), environment(WORKER_ENVIRONMENT):
             try:
                 pool = self._pools[slot] or self._new_pool(slot)
                 call = pool.submit(function, *args)
             except BrokenProcessPool:
                 call = self._new_pool(slot).submit(function, *args)
+        self._processes.pop(self._calls[slot], None)
+        [self._processes[call]] = self._pools[slot]._processes.values()
         self._calls[slot] = call
         return call
+
+    def how_lost(self, call: Future) -> str:
+        """Say by which signal or with which exit code the process of a call ended."""
+        if not isinstance(call.exception(), BrokenProcessPool):
+            return in_words(call.exception())
+        process = self._processes[call]
+        process.join(timeout=10)
+        return ended(process.exitcode)
 
     def share_gpus(self, memory: float) -> None:
         """Run more calls per GPU, where each fills a share `memory` of it; `jobs` given wins."""
@@ -165,7 +183,29 @@ class LocalProcesses:
             process.join()
 
 
-def _start(plugins: tuple[Path, ...], gpu: int, iterations: Synchronized) -> None:
+def ended(code: int | None) -> str:
+    """Say how a process ended: the exit code of one that a signal killed is negative."""
+    if code is None or code >= 0:
+        return f"its process ended by itself, exit code {code}"
+    name = next((name.name for name in signal.Signals if name == -code), "")
+    memory = "; perhaps memory ran out" if name == "SIGKILL" else ""
+    return f"its process was killed by signal {-code} {name}".rstrip() + memory
+
+
+@contextlib.contextmanager
+def _set_up() -> Iterator[None]:
+    # What processes share, locks and pipes, fails where the system has no room for it.
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise BadInput(
+            f"worker processes cannot start ({error}); they need a writable /dev/shm with some "
+            "room (in a container: --shm-size 64m), and open files and processes for each of "
+            "--jobs: take fewer."
+        ) from error
+
+
+def _start(gpu: int, iterations: Synchronized) -> None:
     # Imported here, in the process that trains: the parent has no need of MXNet.
     from fltrust_repro import trial_process
 
@@ -176,7 +216,10 @@ def _start(plugins: tuple[Path, ...], gpu: int, iterations: Synchronized) -> Non
     threading.Thread(target=_end_with_command, daemon=True).start()
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    trial_process.prepare(plugins, gpu, count)
+    # MXNet takes these over and ends with exit code 255, which tells nothing of what happened.
+    for crash in (signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS):
+        signal.signal(crash, signal.SIG_DFL)
+    trial_process.prepare(gpu, count)
 
 
 def _end_with_command() -> None:

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
-from fltrust_repro.datasets import datasets
+from fltrust_repro.datasets import data_digest, datasets
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.models import models
-from fltrust_repro.registry import plugin_digest
 
 # The paper gives no learning rate; these are calibrated on its numbers without attack.
 LEARNING_RATES = {
@@ -261,17 +260,20 @@ class Setting:
         return _key_of(self)
 
     def plugin_key(self) -> str:
-        """Hash of the plug-in sources that the setting's names come from; empty without any."""
-        functions = [
-            datasets[self.dataset],
-            models[self.model].build,
-            rules[self.rule].function,
-            attacks[self.attack].craft,
-            attacks[self.attack].inject,
-            defenses[self.defense].function,
-        ]
-        digests = [digest for f in functions if (digest := plugin_digest(f)) is not None]
-        return "+".join(sorted(set(digests)))
+        """Hash of the plug-ins that registered the setting's names; empty without any.
+
+        Of a plug-in's data set the examples count too, which are loaded for it.
+        """
+        named = (
+            (datasets, self.dataset),
+            (models, self.model),
+            (rules, self.rule),
+            (attacks, self.attack),
+            (defenses, self.defense),
+        )
+        digests = {registry.digest(name) for registry, name in named}
+        digests.add(data_digest(self.dataset))
+        return "+".join(sorted(digests - {None}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Setting:

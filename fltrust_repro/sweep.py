@@ -1,4 +1,4 @@
-"""Many trials: in an order that shows whole tables early, retried once, none lost, none run twice.
+"""Many trials: in an order that shows whole tables early, none lost, none run twice.
 
 Only the command's own process writes to the store, each trial as it ends; the trials themselves run
 in processes of this machine or of a Dask cluster, behind the same `Executor`.
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from fltrust_repro import datasets
 from fltrust_repro.attacks import attacks
-from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
+from fltrust_repro.failures import Raised
 from fltrust_repro.processes import Executor, LocalProcesses, Machine
 from fltrust_repro.progress import Watch
+from fltrust_repro.registry import Plugin, plugins_at
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import TrialName
@@ -77,12 +77,14 @@ def run_missing(
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
     `announce` is told first how many hours the run will take, from a few iterations of one setting.
-    While trials run, the means of their `measure` are shown. A trial whose process dies or raises
-    an error is tried once more, then recorded as failed, and the rest goes on. `BadInput`, such as
-    a data set that is not at hand, ends the run, and so does `KeyboardInterrupt`; what was finished
-    is in the store.
+    While trials run, the means of their `measure` are shown. A trial that raises an error is
+    recorded as failed, and the rest goes on; one whose process dies, or has no memory or file, is
+    tried once more first. `BadInput`, such as a data set that is not at hand, ends the run, and so
+    does `KeyboardInterrupt`; what was finished is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
+    for name in dict.fromkeys(setting.dataset for setting in settings):
+        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     finished = {trial.name for s in settings for trial in store.find(s, seeds)}
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
@@ -96,7 +98,7 @@ def run_missing(
             announce(hours)
         iterations = sum(task.setting.iterations for task in tasks)
         with Watch(cells, known, len(tasks), iterations, measure=measure) as watch:
-            return Run(tasks, executor, store, machine.data_dir, watch).to_the_end()
+            return Run(tasks, executor, store, machine, watch).to_the_end()
 
 
 @contextlib.contextmanager
@@ -115,8 +117,13 @@ def _executor(machine: Machine) -> Iterator[Executor]:
     executor.close()
 
 
+def _place(executor: Executor, machine: Machine) -> tuple[str, Path | None, tuple[Plugin, ...]]:
+    """What every call is told of where it runs."""
+    return executor.device, machine.data_dir, plugins_at(machine.plugins)
+
+
 def _project(executor: Executor, tasks: Sequence[Task], machine: Machine) -> float | None:
-    """Hours that the tasks will take; None where the process that tried died.
+    """Hours that the tasks will take; None where the process that tried died, or an error arose.
 
     The setting with most workers is tried; on a GPU one of each model on each data set, one after
     the other in a process, since what the largest fills decides how many trials share the GPU.
@@ -130,13 +137,12 @@ def _project(executor: Executor, tasks: Sequence[Task], machine: Machine) -> flo
         tried = {_kind(most): most}
     pace = {}
     for kind, setting in tried.items():
-        call = executor.submit(trial_process.project, setting, executor.device, machine.data_dir)
-        try:
-            projection = call.result()
-        except BadInput:
-            raise
-        except Exception:
+        call = executor.submit(trial_process.project, setting, *_place(executor, machine))
+        if _was_lost(call):
             return None  # the trial itself will be tried, and its error told
+        if isinstance(projection := call.result(), Raised):
+            projection.raise_if_mendable()
+            return None
         pace[kind] = projection.seconds / setting.iterations
     executor.share_gpus(projection.gpu_share)
     usual = pace[_kind(most)]
@@ -161,13 +167,13 @@ def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], machine: Mach
     with tqdm(desc="poisoned sets", total=len(needed), disable=not needed) as progress:
         while waiting or running:
             while waiting and len(running) < executor.slots():
-                arguments = (*waiting.popleft(), machine.data_dir)
+                arguments = (*waiting.popleft(), *_place(executor, machine))
                 running.add(executor.submit(trial_process.make_poisoned_set, *arguments))
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for call in finished:
                 # Another error will come back when the trial itself makes its set.
-                if isinstance(error := call.exception(), BadInput):
-                    raise error
+                if not _was_lost(call) and isinstance(raised := call.result(), Raised):
+                    raised.raise_if_mendable()
                 progress.update()
 
 
@@ -179,13 +185,13 @@ class Run:
         tasks: Iterable[Task],
         executor: Executor,
         store: Store,
-        data_dir: Path | None,
+        machine: Machine,
         watch: Watch,
     ) -> None:
         self._waiting, self._elsewhere = deque(tasks), deque[Task]()
         self._running: dict[Future, Task] = {}
         self._executor, self._store, self._watch = executor, store, watch
-        self._where = (executor.device, data_dir)
+        self._place = _place(executor, machine)
         self._attempts: Counter[Task] = Counter()
         self._finished, self._failed = 0, []
 
@@ -216,7 +222,8 @@ class Run:
         while self._waiting and len(self._running) < self._executor.slots():
             task = self._waiting.popleft()
             if self._store.claim(task.name):
-                call = self._executor.submit(trial_process.run, *task, *self._where)
+                told = (*task, task.name.protocol, *self._place)
+                call = self._executor.submit(trial_process.run, *told)
                 self._running[call] = task
             elif self._store.has(task.name):
                 self._watch.left_to_others(task.setting)
@@ -224,29 +231,31 @@ class Run:
                 self._elsewhere.append(task)
 
     def _settle(self, task: Task, call: Future) -> None:
-        """Store what a call gave; after an error, try once more, then record the failure."""
-        try:
-            trial = call.result()
-        except BadInput:
-            raise  # the user's to mend, and trying again would not
-        except Exception as error:
-            self._attempts[task] += 1
-            if self._attempts[task] < ATTEMPTS:
-                self._waiting.appendleft(task)
-                return
-            self._failed.append(_failure(task, error))
-            self._store.add_failure(self._failed[-1])
-            self._watch.failed()
+        """Store what a call gave; where its process died, try once more; record a failure."""
+        if _was_lost(call):
+            message = self._executor.how_lost(call)
+            trial = Raised(message, message, None, once_more=True)
         else:
-            self._store.add(trial)
-            self._watch.done(trial)
-            self._finished += 1
+            trial = call.result()
+        if isinstance(trial, Raised):
+            self._failed_once(task, trial)
+            return
+        self._store.add(trial)
+        self._watch.done(trial)
+        self._finished += 1
+
+    def _failed_once(self, task: Task, raised: Raised) -> None:
+        raised.raise_if_mendable()  # trying again would not help
+        self._attempts[task] += 1
+        if raised.once_more and self._attempts[task] < ATTEMPTS:
+            self._waiting.appendleft(task)
+            return
+        self._failed.append(Failure(task.name, raised.message, raised.details))
+        self._store.add_failure(self._failed[-1])
+        self._watch.failed()
 
 
-def _failure(task: Task, error: Exception) -> Failure:
-    if isinstance(error, BrokenProcessPool):
-        message = "its process was killed or crashed; perhaps memory ran out"
-    else:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-    details = traceback.format_exception(type(error), error, error.__traceback__)
-    return Failure(task.name, message, "".join(details))
+def _was_lost(call: Future) -> bool:
+    """Wait for a call; whether its process broke off."""
+    wait([call])
+    return call.cancelled() or call.exception() is not None

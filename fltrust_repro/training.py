@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +189,9 @@ class Federation:
             shards, self._data.train_y, setting.batch_size, setting.rounds, self._rngs["batches"]
         )
         if attacked and attack.poison is not None:
-            own = batches.labels[:, :c]
-            batches.labels[:, :c] = attack.poison(own, self._data.classes)
+            own, classes = batches.labels[:, :c], self._data.classes
+            flipped = attack.poison(own.copy(), classes)
+            own[:] = poisoning.checked_labels(attack.name, flipped, own.shape, classes)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
         if attacked and attack.craft is not None:
             self._craft(updates, c, w)
@@ -228,17 +228,28 @@ class Federation:
         if setting.defense == "none":
             return updates
         _, c, beta = setting.at_master
-        judge = partial(self.learner.judge, x=self._validation[0], labels=self._validation[1])
-        case = Suspicion(updates, w, rules[setting.rule], c, beta, judge, self._rngs["ties"])
-        removed = defenses[setting.defense].function(case)
+        shown = updates, w
+        if defenses.digest(setting.defense) is not None:
+            shown = updates.copy(), w.copy()  # a plug-in may write to what it is given
+        case = Suspicion(*shown, rules[setting.rule], c, beta, self._judge, self._rngs["ties"])
+        removed = defenses[setting.defense].removed(case)
         return take_rows(updates, np.delete(np.arange(len(updates)), removed))
+
+    def _judge(self, models: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What a defense asks: error rates and losses of models (k, d) on the validation set."""
+        d = self.learner.initial.size
+        if np.ndim(models) != 2 or models.shape[1] != d:
+            raise BadInput(
+                f"defense {self._setting.defense!r} has models of shape {np.shape(models)} judged; "
+                f"they must be (k, {d})."
+            )
+        if not isinstance(models, NDArray) or models.dtype != np.float32:
+            models = nd.array(models, ctx=self.learner.ctx, dtype="float32")
+        return self.learner.judge(models, *self._validation)
 
     def finished_notes(self) -> dict[str, float]:
         """What was counted; the direction agreement as a mean over the attacked iterations."""
-        notes = {
-            name: value if np.isscalar(value) else fetch(value)[0].item()
-            for name, value in self._notes.items()
-        }
+        notes = {str(name): _number(name, value) for name, value in self._notes.items()}
         if "direction agreement" in notes:
             notes["direction agreement"] /= notes["attacked iterations"]
         return notes
@@ -281,13 +292,14 @@ def _injected(
     data_dir: str | Path | None,
     after_step: Callable[[float], None] = lambda loss: None,
 ) -> poisoning.PoisonedSet:
-    return attacks[setting.attack].inject(
+    made = attacks[setting.attack].inject(
         data,
         setting.poisoned_share,
         generator(seed, "back-gradient"),
         downloads.search_path(data_dir),
         after_step,
     )
+    return poisoning.checked_set(setting.attack, made, data)
 
 
 def _attacked_iterations(setting: Setting, rng: np.random.Generator) -> np.ndarray:
@@ -317,6 +329,14 @@ def _moved(w: NDArray, change: NDArray) -> NDArray:
 def _zero_if_finite(w: NDArray) -> Any:
     """Return 0 if all parameters are finite, else NaN, shape (1,), where w is."""
     return (array_view(w)[0] * 0).sum(axis=0, keepdims=True)
+
+
+def _number(name: object, noted: Any) -> float:
+    """A note as a plain number, whatever kind of number or array of one it is."""
+    value = fetch(noted)[0].item() if np.ndim(noted) else getattr(noted, "item", lambda: noted)()
+    if not isinstance(value, (int, float)):
+        raise BadInput(f"the attack notes {name!r} as {value!r}; notes are numbers.")
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def _mean_loss(losses: np.ndarray) -> float:

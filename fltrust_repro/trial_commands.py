@@ -78,7 +78,7 @@ def _end(failed: list[Failure]) -> None:
     """Sum up the trials that failed, and end with exit code 1 if there are any."""
     if not failed:
         return
-    click.echo(f"\n{len(failed)} trials failed, each tried {sweep.ATTEMPTS} times:", err=True)
+    click.echo(f"\n{len(failed)} trials failed:", err=True)
     for failure in failed:
         name = failure.name
         click.echo(f"  setting {name.key}, seed {name.seed}: {failure.message}", err=True)

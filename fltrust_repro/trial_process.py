@@ -1,26 +1,35 @@
 """What runs in a worker process: one trial after the other, on one core or a share of a GPU.
 
-The parent, or a Dask worker's start, prepares the process once; all else comes with each call.
+The parent, or a Dask worker's start, prepares the process once; all else comes with each call, the
+plug-ins too. A call executes them anew, so that nothing they keep goes from trial to trial. It
+returns what it is asked for, or a `Raised` where an error ended it: an error of a user's own class
+might not survive the way back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fltrust_repro import backend, cuda, machine
+import numpy as np
+
+from fltrust_repro import backend, cuda, datasets, machine
 from fltrust_repro.attacks import attacks
-from fltrust_repro.registry import load_plugin
-from fltrust_repro.results import EVALUATE_EVERY
+from fltrust_repro.errors import BadInput
+from fltrust_repro.failures import Raised
+from fltrust_repro.registry import Plugin, files_of_plugins, run_afresh
+from fltrust_repro.results import EVALUATE_EVERY, PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import poisoned_examples, run_trial
-from fltrust_repro.trials import Trial, protocol_of
+from fltrust_repro.trials import Trial
 
 
 @dataclass
@@ -34,11 +43,22 @@ class _Process:
 _process = _Process()
 
 
-def prepare(plugins: Iterable[Path], gpu: int, after_iteration: Callable[[], None]) -> None:
-    """Make this process ready for trials: its plug-ins, its GPU, its end of the progress bar."""
+def prepare(gpu: int, after_iteration: Callable[[], None]) -> None:
+    """Make this process ready for trials: its GPU, its end of the progress bar."""
     _process.gpu, _process.after_iteration = gpu, after_iteration
-    for path in plugins:
-        load_plugin(path)
+
+
+def _told(call: Callable) -> Callable:
+    """Return an error of any kind, `sys.exit` too, instead of raising it."""
+
+    @functools.wraps(call)
+    def told(*args: Any) -> Any:
+        try:
+            return call(*args)
+        except BaseException as error:
+            return Raised.of(error, files_of_plugins())
+
+    return told
 
 
 def versions(gpu: int | None = None) -> str:
@@ -62,19 +82,42 @@ def versions(gpu: int | None = None) -> str:
     return ", ".join(found)
 
 
-def run(setting: Setting, seed: int, device: str, data_dir: Path | None) -> Trial:
-    """Run one trial."""
-    result = run_trial(
+def _trial(
+    setting: Setting,
+    seed: int,
+    device: str,
+    data_dir: Path | None,
+    plugins: Sequence[Plugin],
+    after_iteration: Callable[[], None] = lambda: None,
+) -> TrialResult:
+    # Code of a plug-in may draw from the generators that a process shares.
+    random.seed(seed)
+    np.random.seed(seed)
+    run_afresh(plugins)
+    return run_trial(
         setting,
         seed,
         device=device,
         gpu=_process.gpu,
         data_dir=data_dir,
-        after_iteration=_process.after_iteration,
+        after_iteration=after_iteration,
     )
+
+
+@_told
+def run(
+    setting: Setting,
+    seed: int,
+    protocol: str,
+    device: str,
+    data_dir: Path | None,
+    plugins: Sequence[Plugin] = (),
+) -> Trial | Raised:
+    """Run one trial; `protocol` is what the command that asks for it names it by."""
+    result = _trial(setting, seed, device, data_dir, plugins, _process.after_iteration)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = versions(_process.gpu if device == "gpu" else None)
-    return Trial(setting, seed, result, device, told, now, protocol_of(setting))
+    return Trial(setting, seed, result, device, told, now, protocol)
 
 
 class Projection(NamedTuple):
@@ -84,14 +127,18 @@ class Projection(NamedTuple):
     gpu_share: float  # of a GPU's memory, as used so far; 0 on the CPU
 
 
-def project(setting: Setting, device: str, data_dir: Path | None) -> Projection:
+@_told
+def project(
+    setting: Setting, device: str, data_dir: Path | None, plugins: Sequence[Plugin] = ()
+) -> Projection | Raised:
     """Estimate what a trial takes from six iterations; evaluation is timed apart."""
+    run_afresh(plugins)
     # Poisoned examples take minutes to make and change an iteration's time by little.
     without = {"attack": "none"} if attacks[setting.attack].inject is not None else {}
 
     def timed(iterations: int) -> float:
         short = Setting.from_dict({**setting.as_dict(), **without, "iterations": iterations})
-        return run_trial(short, 0, device=device, gpu=_process.gpu, data_dir=data_dir).seconds
+        return _trial(short, 0, device, data_dir, plugins).seconds
 
     timed(1)  # compiles, or loads what was compiled
     one, four = timed(1), timed(4)
@@ -101,6 +148,29 @@ def project(setting: Setting, device: str, data_dir: Path | None) -> Projection:
     return Projection(seconds, backend.gpu_memory_share(_process.gpu) if device == "gpu" else 0.0)
 
 
-def make_poisoned_set(setting: Setting, seed: int, data_dir: Path | None) -> None:
+@_told
+def make_poisoned_set(
+    setting: Setting,
+    seed: int,
+    device: str,
+    data_dir: Path | None,
+    plugins: Sequence[Plugin] = (),
+) -> Raised | None:
     """Make the examples that a setting's attack injects; kept on disk, too large to send back."""
+    run_afresh(plugins)
     poisoned_examples(setting, seed, data_dir)
+
+
+@_told
+def look_around(
+    names: Iterable[str], data_dir: Path | None, plugins: Sequence[Plugin]
+) -> tuple[int, list[str], str] | Raised:
+    """Return the protocol's version here, what is wrong with data sets, and the kind of machine."""
+    run_afresh(plugins)
+    problems = []
+    for name in names:
+        try:
+            datasets.fetch(name, data_dir)
+        except BadInput as error:
+            problems.append(str(error))
+    return PROTOCOL, problems, machine.kind()

@@ -83,8 +83,10 @@ class Learner:
         self.shape = shape
         mx.random.seed(seed)
         self._net = model.build(classes, shape)
+        model.check_built(self._net)
         self._net.initialize(_initializer(initial), ctx=ctx)
-        self._net(nd.zeros((1, *shape), ctx=ctx))  # fixes the shapes that were deferred
+        two = nd.zeros((2, *shape), ctx=ctx)
+        model.check_logits(self._net(two), 2, classes)  # fixes the shapes that were deferred, too
         self._net.hybridize()
         self._objective = _Objective(self._net)
         self._objective.hybridize()

@@ -5,11 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fltrust_repro import defenses as defenses_module
 from fltrust_repro.aggregation import rules
 from fltrust_repro.backend import nd
-from fltrust_repro.defenses import Suspicion, defenses
+from fltrust_repro.defenses import Defense, Suspicion, defenses
 from fltrust_repro.errors import BadInput
+from fltrust_repro.registry import load_plugin, run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
 
@@ -125,3 +129,120 @@ def test_the_rule_is_told_how_many_compromised_a_defense_leaves(monkeypatch, ass
     fields = {"dataset": "digits", "workers": 12, "compromised": 2, "iterations": 1}
     run_trial(Setting(rule="krum", defense="lfr", master_assumes=assumes, **fields), 0)
     assert told == [(12, 2), (10, c)]  # to judge the workers, then to aggregate
+
+
+# ---- what a defense of one's own returns --------------------------------------------------------
+
+
+def removed(answer, most: int = 1, m: int = 12, c: int = 2) -> list[int]:
+    own = Defense("own", lambda case: answer, most)
+    return own.removed(case(some_updates(m), c=c)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (np.arange(12), "removed 12 workers of 12; .*may remove 2 of them .most = 1, c = 2."),
+        ([1, 2, 3], "removed 3 workers of 12"),
+        ([0, 12], "returned worker 12 of 12"),
+        ([-1], "returned worker -1 of 12"),
+        (np.array([2**63], dtype=np.uint64), "returned worker 9223372036854775808 of 12"),
+        ([3, 3], "returned a worker twice"),
+        ([0.0, 1.0], "returned float64 of shape"),
+        (np.arange(12) < 2, "returned bool of shape"),
+        (nd.array([0, 1]), "returned float32 of shape"),
+        ([[0, 1]], r"returned int64 of shape \(1, 2\)"),
+        (3, r"returned int64 of shape \(\)"),
+        (np.zeros((0, 2), dtype=int), r"returned int64 of shape \(0, 2\)"),
+        (None, "returned object of shape"),
+        ({1, 2}, "returned object of shape"),
+        ([[1], [2, 3]], "returned object of shape"),
+        (["1"], "returned <U1 of shape"),
+    ],
+)
+def test_a_defense_that_returns_anything_else_is_named(answer, problem):
+    with pytest.raises(BadInput, match=f"defense 'own' {problem}") as error:
+        removed(answer)
+    assert "whole numbers from 0 to 11, each once" in str(error.value)
+
+
+def test_all_workers_are_never_removed():
+    with pytest.raises(BadInput, match=r"removed 3 workers of 3; .* may remove 2"):
+        removed([0, 1, 2], most=9, m=3, c=1)
+
+
+@given(st.lists(st.integers(-3, 14), max_size=6), st.integers(0, 3))
+def test_a_defense_may_remove_different_workers_up_to_most_times_c(answer, most):
+    different = len(set(answer)) == len(answer)
+    if not (different and len(answer) <= 2 * most and set(answer) <= set(range(12))):
+        with pytest.raises(BadInput, match="defense 'own'"):
+            removed(answer, most)
+        return
+    told = [answer, tuple(answer), np.array(answer), np.array(answer, dtype=np.uint8)]
+    if answer:
+        told.append(nd.array(answer, dtype="int64"))
+    assert all(removed(kind, most) == answer for kind in told)
+
+
+@pytest.mark.parametrize("most", [-1, 1.5, True, "2"])
+def test_how_many_a_defense_may_remove_is_a_whole_number(most):
+    with pytest.raises(BadInput, match="defense 'own' has most = "):
+        defenses_module.defense("own", most=most)(abs)
+    assert "own" not in defenses
+
+
+OWN = """
+import numpy as np
+from fltrust_repro.backend import array_view, nd
+from fltrust_repro.defenses import defense
+
+def first_by_loss(case, models):
+    errors, losses = case.judge(models)
+    assert errors.shape == losses.shape == (len(models),)
+    return np.argsort(-losses, kind="stable")[: case.c]
+
+@defense("reads")
+def reads(case):
+    return first_by_loss(case, case.w_re.asnumpy() + case.updates.asnumpy())
+
+@defense("writes")
+def writes(case):
+    updates, _ = array_view(case.updates)
+    received, _ = array_view(case.w_re)
+    updates += received
+    received[:] = 7
+    models = updates.copy()
+    updates[:] = np.nan
+    return first_by_loss(case, models)
+
+@defense("doubles")
+def doubles(case):
+    models = case.w_re.asnumpy() + case.updates.asnumpy()
+    return first_by_loss(case, nd.array(models, dtype="float64"))
+
+@defense("bends")
+def bends(case):
+    return case.judge(case.updates[:, :-1])
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    load_plugin(path)
+    fields = {"dataset": "digits", "workers": 12, "compromised": 2, "iterations": 10}
+    yield lambda name: run_trial(Setting(**fields, rule="mean", attack="gaussian", defense=name), 0)
+    run_afresh([])
+
+
+def test_a_defense_that_writes_to_what_it_is_given_changes_nothing_but_its_choice(own):
+    curve = own("reads").curve
+    assert own("writes").curve == curve
+    assert own("doubles").curve == curve
+    assert own("none").curve != curve
+
+
+def test_models_of_a_wrong_length_are_not_judged(own):
+    with pytest.raises(BadInput, match=r"'bends' has models of shape \(12, 649\).*\(k, 650\)"):
+        own("bends")

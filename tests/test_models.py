@@ -5,7 +5,7 @@ import pytest
 
 from fltrust_repro.backend import mx, nd
 from fltrust_repro.errors import BadInput
-from fltrust_repro.models import models
+from fltrust_repro.models import Model, models
 from fltrust_repro.workers import Learner
 
 
@@ -81,3 +81,57 @@ def test_the_smallest_images_the_cnn_takes(shape):
     net = models["cnn"].build(2, shape)
     net.initialize()
     assert net(nd.zeros((4, *shape))).shape == (4, 2)
+
+
+def block(*layers):
+    """A model of one's own."""
+
+    def build(classes, shape):
+        net = mx.gluon.nn.HybridSequential()
+        net.add(*(layer() for layer in layers))
+        return net
+
+    return build
+
+
+nn = mx.gluon.nn
+
+
+def step(function):
+    """A layer that computes a function of F and x."""
+    return lambda: nn.HybridLambda(function)
+
+
+OTHERS = {
+    "too few": ([lambda: nn.Dense(7)], "gives 7 outputs, the data set has 10 classes"),
+    "too many": ([lambda: nn.Dense(11)], "gives 11 outputs, the data set has 10 classes"),
+    "not flat": ([lambda: nn.Dense(10, flatten=False)], r"gives shape \(2, 1, 8, 10\) for 2 exam"),
+    "a number": ([step(lambda _, x: x.sum())], r"gives shape \(1,\) for 2 examples"),
+    "all in one": (
+        [step(lambda _, x: x.reshape((1, -1))), lambda: nn.Dense(10)],
+        r"gives shape \(1, 10\) for 2 examples, not \(2, 10\)",
+    ),
+    "two outputs": ([step(lambda f, x: f.split(x, 2, axis=2))], "gives a list, not one NDArray"),
+    "double": (
+        [lambda: nn.Dense(10), step(lambda f, x: f.cast(x, "float64"))],
+        "computes in float64, not float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_a_model_that_does_not_fit_the_data_set_is_named(how):
+    layers, problem = OTHERS[how]
+    with pytest.raises(BadInput, match=f"model 'own' {problem}"):
+        Learner(Model("own", block(*layers), None), 10, (1, 8, 8), mx.cpu(), 0)
+
+
+@pytest.mark.parametrize(("made", "kind"), [(None, "NoneType"), (mx.gluon.Block(), "Block")])
+def test_a_model_that_is_no_hybrid_block_is_named(made, kind):
+    with pytest.raises(BadInput, match=f"model 'own' is a {kind}; .* return a Gluon HybridBlock"):
+        Learner(Model("own", lambda classes, shape: made, None), 10, (1, 8, 8), mx.cpu(), 0)
+
+
+def test_a_model_of_ones_own_that_fits_is_taken():
+    own = Model("own", block(lambda: nn.Dense(3), lambda: nn.Dense(10)), None)
+    assert Learner(own, 10, (1, 8, 8), mx.cpu(), 0).initial.shape == (64 * 3 + 3 + 3 * 10 + 10,)

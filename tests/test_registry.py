@@ -1,14 +1,25 @@
-"""Registries and plug-ins: how a user's own rule, attack or model gets its name."""
+"""Registries and plug-ins: how a user's own rule, attack or model gets its name, and its digest."""
 
+import pickle
+import random
 import sys
 
 import numpy as np
 import pytest
 
-from fltrust_repro import aggregation, attacks, models
+from fltrust_repro import aggregation, attacks, defenses, models, registry
+from fltrust_repro import datasets as data_sets
 from fltrust_repro.backend import nd
+from fltrust_repro.datasets import datasets
 from fltrust_repro.errors import BadInput
-from fltrust_repro.registry import PLUGIN_PREFIX, Registry, load_plugin, plugin_digest, summary
+from fltrust_repro.registry import (
+    PLUGIN_PREFIX,
+    Registry,
+    load_plugin,
+    plugins_at,
+    run_afresh,
+    summary,
+)
 from fltrust_repro.settings import Setting
 
 RULE = '''
@@ -23,23 +34,18 @@ def first(updates):
 
 
 @pytest.fixture(autouse=True)
-def restored_registries():
-    """Take back what a test's plug-ins registered."""
-    registries = (aggregation.rules, attacks.attacks, models.models)
-    entries = [dict(registry._entries) for registry in registries]
-    modules = set(sys.modules)
+def no_plugins_left(monkeypatch):
+    """Take back what a test's plug-ins registered, and where they made Python look."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
     yield
-    for registry, before in zip(registries, entries):
-        registry._entries = before
-    for name in set(sys.modules) - modules:
-        if name.startswith(PLUGIN_PREFIX):
-            del sys.modules[name]
+    run_afresh([])
 
 
 @pytest.fixture
 def plugin(tmp_path):
     def write(source, name="mine.py"):
         file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(source, encoding="utf-8")
         return file
 
@@ -115,6 +121,14 @@ def test_loading_a_plugin_twice_is_harmless(plugin):
     assert load_plugin(file) is load_plugin(str(file))
 
 
+def test_an_edited_plugin_takes_the_place_of_its_older_text(plugin):
+    load_plugin(plugin(RULE + "\nrule('gone')(first)\n"))
+    load_plugin(plugin(RULE.replace("updates[0]", "updates[1]")))
+    out = aggregation.rules["first"](nd.array([[1, 2], [3, 4]]), c=0, beta=0)
+    np.testing.assert_array_equal(out.asnumpy(), [3, 4])
+    assert "gone" not in aggregation.rules
+
+
 def test_a_plugin_cannot_replace_a_rule(plugin):
     with pytest.raises(BadInput, match="rule 'krum' exists already"):
         load_plugin(plugin(RULE.replace('"first"', '"krum"')))
@@ -133,42 +147,299 @@ def test_a_plugin_must_be_a_python_file(plugin):
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("def (:", "SyntaxError"),
+        ("def (:", r"SyntaxError: .*line 10\)"),
         ("import no_such_module_at_all", "ModuleNotFoundError.*no_such_module_at_all"),
-        ("1 / 0", "ZeroDivisionError"),
+        ("1 / 0", r"ZeroDivisionError: division by zero \(.*mine\.py, line 10\)\.$"),
+        ("import sys; sys.exit(0)", r"SystemExit: 0 \(.*mine\.py, line 10\)"),
+        ("exit()", "SystemExit"),
+        ("class Stop(BaseException): pass\nraise Stop('enough')", "Stop: enough"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("class E(Exception):\n    def __str__(self): 1 / 0\nraise E", "E: .*cannot be printed"),
+        ("import broken_helper", r"KeyError: 'x' \(.*broken_helper\.py, line 1\)"),
+        ("rule(3)(abs)", "a rule has the name 3"),
+        ("rule('')(abs)", "a rule has the name ''"),
     ],
 )
 def test_a_broken_plugin_says_what_is_broken_and_leaves_nothing(plugin, source, problem):
-    file = plugin(source)
-    before = set(sys.modules)
+    plugin("{}['x']", "broken_helper.py")
+    file = plugin(RULE + "\n" + source)
+    before, finders = set(sys.modules), list(sys.meta_path)
     with pytest.raises(BadInput, match=rf"mine\.py' does not load: {problem}"):
         load_plugin(file)
     assert not [name for name in set(sys.modules) - before if name.startswith(PLUGIN_PREFIX)]
+    assert sys.meta_path == finders
+    assert "first" not in aggregation.rules
     file.write_text(RULE, encoding="utf-8")
     load_plugin(file)
     assert "first" in aggregation.rules
 
 
-def test_built_in_functions_have_no_digest():
-    assert plugin_digest(aggregation.krum) is None
-    assert plugin_digest(None) is None
+def test_ctrl_c_while_a_plugin_loads_is_not_its_fault(plugin):
+    with pytest.raises(KeyboardInterrupt):
+        load_plugin(plugin(RULE + "raise KeyboardInterrupt"))
+    assert "first" not in aggregation.rules
+
+
+# ---- the digest: all that decides a number ------------------------------------------------------
+
+
+def test_built_in_entries_have_no_digest():
+    assert aggregation.rules.digest("krum") is None
     assert Setting(rule="krum").plugin_key() == ""
 
 
 def test_the_digest_changes_with_the_source_and_not_with_the_place(plugin):
-    one = load_plugin(plugin(RULE)).first
-    other = load_plugin(plugin(RULE.replace('"first"', '"second"'), "other.py")).first
-    copied = load_plugin(plugin("def first():\n    pass\n", "a.py")).first
-    same = load_plugin(plugin("def first():\n    pass\n", "b.py")).first
-    assert plugin_digest(one) != plugin_digest(other)
-    assert plugin_digest(copied) == plugin_digest(same)
-    assert Setting(rule="first").plugin_key() == plugin_digest(one)
+    load_plugin(plugin(RULE))
+    load_plugin(plugin(RULE.replace('"first"', '"second"'), "other.py"))
+    mine, other = (aggregation.rules.digest(name) for name in ("first", "second"))
+    assert mine != other
+    assert Setting(rule="first").plugin_key() == mine
+    run_afresh([])
+    load_plugin(plugin(RULE, "elsewhere/third.py"))
+    assert aggregation.rules.digest("first") == mine
 
 
 def test_the_digest_is_of_the_source_that_runs(plugin):
     # A file edited while a sweep runs must not lend its new name to the old code's results.
     file = plugin(RULE)
-    first = load_plugin(file).first
-    before = plugin_digest(first)
+    load_plugin(file)
+    before = aggregation.rules.digest("first")
     file.write_text(RULE.replace("updates[0]", "updates[1]"), encoding="utf-8")
-    assert plugin_digest(first) == before
+    assert aggregation.rules.digest("first") == before
+
+
+USES = RULE.replace("updates[0]", "updates[0] * HELP")
+ELSEWHERE = "import sys\nsys.path.insert(0, {folder!r})\n"
+IMPORTS = {
+    "beside": ("import helper\nHELP = helper.X\n", "helper.py"),
+    "by name": ("from helper import X as HELP\n", "helper.py"),
+    "star": ("from helper import *\nHELP = X\n", "helper.py"),
+    "transitive": ("import middle\nHELP = middle.X\n", "helper.py"),
+    "package": ("import parts.helper\nHELP = parts.helper.X\n", "parts/helper.py"),
+    "package itself": ("import whole\nHELP = whole.X\n", "whole/__init__.py"),
+    "relative": ("from parts import relative\nHELP = relative.X\n", "parts/helper.py"),
+    "no __init__": ("from bare import helper\nHELP = helper.X\n", "bare/helper.py"),
+    "elsewhere": (ELSEWHERE + "import helper\nHELP = helper.X\n", "lib/helper.py"),
+    "by text": ("import importlib\nHELP = importlib.import_module('helper').X\n", "helper.py"),
+    "later": ("HELP = 1\ndef later():\n    import helper\n", "helper.py"),
+    "later, part": ("HELP = 1\ndef later():\n    from parts import helper\n", "parts/helper.py"),
+    "later, transitive": ("HELP = 1\ndef later():\n    import middle\n", "helper.py"),
+    "later, elsewhere": (
+        ELSEWHERE + "HELP = 1\ndef later():\n    import helper\n",
+        "lib/helper.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", IMPORTS)
+def test_every_module_that_a_plugin_imports_counts(plugin, tmp_path, how):
+    text, helper = IMPORTS[how]
+    plugin("from helper import X\n", "middle.py")
+    plugin("from .helper import X\n", "parts/relative.py")
+    plugin("", "parts/__init__.py")
+    digests = []
+    for value in (1, 2, 1):
+        plugin(f"X = {value}\n", helper)
+        plugin(f"X = {len(digests)}\n", "unrelated.py")
+        load_plugin(plugin(text.format(folder=str(tmp_path / "lib")) + USES))
+        digests.append(Setting(rule="first").plugin_key())
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_installed_packages_and_the_standard_library_do_not_count(plugin):
+    file = plugin("import json, numpy.linalg, scipy.stats, fltrust_repro.models\n" + RULE)
+    [mine] = plugins_at([file])
+    assert [source.path for source in mine.sources] == [str(file)]
+
+
+def test_a_file_beside_the_plugin_takes_no_installed_packages_place(plugin):
+    for name in ("random", "numpy", "sys"):
+        plugin("raise ZeroDivisionError", f"{name}.py")
+    module = load_plugin(plugin("import numpy, random, sys\n" + RULE))
+    assert (module.numpy, module.random, module.sys) == (np, random, sys)
+
+
+LIBRARY = """
+import functools
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, updates):
+        return updates[0] * self.factor
+
+def first(updates):
+    return updates[0]
+
+def second(updates):
+    return updates[1]
+
+def wrapped(function):
+    @functools.wraps(function)
+    def call(updates):
+        return function(updates)
+    return call
+"""
+HEAD = """
+import functools
+from fltrust_repro import datasets
+from fltrust_repro.aggregation import mean, rule, rules
+from fltrust_repro.attacks import Attack, attacks
+from fltrust_repro.defenses import Defense, defenses
+from fltrust_repro.models import Model, logistic_regression, models
+"""
+ANOTHER = ("lib.first", "lib.second")
+REGISTERED = [
+    ("rule('x')(lib.first)", ANOTHER, "rule"),
+    ("rule('x')(lib.Scaled(1))", ("(1)", "(2)"), "rule"),
+    ("rule('x')(functools.partial(lib.Scaled.__call__, lib.Scaled(1)))", ("(1)", "(2)"), "rule"),
+    ("rule('x')(lib.wrapped(lib.first))", ANOTHER, "rule"),
+    ("rule('x')(lambda updates: updates[0])", ("[0]", "[1]"), "rule"),
+    ("rule('x', leave_one_out=lib.first)(mean)", ANOTHER, "rule"),
+    ("rule('x')(mean)", ("mean)", "rules['krum'].function)"), "rule"),
+    ("attacks.add('x', Attack('x', craft=lib.first))", ANOTHER, "attack"),
+    ("attacks.add('x', Attack('x', poison=lib.first))", ANOTHER, "attack"),
+    ("attacks.add('x', Attack('x', inject=lib.first))", ANOTHER, "attack"),
+    ("defenses.add('x', Defense('x', lib.first, 1))", ANOTHER, "defense"),
+    ("models.add('x', Model('x', logistic_regression, lib.first))", ANOTHER, "model"),
+    ("models.add('x', Model('x', lib.first, None))", ANOTHER, "model"),
+]
+
+
+@pytest.mark.parametrize(("registers", "edit", "kind"), REGISTERED)
+def test_whatever_a_plugin_registers_counts_by_the_plugin(plugin, registers, edit, kind):
+    plugin(LIBRARY, "lib.py")
+    keys = []
+    for text in (registers, registers.replace(*edit), registers):
+        load_plugin(plugin(f"import lib\n{HEAD}{text}\n"))
+        keys.append(Setting(**{kind: "x"}).plugin_key())
+    assert keys[0] == keys[2] != keys[1]
+    assert "" not in keys
+
+
+DATA = '''
+from pathlib import Path
+import numpy as np
+from fltrust_repro.datasets import Dataset, dataset
+
+@dataset("mine")
+def mine(directories, rng):
+    """From a file beside this one."""
+    x = np.loadtxt(Path(__file__).with_name("x.csv"), dtype=np.float32).reshape(4, 1, 1, 2)
+    y = np.array([0, 1, 0, 1], dtype=np.int32)
+    return Dataset("mine", x, y, x, y, 2)
+'''
+
+
+def test_the_examples_of_a_plugins_data_set_count_whatever_file_they_come_from(plugin, monkeypatch):
+    def key(values: str, source: str = DATA) -> str:
+        monkeypatch.setattr(data_sets, "_digests", {})  # as in another process
+        plugin(values, "x.csv")
+        load_plugin(plugin(source))
+        return Setting(dataset="mine").plugin_key()
+
+    first = key("1 2 3 4 5 6 7 8")
+    assert key("1 2 3 4 5 6 7 9") != first
+    assert key("1 2 3 4 5 6 7 8") == first
+    assert key("1 2 3 4 5 6 7 8", DATA + "# edited\n") != first
+    with pytest.raises(BadInput, match=r"data set 'mine' does not load: .*mine\.py, line 9"):
+        key("1 2 three")
+
+
+# ---- a fresh start for every trial --------------------------------------------------------------
+
+STATEFUL = """
+import helper
+from fltrust_repro.aggregation import rule
+
+calls = 0
+
+@rule("count")
+def count(updates):
+    global calls
+    calls += 1
+    helper.calls.append(calls)
+    return updates[0] * 0 + calls + 10 * len(helper.calls)
+
+def later():
+    import helped_later
+    return helped_later.X
+"""
+
+
+def aggregated() -> float:
+    return aggregation.rules["count"](nd.ones((2, 1)), c=0, beta=0).asscalar()
+
+
+def test_what_a_plugin_and_its_helpers_keep_does_not_outlive_a_fresh_start(plugin):
+    plugin("calls = []\n", "helper.py")
+    plugins = plugins_at([plugin(STATEFUL)])
+    assert [aggregated(), aggregated()] == [11, 22]
+    run_afresh(plugins)
+    assert [aggregated(), aggregated()] == [11, 22]
+
+
+def test_a_fresh_start_runs_the_code_that_was_loaded_whatever_the_files_say_now(plugin):
+    helper, lazy = plugin("calls = []\n", "helper.py"), plugin("X = 5\n", "helped_later.py")
+    file = plugin(STATEFUL)
+    sent = pickle.loads(pickle.dumps(plugins_at([file])))
+    digest = aggregation.rules.digest("count")
+    lazy.write_text("X = 6\n")
+    file.unlink()
+    helper.unlink()
+    run_afresh(sent)
+    assert aggregated() == 11
+    assert sys.modules[aggregation.rules["count"].function.__module__].later() == 5
+    assert aggregation.rules.digest("count") == digest
+
+
+def test_a_fresh_start_forgets_other_plugins(plugin):
+    [mine] = plugins_at([plugin(RULE)])
+    load_plugin(plugin(RULE.replace('"first"', '"other"'), "theirs/mine.py"))
+    run_afresh([mine])
+    assert "first" in aggregation.rules
+    assert "other" not in aggregation.rules
+
+
+def test_a_folder_that_a_plugin_adds_to_pythons_path_is_there_once(plugin, tmp_path):
+    plugins = plugins_at([plugin(ELSEWHERE.format(folder=str(tmp_path)) + RULE)])
+    for _ in range(3):
+        run_afresh(plugins)
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+# ---- several plug-ins ---------------------------------------------------------------------------
+
+
+def test_plugins_with_one_file_name_are_two(plugin):
+    files = [plugin(RULE.replace('"first"', f'"{name}"'), f"{name}/rule.py") for name in "ac"]
+    assert len(plugins_at([*files, files[0]])) == 2
+    assert {"a", "c"} <= set(aggregation.rules)
+
+
+def test_two_modules_of_one_name_are_refused_and_copies_are_not(plugin):
+    for folder, value in (("a", 1), ("b", 1), ("c", 2)):
+        plugin(f"X = {value}\n", f"{folder}/utils.py")
+        text = f"import utils\n{RULE}".replace('"first"', f'"{folder}"')
+        file = plugin(text, f"{folder}/rule.py")
+        if folder != "c":
+            load_plugin(file)
+    with pytest.raises(BadInput, match=r"c/utils\.py.*a/utils\.py.*rename one"):
+        load_plugin(file)
+    assert {"a", "b", "c"} & set(aggregation.rules) == {"a", "b"}
+
+
+def test_a_plugin_of_every_kind_is_forgotten_in_every_registry(plugin):
+    load_plugin(
+        plugin(
+            HEAD + "rule('x')(mean)\nattacks.add('x', Attack('x'))\n"
+            "models.add('x', Model('x', abs, None))\ndefenses.add('x', Defense('x', None, 0))\n"
+            "datasets.dataset('x')(abs)\n"
+        )
+    )
+    every = (aggregation.rules, attacks.attacks, models.models, defenses.defenses, datasets)
+    assert all("x" in kind for kind in every)
+    run_afresh([])
+    assert not any("x" in kind for kind in every)
+    assert registry.files_of_plugins() == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import re
@@ -13,15 +14,15 @@ import sys
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from multiprocessing import context
 
 import pytest
 
-from fltrust_repro import processes
-from fltrust_repro.attacks import attacks
+from fltrust_repro import datasets, processes
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.processes import Machine
-from fltrust_repro.registry import load_plugin
+from fltrust_repro.registry import load_plugin, run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import _project, in_turns, run_missing
@@ -201,74 +202,293 @@ def test_after_kill_9_nothing_is_left_and_the_same_command_goes_on(tmp_path, und
 # ---- trials that crash --------------------------------------------------------------------------
 
 CRASHES = '''
-import os, pathlib
+import ctypes, os, pathlib, sys
 from fltrust_repro.attacks import attack
 
-def once(name):
-    """Whether this is the first time."""
-    try:
-        (pathlib.Path(__file__).parent / name).touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
+HERE = pathlib.Path(__file__).parent
 
-@attack("crash-once")
-def crash_once(step):
-    """Kills its process, the first time."""
-    if once("crashed"):
+def times(name):
+    """How often this has been called, in whatever process."""
+    with open(HERE / name, "a") as file:
+        file.write("x")
+    return (HERE / name).stat().st_size
+
+class Oops(Exception):
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+
+class Stop(BaseException):
+    pass
+
+def oops(step):
+    raise Oops("negative weight", "row 3")
+
+def raises(step):
+    raise ZeroDivisionError("a bug of mine")
+
+def opens(step):
+    open("/no/such/file")
+
+def stops(step):
+    raise Stop("enough")
+
+def exits(step):
+    sys.exit(0)
+
+def interrupts(step):
+    raise KeyboardInterrupt
+
+def dies(step):
+    os._exit(9)
+
+def crashes(step):
+    ctypes.string_at(0)
+
+def dies_once(step):
+    if times("once") == 1:
         os._exit(9)
     return step.known[: step.c]
 
-@attack("crash-always")
-def crash_always(step):
-    """Kills its process."""
-    os._exit(9)
-
-@attack("raises")
-def raises(step):
-    """Has a bug."""
-    raise ZeroDivisionError("a bug of mine")
+for function in (oops, raises, opens, stops, exits, interrupts, dies, crashes):
+    def counted(step, function=function):
+        times(function.__name__)
+        return function(step)
+    attack(function.__name__)(counted)
+attack("dies_once")(dies_once)
 '''
+ERRORS = {
+    "oops": r"Oops: negative weight at row 3 \(.*crashes\.py, line 21\)",
+    "raises": r"ZeroDivisionError: a bug of mine \(.*crashes\.py, line 24\)",
+    "opens": r"FileNotFoundError: .*/no/such/file' \(.*crashes\.py, line 27\)",
+    "stops": r"Stop: enough \(.*crashes\.py, line 30\)",
+    "exits": r"SystemExit: 0 \(.*crashes\.py, line 33\)",
+    "interrupts": r"KeyboardInterrupt \(.*crashes\.py, line 36\)",
+}
+ENDS = {
+    "dies": "its process ended by itself, exit code 9",
+    "crashes": "its process was killed by signal 11 SIGSEGV",
+}
 
 
 @pytest.fixture
-def crashes(tmp_path, monkeypatch):
-    """Settings by the way in which they crash, and where they run."""
+def crashes(tmp_path):
+    """A setting that crashes in some way, and where it runs."""
     path = tmp_path / "crashes.py"
     path.write_text(CRASHES)
-    monkeypatch.setattr(attacks, "_entries", dict(attacks))
     load_plugin(path)
-    names = ("crash-once", "crash-always", "raises")
-    settings = {name: replace(SMALL, attack=name, iterations=5) for name in names}
-    return settings, Machine(jobs=2, plugins=(path,))
+    yield lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2, plugins=(path,))
+    run_afresh([])
 
 
 def test_a_trial_whose_process_dies_is_tried_once_more(crashes, tmp_path):
-    settings, machine = crashes
+    crash, machine = crashes
     with Store(tmp_path / "trials.sqlite") as store:
-        assert run_missing(cells(settings["crash-once"]), range(2), store, machine) == (2, [])
+        assert run_missing(cells(crash("dies_once")), range(2), store, machine) == (2, [])
         assert store.failures() == {}
 
 
-def test_trials_that_fail_twice_are_recorded_and_the_rest_goes_on(
+def test_trials_that_fail_are_recorded_with_what_happened_and_the_rest_goes_on(
     crashes, tmp_path, by_one_process
 ):
-    settings, machine = crashes
-    bad = [settings["crash-always"], settings["raises"]]
+    crash, machine = crashes
+    ways = {crash(way).key(): way for way in (*ERRORS, *ENDS)}
+    bad = [crash(way) for way in ways.values()]
     with Store(tmp_path / "trials.sqlite") as store:
-        finished, failed = run_missing(cells(*bad, SMALL), [0], store, machine)
-        assert finished == 1
+        # The setting that is tried for its time is the one of most workers: a good one.
+        wide = replace(SMALL, workers=21, selected=21)
+        finished, failed = run_missing(cells(*bad, SMALL, wide), [0], store, machine)
+        assert finished == 2
         assert numbers(store, [SMALL]) == numbers(by_one_process, [SMALL])[:1]
         assert {failure.name: failure for failure in failed} == store.failures()
-        messages = {name: {f.message for f in failed if f.name.key == s.key()}
-                    for name, s in settings.items()}  # fmt: skip
-        assert messages["raises"] == {"ZeroDivisionError: a bug of mine"}
-        assert all("crashes.py" in f.details for f in failed if "ZeroDivision" in f.message)
-        assert messages["crash-always"] == {
-            "its process was killed or crashed; perhaps memory ran out"
-        }
-        assert len(failed) == 2
         assert store.claimed() == set()
+    found = {ways[failure.name.key]: failure for failure in failed}
+    for way, message in {**ERRORS, **ENDS}.items():
+        assert re.fullmatch(message, found[way].message), found[way].message
+        # An error of the user's code comes back the same; a process may have died by accident.
+        assert (tmp_path / way).stat().st_size == (1 if way in ERRORS else 2), way
+    assert all("Traceback" in found[way].details for way in ERRORS)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0, "ended by itself, exit code 0"),
+        (255, "ended by itself, exit code 255"),
+        (None, "ended by itself, exit code None"),
+        (-9, "was killed by signal 9 SIGKILL; perhaps memory ran out"),
+        (-8, "was killed by signal 8 SIGFPE"),
+        (-63, "was killed by signal 63"),
+    ],
+)
+def test_how_a_process_ended_is_told_by_its_exit_code(code, said):
+    assert processes.ended(code) == f"its process {said}"
+
+
+EXITS = """import sys
+from fltrust_repro.aggregation import rule
+rule("mine")(lambda updates: sys.exit(0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        (EXITS, 1, r"1 failed.*SystemExit: 0 \(.*mine\.py, line 3\)"),
+        ("import sys\nsys.exit(0)\n", 2, r"mine\.py' does not load: SystemExit: 0 \(.*line 2\)"),
+    ],
+)
+def test_a_plugin_that_exits_does_not_end_the_command_well(tmp_path, source, code, said):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    options = "--dataset digits --rule mine --workers 4 --compromised 0 --iterations 1 --jobs 1"
+    ended = subprocess.run(
+        [sys.executable, "-m", "fltrust_repro", "run", "--plugin", str(path), *options.split(),
+         "--store", str(tmp_path / "trials.sqlite")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == code
+    assert re.search(said, ended.stderr, re.DOTALL), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+        (OSError(errno.EROFS, "Read-only file system", "/dev/shm/pym-1"), "Read-only file system"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "temporarily"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+    ],
+)
+@pytest.mark.parametrize("part", ["Value", "ProcessPoolExecutor"])
+def test_what_processes_share_and_cannot_have_is_one_sentence(
+    monkeypatch, tmp_path, part, error, said
+):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(context.SpawnContext if part == "Value" else processes, part, fails)
+    with Store(tmp_path / "trials.sqlite") as store:
+        with pytest.raises(BadInput, match=f"cannot start .*{said}.*/dev/shm .*--shm-size.*--jobs"):
+            run_missing(cells(SMALL), [0], store, Machine(jobs=1))
+        assert store.claimed() == set()
+
+
+# ---- plug-ins -----------------------------------------------------------------------------------
+
+PLUGIN = '''
+import pathlib, random
+import numpy as np
+import helper
+from fltrust_repro.aggregation import mean, rule
+from fltrust_repro.datasets import Dataset, dataset, digits
+
+momentum = 0
+
+@rule("momentum")
+def with_momentum(updates):
+    global momentum
+    momentum = 0.9 * momentum + 0.1 * mean(updates)
+    return momentum * helper.FACTOR
+
+@rule("helped")
+def helped(updates):
+    helper.seen.append(mean(updates))
+    return sum(helper.seen) * helper.FACTOR / len(helper.seen)
+
+@rule("random")
+def at_random(updates):
+    return updates[random.randrange(len(updates))] * np.random.random()
+
+@rule("later")
+def later(updates):
+    import helped_later
+    return mean(updates) * helped_later.FACTOR
+
+@dataset("mine")
+def mine(directories, rng):
+    """Digits, scaled by what a file says."""
+    scale = np.float32(pathlib.Path(__file__).with_name("scale.txt").read_text())
+    data = digits(directories, rng)
+    parts = (data.train_x * scale, data.train_y, data.test_x * scale, data.test_y)
+    return Dataset("mine", *parts, 10)
+'''
+FILES = {
+    "plugin.py": PLUGIN,
+    "helper.py": "FACTOR = 1.0\nseen = []\n",
+    "helped_later.py": "FACTOR = 1.0\n",
+    "scale.txt": "1.0",
+}
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Write the plug-in's files, one perhaps with another text, and load it."""
+
+    def load(**texts: str) -> Machine:
+        for file, usual in FILES.items():
+            (tmp_path / file).write_text(texts.get(file.split(".")[0], usual))
+        datasets._digests.clear()  # as in another process
+        load_plugin(tmp_path / "plugin.py")
+        return Machine(jobs=1, plugins=(tmp_path / "plugin.py",))
+
+    yield load
+    run_afresh([])
+
+
+PLAIN = {"dataset": "digits", "workers": 10, "compromised": 2, "iterations": 10}
+
+
+def test_a_plugins_memory_is_that_of_one_trial_whatever_the_number_of_processes(plugin, tmp_path):
+    machine = plugin()
+    settings = [Setting(**PLAIN, rule=rule) for rule in ("momentum", "helped", "random")]
+
+    def found(name: str, seeds, jobs: int) -> list:
+        with Store(tmp_path / name) as store:
+            outcome = run_missing(cells(*settings), seeds, store, replace(machine, jobs=jobs))
+            assert outcome == (3 * len(seeds), [])
+            return numbers(store, settings)
+
+    by_one = found("one.sqlite", range(3), 1)
+    assert found("two.sqlite", range(3), 2) == by_one
+    assert found("last.sqlite", [2], 1) == [trial for trial in by_one if trial[0].seed == 2]
+
+
+def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, tmp_path):
+    machine = plugin()
+    helped = [Setting(**PLAIN, rule="momentum"), Setting(**PLAIN, rule="later")]
+    read = Setting(**{**PLAIN, "dataset": "mine"}, rule="mean")
+
+    def run(store: Store, missing: int) -> list[float]:
+        assert run_missing(cells(*helped, read), [0], store, machine) == (missing, [])
+        return [error for s in (*helped, read) for error in store.error_rates(s, [0])]
+
+    with Store(tmp_path / "trials.sqlite") as store:
+        before = run(store, 3)
+        plugin(scale="0.0")
+        other_data = run(store, 1)
+        plugin(helper="FACTOR = 0.0\n", helped_later="FACTOR = 0.0\n")
+        assert all(new > old for new, old in zip(run(store, 3)[:2], before))
+        plugin()
+        assert run(store, 0) == before
+    assert other_data[:2] == before[:2]
+    assert other_data[2] > before[2]
+
+
+def test_a_plugin_edited_while_a_command_runs_goes_on_as_it_was(plugin, tmp_path):
+    machine, setting = plugin(), Setting(**PLAIN, rule="momentum")
+
+    def edit(hours: float) -> None:
+        (tmp_path / "helper.py").write_text("FACTOR = 0.0\n")
+        (tmp_path / "plugin.py").write_text("half an ed")
+
+    found = []
+    for announce in (edit, lambda hours: None):
+        with Store(tmp_path / f"{len(found)}.sqlite") as store:
+            plugin()
+            assert run_missing(cells(setting), [0], store, machine, announce) == (1, [])
+            found.append(numbers(store, [setting]))
+    assert found[0] == found[1] != []
 
 
 # ---- two commands, one store --------------------------------------------------------------------

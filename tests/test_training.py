@@ -16,7 +16,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from fltrust_repro import datasets, downloads, training
 from fltrust_repro.attacks import Attack, attacks, krum_attack
 from fltrust_repro.backend import nd
+from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import Batches, partition
+from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import generator, run_trial
 from fltrust_repro.workers import Learner
@@ -231,6 +233,18 @@ def test_a_diverged_model_ends_the_trial_and_is_reported_with_its_error_rate():
     assert result.error_rate == pytest.approx((test_y != 0).mean())
 
 
+@pytest.mark.parametrize("attack", ["none", "trimmed-mean"])
+def test_a_cnn_that_diverges_ends_at_once(attack):
+    fields = {"dataset": "breast-cancer", "model": "cnn", "rule": "mean", "attack": attack}
+    setting = Setting(
+        **fields, workers=10, compromised=2, learning_rate=30.0 if attack != "none" else 1e30
+    )
+    result = run_trial(setting, 0)
+    assert result.diverged
+    assert result.iterations < 20 < setting.iterations
+    assert 0 < result.error_rate < 1
+
+
 @pytest.fixture
 def hostile(monkeypatch):
     """An attack that sends what the test says, from all compromised workers."""
@@ -257,6 +271,102 @@ def test_values_that_are_no_numbers_do_get_past_the_mean(hostile):
     result = run_trial(small(40, rule="mean", attack=hostile(math.nan)), 0)
     assert result.diverged
     assert result.iterations == 1
+
+
+# ---- what an attack of one's own gives ----------------------------------------------------------
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Run ten iterations under an attack of the parts given."""
+
+    def run(**parts):
+        monkeypatch.setitem(attacks._entries, "own", Attack("own", **parts))
+        return run_trial(small(10, rule="mean", attack="own"), 0)
+
+    return run
+
+
+def in_place(labels, classes):
+    labels *= -1
+    labels += classes - 1
+    return labels
+
+
+def test_labels_may_be_poisoned_in_place_and_in_any_integer_type(own):
+    curve = run_trial(small(10, rule="mean", attack="label-flip"), 0).curve
+    assert own(poison=in_place).curve == curve
+    assert (
+        own(poison=lambda labels, classes: (classes - 1 - labels).astype(np.uint8)).curve == curve
+    )
+    assert own(poison=lambda labels, classes: (classes - 1 - labels).tolist()).curve == curve
+
+
+@pytest.mark.parametrize(
+    ("poison", "problem"),
+    [
+        (lambda labels, classes: labels + classes, r"int32 \(1, 4, 32\)"),
+        (lambda labels, classes: labels - classes, "int32"),
+        (lambda labels, classes: labels * 1.0, "float64"),
+        (lambda labels, classes: labels[:, :1], r"int32 \(1, 1, 32\)"),
+        (lambda labels, classes: 3, r"int64 \(\)"),
+        (lambda labels, classes: None, "object"),
+    ],
+)
+def test_labels_that_the_data_set_does_not_have_are_refused(own, poison, problem):
+    with pytest.raises(BadInput, match=rf"attack 'own' gives labels {problem}.* from 0 to 9, of"):
+        own(poison=poison)
+
+
+def injected(x=(3, 1, 8, 8), labels=(0, 1, 9), dtype="float32"):
+    def inject(data, share, rng, directories, after_step):
+        return PoisonedSet(np.full(x, 0.5, dtype), np.array(labels), None)
+
+    return inject
+
+
+def test_injected_examples_of_another_precision_are_the_same_examples(own):
+    curve = own(inject=injected()).curve
+    assert own(inject=injected(dtype="float64")).curve == curve
+    assert curve != run_trial(small(10, rule="mean"), 0).curve
+
+
+@pytest.mark.parametrize(
+    ("inject", "problem"),
+    [
+        (injected(x=(3, 8, 8)), r"examples of shape \(8, 8\); the data set has \(1, 8, 8\)"),
+        (injected(labels=(0, 1, 10)), r"labels int64 \(3,\).* 0 to 9"),
+        (injected(labels=(0, 1)), r"labels int64 \(2,\).* of shape \(3,\)"),
+        (lambda *given: None, "a NoneType, not a PoisonedSet"),
+    ],
+)
+def test_injected_examples_that_do_not_fit_are_refused(own, inject, problem):
+    with pytest.raises(BadInput, match=f"attack 'own' .*{problem}"):
+        own(inject=inject)
+
+
+def test_notes_are_plain_numbers_that_any_store_can_hold(own):
+    def noting(step):
+        step.notes["count"] += 1
+        step.notes["share"] += np.float32(0.5)
+        step.notes["array"] += np.ones(1)
+        step.notes["whole"] += np.int64(2)
+        return step.known[: step.c]
+
+    notes = own(craft=noting).notes
+    assert notes == {
+        "attacked iterations": 10, "count": 10, "share": 5.0, "array": 10.0, "whole": 20,
+    }  # fmt: skip
+    assert {type(value) for value in notes.values()} == {int, float}
+
+
+def test_a_note_that_is_no_number_is_named(own):
+    def noting(step):
+        step.notes["who"] = "me"
+        return step.known[: step.c]
+
+    with pytest.raises(BadInput, match="notes 'who' as 'me'"):
+        own(craft=noting)
 
 
 def test_workers_without_examples_are_counted_and_harmless():
