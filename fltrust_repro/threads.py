@@ -52,8 +52,9 @@ def one_thread() -> Iterator[None]:
     """Compute with one thread, also where libraries were loaded with more; then restore theirs.
 
     It does not matter who imported numpy, numba or MXNet, when, and with what environment: BLAS,
-    OpenMP, numba and the thread that MXNet computes in are told. But what MXNet has computed with
-    several threads before, it computes so again for arrays of the very same shapes.
+    OpenMP, numba and the thread in which MXNet computes are told. Two things are beyond it: several
+    such threads (MXNET_CPU_WORKER_NTHREADS, by default 1), and operators that MXNet prepared with
+    several threads before, which it takes again for arrays of the very same shapes.
     """
     import numba
     import scipy.linalg.cython_blas  # noqa: F401  (numba's products call it: a BLAS to be limited)
@@ -84,11 +85,15 @@ def _limit_mxnet(count: int) -> int:
     from fltrust_repro.backend import mx
 
     library, told, former = mx.base._LIB, threading.Event(), []
+    try:
+        had, give = library.omp_get_max_threads, library.omp_set_num_threads
+    except AttributeError:  # a build without OpenMP
+        return 1
 
     @_EngineFunction
     def tell(run_context: int | None, parameter: int | None) -> None:
-        former.append(library.omp_get_max_threads())
-        library.omp_set_num_threads(count)
+        former.append(had())
+        give(count)
         told.set()
 
     cpu = _EngineContext(mx.cpu().device_typeid, 0)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from fltrust_repro import threads, trial_process
 from fltrust_repro.processes import LocalProcesses, Machine
 from fltrust_repro.settings import Setting
+from fltrust_repro.threads import WORKER_ENVIRONMENT
 from fltrust_repro.training import run_trial
 
 SEVERAL = dict.fromkeys(
@@ -32,7 +34,7 @@ TRIALS = {
 
 def python(program: str, read: str = "", **variables: str) -> str:
     """What a program prints in a user's process, whose environment limits no threads."""
-    names = (*threads.WORKER_ENVIRONMENT, "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
+    names = (*WORKER_ENVIRONMENT, "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     path = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
@@ -139,25 +141,51 @@ print(json.dumps([results, threads_now() == before, sorted(limits), [n[1:3] for 
 """
 
 
+class Worker(NamedTuple):
+    """What a worker process has and gives, and what its start did to our environment."""
+
+    variables: dict[str, str | None]
+    curves: dict[str, list]
+    versions: set[str]
+    changed: bool
+
+
 @pytest.fixture(scope="module")
-def of_a_worker():
-    """The curves of `TRIALS`, as a worker process gives them."""
-    processes = LocalProcesses(Machine(jobs=1))
-    try:
-        curves = {}
-        for name, setting in TRIALS.items():
-            trial = processes.submit(trial_process.run, setting, 0, "cpu", None).result()
-            curves[name] = [list(point) for point in trial.result.curve]
-        return curves
-    finally:
-        processes.close()
+def worker():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "3")
+        before = dict(os.environ)
+        processes = LocalProcesses(Machine(jobs=1))
+        try:
+            call = processes.submit
+            variables = {name: call(os.getenv, name).result() for name in WORKER_ENVIRONMENT}
+            trials = {
+                name: call(trial_process.run, one, 0, "cpu", None).result()
+                for name, one in TRIALS.items()
+            }
+        finally:
+            processes.close()
+        curves = {
+            name: [list(point) for point in trial.result.curve] for name, trial in trials.items()
+        }
+        versions = {trial.versions for trial in trials.values()}
+        return Worker(variables, curves, versions, dict(os.environ) != before)
+
+
+def test_worker_processes_have_one_thread_each_and_ours_keeps_its_own(worker):
+    assert worker.variables == WORKER_ENVIRONMENT
+    assert not worker.changed
+
+
+def test_every_trial_names_the_machine(worker):
+    assert worker.versions == {trial_process.versions()}
 
 
 @pytest.mark.parametrize("who", ["ours", "mine"])
-def test_threads_of_the_users_process_change_no_number_and_come_back(who, of_a_worker):
+def test_threads_of_the_users_process_change_no_number_and_come_back(who, worker):
     program = IN_MY_PROCESS.replace("sys.argv[-1]", repr(who))
     curves, restored, limits, within, before = json.loads(python(program, **SEVERAL))
-    assert curves == of_a_worker  # to the last bit
+    assert curves == worker.curves  # to the last bit
     assert restored
     assert limits == [1]
     assert within == [1, 1]
@@ -189,20 +217,6 @@ def test_the_environment_comes_back_as_it_was(monkeypatch):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
         os.environ["ADDED"] = "by a library"
         del os.environ["KEPT"]
-    assert dict(os.environ) == before
-
-
-def test_worker_processes_have_one_thread_each_and_ours_keeps_its_own(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    before = dict(os.environ)
-    processes = LocalProcesses(Machine(jobs=1))
-    try:
-        found = {
-            name: processes.submit(os.getenv, name).result() for name in threads.WORKER_ENVIRONMENT
-        }
-    finally:
-        processes.close()
-    assert found == threads.WORKER_ENVIRONMENT
     assert dict(os.environ) == before
 
 
