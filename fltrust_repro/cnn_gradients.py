@@ -12,6 +12,7 @@ from fltrust_repro.compiled import compiled
 from fltrust_repro.gradients import Compiled, softmax_residual
 
 _SCORE_CHUNK = 25
+_HELD = 2**25 - 2**16  # bytes; the most that glibc learns from
 _SHARED_PASS = 48  # examples; more of the small CNN's layers would leave the core's cache
 
 
@@ -326,6 +327,9 @@ def compiled_cnn(
     lengths = [30 * channels * kh * kw, 30, 50 * 30 * kh * kw, 50, 200 * flat, 200, classes * 200]
     ends = np.cumsum(lengths)
     sizes = (30, 50, 200, kh, kw, pool[0])
+    # A block of this size, once freed, teaches glibc to hold on to what a pass frees. Else it gives
+    # that back to the system and asks for it again, page by page, for longer than a pass computes.
+    np.empty(_HELD, dtype=np.uint8)
 
     def updates(
         w: np.ndarray,

@@ -57,8 +57,8 @@ class _MachineCode(NullCache):
     Whatever goes wrong, as a full disk or a file cut short, counts as code that is not there.
     """
 
-    def __init__(self, folder: str, function: Callable) -> None:
-        self._folder, self._name = folder, function.__qualname__
+    def __init__(self, version: str, function: Callable) -> None:
+        self._version, self._name = version, function.__qualname__
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """Return the compiled function, or None where it has to be compiled."""
@@ -81,7 +81,7 @@ class _MachineCode(NullCache):
 
     def _path(self, sig: Any, codegen: Any) -> Path:
         made_for = (str(sig), codegen.magic_tuple(), numba.__version__, sys.version)
-        return _root() / self._folder / f"{self._name}-{_short_hash(repr(made_for).encode())}"
+        return folder() / self._version / f"{self._name}-{_short_hash(repr(made_for).encode())}"
 
 
 def _short_hash(content: bytes) -> str:
@@ -117,14 +117,14 @@ def _version(module: Path) -> str:
 
 
 @cache
-def _root() -> Path:
-    """Return the first folder for machine code that can be written; OSError if there is none."""
+def folder() -> Path:
+    """Return the first folder that machine code can be kept in; OSError where there is none."""
     for place in _places():
         with contextlib.suppress(OSError):
-            root = place / "machine-code"
-            root.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=root).close()
-            return root
+            found = place / "machine-code"
+            found.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=found).close()
+            return found
     raise OSError("no folder for machine code can be written")
 
 
@@ -145,6 +145,6 @@ def _places() -> Iterator[Path]:
 def _remove_old(new: Path) -> None:
     """Make room for a new version of a module's machine code: only the latest others stay."""
     others = new.parent.glob(f"{new.name.rpartition('-')[0]}-{'[0-9a-f]' * 16}")
-    by_age = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    by_age = sorted(others, key=lambda one: one.stat().st_mtime, reverse=True)
     for old in by_age[_VERSIONS_KEPT - 1 :]:
         shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +21,12 @@ RESULT = 4 * D / 2**20
 BLOCK = 32  # MiB: some blocks of columns, and what the libraries take for themselves
 
 
-def suite(out, *options, first=""):
-    """The rows that a run of the suite writes; `first` is a folder to import from first."""
-    path = os.pathsep.join(filter(None, [str(first), str(REPOSITORY)]))
+def suite(out, *options, **environment):
+    """The rows that a run of the suite writes."""
     done = subprocess.run(
         [sys.executable, SUITE, "--quick", "--out", out, *options],
-        capture_output=True, text=True, cwd=out, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, cwd=out,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (out / "benchmarks.md").read_text() in done.stdout
@@ -51,6 +53,31 @@ def test_rules_of_two_libraries_at_two_sizes(tmp_path):
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "benchmarks.md").read_text()
     assert "fastest peer / ours" in text and "Time grows" in text
+    distances = rows[rows.section == "distances"]
+    assert len(distances) == 2 * 2 * 2
+    assert (distances["median"] > 0).all()
+    assert "numpy's Gram matrix" in text
+    # Which machine it was, in each row and above the tables.
+    [machine] = set(rows.machine)
+    assert machine in text and re.search("numpy.*scipy", machine) and "cores" in machine
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels of x86")
+def test_numpys_kernels_are_chosen_without_the_other_libraries(tmp_path):
+    options = ["--only", "rules", "--workers", "5", "--parameters", "50", "--library", "numpy"]
+    rows = suite(tmp_path, *options, "--numpy-kernel", "Prescott", OPENBLAS_CORETYPE="Haswell")
+    [machine] = set(rows.machine)
+    assert re.search(r"numpy[^;)]*OpenBLAS[^;)]*Prescott", machine, re.IGNORECASE)
+    assert re.search(r"scipy[^;)]*OpenBLAS[^;)]*Haswell", machine, re.IGNORECASE)
+
+
+def test_a_limit_comes_from_the_library_that_the_stage_calls(monkeypatch):
+    monkeypatch.syspath_prepend(SUITE.parent)
+    from machine import Machine, Work
+
+    machine = Machine(copy=1e9, gemm=100.0, comparators=1e9, mxnet_gemm=50.0)
+    assert machine.limit(Work(flops=200.0)) == {"limit": 2.0, "bound": "products"}
+    assert machine.limit(Work(flops=200.0, by_mxnet=True))["limit"] == 4.0
 
 
 def test_a_library_that_is_not_installed_or_does_not_load_is_named(monkeypatch):

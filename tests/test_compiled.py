@@ -141,7 +141,7 @@ class Package:
 
     def run(self):
         """Value, and how often machine code was found."""
-        for kept in (module._source, module._version, module._root):
+        for kept in (module._source, module._version, module.folder):
             kept.cache_clear()
         names = {"compiled": module.compiled, "__name__": "alone"}
         exec(compile(self.file.read_text(), str(self.file), "exec"), names)
@@ -160,7 +160,7 @@ class Package:
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     yield Package(tmp_path, monkeypatch)
-    module._root.cache_clear()
+    module.folder.cache_clear()
 
 
 def test_machine_code_lies_beside_the_byte_code(package):

@@ -169,6 +169,23 @@ def test_compiled_scores_equal_gluons(name, classes, shape):
     np.testing.assert_allclose(compiled._scores(w, x), loop._scores(w, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 123])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_lrs_scores_are_the_linear_function_for_any_number_of_examples(classes, n):
+    x, _ = examples(classes, (2, 3, 5), n=n)
+    trainee = learner("lr", classes, (2, 3, 5))
+    rng = np.random.default_rng(1)
+    models = nd.array(rng.standard_normal((3, trainee.initial.size)))
+    wide, flat = models.asnumpy().astype(np.float64), x.asnumpy().reshape(n, 30)
+    weights, biases = wide[:, : 30 * classes].reshape(3, classes, 30), wide[:, 30 * classes :]
+    expected = np.einsum("kcf,nf->knc", weights, flat) + biases[:, None]
+    together = trainee._compiled.scores_of_all(models.asnumpy(), x.asnumpy())
+    np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-5)
+    for k in range(3):
+        scores = trainee._scores(models[k], x)
+        np.testing.assert_allclose(scores, expected[k], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_error_rate_is_the_share_of_wrong_predictions(compiled):
     # Two features, two classes: the larger feature is the predicted label.

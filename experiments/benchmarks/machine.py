@@ -123,8 +123,8 @@ def _compare(low: np.ndarray, high: np.ndarray, times: int) -> None:
             low[j], high[j] = smaller, a ^ b ^ smaller
 
 
-def measure(budget: float) -> tuple[Machine, list[Row]]:
-    """Measure the rates, for about `budget` seconds each."""
+def measure(budget: float) -> tuple[str, Machine, list[Row]]:
+    """Describe the machine, and measure its rates, for about `budget` seconds each."""
     source, target = np.ones(_COPIED, np.uint8), np.ones(_COPIED, np.uint8)
     width, times = _COMPARED
     low, high = np.zeros((2, width), np.int32)
@@ -149,7 +149,7 @@ def measure(budget: float) -> tuple[Machine, list[Row]]:
     ]
     for name, sizes in SMALL.items():
         rows.append(_product_row(name, sizes, product_seconds(*sizes, budget / 4)))
-    return machine, rows
+    return _described(), machine, rows
 
 
 def _product_row(case: str, sizes: tuple[int, int, int], seconds: float) -> Row:
@@ -162,9 +162,8 @@ def _row(case: str, rate: str, **figures: float) -> Row:
     return Row("machine", case, "machine", note=rate, **figures)
 
 
-def described() -> str:
+def _described() -> str:
     """Versions, processor, and each library of matrix products with the kernels that it chose."""
-    nd.ones(1).wait_to_read()  # MXNet's library loads with the first that is asked of it
     blas = [
         f"{Path(one['filepath']).parent.name.partition('.')[0]}'s {one['internal_api']} "
         f"{one['version']} with {one.get('architecture', 'unknown')} kernels"

@@ -119,15 +119,16 @@ class Bench:
     results: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
 
     def rows(self, libraries: list[str]) -> Iterator[Row]:
-        """Measure every rule of these libraries at every size."""
+        """Measure every rule of these libraries at every size, and distances beside numpy's."""
+        cases = (*RULES, DISTANCES) if "numpy" in libraries else RULES
         for name in libraries:
             missing = LIBRARIES[name].missing
             if missing:
                 yield Row(SECTION, "every rule", name, note=f"skipped: {missing} is not installed")
             else:
-                yield from self._library(name)
+                yield from self._library(name, cases)
 
-    def _library(self, name: str) -> Iterator[Row]:
+    def _library(self, name: str, cases: tuple[str, ...]) -> Iterator[Row]:
         process = fresh_process()
         try:
             known = process.submit(_load, name).result()
@@ -136,7 +137,7 @@ class Bench:
             return
         for m, d in self.sizes.all():
             held = False
-            for rule in (rule for rule in (*RULES, DISTANCES) if rule in known):
+            for rule in (rule for rule in cases if rule in known):
                 section = SECTION if rule in RULES else DISTANCES
                 row = Row(section, rule, name, m, d, **self.machine.limit(work(rule, m, d)))
                 reason = self._reason_to_skip(row)

@@ -167,6 +167,7 @@ def _measure(
         limit=sum(part.limit for part in rows),
         **figures([sum(times) for times in passes]),
     )
+    iteration.evaluate()  # compiles
     with peak() as most:
         known = timed(iteration.evaluate, budget / 5)
     known |= {"memory": most.memory, **machine.limit(work[EVALUATION])}

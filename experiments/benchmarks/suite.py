@@ -32,7 +32,7 @@ import measure
 import stages
 import tables
 import trial
-from machine import Machine, described
+from machine import Machine
 from machine import measure as measure_machine
 from measure import Row
 from peers import LIBRARIES, OURS
@@ -71,10 +71,10 @@ def _rules(machine: Machine, options: Options) -> Iterator[Row]:
     return bench.rows(options.libraries)
 
 
-def measured(sections: list[str], options: Options) -> list[Row]:
-    """Run the sections, after the machine's own rates."""
+def measured(sections: list[str], options: Options) -> tuple[str, list[Row]]:
+    """Describe the machine and run the sections, after the machine's own rates."""
     _say("machine")
-    machine, rows = measure.in_fresh_process(measure_machine, 0.1 if options.quick else 1.0)
+    about, machine, rows = measure.in_fresh_process(measure_machine, 0.1 if options.quick else 1.0)
     common = (options.quick, options.data_dir, _say)
     runs = {
         "rules": lambda: _rules(machine, options),
@@ -85,7 +85,7 @@ def measured(sections: list[str], options: Options) -> list[Row]:
     }
     for name in sections:
         rows += runs[name]()
-    return rows
+    return about, rows
 
 
 def _chosen(_context: click.Context, _option: click.Option, value: str) -> list[str]:
@@ -143,8 +143,7 @@ def main(
         quick,
         data_dir,
     )
-    rows = measured(only, options)
-    about = measure.in_fresh_process(described)
+    about, rows = measured(only, options)
     text = tables.markdown(rows, about)
     click.echo(text)
     write_text(out / "benchmarks.csv", tables.frame(rows).assign(machine=about).to_csv(index=False))
