@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -22,6 +23,7 @@ from fltrust_repro.results import PROTOCOL
 
 try:
     import distributed
+    from distributed.security import Security
 except ImportError as error:
     raise BadInput(
         "--scheduler needs Dask, which is not installed; run `pip install -e .[cluster]`."
@@ -30,6 +32,9 @@ except ImportError as error:
 _TOPIC = "fltrust_repro-iterations"
 _CONNECT_SECONDS = 10
 _TELL_SECONDS = 1  # between a worker's words about its iterations
+_ADVICE = (
+    "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
+)
 
 
 class Cluster:
@@ -40,14 +45,14 @@ class Cluster:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        _check_address(machine.scheduler)
         try:
             self._client = distributed.Client(
                 machine.scheduler, timeout=_CONNECT_SECONDS, set_as_default=False
             )
-        except (OSError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             raise BadInput(
-                f"scheduler {machine.scheduler!r} does not answer ({error}); start one with `dask "
-                "scheduler` and give the address that it prints, such as tcp://host:8786."
+                f"scheduler {machine.scheduler!r} does not answer ({error}); {_ADVICE}"
             ) from error
         self._iterations = 0
         self._client.subscribe_topic(_TOPIC, self._count)
@@ -147,6 +152,22 @@ class Cluster:
                 f"scheduler {self._machine.scheduler!r} was lost ({error}); finished trials are "
                 "kept, and the same command goes on when the cluster is there again."
             ) from error
+
+
+def _check_address(address: str) -> None:
+    """Raise `BadInput` for what cannot be a scheduler's address; Dask tries it for long."""
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        known = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
+    except ValueError:  # the port is no number, or beyond any
+        known = False
+    if not known:
+        raise BadInput(f"scheduler {address!r} is not an address; {_ADVICE}")
+    if parts.scheme == "tls" and Security().tls_ca_file is None:
+        raise BadInput(
+            f"scheduler {address!r} asks for TLS, and Dask knows no certificates here; set "
+            "distributed.comm.tls in Dask's configuration."
+        )
 
 
 class _Preparation(distributed.WorkerPlugin):
