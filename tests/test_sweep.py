@@ -475,6 +475,7 @@ def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, 
     assert other_data[2] > before[2]
 
 
+@pytest.mark.slow
 def test_a_plugin_edited_while_a_command_runs_goes_on_as_it_was(plugin, tmp_path):
     machine, setting = plugin(), Setting(**PLAIN, rule="momentum")
 
