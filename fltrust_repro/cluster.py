@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -25,6 +26,7 @@ from fltrust_repro.results import PROTOCOL
 try:
     import distributed
     from distributed.comm import connect
+    from distributed.security import Security
 except ImportError as error:
     raise BadInput(
         "--scheduler needs Dask, which is not installed; run `pip install -e .[cluster]`."
@@ -33,6 +35,9 @@ except ImportError as error:
 _TOPIC = "fltrust_repro-iterations"
 _CONNECT_SECONDS = 10
 _TELL_SECONDS = 1  # between a worker's words about its iterations
+_ADVICE = (
+    "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
+)
 
 
 class Cluster:
@@ -43,6 +48,7 @@ class Cluster:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        _check_address(machine.scheduler)
         try:
             # Asked first: a client that gets no right answer tries for minutes, and then to close.
             asyncio.run(asyncio.wait_for(_greet(machine.scheduler), _CONNECT_SECONDS))
@@ -52,8 +58,7 @@ class Cluster:
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             reason = str(error) or f"nothing that Dask understands in {_CONNECT_SECONDS} s"
             raise BadInput(
-                f"scheduler {machine.scheduler!r} does not answer ({reason}); start one with `dask "
-                "scheduler` and give the address that it prints, such as tcp://host:8786."
+                f"scheduler {machine.scheduler!r} does not answer ({reason}); {_ADVICE}"
             ) from error
         self._iterations = 0
         self._client.subscribe_topic(_TOPIC, self._count)
@@ -166,6 +171,22 @@ class Cluster:
 async def _greet(address: str) -> None:
     answer = await connect(address, timeout=_CONNECT_SECONDS)
     await answer.close()
+
+
+def _check_address(address: str) -> None:
+    """Raise `BadInput` for what cannot be a scheduler's address; Dask tries it for long."""
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        known = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
+    except ValueError:  # the port is no number, or beyond any
+        known = False
+    if not known:
+        raise BadInput(f"scheduler {address!r} is not an address; {_ADVICE}")
+    if parts.scheme == "tls" and Security().tls_ca_file is None:
+        raise BadInput(
+            f"scheduler {address!r} asks for TLS, and Dask knows no certificates here; set "
+            "distributed.comm.tls in Dask's configuration."
+        )
 
 
 class _Preparation(distributed.WorkerPlugin):

@@ -144,9 +144,9 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
         try:
             with threadpool_limits(limits=1):  # whose number moves the last bits of a product
                 loaded = load(name, np.random.default_rng(0), data_dir)
-        except BadInput:
+        except (BadInput, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # the user's code may call sys.exit
             problem = in_words(error, files_of_plugins())
             raise BadInput(f"data set {name!r} does not load: {problem}.") from error
         digest = hashlib.sha256(str(loaded.classes).encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,18 +80,6 @@ def _loaded(
     return paths
 
 
-_ADDRESS = re.compile(r"(tcp://)?([\w.-]+|\[[\w:.%]+\]):\d{1,5}")
-
-
-def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not _ADDRESS.fullmatch(value):
-        raise BadInput(
-            f"--scheduler is {shown(value)}; give the address that `dask scheduler` prints, such "
-            "as tcp://host:8786."
-        )
-    return value
-
-
 store_option = click.option(
     "--store", "store_path", default="trials.sqlite", show_default=True,
     type=FILE, help="File of finished trials.",
@@ -118,7 +105,7 @@ def trial_options(default: int) -> Callable:
                      help="Worker processes; default one per core, on GPUs what fits."),
         click.option("--data-dir", type=FOLDER, help="Where data sets are looked for first."),
         store_option,
-        click.option("--scheduler", metavar="ADDRESS", callback=_address,
+        click.option("--scheduler", metavar="ADDRESS",
                      help="Run on the workers of this Dask scheduler, tcp://host:8786."),
         plugin_option,
     ]  # fmt: skip

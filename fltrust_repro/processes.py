@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from fltrust_repro import datasets
 from fltrust_repro.backend import gpu_count, resolve_device
@@ -27,6 +29,7 @@ from fltrust_repro.failures import in_words
 from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
+_PATIENCE_SECONDS = 10  # for the exit code of a process that died
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class LocalProcesses:
         count = machine.jobs or self._gpus or usable_cores()
         self._pools: list[ProcessPoolExecutor | None] = [None] * count
         self._calls: list[Future | None] = [None] * count
-        self._processes: dict[Future, BaseProcess] = {}  # of the calls that are under way
+        self._processes = WeakKeyDictionary[Future, BaseProcess]()  # in which a call runs
 
     def _new_pool(self, slot: int) -> ProcessPoolExecutor:
         self._pools[slot] = ProcessPoolExecutor(
@@ -139,7 +142,6 @@ class LocalProcesses:
                 call = pool.submit(function, *args)
             except BrokenProcessPool:
                 call = self._new_pool(slot).submit(function, *args)
-        self._processes.pop(self._calls[slot], None)
         [self._processes[call]] = self._pools[slot]._processes.values()
         self._calls[slot] = call
         return call
@@ -148,8 +150,10 @@ class LocalProcesses:
         """Say by which signal or with which exit code the process of a call ended."""
         if not isinstance(call.exception(), BrokenProcessPool):
             return in_words(call.exception())
-        process = self._processes[call]
-        process.join(timeout=10)
+        process, patience = self._processes[call], time.monotonic() + _PATIENCE_SECONDS
+        # The pool's own thread asks the system for it too, and only one of the two is told.
+        while process.exitcode is None and time.monotonic() < patience:
+            time.sleep(0.01)
         return ended(process.exitcode)
 
     def share_gpus(self, memory: float) -> None:

@@ -178,7 +178,7 @@ def load_plugin(path: str | Path) -> ModuleType:
         if there is not None:
             _loaded.pop(str(file)).drop()
         importlib.invalidate_caches()
-        _execute(Plugin((source,)))
+        _execute(Plugin((source,)), Sources([source]))
     return sys.modules[name]
 
 
@@ -199,7 +199,7 @@ def run_afresh(plugins: Iterable[Plugin]) -> None:
     while _loaded:
         _loaded.popitem()[1].drop()
     for plugin in plugins:
-        _execute(plugin)
+        _execute(plugin, Sources(plugin.sources, complete=True))
 
 
 def files_of_plugins() -> set[str]:
@@ -207,9 +207,8 @@ def files_of_plugins() -> set[str]:
     return {source.path for loaded in _loaded.values() for source in loaded.finder.all()}
 
 
-def _execute(plugin: Plugin) -> None:
+def _execute(plugin: Plugin, finder: Sources) -> None:
     global _loading
-    finder = Sources(plugin.sources)
     loaded, outer, before = _Loaded(plugin, finder), _loading, set(sys.modules)
     _loading = loaded
     sys.meta_path.insert(0, finder)
@@ -231,8 +230,8 @@ def _execute(plugin: Plugin) -> None:
         raise BadInput(f"plug-in {plugin.path!r} does not load: {problem}.") from error
     finally:
         _loading = outer
+    loaded.plugin = plugin if finder.complete else Plugin(finder.all())
     finder.complete = True
-    loaded.plugin = Plugin(finder.all())
     _loaded[plugin.path] = loaded
 
 

@@ -21,16 +21,17 @@ from pathlib import Path
 from types import ModuleType
 
 _INSTALLED = {"site-packages", "dist-packages"}
-_NOT_THE_USERS = (
-    Path(sysconfig.get_path("stdlib")),
-    Path(sysconfig.get_path("platstdlib")),
-    Path(__file__).parent,
-)
+_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
+_NOT_THE_USERS = {
+    _STANDARD_LIBRARY,
+    Path(sysconfig.get_path("platstdlib")).resolve(),
+    Path(__file__).resolve().parent,
+}
 
 
 def _is_the_users(path: Path) -> bool:
-    installed = _INSTALLED.intersection(path.parts)
-    return not installed and not any(folder in path.parents for folder in _NOT_THE_USERS)
+    folders = {*path.parents, *path.resolve().parents}
+    return not _INSTALLED.intersection(path.parts) and not _NOT_THE_USERS & folders
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,15 @@ class Sources(MetaPathFinder):
     Parameters
     ----------
     sources : sequence of Source
-        The plug-in's own file first. While `complete` is false, another module of the user's is
-        read when it is first imported: from the plug-in's folder, then from Python's path.
+        The plug-in's own file first.
+    complete : bool
+        While it is false, another module of the user's is read when it is first imported: from the
+        plug-in's folder, then from Python's path.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], complete: bool = False) -> None:
         self._known = {source.name: source for source in sources}
-        self.complete = False
+        self.complete = complete
         self._folder = str(Path(sources[0].path).parent)
 
     def all(self) -> tuple[Source, ...]:
@@ -137,7 +140,7 @@ class Sources(MetaPathFinder):
 
     def read_all(self) -> None:
         """Read all that the code may import later, too."""
-        waiting = list(self._known.values())
+        waiting = [] if self.complete else list(self._known.values())
         for source in waiting:  # grows meanwhile
             for dotted in source.imports():
                 before = len(self._known)
@@ -155,7 +158,7 @@ class Sources(MetaPathFinder):
 
     def add_imported(self, before: set[str]) -> None:
         """Read the modules of the user's that came in some other way since there were `before`."""
-        for name in set(sys.modules) - before - set(self._known):
+        for name in set() if self.complete else set(sys.modules) - before - set(self._known):
             file = getattr(sys.modules[name], "__file__", None)
             if isinstance(file, str) and _is_the_users(Path(file)):
                 folders = getattr(sys.modules[name], "__path__", None)
@@ -168,4 +171,4 @@ def _place(spec: ModuleSpec) -> Path:
         return Path(spec.origin)
     if spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations))) / "__init__.py"
-    return Path(sysconfig.get_path("stdlib")) / "builtin"
+    return _STANDARD_LIBRARY / spec.name  # built in

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -234,14 +234,14 @@ class Run:
         """Store what a call gave; where its process died, try once more; record a failure."""
         if _was_lost(call):
             message = self._executor.how_lost(call)
-            trial = Raised(message, message, None, once_more=True)
+            told = Raised(message, message, None, once_more=True)
         else:
-            trial = call.result()
-        if isinstance(trial, Raised):
-            self._failed_once(task, trial)
+            told = call.result()
+        if isinstance(told, Raised):
+            self._failed_once(task, told)
             return
-        self._store.add(trial)
-        self._watch.done(trial)
+        self._store.add(told)
+        self._watch.done(told)
         self._finished += 1
 
     def _failed_once(self, task: Task, raised: Raised) -> None:
@@ -257,5 +257,7 @@ class Run:
 
 def _was_lost(call: Future) -> bool:
     """Wait for a call; whether its process broke off."""
-    wait([call])
-    return call.cancelled() or call.exception() is not None
+    try:
+        return call.exception() is not None
+    except CancelledError:
+        return True

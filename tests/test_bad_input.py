@@ -148,7 +148,7 @@ COMMANDS = {
     "poison --dataset digits --picture a-folder": ["--picture", "is a folder"],
     "poison --dataset digits --picture a-file/p.png": ["a-file", "--picture"],
     # schedulers
-    DIGITS + "--scheduler foo": ["--scheduler is 'foo'", "tcp://host:8786"],
+    DIGITS + "--scheduler foo": ["scheduler 'foo' is not an address", "tcp://host:8786"],
     DIGITS + "--scheduler http://host:8786": ["http://host:8786", "tcp://host:8786"],
     DIGITS + "--scheduler tcp://host": ["tcp://host", "8786"],
     DIGITS + "--store a-folder": ["a-folder", "--store"],

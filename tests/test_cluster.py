@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -10,11 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Cell
 from fltrust_repro.processes import Machine
-from fltrust_repro.registry import load_plugin
+from fltrust_repro.registry import load_plugin, run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import run_missing
@@ -92,27 +92,69 @@ def _kill_a_worker(address: str, path) -> None:
 
 
 RULE = '''
+import helper
 from fltrust_repro.aggregation import mean, rule
 
-@rule("halved-mean")
-def halved_mean(updates):
-    """Half of the mean."""
-    return mean(updates) / 2
+@rule("NAME")
+def scaled_mean(updates):
+    """Some share of the mean."""
+    return mean(updates) * helper.FACTOR
+
+class Oops(Exception):
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+
+@rule("NAME-fails")
+def fails(updates):
+    raise Oops("negative weight", "row 3")
 '''
 
 
-def test_a_plugin_reaches_the_workers_and_its_trials_count_here(machine, tmp_path):
-    path = tmp_path / "my_rule.py"
-    path.write_text(RULE)
-    load_plugin(path)
-    try:
-        setting = replace(SMALL, rule="halved-mean", attack="none", iterations=10)
-        with Store(tmp_path / "trials.sqlite") as store:
-            outcome = run_missing(cells(setting), [0], store, replace(machine, plugins=(path,)))
-            assert outcome == (1, [])
-            assert len(store.find(setting)) == 1
-    finally:
-        rules._entries.pop("halved-mean")
+@pytest.fixture
+def plugin(tmp_path):
+    """Write a plug-in, which is always called rule.py, and its helper, and load it."""
+
+    def load(name: str, factor: float, folder: str = "mine"):
+        path = tmp_path / folder / "rule.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(RULE.replace("NAME", name).replace("helper", f"helper_{folder}"))
+        (path.parent / f"helper_{folder}.py").write_text(f"FACTOR = {factor}\n")
+        load_plugin(path)
+        return path
+
+    yield load
+    run_afresh([])
+
+
+def error_rates(machine: Machine, store_path, *rules: str) -> list[float]:
+    settings = [replace(SMALL, rule=rule, attack="none", iterations=10) for rule in rules]
+    with Store(store_path) as store:
+        assert run_missing(cells(*settings), [0], store, machine) == (len(rules), [])
+        return [trial.result.error_rate for s in settings for trial in store.find(s)]
+
+
+def test_plugins_and_what_they_import_reach_the_workers_edited_ones_too(machine, plugin, tmp_path):
+    mine = plugin("scaled-mean", 1.0)
+    theirs = plugin("their-mean", 0.0, "theirs")
+    both = replace(machine, plugins=(mine, theirs))
+    store = tmp_path / "trials.sqlite"
+    whole, nothing = error_rates(both, store, "scaled-mean", "their-mean")
+    assert whole < nothing
+    plugin("scaled-mean", 0.0)  # the same workers, whose processes go on
+    assert error_rates(both, store, "scaled-mean") == [nothing]
+    run_afresh([])  # somebody else, who calls a rule the same
+    again = plugin("scaled-mean", 1.0, "another")
+    assert error_rates(replace(machine, plugins=(again,)), tmp_path / "a", "scaled-mean") == [whole]
+
+
+def test_an_error_of_a_plugin_on_a_worker_is_its_sentence(machine, plugin, tmp_path):
+    path = plugin("scaled-mean", 1.0)
+    setting = replace(SMALL, rule="scaled-mean-fails", attack="none", iterations=10)
+    with Store(tmp_path / "trials.sqlite") as store:
+        outcome = run_missing(cells(setting), [0], store, replace(machine, plugins=(path,)))
+    [failure] = outcome.failed
+    assert failure.message == f"Oops: negative weight at row 3 ({path}, line 16)"
+    assert "raise Oops" in failure.details
 
 
 def test_a_data_set_that_a_worker_lacks_is_named_before_any_trial(machine, tmp_path, monkeypatch):
@@ -152,3 +194,24 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch)
     monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
     machine = Machine(scheduler="tcp://127.0.0.1:9")
     refused(tmp_path / "s.sqlite", machine, r"'tcp://127.0.0.1:9' does not answer")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "is not an address"),
+        ("foo", "is not an address"),
+        ("tcp://", "is not an address"),
+        ("tcp://127.0.0.1", "is not an address"),
+        ("http://127.0.0.1:8786", "is not an address"),
+        ("inproc://x/1/2", "is not an address"),
+        ("tcp://127.0.0.1:port", "is not an address"),
+        ("127.0.0.1:99999999", "is not an address"),
+        ("[::1:8786", "is not an address"),
+        ("tls://127.0.0.1:9", "asks for TLS, and Dask knows no certificates"),
+    ],
+)
+def test_what_is_no_scheduler_is_refused_at_once(tmp_path, address, said):
+    started = time.monotonic()
+    refused(tmp_path / "s.sqlite", Machine(scheduler=address), f"{re.escape(repr(address))} {said}")
+    assert time.monotonic() - started < 2

@@ -345,6 +345,8 @@ def test_the_examples_of_a_plugins_data_set_count_whatever_file_they_come_from(p
     assert key("1 2 3 4 5 6 7 8", DATA + "# edited\n") != first
     with pytest.raises(BadInput, match=r"data set 'mine' does not load: .*mine\.py, line 9"):
         key("1 2 three")
+    with pytest.raises(BadInput, match=r"does not load: SystemExit: 0 \(.*mine\.py, line 9\)"):
+        key("", DATA.replace("    x = ", "    raise SystemExit(0)\n    x = "))
 
 
 # ---- a fresh start for every trial --------------------------------------------------------------

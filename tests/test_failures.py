@@ -1,0 +1,80 @@
+"""Errors in words that any process can read: what, where in the user's code, and what to do."""
+
+import pickle
+
+import pytest
+
+from fltrust_repro.errors import BadInput, DataUnavailable, UnknownName
+from fltrust_repro.failures import Raised, in_words
+
+
+def caught(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as raised:
+        return raised
+
+
+class TwoArguments(Exception):
+    """Cannot be unpickled."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} at {where}")
+
+
+class Unprintable(Exception):
+    """Has no message."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TwoArguments("negative weight", "row 3"), "TwoArguments: negative weight at row 3"),
+        (ValueError("two\nlines."), "ValueError: two lines."),
+        (ValueError(), "ValueError"),
+        (SystemExit(0), "SystemExit: 0"),
+        (Unprintable(), "Unprintable: (a message that cannot be printed)"),
+        (BadInput("c is 9; it must be smaller."), "c is 9; it must be smaller."),
+        (ValueError("x" * 10**6), "ValueError: " + "x" * 1000),
+    ],
+)
+def test_an_error_in_words(error, words):
+    assert in_words(caught(error)) == words
+    placed = in_words(caught(error), {__file__})
+    assert placed.startswith(words.rstrip("."))  # no full stop before the place
+    assert placed.endswith(f" ({__file__}, line {caught.__code__.co_firstlineno + 2})")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DataUnavailable("no data"), DataUnavailable),
+        (BadInput("bad"), BadInput),
+        (UnknownName("unknown"), BadInput),
+        (type("Own", (BadInput,), {})("mine"), BadInput),
+    ],
+)
+def test_what_the_user_can_mend_is_raised_again_on_the_other_side(error, kind):
+    sent = pickle.loads(pickle.dumps(Raised.of(caught(error), ())))
+    with pytest.raises(kind, match=str(error)) as raised:
+        sent.raise_if_mendable()
+    assert type(raised.value) is kind
+    assert not sent.once_more
+
+
+@pytest.mark.parametrize("error", [TwoArguments("a", "b"), SystemExit(1), Unprintable()])
+def test_any_other_error_can_be_sent_and_is_not_tried_again(error):
+    sent = pickle.loads(pickle.dumps(Raised.of(caught(error), ())))
+    sent.raise_if_mendable()
+    assert not sent.once_more
+    assert "Traceback" in sent.details
+    assert type(error).__name__ in sent.details
+
+
+@pytest.mark.parametrize("error", [MemoryError("the GPU's"), OSError("disk")])
+def test_what_the_surroundings_lacked_is_tried_again_unless_the_users_code_asked(error):
+    assert Raised.of(caught(error), ()).once_more
+    assert not Raised.of(caught(error), {__file__}).once_more
