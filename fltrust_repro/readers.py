@@ -259,7 +259,7 @@ def _tile(content: bytes) -> np.ndarray:
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Pillow warns of what a file lacks, and goes on
+        warnings.simplefilter("ignore")  # of Pillow's about what a file has beside its pixels
         with Image.open(io.BytesIO(content), formats=["TIFF"]) as tile:
             if max(tile.size) > _TILE_SIDE:  # known before the pixels, which may take any memory
                 raise ValueError(f"holds a tile of {tile.width} x {tile.height} pixels")

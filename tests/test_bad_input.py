@@ -14,8 +14,12 @@ from pathlib import Path
 import click
 import pooch
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fltrust_repro import backend, cli, downloads, processes, training
+from fltrust_repro.errors import BadInput
+from fltrust_repro.files import check_name
 
 DIGITS = "run --dataset digits --iterations 2 --device cpu "
 
@@ -373,6 +377,33 @@ def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(words, ca
         if isinstance(stop.value, SystemExit) and stop.value.code != 0:
             assert stop.value.code == 2, (call, err)
             sentence(out, err)
+
+
+@given(st.text() | st.from_regex(r"[\w./ -]{1,120}", fullmatch=True))
+@example("..")
+@example("table2a.trials")
+@example("é" * 51)
+@example("a\n")
+def test_a_name_that_is_taken_makes_a_file_in_the_folder_meant(name):
+    try:
+        check_name("--name", name)
+    except BadInput as error:
+        assert "\n" not in str(error)
+        return
+    file = Path("results") / f"{name}.trials.csv"
+    assert file.parent == Path("results")
+    assert file.name == f"{name}.trials.csv"
+    assert len(os.fsencode(file.name)) < 200  # leaves room for the name of its unfinished copy
+    assert not file.name.startswith(".")
+    assert not f"{name}.csv".endswith(".trials.csv")
+    assert name.isprintable()
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("variable", ["~nosuchuser/x", "x" * 300, "nowhere"])
+def test_a_variable_that_names_no_folder_is_named(variable, refused, monkeypatch):
+    monkeypatch.setenv("FLTRUST_DATA", variable)
+    assert "$FLTRUST_DATA" in refused("data status")
 
 
 @pytest.mark.usefixtures("no_processes")
