@@ -101,4 +101,5 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-main()
+if __name__ == "__main__":
+    main()

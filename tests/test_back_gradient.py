@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from fltrust_repro import back_gradient, datasets, poisoning
+from fltrust_repro import back_gradient, datasets, figures, poisoning
 from fltrust_repro.back_gradient import BackGradient, descend, one_hot, optimise, with_bias
 from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import Shards, append_examples
@@ -219,6 +219,12 @@ def test_a_hostile_kept_set_is_one_sentence_and_runs_nothing(case, tmp_path, mon
     assert not (tmp_path / "unpickled").exists()
     file.unlink()
     assert len(poisoned_examples(setting, 3, None).x) == SIZE
+
+
+def test_poisoned_examples_are_drawn_as_the_pictures_name_says(tmp_path):
+    for name, start in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
+        figures.draw_poisoned(poisoning.PoisonedSet(**RIGHT), tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(start)
 
 
 def test_examples_are_appended_to_what_their_holders_have():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -413,6 +415,21 @@ def test_a_gpu_where_there_is_none_is_refused(command, refused, monkeypatch):
     text = refused(f"{command} --device gpu")
     assert "no NVIDIA GPU" in text
     assert "--device cpu" in text
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_what_answers_but_is_no_scheduler_is_refused_soon(refused, monkeypatch):
+    pytest.importorskip("distributed")
+    from fltrust_repro import cluster
+
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        text = refused(DIGITS + f"--scheduler {address}")
+    assert time.monotonic() - started < 5
+    assert "nothing that Dask understands" in text
+    assert "dask scheduler" in text
 
 
 def test_a_model_that_cannot_take_the_data_is_refused(refused_by_command):
