@@ -22,8 +22,8 @@ from fltrust_repro.files import check_writable, write_text
 from fltrust_repro.models import models
 from fltrust_repro.options import (
     FILE,
-    FOLDER,
     LAST_SEED,
+    PATH,
     count,
     out_option,
     plugin_option,
@@ -101,7 +101,7 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
               help="Poisoned examples, of all examples.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, callback=count("--seed", 0, LAST_SEED),
               help="Seed of the trial: it draws the data and the start.")  # fmt: skip
-@click.option("--data-dir", type=FOLDER, help="Looked in first.")
+@click.option("--data-dir", type=PATH, help="Looked in first.")
 @click.option("--picture", type=FILE, default="poisoned.png",
               show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
 def poison_command(

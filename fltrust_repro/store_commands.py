@@ -17,8 +17,8 @@ from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.options import (
     FILE,
-    FOLDER,
     LAST_SEED,
+    PATH,
     count,
     out_option,
     plugin_option,
@@ -196,7 +196,7 @@ def _flat(trial: Trial) -> dict[str, Any]:
 
 
 @click.command("import")
-@click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @store_option
 @plugin_option
 def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:
