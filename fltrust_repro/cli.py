@@ -112,6 +112,7 @@ def poison_command(
     What was made for the same data, share and seed is taken from where it lies.
     """
     figures.check_picture(picture)
+    check_writable(picture.parent, "--picture")
     fields = {"attack": "back-gradient", "poisoned_share": poisoned_share}
     setting = Setting(dataset=dataset, **fields)
     from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment
-from fltrust_repro.files import check_writable, write_bytes
+from fltrust_repro.files import write_bytes
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting
@@ -111,10 +111,9 @@ def _shows(path: Path, numbers: str) -> bool:
 
 
 def check_picture(path: Path) -> None:
-    """Raise `BadInput` where no picture can be written: for its ending, or its folder."""
+    """Raise `BadInput` for a name that is neither .png nor .svg; to be asked before the work."""
     if path.suffix not in (".png", ".svg"):
         raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
-    check_writable(path.parent, "--picture")
 
 
 def draw_trial(trial: Trial, path: Path) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from fltrust_repro import fidelity, figures
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import check_writable, write_bytes
 from fltrust_repro.options import (
     FILE,
     LAST_SEED,
@@ -126,6 +126,7 @@ def show(
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
     if picture is not None:
         figures.check_picture(picture)
+        check_writable(picture.parent, "--picture")
     setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
     with Store.if_there(store_path) as store:
         known = {t.seed: t for t in fidelity.finished(out, store).get(setting, ())}
