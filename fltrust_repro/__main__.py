@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from fltrust_repro.errors import BadInput
 
@@ -32,9 +32,10 @@ class _Output(io.FileIO):
         return len(content)
 
 
-def _opened(descriptor: int) -> io.TextIOWrapper:
+def _opened(descriptor: int, before: TextIO | None) -> io.TextIOWrapper:
     buffer = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
-    return io.TextIOWrapper(buffer, errors="backslashreplace", line_buffering=True)
+    encoding = before.encoding if before else None
+    return io.TextIOWrapper(buffer, encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _open_outputs() -> None:
@@ -43,15 +44,15 @@ def _open_outputs() -> None:
             os.fstat(descriptor)
         except OSError:  # closed; the next file opened, a store perhaps, would take its place
             os.open(os.devnull, os.O_RDWR)
-    was_there = sys.stdout is not None
-    sys.stdout, sys.stderr = _opened(1), _opened(2)
-    if not was_there:
+    closed = sys.stdout is None
+    sys.stdout, sys.stderr = _opened(1, sys.stdout), _opened(2, sys.stderr)
+    if closed:
         raise BadInput("standard output is closed; send it to a file, or to /dev/null.")
 
 
 def _on_signals(action: object) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` asks
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a script's `&`
             signal.signal(number, action)
 
 
@@ -100,4 +101,5 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-main()
+if __name__ == "__main__":
+    main()

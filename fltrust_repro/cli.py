@@ -23,8 +23,8 @@ from fltrust_repro.files import check_writable, write_text
 from fltrust_repro.models import models
 from fltrust_repro.options import (
     FILE,
-    FOLDER,
     LAST_SEED,
+    PATH,
     count,
     out_option,
     plugin_option,
@@ -103,7 +103,7 @@ def report_command(
               help="Poisoned examples, of all examples.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, callback=count("--seed", 0, LAST_SEED),
               help="Seed of the trial: it draws the data and the start.")  # fmt: skip
-@click.option("--data-dir", type=FOLDER, help="Looked in first.")
+@click.option("--data-dir", type=PATH, help="Looked in first.")
 @click.option("--picture", type=FILE, default="poisoned.png",
               show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
 def poison_command(
@@ -114,6 +114,7 @@ def poison_command(
     What was made for the same data, share and seed is taken from where it lies.
     """
     figures.check_picture(picture)
+    check_writable(picture.parent, "--picture")
     fields = {"attack": "back-gradient", "poisoned_share": poisoned_share}
     setting = Setting(dataset=dataset, **fields)
     from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds

@@ -11,7 +11,7 @@ import click
 
 from fltrust_repro import datasets
 from fltrust_repro.errors import BadInput
-from fltrust_repro.options import FOLDER
+from fltrust_repro.options import PATH
 
 
 @click.group()
@@ -19,7 +19,7 @@ def data() -> None:
     """Look for, download and check the data sets."""
 
 
-_data_dir = click.option("--data-dir", type=FOLDER, help="Looked in first.")
+_data_dir = click.option("--data-dir", type=PATH, help="Looked in first.")
 
 
 def _names(names: tuple[str, ...]) -> tuple[str, ...]:

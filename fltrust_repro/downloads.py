@@ -158,7 +158,10 @@ def search_path(data_dir: str | Path | None = None) -> tuple[Path, ...]:
 
 
 def _checked_directory(label: str, path: str | Path) -> Path:
-    directory = path_of(path).resolve()
+    try:
+        directory = path_of(path).resolve()
+    except BadInput as error:
+        raise BadInput(f"{label}: {error}") from error
     if not directory.is_dir():
         raise BadInput(f"{label} {str(path)!r} is not a directory; create it or name another.")
     if not os.access(directory, os.R_OK | os.X_OK):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment
-from fltrust_repro.files import check_writable, write_bytes
+from fltrust_repro.files import write_bytes
 from fltrust_repro.literal import one_line
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
@@ -127,14 +127,13 @@ def _shows(path: Path, numbers: str) -> bool:
 def check_picture(path: Path) -> str:
     """Return the kind of picture that a path names, "png" or "svg".
 
-    Raises `BadInput` for any other, and where no file can be written; to be asked before the work.
+    Raises `BadInput` for any other, and for a folder; to be asked before the work.
     """
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg"):
         raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
     if path.is_dir():
         raise BadInput(f"{str(path)!r} is a folder; name a file for the picture.")
-    check_writable(path.parent, "--picture")
     return kind
 
 

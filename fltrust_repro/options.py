@@ -60,7 +60,7 @@ class PathType(click.ParamType):
         return path
 
 
-FOLDER, FILE = PathType(), PathType(file=True)
+PATH, FILE = PathType(), PathType(file=True)
 
 
 def seed_range(first: int, trials: int) -> range:
@@ -85,7 +85,7 @@ store_option = click.option(
     type=FILE, help="File of finished trials.",
 )  # fmt: skip
 plugin_option = click.option(
-    "--plugin", "plugins", multiple=True, type=FOLDER, callback=_loaded,
+    "--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
     help="Python file with a rule, attack, model or data set of yours; may be repeated.",
 )  # fmt: skip
 
@@ -103,7 +103,7 @@ def trial_options(default: int) -> Callable:
                      help="Where to compute; auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, callback=count("--jobs", 1, MOST_JOBS),
                      help="Worker processes; default one per core, on GPUs what fits."),
-        click.option("--data-dir", type=FOLDER, help="Where data sets are looked for first."),
+        click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
         store_option,
         click.option("--scheduler", metavar="ADDRESS",
                      help="Run on the workers of this Dask scheduler, tcp://host:8786."),
@@ -175,7 +175,7 @@ def out_option(command: Callable) -> Callable:
     """Give a command `--out`."""
     return click.option(
         "--out",
-        type=FOLDER,
+        type=PATH,
         default="experiments/results",
         show_default=True,
         help="Folder for CSV, Markdown and pictures.",

@@ -13,6 +13,7 @@ import math
 import os
 import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -257,10 +258,12 @@ def _read_zip(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _tile(content: bytes) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(io.BytesIO(content), formats=["TIFF"]) as tile:
-        if max(tile.size) > _TILE_SIDE:  # known before the pixels, which may take any memory
-            raise ValueError(f"holds a tile of {tile.width} x {tile.height} pixels")
-        return np.asarray(tile.convert("RGB"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's about what a file has beside its pixels
+        with Image.open(io.BytesIO(content), formats=["TIFF"]) as tile:
+            if max(tile.size) > _TILE_SIDE:  # known before the pixels, which may take any memory
+                raise ValueError(f"holds a tile of {tile.width} x {tile.height} pixels")
+            return np.asarray(tile.convert("RGB"))
 
 
 def read_npz(
@@ -288,13 +291,13 @@ def _read_npy(file: IO[bytes], name: str, kind: type, shape: tuple[int, ...]) ->
     if version != (1, 0):  # in later ones, a header may have gigabytes
         raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
     found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if (found, by_columns, dtype) != (shape, False, np.dtype(kind)):
+    if (found, dtype) != (shape, np.dtype(kind)):
         raise ValueError(f"holds {dtype} {name} {found}, not {np.dtype(kind)} {shape}")
     size = dtype.itemsize * math.prod(shape)
     values = downloads.all_of(file, size)
     if len(values) < size:
         raise EOFError
-    return np.frombuffer(values, dtype).reshape(shape)
+    return np.frombuffer(values, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
 def _write_cache(path: Path, images: np.ndarray, labels: np.ndarray) -> None:

@@ -16,12 +16,12 @@ from fltrust_repro import fidelity, figures
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import check_writable, write_bytes
 from fltrust_repro.literal import one_line
 from fltrust_repro.options import (
     FILE,
-    FOLDER,
     LAST_SEED,
+    PATH,
     count,
     out_option,
     plugin_option,
@@ -133,6 +133,7 @@ def show(
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
     if picture is not None:
         figures.check_picture(picture)
+        check_writable(picture.parent, "--picture")
     setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
     with Archive(store_path) as store:
         known = {t.seed: t for t in fidelity.finished(out, store).get(setting, ())}
@@ -213,7 +214,7 @@ def _no_formula(value: Any) -> Any:
 
 
 @click.command("import")
-@click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @store_option
 @plugin_option
 def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:

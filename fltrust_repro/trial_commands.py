@@ -146,15 +146,18 @@ def reproduce(
         sys.exit(1)
 
 
+def _taken() -> tuple[str, ...]:
+    """Names under which the repository publishes results."""
+    return (*available(), "fidelity")
+
+
 def _check_names(experiments: list[Experiment], out: Path) -> None:
     """Refuse files of one's own whose results would take the place of another's in OUT."""
     names = [experiment.name for experiment in experiments]
-    published = out.resolve() == (directory() / "results").resolve()
+    taken = _taken() if out.resolve() == (directory() / "results").resolve() else ()
     for experiment in experiments:
         own = experiment.command != f"reproduce {experiment.name}"
-        if names.count(experiment.name) > 1 or (
-            own and published and experiment.name in available()
-        ):
+        if names.count(experiment.name) > 1 or (own and experiment.name.lower() in taken):
             raise BadInput(
                 f"another experiment is called {experiment.name!r} too, and its results are kept "
                 f"in {out}; rename your file, or give --out another folder."
@@ -177,7 +180,7 @@ def _own_name(
 ) -> str | None:
     if value is not None:
         check_name("--name", value)
-        if value.lower() in (*available(), "fidelity"):
+        if value.lower() in _taken():
             raise BadInput(f"--name is {value!r}, the name of other results; take another.")
     return value
 

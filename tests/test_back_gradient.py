@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
+
 import numpy as np
 import pytest
 
-from fltrust_repro import back_gradient, datasets, poisoning
+from fltrust_repro import back_gradient, datasets, figures, poisoning
 from fltrust_repro.back_gradient import BackGradient, descend, one_hot, optimise, with_bias
 from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import Shards, append_examples
@@ -125,6 +129,103 @@ def test_a_set_is_made_once_per_data_share_and_seed_and_then_read(tmp_path, quic
         Setting(dataset="digits", attack="back-gradient", poisoned_share=0.1), 3, None
     )
     assert len(list((tmp_path / "back-gradient").iterdir())) == 4
+
+
+SIZE = 57  # 4% of 1,437
+RIGHT = {
+    "x": np.zeros((SIZE, 1, 8, 8), np.float32),
+    "labels": np.zeros(SIZE, np.int32),
+    "start": np.zeros((SIZE, 1, 8, 8), np.float32),
+}
+
+
+class Evil:
+    """Leaves a file where it is unpickled."""
+
+    def __reduce__(self):
+        return (open, ("unpickled", "w"))
+
+
+def npz(**changed) -> bytes:
+    content = io.BytesIO()
+    arrays = {**RIGHT, **changed}
+    np.savez_compressed(content, **{name: a for name, a in arrays.items() if a is not None})
+    return content.getvalue()
+
+
+def npz_of(name: str, content: bytes) -> bytes:
+    """A right file but for the bytes of one array."""
+    out = io.BytesIO(npz(**{name: None}))
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.npy", content)
+    return out.getvalue()
+
+
+def npy(header: str, values: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    size = 2 if version == b"\1\0" else 4
+    return b"\x93NUMPY" + version + len(header).to_bytes(size, "little") + header.encode() + values
+
+
+LABELS = "{'descr': '<i4', 'fortran_order': False, 'shape': (%s,)}\n"
+HOSTILE = {
+    "empty": (b"", "is not an .npz file"),
+    "text": (b"my thesis", "is not an .npz file"),
+    "a pickle": (pickle.dumps(Evil()), "is not an .npz file"),
+    "an array of pickles": (npz(labels=np.array([Evil()] * SIZE, object)), "holds object labels"),
+    "truncated": (npz()[:-100], "not an .npz file|whole compressed file"),
+    "cut inside": (npz_of("x", npy(LABELS % 57)[:20]), "EOF|cannot|header|ended|cut short"),
+    "lacks one": (npz(start=None), "lacks the array 'start'"),
+    "other name": (npz(labels=None, label=RIGHT["labels"]), "lacks the array 'labels'"),
+    "other shape": (npz(x=RIGHT["x"][:, :, :4]), r"holds float32 x \(57, 1, 4, 8\), not"),
+    "too many": (npz(labels=np.zeros(58, np.int32)), r"holds int32 labels \(58,\)"),
+    "other type": (npz(labels=np.zeros(SIZE)), "holds float64 labels"),
+    "by columns": (npz(x=np.asfortranarray(RIGHT["x"][:, :, :, ::1])), None),
+    "label 10": (npz(labels=np.full(SIZE, 10, np.int32)), r"holds labels outside 0\.\.9"),
+    "label -1": (npz(labels=np.full(SIZE, -1, np.int32)), r"holds labels outside 0\.\.9"),
+    "nan": (npz(x=np.full_like(RIGHT["x"], np.nan)), r"holds pixels outside 0\.\.1"),
+    "bright": (npz(start=np.full_like(RIGHT["x"], 7)), r"holds pixels outside 0\.\.1"),
+    "declared size": (npz_of("labels", npy(LABELS % 10**15)), r"holds int32 labels \(10{15},\)"),
+    "fewer values": (npz_of("labels", npy(LABELS % 57, bytes(4))), "is cut short"),
+    "bomb": (npz_of("labels", npy(LABELS % 57, bytes(1 << 24))), "holds more than the 228 bytes"),
+    "huge header": (npz_of("labels", npy(" " * 65_000 + "\n")), "eader"),
+    "huge new header": (
+        npz_of("labels", npy(" " * (1 << 24), version=b"\2\0")),
+        r"format \(2, 0\)",
+    ),
+    "deep header": (npz_of("labels", npy("(" * 9_000 + "\n")), "cannot|eader"),
+    "no header": (npz_of("labels", b"PK\3\4"), "magic|cut short|EOF|cannot"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_kept_set_is_one_sentence_and_runs_nothing(case, tmp_path, monkeypatch, quick):
+    content, fault = HOSTILE[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(poisoning.downloads, "search_path", lambda _=None: (tmp_path,))
+    monkeypatch.setattr(poisoning, "_digest", lambda *_: "0")
+    folder = tmp_path / "back-gradient"
+    folder.mkdir()
+    file = folder / f"digits-{SIZE}-0.npz"
+    file.write_bytes(content)
+    setting = Setting(dataset="digits", attack="back-gradient")
+    if fault is None:
+        assert len(poisoned_examples(setting, 3, None).x) == SIZE
+        return
+    with pytest.raises(BadInput, match=fault) as caught:
+        poisoned_examples(setting, 3, None)
+    assert str(file) in str(caught.value)
+    assert str(caught.value).endswith("delete it, and it will be made again.")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "unpickled").exists()
+    file.unlink()
+    assert len(poisoned_examples(setting, 3, None).x) == SIZE
+
+
+def test_poisoned_examples_are_drawn_as_the_pictures_name_says(tmp_path):
+    for name, start in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
+        few = poisoning.PoisonedSet(*(array[:2] for array in RIGHT.values()))
+        figures.draw_poisoned(few, tmp_path / name, columns=2)
+        assert (tmp_path / name).read_bytes().startswith(start)
 
 
 def test_examples_are_appended_to_what_their_holders_have():

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import gzip
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import pooch
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fltrust_repro import backend, cli, downloads, processes, training
+from fltrust_repro.errors import BadInput
+from fltrust_repro.files import check_name
 
 DIGITS = "run --dataset digits --iterations 2 --device cpu "
 
@@ -379,6 +385,33 @@ def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(words, ca
             sentence(out, err)
 
 
+@given(st.text() | st.from_regex(r"[\w./ -]{1,120}", fullmatch=True))
+@example("..")
+@example("table2a.trials")
+@example("é" * 51)
+@example("a\n")
+def test_a_name_that_is_taken_makes_a_file_in_the_folder_meant(name):
+    try:
+        check_name("--name", name)
+    except BadInput as error:
+        assert "\n" not in str(error)
+        return
+    file = Path("results") / f"{name}.trials.csv"
+    assert file.parent == Path("results")
+    assert file.name == f"{name}.trials.csv"
+    assert len(os.fsencode(file.name)) < 200  # leaves room for the name of its unfinished copy
+    assert not file.name.startswith(".")
+    assert not f"{name}.csv".endswith(".trials.csv")
+    assert name.isprintable()
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("variable", ["~nosuchuser/x", "x" * 300, "nowhere"])
+def test_a_variable_that_names_no_folder_is_named(variable, refused, monkeypatch):
+    monkeypatch.setenv("FLTRUST_DATA", variable)
+    assert "$FLTRUST_DATA" in refused("data status")
+
+
 @pytest.mark.usefixtures("no_processes")
 @pytest.mark.parametrize("command", ["run --dataset digits", "reproduce tiny.toml"])
 def test_a_gpu_where_there_is_none_is_refused(command, refused, monkeypatch):
@@ -386,6 +419,21 @@ def test_a_gpu_where_there_is_none_is_refused(command, refused, monkeypatch):
     text = refused(f"{command} --device gpu")
     assert "no NVIDIA GPU" in text
     assert "--device cpu" in text
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_what_answers_but_is_no_scheduler_is_refused_soon(refused, monkeypatch):
+    pytest.importorskip("distributed")
+    from fltrust_repro import cluster
+
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        text = refused(DIGITS + f"--scheduler {address}")
+    assert time.monotonic() - started < 5
+    assert "nothing that Dask understands" in text
+    assert "dask scheduler" in text
 
 
 def test_a_model_that_cannot_take_the_data_is_refused(refused_by_command):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pandas as pd
 import pooch
 import pytest
 
-from fltrust_repro import cli, downloads, fidelity, processes
+from fltrust_repro import cli, downloads, fidelity, processes, reproduction
 from fltrust_repro.settings import Setting
 
 TINY = """
@@ -361,13 +364,150 @@ def test_a_plugins_rule_attack_and_model_run_in_every_process(tmp_path):
     assert "One hidden layer." in listed
 
 
+def piped(script: str) -> subprocess.CompletedProcess:
+    """Run a line of bash, where $P is the program."""
+    program = f"{sys.executable} -m fltrust_repro"
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "P": program},
+    )  # fmt: skip
+
+
 def test_a_reader_that_stops_early_is_no_error():
-    command = f"{sys.executable} -m fltrust_repro list | head -1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = piped("$P list | head -1; exit ${PIPESTATUS[0]}")
+    assert done.returncode == 0
     assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_results_are_written_though_nobody_reads_the_table(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "other.toml").write_text(TINY)
+    options = "--trials 1 --jobs 1 --device cpu --out results"
+    done = piped(f"$P reproduce tiny.toml other.toml {options} | true; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+    assert len(pd.read_csv("results/tiny.trials.csv")) == 2
+    for name in ("tiny", "other"):  # the second, too, whose table nobody could be shown
+        assert list(pd.read_csv(f"results/{name}.csv")["trials"]) == [1, 1]
+
+
+@pytest.mark.parametrize("command", ["list", "data status"])
+def test_output_that_cannot_be_written_is_told_and_no_success(command):
+    done = piped(f"$P {command} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "Error: standard output could not be written (No space left on device)."
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_streams_neither_lose_results_nor_end_in_success_unseen():
+    closed = piped("$P list >&-")
+    assert (closed.returncode, closed.stdout) == (2, "")
+    assert closed.stderr == (
+        "Error: standard output is closed; send it to a file, or to /dev/null.\n"
+    )
+    told = piped("$P list").stdout
+    for stream in ("2>/dev/full", "<&- 2>&-"):
+        done = piped(f"$P list {stream}")
+        assert (done.returncode, done.stdout) == (0, told), stream
+    assert piped("$P liste 2>/dev/full").returncode == 2
+
+
+STOPPED = "\nStopped. Finished trials are kept: the same command goes on.\n"
+
+
+def started(*arguments: str) -> subprocess.Popen:
+    """A program that has begun: Python itself would not catch SIGTERM."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "fltrust_repro", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    status, terminate = Path(f"/proc/{command.pid}/status"), 1 << (signal.SIGTERM - 1)
+    while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) & terminate:
+        time.sleep(0.001)
+    return command
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("wait", [0, 0.2, 0.5])
+def test_an_interrupt_while_modules_load_is_quiet(number, wait):
+    command = started("list")
+    time.sleep(wait)
+    command.send_signal(number)
+    out, err = command.communicate(timeout=60)
+    if command.returncode == 0:  # was quicker than we
+        assert out
+    else:
+        assert command.returncode == 130
+        assert err in ("", STOPPED)
+
+
+def test_a_second_signal_does_not_disturb_the_end(tmp_path):
+    command = started(*RUN, "--iterations", "100000")
+    while not (tmp_path / "trials.sqlite").is_file():
+        time.sleep(0.02)
+    time.sleep(1)
+    for _ in range(5):
+        command.terminate()
+        time.sleep(0.01)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert err.endswith(STOPPED)
+    assert "Traceback" not in err
+
+
+def test_python_that_drops_docstrings_is_named_as_the_cause():
+    code = "from fltrust_repro import backend; backend.mx"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert "BadInput: MXNet reads docstrings" in done.stderr.strip().splitlines()[-1]
+    assert "PYTHONOPTIMIZE" in done.stderr
+
+
+BIG = """
+from mxnet.gluon import nn
+from fltrust_repro.models import model
+
+@model("big")
+def big(classes, shape):
+    block = nn.HybridSequential()
+    block.add(nn.Dense(100_000, in_units=64), nn.Dense(classes, in_units=100_000))
+    return block
+"""
+
+
+@pytest.mark.slow
+def test_more_numbers_than_an_array_holds_are_refused_before_training(tmp_path):
+    (tmp_path / "big.py").write_text(BIG)
+    options = "--workers 300 --rule median --model big --plugin big.py --dataset digits"
+    done = piped(f"$P run {options} --device cpu --jobs 1")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: m = 300 workers and a model of d = 7,500,010 parameters")
+
+
+def test_an_own_experiment_does_not_take_a_published_tables_place(call, tmp_path, no_processes):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "tiny.toml").write_text(TINY)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "tiny.toml").write_text(TINY.replace("12", "13"))
+    no_processes()
+    code, out, err = call("reproduce", "mine/tiny.toml", "--trials", 1)
+    assert (code, out) == (2, "")
+    assert "rename your file" in err
+    assert not (tmp_path / "experiments" / "results").exists()
+    for taken in (["mine/tiny.toml", "--out", "own"], ["tiny"], ["experiments/tiny.toml"]):
+        with pytest.raises(AssertionError, match="a worker process was started"):
+            call("reproduce", *taken, "--trials", 1)
+
+
+def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_processes, monkeypatch):
+    seen = []
+    monkeypatch.setattr(reproduction, "reproduce", lambda figure, *_: seen.append(figure) or [])
+    options = ("--vary", "c", "--values", 1, "--rule", "krum", *RUN[1:5], "--knowledge", "full")
+    assert call("sweep", *options)[0] == 0
+    assert seen[0].rows == ("no attack", "gaussian", "label-flip", "full")
 
 
 def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path):

@@ -23,6 +23,8 @@ from fltrust_repro import datasets as module
 from fltrust_repro import downloads, readers
 from fltrust_repro.datasets import Dataset, dataset, datasets, fetch, load, status, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
+from fltrust_repro.settings import Setting
+from fltrust_repro.training import run_trial
 
 IMAGES = np.arange(8, dtype=np.uint8).reshape(2, 2, 2) * 32
 LABELS = np.array([9, 0], np.uint8)
@@ -283,11 +285,11 @@ def test_digits_are_sixteenths():
 @contextlib.contextmanager
 def plugged(**change: object):
     x, y = np.zeros((2, 1, 1, 3), np.float32), np.array([0, 1], np.int32)
-    parts = {"train_x": x, "train_y": y, "test_x": x, "test_y": y, "classes": 2, **change}
+    parts = {"train_x": x, "train_y": y, "test_x": x, "test_y": y, "classes": 2, "name": "toy"}
 
     def toy(directories, generator):
         """Two examples."""
-        return Dataset("toy", **parts)
+        return Dataset(**{**parts, **change})
 
     toy.__module__ = "a_plug_in"
     dataset("toy")(toy)
@@ -321,11 +323,154 @@ def test_plugin_data_set_of_wrong_form(change, fault):
         load("toy", rng())
 
 
-def test_verify_finds_nan():
+def test_verify_and_what_comes_before_trials_find_nan():
     with plugged(test_x=np.full((2, 1, 1, 3), np.nan, np.float32)):
         load("toy", rng())
-        with pytest.raises(BadInput, match="'toy' holds NaN"):
-            verify("toy")
+        for check in (verify, fetch):
+            with pytest.raises(BadInput, match="'toy' holds NaN"):
+                check("toy")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"classes": 2.0}, r"gave classes 2\.0; give a whole number"),
+        ({"classes": True}, "gave classes True"),
+        ({"classes": 0}, "gave classes 0"),
+        ({"classes": None}, "gave classes None"),
+        ({"train_x": [[[[0.0]]]]}, "gave train_x as list; it must be a numpy array"),
+        ({"test_y": None}, "gave test_y as NoneType"),
+        ({"train_y": np.array([0, 1])}, "with int64"),
+        ({"train_y": np.array([0.0, 1.0])}, "with float64"),
+        ({"train_x": np.zeros((2, 1, 0, 3), np.float32)}, "must be at least one"),
+        ({"train_x": np.zeros((2, 1, 1, 3), object)}, "but are object"),
+        ({"name": "../outside"}, "letters, digits"),
+        ({"name": 3}, "gave the name 3"),
+    ],
+    ids=str,
+)
+def test_what_a_loader_returns_is_refused_by_name(change, fault):
+    with plugged(**change), pytest.raises(BadInput, match=fault) as caught:
+        load("toy", rng())
+    assert "'toy'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@contextlib.contextmanager
+def loaded_by(loader):
+    dataset("toy")(loader)
+    try:
+        yield
+    finally:
+        del datasets._entries["toy"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"), [((1, 2), "tuple"), (None, "NoneType"), ([], "list"), (Dataset, "type")]
+)
+def test_a_loader_that_returns_no_data_set_is_told_to(returned, kind):
+    fault = f"'toy': its loader returned {kind}; .* a Dataset"
+    with loaded_by(lambda *_: returned), pytest.raises(BadInput, match=fault):
+        load("toy", rng())
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), SystemExit(0), FileNotFoundError(2, "No file")])
+def test_a_loader_that_fails_is_one_sentence(error):
+    def fails(directories, generator):
+        raise error
+
+    with (
+        loaded_by(fails),
+        pytest.raises(BadInput, match="'toy' does not load: " + type(error).__name__),
+    ):
+        load("toy", rng())
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(0, 3, 1, 2).copy().transpose(0, 2, 3, 1),
+    "every second": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "columns first": np.asfortranarray,
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "a subclass": lambda x: x.view(type("Mine", (np.ndarray,), {})),
+    "read-only": lambda x: readers.frozen(x.copy()),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_of_a_loaders_arrays_is_trained_on_and_left_as_it_was(layout):
+    images = rng().random((20, 1, 4, 3)).astype(np.float32)
+    labels = (np.arange(20) % 2).astype(np.int32)
+    given = LAYOUTS[layout](images)
+    own = LAYOUTS[layout](labels) if layout != "transposed" else labels[::-1].copy()[::-1]
+    before = [(array.flags.writeable, array.strides, array.dtype) for array in (given, own)]
+    options = {"workers": 5, "compromised": 1, "iterations": 2, "rule": "median"}
+    results = []
+    for x, y in ((images, labels), (given, own)):
+        with plugged(train_x=x, train_y=y, test_x=x, test_y=y):
+            data = load("toy", rng())
+            assert data.train_x.flags.c_contiguous
+            assert not data.train_x.flags.writeable
+            results.append(run_trial(Setting(dataset="toy", dealing="shared", **options), 0))
+    assert results[0].curve == results[1].curve
+    assert [(a.flags.writeable, a.strides, a.dtype) for a in (given, own)] == before
+    np.testing.assert_array_equal(given, images)
+
+
+# ---- files made to mislead -------------------------------------------------------------------
+
+
+@pytest.fixture
+def little_memory():
+    """Memory for 600 MB more than now; a bomb takes a gigabyte."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture(scope="module")
+def zeros() -> bytes:
+    """A gigabyte of zeros as .gz: a megabyte, in pieces that follow one another."""
+    return gzip.compress(bytes(1 << 24), 1) * 64
+
+
+@pytest.mark.parametrize("header", ["right", "larger", "none"])
+def test_an_idx_file_is_read_no_further_than_it_should_go(
+    header, tiny, tmp_path, zeros, little_memory
+):
+    start = {
+        "right": idx(LABELS),
+        "larger": struct.pack(">4BI", 0, 0, 8, 1, 2**32 - 1),
+        "none": b"",
+    }
+    place(tmp_path / "mnist", train_labels_idx1_ubyte=gzip.compress(start[header]) + zeros)
+    fault = {
+        "right": "holds more than the 2 bytes",
+        "larger": "holds an array",
+        "none": "not an IDX",
+    }
+    with pytest.raises(BadInput, match=fault[header]):
+        verify("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"pixel0000,label\n", b"0," * 5000 + b"\n", b"," * (1 << 20)]
+)
+def test_a_table_is_read_no_further_than_it_should_go(start, tmp_path, zeros, little_memory):
+    (tmp_path / "ch-mnist").mkdir()
+    path = tmp_path / "ch-mnist" / "hmnist_8_8_L.csv.gz"
+    path.write_bytes(gzip.compress(start) + zeros)
+    with pytest.raises(BadInput, match="holds more than the"):
+        verify("ch-mnist-8", tmp_path)
+
+
+def test_a_table_of_a_million_columns_is_refused_by_its_first_line():
+    with pytest.raises(ValueError, match="has not 64 pixel columns"):
+        readers.parse_table(b"," * 1_000_000 + b"\n", side=8)
 
 
 # ---- CH-MNIST --------------------------------------------------------------------------------
@@ -476,6 +621,74 @@ def test_bad_ch_mnist_file_is_named_with_fault_and_remedy(case, sixteen, tmp_pat
         load("ch-mnist", rng(), tmp_path)
     assert str(caught.value).startswith(repr(str(tmp_path / "ch-mnist" / name)))
     assert str(caught.value).endswith("run `python -m fltrust_repro data fetch ch-mnist`.")
+
+
+def packed(content: bytes, **fields: object) -> bytes:
+    """A zip of one tile, with fields of its directory changed to mislead."""
+    folder = io.BytesIO()
+    with zipfile.ZipFile(folder, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("01_TUMOR/a.tif", content)
+    raw = bytearray(folder.getvalue())
+    local, central = raw.index(b"PK\3\4"), raw.index(b"PK\1\2")
+    for place, value in fields.values():
+        raw[local + place - 2] = raw[central + place] = value
+    return bytes(raw)
+
+
+def tiff(width: int, height: int) -> bytes:
+    raw = io.BytesIO()
+    Image.new("1", (width, height)).save(raw, "TIFF", compression="group4")
+    return raw.getvalue()
+
+
+BAD_ZIPS = {
+    "encrypted": (packed(b"x", flags=(8, 1)), "cannot be understood .*encrypted"),
+    "odd compression": (packed(b"x", method=(10, 97)), "cannot be understood .*compression"),
+    "no image": (packed(b"<svg/>"), "cannot be read .*cannot identify image"),
+    "bomb": (packed(bytes(1 << 24)), "holds more than the 1,048,576 bytes"),
+    "large tile": (packed(tiff(20_000, 20_000)), "a tile of 20000 x 20000|cannot be understood"),
+    "wide tile": (packed(tiff(151, 1)), "a tile of 151 x 1 pixels"),
+    "another kind": (packed(b"GIF89a" + bytes(100)), "cannot identify image"),
+    "cut tile": (packed(tiff(100, 100)[:-60]), "a.tif|cannot be|is cut short|is not"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ZIPS)
+def test_an_odd_archive_is_one_sentence(case, sixteen, tmp_path):
+    raw, fault = BAD_ZIPS[case]
+    (tmp_path / "ch-mnist").mkdir()
+    (tmp_path / "ch-mnist" / downloads.TILES_ZIP).write_bytes(raw)
+    with pytest.raises(BadInput, match=fault) as caught:
+        load("ch-mnist", rng(), tmp_path)
+    assert str(caught.value).endswith("run `python -m fltrust_repro data fetch ch-mnist`.")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_with_more_tiles_than_published_is_given_up(sixteen, tmp_path):
+    (tmp_path / "ch-mnist").mkdir()
+    pixels, labels = tiles(8)
+    raw = archive(np.concatenate([pixels, pixels]), np.concatenate([labels, labels]))
+    (tmp_path / "ch-mnist" / downloads.TILES_ZIP).write_bytes(raw)
+    with pytest.raises(BadInput, match="holds more than 16 tiles"):
+        load("ch-mnist", rng(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "ch-mnist"])
+def test_a_file_that_may_not_be_read_is_not_to_be_deleted(
+    name, tiny, sixteen, tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    place(tmp_path / "mnist")
+    (tmp_path / "ch-mnist").mkdir()
+    (tmp_path / "ch-mnist" / "hmnist_64_64_L.csv").write_bytes(table(*SMALL))
+    monkeypatch.setattr(downloads, "opened", refuse)  # root may read anything
+    with pytest.raises(
+        BadInput, match=r"cannot be read \(Permission denied\); make it readable"
+    ) as caught:
+        load(name, rng(), tmp_path)
+    assert "delete" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fltrust_repro import experiments
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
 from fltrust_repro.settings import Setting
@@ -89,10 +95,52 @@ krum = { rule = "krum", iterations = 6 }
 """
 
 
-def load(tmp_path, text: str):
+def load(tmp_path, text: str, encoding: str = "utf-8"):
     path = tmp_path / "mine.toml"
-    path.write_text(text)
+    path.write_text(text, encoding=encoding)
     return load_experiment(str(path))
+
+
+def test_a_byte_order_mark_as_windows_writes_it_is_no_fault(tmp_path):
+    assert load(tmp_path, GOOD, "utf-8-sig") == load(tmp_path, GOOD)
+    with pytest.raises(BadInput, match=r"mine.toml is not valid TOML in UTF-8"):
+        load(tmp_path, GOOD, "utf-16")
+
+
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**300, 10**400, 10**4000, -(2**63), float("nan"), float("inf"), 1e-320]),
+    st.floats(),
+    st.text(),
+)
+VALUES = st.recursive(
+    SCALARS, lambda kind: st.lists(kind, max_size=3) | st.dictionaries(st.text(), kind, max_size=3)
+)
+PLACES = (
+    *[("setting", field.name) for field in dataclasses.fields(Setting)],
+    ("rows", "few"), ("columns", "mean"), ("paper", "few"), ("seconds",), ("measure",), ("title",),
+    ("vary",), ("values",), ("setting",), ("rows",), ("columns",), ("panels",), ("lines",),
+)  # fmt: skip
+
+
+@given(place=st.sampled_from(PLACES), value=VALUES, figure=st.booleans())
+def test_any_value_at_any_place_is_taken_or_refused_in_one_line(place, value, figure):
+    whole = experiments.tomllib.loads(FIGURE if figure else GOOD)
+    *above, last = place
+    part = whole.setdefault(above[0], {}) if above else whole
+    part[last] = value
+    try:
+        made = experiments._build(Path("mine.toml"), whole)
+    except BadInput as error:
+        assert len(str(error)) < 10_000
+        return
+    assert made.cells
+
+
+def test_a_number_that_hides_as_hexadecimal_is_told(tmp_path):
+    with pytest.raises(BadInput, match="iterations is a number of thousands of digits"):
+        load(tmp_path, GOOD.replace("iterations = 5", f"iterations = 0x{'f' * 5000}"))
 
 
 def test_an_own_file_needs_no_values_of_the_paper_and_columns_win_over_rows(tmp_path):
