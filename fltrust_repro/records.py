@@ -21,6 +21,7 @@ from fltrust_repro.settings import MOST
 LAST_SEED = 2**31 - 1
 _LONGEST = 200  # characters of a reason that are told
 _NAMED = 3  # places of a file that are named; the others are counted
+_NUMBERS = {int, float}
 _WRONG = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -64,24 +65,23 @@ def _json(text: Any, kind: type) -> Any:
     return value
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError
-    return value
-
-
 def _notes(text: Any) -> dict[str, float]:
-    return {name: _number(value) for name, value in _json(text, dict).items()}
+    notes = _json(text, dict)
+    if not {*map(type, notes.values())} <= _NUMBERS:
+        raise TypeError
+    return notes
 
 
 def _curve(text: Any) -> list[tuple[int, float, float]]:
-    curve = [
-        (i, _number(error), math.nan if loss is None else float(_number(loss)))
-        for i, error, loss in _json(text, list)
-    ]
-    if not curve or not all(type(i) is int and 0 <= i <= MOST for i, _, _ in curve):
-        raise ValueError
-    if not all(0 <= error <= 1 for _, error, _ in curve):
+    curve = []
+    for iteration, error, loss in _json(text, list):
+        loss = math.nan if loss is None else loss
+        if type(iteration) is not int or not {type(error), type(loss)} <= _NUMBERS:
+            raise TypeError
+        if not (0 <= iteration <= MOST and 0 <= error <= 1):
+            raise ValueError
+        curve.append((iteration, error, float(loss)))
+    if not curve:
         raise ValueError
     return curve
 
