@@ -82,6 +82,7 @@ def run_missing(
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     finished = {trial.name for s in settings for trial in store.find(s, seeds)}
+    store.left_out.tell()
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
         return Outcome(0, [])

@@ -278,6 +278,16 @@ def test_rows_of_other_columns_stay_as_they_are_when_trials_are_added(tmp_path, 
     assert list(pd.read_csv(path)["newer"].fillna("none")) == ["=7", "none"]
 
 
+def test_a_machine_that_calls_itself_in_two_lines_takes_one(tmp_path, file):
+    told = trial(versions="python 3.11,\n CPU\tof mine\x1b[2J")
+    write_csv(tmp_path / "t.csv", [told])
+    with Store(file) as store:
+        store.add(told)
+        (stored,) = store.find(SETTING)
+    (read,) = read_csv(tmp_path / "t.csv")
+    assert read.versions == stored.versions == "python 3.11, CPU of mine[2J"
+
+
 def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "results" / "table.md"
     write_text(path, "old")
