@@ -25,6 +25,7 @@ from rich.console import Console
 from fltrust_repro import sweep
 from fltrust_repro import trials as module
 from fltrust_repro.aggregation import rules
+from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
@@ -324,6 +325,8 @@ def test_a_store_and_a_csv_file_from_before_notes_are_read(tmp_path):
     write_csv(table, [trial(1)])
     with sqlite3.connect(file) as connection:
         connection.execute("ALTER TABLE trials DROP COLUMN notes")
+    with Archive(file) as store:
+        assert [found.result.notes for found in store.find(trial(1).setting)] == [{}]
     lines = pd.read_csv(table).drop(columns="notes")
     lines.to_csv(table, index=False)
     with Store(file) as store:
