@@ -177,14 +177,13 @@ class Archive:
 
     def salvaged(self) -> Iterator[Trial]:
         """As `everything`; where the file is damaged, what can be read before and after that."""
-        last = 0
+        last, setting_of = 0, setting_reader()
 
         def trial(row: dict[str, Any]) -> Trial:
             nonlocal last
             last = row["rowid"]
             return Trial.from_row(row, setting_of)
 
-        setting_of = setting_reader()
         try:
             yield from self._read(trial, "trials", "ORDER BY rowid")
         except BadInput as error:

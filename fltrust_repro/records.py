@@ -10,6 +10,7 @@ import json
 import math
 import reprlib
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from fltrust_repro.settings import MOST
 LAST_SEED = 2**31 - 1
 _LONGEST = 200  # characters of a reason that are told
 _NAMED = 3  # places of a file that are named; the others are counted
+_NUMBERS = {int, float}
 _WRONG = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -39,8 +41,12 @@ class Column(NamedTuple):
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise TypeError
-    # A line break, or what steers a terminal, has no place in a line.
-    return value if value.isprintable() else " ".join(filter(str.isprintable, value.split()))
+    return value if value.isprintable() else _printable(" ".join(value.split()))
+
+
+def _printable(text: str) -> str:
+    """Text without what breaks a line or steers a terminal."""
+    return "".join(filter(str.isprintable, text))
 
 
 def _within(kind: type, least: float, most: float) -> Callable[[Any], Any]:
@@ -64,24 +70,23 @@ def _json(text: Any, kind: type) -> Any:
     return value
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError
-    return value
-
-
 def _notes(text: Any) -> dict[str, float]:
-    return {name: _number(value) for name, value in _json(text, dict).items()}
+    notes = _json(text, dict)
+    if not {*map(type, notes.values())} <= _NUMBERS:
+        raise TypeError
+    return notes
 
 
 def _curve(text: Any) -> list[tuple[int, float, float]]:
-    curve = [
-        (i, _number(error), math.nan if loss is None else float(_number(loss)))
-        for i, error, loss in _json(text, list)
-    ]
-    if not curve or not all(type(i) is int and 0 <= i <= MOST for i, _, _ in curve):
-        raise ValueError
-    if not all(0 <= error <= 1 for _, error, _ in curve):
+    curve = []
+    for iteration, error, loss in _json(text, list):
+        loss = math.nan if loss is None else loss
+        if type(iteration) is not int or not {type(error), type(loss)} <= _NUMBERS:
+            raise TypeError
+        if not (0 <= iteration <= MOST and 0 <= error <= 1):
+            raise ValueError
+        curve.append((iteration, error, float(loss)))
+    if not curve:
         raise ValueError
     return curve
 
@@ -150,7 +155,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 def _short(error: ValueError) -> str:
     """Return an error's text for one line of a terminal, whatever a file made it say."""
-    text = "".join(filter(str.isprintable, str(error).rstrip(".")))
+    text = _printable(str(error).rstrip("."))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
@@ -174,22 +179,19 @@ class LeftOut:
         self._told = len(self._errors)
         for file in dict.fromkeys(file for (file, _), _ in new):
             errors = {place: error for (at, place), error in new if at == file}
-            unknown = [_short(e) for e in errors.values() if isinstance(e, UnknownName)]
-            broken = [
-                f"{p}: {_short(e)}" for p, e in errors.items() if not isinstance(e, UnknownName)
-            ]
+            unknown = [e for e in errors.values() if isinstance(e, UnknownName)]
+            broken = {p: e for p, e in errors.items() if not isinstance(e, UnknownName)}
             if broken:
-                more = len(broken) - _NAMED
-                named = broken[:_NAMED] + [f"and {more:,} more"] * (more > 0)
-                click.echo(
-                    f"Note: {file}: {len(broken):,} not understood, left alone "
-                    f"({'; '.join(named)}).",
-                    err=True,
-                )
+                named = [f"{place}: {_short(e)}" for place, e in islice(broken.items(), _NAMED)]
+                named += [f"and {len(broken) - _NAMED:,} more"] * (len(broken) > _NAMED)
+                what = "entry" if len(broken) == 1 else "entries"
+                said = f"{len(broken):,} {what} not understood, left alone ({'; '.join(named)})"
+                click.echo(f"Note: {file}: {said}.", err=True)
             if unknown:
-                names = ", ".join(dict.fromkeys(text.split(";")[0] for text in unknown))
+                names = ", ".join(dict.fromkeys(_short(e).split(";")[0] for e in unknown))
+                said = f"{len(unknown):,} trial{'s' * (len(unknown) > 1)} left out"
                 click.echo(
-                    f"Note: {file}: {len(unknown):,} of plug-ins that are not loaded, left out "
-                    f"({names}); give --plugin for them.",
+                    f"Note: {file}: {said}, of plug-ins that are not loaded ({names}); give "
+                    "--plugin to read them.",
                     err=True,
                 )

@@ -98,17 +98,17 @@ def read_back(experiment: Experiment, folder: Path, store: Store) -> set[TrialNa
     those that the store did not have. Raises `BadInput` where the experiment's own file is none
     that trials can be added to.
     """
-    settings, had = set(experiment.settings), store.names()
+    own, keys = _own_file(experiment, folder), {s.key() for s in experiment.settings}
+    had = {trial.name for setting in set(experiment.settings) for trial in store.find(setting)}
 
-    def new(name: TrialName) -> bool:
-        return name not in had
+    def wanted(name: TrialName) -> bool:
+        return name.key in keys and name not in had
 
-    own = _own_file(experiment, folder)
-    known = read_csv(own, store.left_out, new) if own.exists() else []
+    known = read_csv(own, store.left_out, lambda name: name not in had) if own.exists() else []
     for file in set(trial_files(folder)) - {own}:
-        known += trials_in(file, store.left_out, new)
+        known += trials_in(file, store.left_out, wanted)
     store.left_out.tell()
-    return store.add(*(trial for trial in known if trial.setting in settings))
+    return store.add(*(trial for trial in known if trial.name.key in keys))
 
 
 def warn(trials: Sequence[Trial]) -> None:

@@ -227,7 +227,7 @@ def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Pat
             raise BadInput(f"{str(file)!r} is not a file; give a store or a .trials.csv file.")
     with Store(store_path) as store:
         for file in files:
-            if file.suffix == ".csv":
+            if file.suffix.lower() == ".csv":
                 trials = read_csv(file, store.left_out)
                 found, added = len(trials), len(store.add(*trials))
             else:

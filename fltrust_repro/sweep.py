@@ -86,6 +86,7 @@ def run_missing(
     for name in dict.fromkeys(setting.dataset for setting in settings):
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     finished = {trial.name for s in settings for trial in store.find(s, seeds)}
+    store.left_out.tell()
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
         return Outcome(0, [])

@@ -148,7 +148,10 @@ def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
 
 
 def _rows(trials: Iterable[Trial]) -> Iterator[dict[str, Any]]:
-    return (trial.row() for trial in trials)
+    """Rows of trials, each of one line whatever a machine calls itself."""
+    for trial in trials:
+        row = trial.row()
+        yield {**row, **{name: " ".join(row[name].split()) for name in ("device", "versions")}}
 
 
 def _rows_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -183,7 +183,7 @@ def test_an_imported_row_that_is_not_understood_reaches_no_later_command(tmp_pat
     with Store(tmp_path / "ours.sqlite") as store:
         assert store.merge(other) == (1, 1)
         store.left_out.tell()
-    assert "other.sqlite: 1 not understood" in capsys.readouterr().err
+    assert "other.sqlite: 1 entry not understood" in capsys.readouterr().err
     with Archive(tmp_path / "ours.sqlite") as store:
         assert [found.seed for found in store.everything()] == [1]
         assert len(store.left_out) == 0

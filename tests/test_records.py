@@ -104,7 +104,7 @@ def test_what_no_trial_has_is_left_out_of_a_store_and_named_by_its_row(
         store.left_out.tell()
         store.left_out.tell()
     (line,) = capsys.readouterr().err.splitlines()
-    assert "s.sqlite: 1 not understood" in line
+    assert "s.sqlite: 1 entry not understood" in line
     assert "row 2" in line
     assert len(line) < 600
 
@@ -155,7 +155,7 @@ def test_lines_left_out_are_counted_a_few_are_named_and_the_file_is_told_once(tm
         read_csv(path, left_out)
         left_out.tell()
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{path}: 9 not understood" in line
+    assert f"{path}: 9 entries not understood" in line
     assert "line 3: error_rate is '7.5'; it must be a number from 0 to 1" in line
     assert "and 6 more" in line
 
@@ -264,6 +264,6 @@ def test_trials_of_plugins_that_are_not_loaded_are_counted_with_their_names(
     assert read_csv(as_file(tmp_path / "t.csv", *rows), left_out) == []
     left_out.tell()
     (line,) = capsys.readouterr().err.splitlines()
-    assert "t.csv: 2 of plug-ins that are not loaded" in line
+    assert "t.csv: 2 trials left out, of plug-ins that are not loaded" in line
     assert "'theirs'" in line
     assert "--plugin" in line

@@ -89,10 +89,10 @@ def test_what_a_file_held_stays_byte_for_byte_and_ours_is_added(call, others):
     added = after[len(before) :].splitlines()
     assert len(added) == 2
     assert err.count("Note: out") == 2
-    assert "2 not understood, left alone" in err
+    assert "2 entries not understood, left alone" in err
     assert "line 6: " in err
     assert "line 7: " in err
-    assert "1 of plug-ins that are not loaded" in err
+    assert "1 trial left out, of plug-ins that are not loaded" in err
     assert reproduce(call)[0] == 0
     assert others.read_bytes() == after
 
@@ -125,7 +125,7 @@ def test_several_experiments_tell_once_what_is_not_understood(call, folder):
     (folder / "out" / "other.trials.csv").write_bytes(b"\xff\xfe\x00my thesis")
     code, _, err = call("reproduce", "one.toml", "two.toml", "--trials", 2, "--out", "out")
     assert code == 0, err
-    assert err.count("other.trials.csv: 1 not understood") == 1
+    assert err.count("other.trials.csv: 1 entry not understood") == 1
 
 
 @pytest.mark.parametrize("content", [b"my thesis\n" * 9, "key,seed\n1,2\n".encode("utf-16")])

@@ -25,6 +25,7 @@ from rich.console import Console
 from fltrust_repro import sweep
 from fltrust_repro import trials as module
 from fltrust_repro.aggregation import rules
+from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
@@ -278,6 +279,16 @@ def test_rows_of_other_columns_stay_as_they_are_when_trials_are_added(tmp_path, 
     assert list(pd.read_csv(path)["newer"].fillna("none")) == ["=7", "none"]
 
 
+def test_a_machine_that_calls_itself_in_two_lines_takes_one(tmp_path, file):
+    told = trial(versions="python 3.11,\n CPU\tof mine\x1b[2J")
+    write_csv(tmp_path / "t.csv", [told])
+    with Store(file) as store:
+        store.add(told)
+        (stored,) = store.find(SETTING)
+    (read,) = read_csv(tmp_path / "t.csv")
+    assert read.versions == stored.versions == "python 3.11, CPU of mine[2J"
+
+
 def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "results" / "table.md"
     write_text(path, "old")
@@ -314,6 +325,8 @@ def test_a_store_and_a_csv_file_from_before_notes_are_read(tmp_path):
     write_csv(table, [trial(1)])
     with sqlite3.connect(file) as connection:
         connection.execute("ALTER TABLE trials DROP COLUMN notes")
+    with Archive(file) as store:
+        assert [found.result.notes for found in store.find(trial(1).setting)] == [{}]
     lines = pd.read_csv(table).drop(columns="notes")
     lines.to_csv(table, index=False)
     with Store(file) as store:

@@ -174,7 +174,9 @@ def test_trials_of_plugins_that_are_not_loaded_are_told(call, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     code, _, err = call(*words, out=words[0] in ("status", "report"))
     assert code == 0
-    assert f"{file}: 1 of plug-ins that are not loaded, left out (unknown rule 'theirs')" in err
+    assert (
+        f"{file}: 1 trial left out, of plug-ins that are not loaded (unknown rule 'theirs')" in err
+    )
     assert "--plugin" in err
 
 
@@ -254,3 +256,18 @@ def test_looking_at_a_store_leaves_nothing_beside_it(call, filled, tmp_path):
     assert call("show", "table2a", "krum", "full")[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "s.sqlite").read_bytes() == content
+
+
+def test_a_run_tells_of_a_trial_that_it_cannot_believe_and_runs_it_again(call, tmp_path):
+    words = ["run", "--dataset", "digits", "--iterations", "2", "--jobs", "1"]
+    assert call(*words, out=False)[0] == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.sqlite")) as connection:
+        connection.execute("""UPDATE trials SET setting = replace(setting, '"krum"', '"median"')""")
+        connection.commit()
+    code, out, err = call(*words, out=False)
+    assert code == 0
+    assert "seed 0: error rate" in out
+    assert "row 1: key is " in err
+    assert "1/1 trials done" in err
+    code, out, err = call(*words, out=False)
+    assert "trials done" not in err
