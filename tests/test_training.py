@@ -238,7 +238,7 @@ def hostile(monkeypatch):
 
     def send(value: float) -> str:
         def craft(step):
-            return nd.full((step.c, step.w_re.size), value)
+            return nd.array(np.full((step.c, step.w_re.size), value, dtype=np.float32))
 
         monkeypatch.setitem(attacks._entries, "hostile", Attack("hostile", craft=craft))
         return "hostile"
