@@ -20,6 +20,7 @@ from fltrust_repro.doctor import doctor
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import available, load_experiment
 from fltrust_repro.files import check_writable, write_text
+from fltrust_repro.literal import one_line
 from fltrust_repro.models import models
 from fltrust_repro.options import (
     FILE,
@@ -150,4 +151,4 @@ def list_everything(plugins: tuple[Path, ...]) -> None:
     for title, lines in sections.items():
         click.echo(f"{title}:")
         for name, text in lines.items():
-            click.echo(f"  {name:14} {text}")
+            click.echo(f"  {name:14} {one_line(text)}")

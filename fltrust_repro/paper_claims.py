@@ -111,7 +111,8 @@ def _training_still_falls(numbers: Numbers) -> Judged:
         losses = [[loss for _, _, loss in points] for points in zip(*curves)]
         if not losses:
             raise claims.NotMeasured("a training loss")
-        judged.append(claims.rises(losses[::-1]))
+        finite = all(map(math.isfinite, itertools.chain(*losses)))
+        judged.append(finite and claims.rises(losses[::-1]))
         seen[f"{rule} {column}"] = [fmean(losses[0]), fmean(losses[-1])]
     return all(judged), "loss at iteration 10 and at the end: " + claims.listed(seen)
 

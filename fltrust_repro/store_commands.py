@@ -46,7 +46,7 @@ def status(
 ) -> None:
     """Say what is done and what is missing: of all experiments, or cell by cell of those named.
 
-    Counts the trials in the store and in OUT, whatever their seeds.
+    Counts the trials in the store and in OUT, whatever their seeds; `report` leaves out 0 to 9.
     """
     experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
     with Archive(store_path) as store:
@@ -103,7 +103,7 @@ def _failure_lines(
     places: dict[str, list[str]] = {}
     for experiment in experiments:
         for cell in experiment.cells:
-            place = f"{experiment.name} {cell.row} {cell.column}"
+            place = one_line(f"{experiment.name} {cell.row} {cell.column}")
             places.setdefault(cell.setting.key(), []).append(place)
     return [
         f"failed: {'; '.join(places[name.key])}, seed {name.seed}: {failure.message}"

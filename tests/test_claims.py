@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -170,6 +171,7 @@ def test_a_training_loss_that_ends_low_but_rose_meanwhile_does_not_fall():
 
     assert found(1.5) == "holds"
     assert found(3.0) == "fails"
+    assert found(math.inf) == found(math.nan) == "fails"
 
 
 def test_no_claim_is_judged_by_fewer_than_three_trials():

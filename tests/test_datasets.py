@@ -959,6 +959,7 @@ def test_real_idx_data(name):
 @pytest.mark.parametrize("name", FIRST)
 def test_real_compressed_files_have_the_checksums_of_the_downloads(name):
     real(name)
+    assert len(downloads.SOURCES[name].downloads) == 4
     for file, checksum in downloads.SOURCES[name].downloads.items():
         digest = hashlib.md5(real(name, file).read_bytes()).hexdigest()
         assert checksum == f"md5:{digest}"

@@ -102,6 +102,7 @@ def watched(monkeypatch):
 def test_label_flipping_flips_the_compromised_workers_labels_and_no_others(watched, dealing):
     run_trial(small(3, attack="label-flip", dealing=dealing), 2)
     true = datasets.load("digits", generator(2, "split")).train_y
+    assert len(watched) == 3
     for batches in watched:
         np.testing.assert_array_equal(batches.labels[:, :4], 9 - true[batches.rows[:, :4]])
         np.testing.assert_array_equal(batches.labels[:, 4:], true[batches.rows[:, 4:]])
@@ -251,7 +252,7 @@ def hostile(monkeypatch):
 
     def send(value: float) -> str:
         def craft(step):
-            return nd.full((step.c, step.w_re.size), value)
+            return nd.array(np.full((step.c, step.w_re.size), value, dtype=np.float32))
 
         monkeypatch.setitem(attacks._entries, "hostile", Attack("hostile", craft=craft))
         return "hostile"
