@@ -13,7 +13,6 @@ import platform
 import shutil
 import sqlite3
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +28,6 @@ from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput
 from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
-_PACKAGE = Path(__file__).parent
 _SHARED = Path("/dev/shm")
 _SHARED_BY_PROCESS = 2**15  # bytes: a page for each lock of its queues
 
@@ -200,31 +198,17 @@ def store(path: Path) -> Iterator[Finding]:
 
 
 def cache() -> Iterator[Finding]:
-    """Tell whether a place for compiled code can be written, so that it is compiled but once."""
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    places = [Path(chosen)] if chosen else [_PACKAGE / "__pycache__", Path("~/.cache")]
-    written = [place for place in places if _can_be_written(place)]
-    if written:
-        yield Finding("cache", f"compiled code can be kept in {written[0]}")
-        return
-    closed = f"neither {' nor '.join(map(str, places))} can"
-    if chosen:
-        closed = f"NUMBA_CACHE_DIR={chosen} cannot"
-    yield Finding(
-        "cache",
-        f"{closed} be written, so that processes compile anew or do not start; set "
-        "NUMBA_CACHE_DIR to a folder that can be",
-    )
+    """Tell where compiled code is kept, so that it is compiled but once."""
+    from fltrust_repro import compiled  # loads numba, which may be what does not load
 
-
-def _can_be_written(folder: Path) -> bool:
     try:
-        place = folder.expanduser().absolute()
-        there = next(parent for parent in (place, *place.parents) if parent.exists())
-        tempfile.TemporaryFile(dir=there).close()
-    except (OSError, RuntimeError):  # a user without a home
-        return False
-    return True
+        yield Finding("cache", f"compiled code is kept in {compiled.folder()}")
+    except OSError:
+        yield Finding(
+            "cache",
+            "no folder for compiled code can be written, so that every process compiles it anew, "
+            "for half a minute; set NUMBA_CACHE_DIR to a folder that can be",
+        )
 
 
 def processes() -> Iterator[Finding]:

@@ -11,16 +11,13 @@ memory and arithmetic can overlap, the two kinds of arithmetic share a core.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from measure import Row, timed
 from scipy.linalg.blas import sgemm
-from threadpoolctl import threadpool_info
 
 from fltrust_repro import trial_process
 from fltrust_repro.backend import nd
@@ -163,24 +160,5 @@ def _row(case: str, rate: str, **figures: float) -> Row:
 
 
 def _described() -> str:
-    """Versions, processor, and each library of matrix products with the kernels that it chose."""
-    blas = [
-        f"{Path(one['filepath']).parent.name.partition('.')[0]}'s {one['internal_api']} "
-        f"{one['version']} with {one.get('architecture', 'unknown')} kernels"
-        for one in threadpool_info()
-        if one["user_api"] == "blas"
-    ]
-    parts = [trial_process.versions(), _processor(), *sorted(blas), "one thread"]
-    return "; ".join(parts)
-
-
-def _processor() -> str:
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        return f"{platform.processor()}, {os.cpu_count()} cores"
-    known = dict(line.split("\t", 1) for line in first.splitlines() if "\t" in line)
-    told = {name: value.strip("\t :") for name, value in known.items()}
-    family, model = told.get("cpu family", "?"), told.get("model", "?")
-    name = told.get("model name", platform.processor())
-    return f"{name} (family {family}, model {model}), {os.cpu_count()} cores"
+    """Versions, CPU, and each library of matrix products with the kernels that it chose."""
+    return f"{trial_process.versions()}; {os.cpu_count()} cores, one thread"
