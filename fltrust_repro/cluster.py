@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
 from fltrust_repro import machine
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.failures import Raised, in_words
-from fltrust_repro.processes import Machine
+from fltrust_repro.processes import START_ONE, Machine, check_address
 from fltrust_repro.registry import plugins_at
 from fltrust_repro.results import PROTOCOL
 
@@ -35,9 +34,6 @@ except ImportError as error:
 _TOPIC = "fltrust_repro-iterations"
 _CONNECT_SECONDS = 10
 _TELL_SECONDS = 1  # between a worker's words about its iterations
-_ADVICE = (
-    "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
-)
 
 
 class Cluster:
@@ -48,7 +44,12 @@ class Cluster:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        _check_address(machine.scheduler)
+        check_address(machine.scheduler)
+        if machine.scheduler.startswith("tls:") and Security().tls_ca_file is None:
+            raise BadInput(
+                f"scheduler {machine.scheduler!r} asks for TLS, and Dask knows no certificates "
+                "here; set distributed.comm.tls in Dask's configuration."
+            )
         try:
             # Asked first: a client that gets no right answer tries for minutes, and then to close.
             asyncio.run(asyncio.wait_for(_greet(machine.scheduler), _CONNECT_SECONDS))
@@ -58,7 +59,7 @@ class Cluster:
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             reason = str(error) or f"nothing that Dask understands in {_CONNECT_SECONDS} s"
             raise BadInput(
-                f"scheduler {machine.scheduler!r} does not answer ({reason}); {_ADVICE}"
+                f"scheduler {machine.scheduler!r} does not answer ({reason}); {START_ONE}"
             ) from error
         self._iterations = 0
         self._client.subscribe_topic(_TOPIC, self._count)
@@ -171,22 +172,6 @@ class Cluster:
 async def _greet(address: str) -> None:
     answer = await connect(address, timeout=_CONNECT_SECONDS)
     await answer.close()
-
-
-def _check_address(address: str) -> None:
-    """Raise `BadInput` for what cannot be a scheduler's address; Dask tries it for long."""
-    try:
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        known = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
-    except ValueError:  # the port is no number, or beyond any
-        known = False
-    if not known:
-        raise BadInput(f"scheduler {address!r} is not an address; {_ADVICE}")
-    if parts.scheme == "tls" and Security().tls_ca_file is None:
-        raise BadInput(
-            f"scheduler {address!r} asks for TLS, and Dask knows no certificates here; set "
-            "distributed.comm.tls in Dask's configuration."
-        )
 
 
 class _Preparation(distributed.WorkerPlugin):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, shown
@@ -105,7 +104,7 @@ def load(name: str, rng: np.random.Generator, data_dir: str | Path | None = None
     except BadInput:
         raise
     except (Exception, SystemExit) as error:  # whatever a plug-in's loader runs into
-        problem = f"{type(error).__name__}: {error}".rstrip(".: ")
+        problem = in_words(error, files_of_plugins()).rstrip(".: ")
         raise BadInput(f"data set {name!r} does not load: {problem}.") from error
     return _checked(name, loaded)
 
@@ -141,14 +140,10 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
     if code is None:
         return None
     if (name, code) not in _digests:
-        try:
-            with threadpool_limits(limits=1):  # whose number moves the last bits of a product
-                loaded = load(name, np.random.default_rng(0), data_dir)
-        except (BadInput, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # the user's code may call sys.exit
-            problem = in_words(error, files_of_plugins())
-            raise BadInput(f"data set {name!r} does not load: {problem}.") from error
+        from threadpoolctl import threadpool_limits  # which sets variables as it loads
+
+        with threadpool_limits(limits=1):  # whose number moves the last bits of a product
+            loaded = load(name, np.random.default_rng(0), data_dir)
         digest = hashlib.sha256(str(loaded.classes).encode())
         for part in (loaded.train_x, loaded.train_y, loaded.test_x, loaded.test_y):
             digest.update(f"{part.dtype}{part.shape}".encode())

@@ -14,7 +14,7 @@ from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.files import path_of
-from fltrust_repro.processes import Machine
+from fltrust_repro.processes import Machine, check_address
 from fltrust_repro.records import LAST_SEED
 from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import CHOICES, Setting
@@ -126,6 +126,8 @@ def trial_options(default: int) -> Callable:
             check_device(device)
             if scheduler is None:  # now and not after what else takes time
                 search_path(data_dir)
+            else:
+                check_address(scheduler)
             if device == "gpu" and scheduler is None:
                 resolve_device(device)
             machine = Machine(device, jobs, data_dir, plugins, scheduler)

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from fltrust_repro import datasets
@@ -30,6 +31,22 @@ from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
 _PATIENCE_SECONDS = 10  # for the exit code of a process that died
+
+
+START_ONE = (
+    "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
+)
+
+
+def check_address(address: str) -> None:
+    """Raise `BadInput` for what cannot be a scheduler's address; Dask would try it for long."""
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        known = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
+    except ValueError:  # the port is no number, or beyond any
+        known = False
+    if not known:
+        raise BadInput(f"scheduler {address!r} is not an address; {START_ONE}")
 
 
 @dataclass(frozen=True)

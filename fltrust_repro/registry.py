@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
+from fltrust_repro import backend
 from fltrust_repro.errors import BadInput, UnknownName, shown
 from fltrust_repro.failures import in_words
 from fltrust_repro.sources import Source, Sources
@@ -215,6 +216,8 @@ def _execute(plugin: Plugin, finder: Sources) -> None:
     try:
         finder.read_all()
         _check_namesakes(finder)
+        if any(b"mxnet" in source.text for source in finder.all()):
+            backend.mx  # noqa: B018  (a bare `import mxnet` fails with today's numpy)
         spec = plugin.sources[0].spec()
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

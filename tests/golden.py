@@ -45,7 +45,7 @@ TRIALS = {
 
 def curve(setting: Setting) -> str:
     """Run a trial; its curve as the store keeps it."""
-    return trial_process.run(setting, 0, "cpu", None).row()["curve"]
+    return trial_process.run(setting, 0, str(PROTOCOL), "cpu", None).row()["curve"]
 
 
 def stored() -> dict:

@@ -29,6 +29,7 @@ from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
+from fltrust_repro.processes import Machine
 from fltrust_repro.progress import Watch
 from fltrust_repro.records import LeftOut
 from fltrust_repro.registry import load_plugin
@@ -463,7 +464,7 @@ def test_a_command_that_waits_for_another_says_so_once(file, monkeypatch):
 
         monkeypatch.setattr(ours, "renew_claims", renewed)
         with Watch(cells, {}, 1, 20, Console(file=text)) as watch:
-            run = sweep.Run([sweep.Task(SETTING, 0)], OneProcess(), ours, None, watch)
+            run = sweep.Run([sweep.Task(SETTING, 0)], OneProcess(), ours, Machine(), watch)
             assert run.to_the_end() == (0, [])
     assert text.getvalue().count("waiting for") == 1
     assert "waiting for 1 trial of process 77 on elsewhere" in text.getvalue()

@@ -160,7 +160,7 @@ def worker():
             call = processes.submit
             variables = {name: call(os.getenv, name).result() for name in WORKER_ENVIRONMENT}
             trials = {
-                name: call(trial_process.run, one, 0, "cpu", None).result()
+                name: call(trial_process.run, one, 0, "1", "cpu", None).result()
                 for name, one in TRIALS.items()
             }
         finally:
