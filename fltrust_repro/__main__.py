@@ -7,6 +7,7 @@ its work to the end though nobody reads its output any more; and its exit code d
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -16,6 +17,8 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from fltrust_repro.errors import BadInput
+
+_INTERRUPTED = 130
 
 
 class _Output(io.FileIO):
@@ -57,7 +60,7 @@ def _on_signals(action: object) -> None:
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
-    os._exit(130)  # while modules load; an exception would come out of whichever it is
+    os._exit(_INTERRUPTED)  # while modules load; an exception would come out of whichever it is
 
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -88,7 +91,7 @@ def main() -> NoReturn:
         print(f"Error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        code = 130
+        code = _INTERRUPTED
     except SystemExit as end:
         code = end.code
     _on_signals(signal.SIG_IGN)
@@ -98,6 +101,12 @@ def main() -> NoReturn:
         problem = f"standard output could not be written ({fault.strerror})"
         print(f"Error: {problem}.", file=sys.stderr)
         code = code or 1
+    if code == _INTERRUPTED:
+        # Python would kill itself by SIGINT where the interrupt, though caught, passed through an
+        # exec(), such as modules call while they load.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
