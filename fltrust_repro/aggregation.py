@@ -52,7 +52,11 @@ class Limit:
 
     def check(self, user: str, m: int, c: int, beta: int) -> None:
         """Raise `BadInput` where the quantity is below 1."""
-        value = self.value(m, c, beta)
+        try:
+            value = int(self.value(m, c, beta))
+        except (Exception, SystemExit) as error:  # a plug-in's limit may be anything
+            problem = f"{type(error).__name__}: {error}"
+            raise BadInput(f"the limit of {user} cannot be computed ({problem}).") from error
         if value < 1:
             raise BadInput(
                 f"{user} needs {self.text} >= 1, but with m = {m} workers, c = {c} compromised and "

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 import fltrust_repro
 from fltrust_repro import backend
-from fltrust_repro.aggregation import bulyan, krum, mean, median, rule, rules, trimmed_mean
+from fltrust_repro.aggregation import (
+    Limit,
+    bulyan,
+    krum,
+    mean,
+    median,
+    rule,
+    rules,
+    trimmed_mean,
+)
 from fltrust_repro.attacks import Attack, Round, attack, attacks
 from fltrust_repro.backend import nd
 from fltrust_repro.defenses import Suspicion
@@ -129,6 +138,13 @@ def test_memory_of_another_type_is_never_read_as_float32():
 def test_limits_hold_for_every_call(use, message):
     with pytest.raises(BadInput, match=message):
         use(np.float32(np.random.default_rng(0).standard_normal((10, 3))))
+
+
+@pytest.mark.parametrize("value", [lambda m, c, beta: 1 // 0, lambda m, c, beta: sys.exit(0), None])
+def test_a_limit_that_cannot_be_computed_is_one_sentence(value):
+    limit = Limit("m", value)
+    with pytest.raises(BadInput, match="the limit of rule 'mine' cannot be computed"):
+        limit.check("rule 'mine'", 5, 1, 1)
 
 
 def test_beta_is_c_unless_given():
