@@ -12,7 +12,6 @@ from fltrust_repro.backend import (
     as_updates,
     host_view,
     module_of,
-    off_diagonal,
     on_gpu,
     take_rows,
     to_ndarray,
@@ -54,9 +53,8 @@ def squared_distances(updates: NDArray) -> Any:
     products, finite = gram(updates, None)
     squared = distances_from(products, finite)
     # The host does not wait for a GPU to tell whether it is worth it.
-    row, crowded = _middle_of_a_crowd(squared, module_of(products).diag(products))
-    if on_gpu(updates) or crowded:
-        squared = distances_from(*gram(updates, row))
+    if on_gpu(updates) or _crowded(squared, np.diag(products)):
+        squared = distances_from(*gram(updates, _middle(squared)))
     return squared
 
 
@@ -68,8 +66,9 @@ def distances_from(products: Any, finite: Any) -> Any:
     """
     xp, norms = module_of(products), module_of(products).diag(products)
     squared = xp.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
-    squared = xp.where(finite[:, None] * finite[None, :], squared, np.inf)
-    lower = xp.where(off_diagonal(squared), xp.tril(squared), 0.0)
+    if xp is not np or not finite.all():
+        squared = xp.where(finite[:, None] * finite[None, :], squared, np.inf)
+    lower = xp.tril(squared, -1)
     return lower + lower.T
 
 
@@ -99,16 +98,20 @@ def lengths_and_slopes(rows: Any, direction: Any) -> Any:
     return xp.stack(products).astype("float64")
 
 
-def _middle_of_a_crowd(squared: Any, norms: Any) -> tuple[Any, Any]:
-    """The row that half of all rows lie closest around, (1,), and whether they crowd there.
+def _crowded(squared: np.ndarray, lengths: np.ndarray) -> bool:
+    """Whether half of all rows lie so close to one that the difference of products cancels.
 
-    They crowd if they lie so close together, compared to their lengths, that the difference of
-    products cancels. Fewer than half of the rows, being an attacker's, can neither cause nor
-    prevent that, nor be far from the others and yet be that row.
+    Close by its squared length. Fewer than half, being an attacker's, can neither cause that nor
+    prevent it.
     """
-    xp, half = module_of(squared), len(squared) // 2
-    reach = xp.sort(squared, axis=1)[:, half]
-    return reach.reshape(1, -1).argmin(axis=1), (reach < _CROWD * norms).any()
+    near = squared < _CROWD * lengths[:, None]
+    return bool((np.count_nonzero(near, axis=1) > len(squared) // 2).any())
+
+
+def _middle(squared: Any) -> Any:
+    """The row that half of all rows lie closest around, shape (1,): not far from most."""
+    reach = module_of(squared).sort(squared, axis=1)[:, len(squared) // 2]
+    return reach.reshape(1, -1).argmin(axis=1)
 
 
 def _gram_host(updates: NDArray, origin: Any) -> tuple[np.ndarray, np.ndarray]:
