@@ -78,7 +78,8 @@ def _end(failed: list[Failure]) -> None:
     """Sum up the trials that failed, and end with exit code 1 if there are any."""
     if not failed:
         return
-    click.echo(f"\n{len(failed)} trials failed:", err=True)
+    plural = "s" * (len(failed) > 1)
+    click.echo(f"\n{len(failed)} trial{plural} failed:", err=True)
     for failure in failed:
         name = failure.name
         click.echo(f"  setting {name.key}, seed {name.seed}: {failure.message}", err=True)
