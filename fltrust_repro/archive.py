@@ -227,7 +227,8 @@ def _name(row: dict[str, Any]) -> TrialName:
 
 def reason(error: OSError | sqlite3.Error) -> str:
     """Return what went wrong, in the system's words."""
-    return str(getattr(error, "strerror", None) or error)
+    # Python 3.9 drops SQLite's words where they quote what is no text.
+    return str(getattr(error, "strerror", None) or error) or "it is malformed"
 
 
 def _runs(pid: int, owner: str) -> bool:
