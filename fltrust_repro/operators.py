@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fltrust_repro.backend import column_blocks, module_of, take_rows, to_ndarray
 
 if TYPE_CHECKING:
@@ -59,7 +57,9 @@ def _by_blocks(of_columns: Callable[[Any], Any], updates: NDArray) -> NDArray:
 
 def _without_nan(block: Any) -> Any:
     xp = module_of(block)
-    return xp.where(xp.isnan(block), xp.full_like(block, np.inf), block)
+    # Not full_like(block, inf): MXNet reads that from text, and refuses it at random.
+    infinity = -xp.log(xp.zeros_like(block))
+    return xp.where(xp.isnan(block), infinity, block)
 
 
 def _sorted(block: Any) -> Any:

@@ -186,7 +186,7 @@ COMMANDS = {
     "reproduce bytes.toml": ["bytes.toml", "UTF-8"],
     "reproduce utf-16.toml": ["utf-16.toml", "UTF-8"],
     "reproduce deep.toml": ["deep.toml", "TOML"],
-    "reproduce deep-field.toml": ["deep-field.toml", "model is {'a'", "name in quotes"],
+    "reproduce deep-field.toml": ["deep-field.toml"],
     "reproduce list.toml": ["list.toml", "dataset is ['digits']", "name in quotes"],
     "reproduce table.toml": ["table.toml", "model is {'a'", "name in quotes"],
     "reproduce huge.toml": ["huge.toml", "1,000,000 bytes"],
