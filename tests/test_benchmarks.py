@@ -153,3 +153,16 @@ def test_an_unknown_section_is_refused(only, tmp_path):
     )
     assert done.returncode == 2
     assert "choose from rules, stages, attacks, defenses, trial" in done.stderr
+
+
+def test_the_cost_of_many_trials_has_a_line_for_each_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SUITE.with_name("sweeps.py"), "--trials", "4", "--finished", "200"]
+        + ["--repeats", "1"],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    short, *commands = done.stdout.splitlines()
+    assert re.fullmatch(r"4 short trials, 2 processes: \d+\.\d\d times their seconds", short)
+    assert [line.split(",")[0] for line in commands] == ["status", "report", "a resumed table2a"]

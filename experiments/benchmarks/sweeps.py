@@ -35,7 +35,8 @@ SHORT = Setting(dataset="digits", model="lr", rule="median", attack="trimmed-mea
 
 def overhead(folder: Path, trials: int) -> float:
     """Wall-clock time of the trials over the sum of their seconds per process."""
-    executor = LocalProcesses(Machine(jobs=JOBS))
+    machine = Machine(jobs=JOBS)
+    executor = LocalProcesses(machine)
     warm = [executor.submit(trial_process.project, SHORT, "cpu", None) for _ in range(JOBS)]
     for call in warm:
         call.result()
@@ -44,7 +45,7 @@ def overhead(folder: Path, trials: int) -> float:
     with Store(folder / "short.sqlite") as store:
         with Watch(cells, {}, len(tasks), trials * SHORT.iterations) as watch:
             started = time.perf_counter()
-            Run(tasks, executor, store, None, watch).to_the_end()
+            Run(tasks, executor, store, machine, watch).to_the_end()
             elapsed = time.perf_counter() - started
         seconds = sum(trial.result.seconds for trial in store.find(SHORT))
     executor.close()
