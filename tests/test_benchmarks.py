@@ -156,8 +156,9 @@ def test_an_unknown_section_is_refused(only, tmp_path):
 
 
 def test_the_cost_of_many_trials_has_a_line_for_each_command(tmp_path):
+    small = ["--trials", "4", "--finished", "1000", "--repeats", "1"]
     done = subprocess.run(
-        [sys.executable, SUITE.with_name("sweeps.py"), *"--trials 4 --finished 1000 --repeats 1".split()],
+        [sys.executable, SUITE.with_name("sweeps.py"), *small],
         capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
