@@ -105,10 +105,10 @@ class Rule:
             What is given or what the rule returns has another shape or holds no numbers, or m, c
             and beta are beyond the rule's limit.
         """
-        rows = self._checked(updates, c, beta)
+        rows, known = self._checked(updates, c, beta)
         given = rows if is_built_in(self.function) else rows.copy()
         result = as_numbers(
-            self.function(given, **self._known(c, beta)),
+            self.function(given, **known),
             (rows.shape[1],),
             f"rule {self.name!r}{place_of(self.function)}",
             "its result",
@@ -118,16 +118,17 @@ class Rule:
 
     def without_each(self, updates: NDArray, *, c: int, beta: int | None = None) -> WithoutEach:
         """Aggregate the other m - 1 updates, for each of the m workers left out (Section 5)."""
-        rows = self._checked(updates, c, beta)
+        rows, known = self._checked(updates, c, beta)
         if self.leave_one_out is not None:
-            return self.leave_one_out(rows, **self._known(c, beta))
+            given = rows if is_built_in(self.leave_one_out) else rows.copy()
+            return self.leave_one_out(given, **known)
         workers = np.arange(len(rows))
         rest = (take_rows(rows, np.delete(workers, i)) for i in workers)
         return WithoutEach(
             backend.nd.stack(*[self(others, c=c, beta=beta) for others in rest]), workers
         )
 
-    def _checked(self, updates: Any, c: int, beta: int | None) -> NDArray:
+    def _checked(self, updates: Any, c: int, beta: int | None) -> tuple[NDArray, dict[str, int]]:
         known = {"c": c, "beta": c if beta is None else beta}
         for name, value in known.items():
             if not isinstance(value, (int, np.integer)) or value < 0:
@@ -135,11 +136,7 @@ class Rule:
         rows = as_updates(updates, f"rule {self.name!r}")
         if self.limit is not None:
             self.limit.check(f"rule {self.name!r}", len(rows), **known)
-        return rows
-
-    def _known(self, c: int, beta: int | None) -> dict[str, int]:
-        known = {"c": c, "beta": c if beta is None else beta}
-        return {name: operator.index(known[name]) for name in self.parameters}
+        return rows, {name: operator.index(known[name]) for name in self.parameters}
 
 
 rules: Registry[Rule] = Registry("rule")
@@ -171,8 +168,10 @@ def rule(
 
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            updates, *values = signature.bind(*args, **kwargs).arguments.values()
-            return entry(updates, **{"c": 0, **dict(zip(parameters, values))})
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            (_, updates), *values = bound.arguments.items()
+            return entry(updates, **{"c": 0, **dict(values)})
 
         return checked
 

@@ -12,6 +12,7 @@ import fltrust_repro
 from fltrust_repro import backend
 from fltrust_repro.aggregation import (
     Limit,
+    WithoutEach,
     bulyan,
     krum,
     mean,
@@ -151,6 +152,32 @@ def test_beta_is_c_unless_given():
     updates = np.arange(10.0).reshape(-1, 1) ** 2
     assert rules["trimmed-mean"](updates, c=2) == trimmed_mean(updates, beta=2)
     assert rules["trimmed-mean"](updates, c=2, beta=4) == trimmed_mean(updates, beta=4)
+
+
+def test_a_rules_own_defaults_hold_when_it_is_called_by_its_name(register):
+    seen = []
+
+    @register["rule"]("mine")
+    def mine(updates, c=1, beta=2):
+        seen.append((c, beta))
+        return updates[0]
+
+    updates = np.ones((9, 2))
+    for call in (lambda: mine(updates), lambda: mine(updates, beta=3), lambda: mine(updates, 2)):
+        call()
+    assert seen == [(1, 2), (1, 3), (2, 2)]
+
+
+def test_a_leave_one_out_that_changes_its_input_changes_a_copy(register):
+    def without(updates):
+        rows = backend.host_view(updates)
+        rows[:] = 0
+        return WithoutEach(updates, np.arange(len(rows)))
+
+    rule("mine", leave_one_out=without)(lambda updates: updates[0])
+    updates = nd.ones((4, 2))
+    rules["mine"].without_each(updates, c=1)
+    assert (updates.asnumpy() == 1).all()
 
 
 # --- what a plug-in's rule or attack gives back
