@@ -131,7 +131,8 @@ def _gram_host(updates: NDArray, origin: Any) -> tuple[np.ndarray, np.ndarray]:
     # Products of values as small as a row's are on average here are lost in float32. Rows of
     # zeros, from workers without examples, are right as they are.
     faint = np.diag(products) < d * np.finfo(np.float32).tiny
-    faint[faint] = [array[i].any() for i in np.flatnonzero(faint)]
+    zero = 0 if origin is None else array[origin][0]
+    faint[faint] = [(array[i] != zero).any() for i in np.flatnonzero(faint)]
     if faint.any():
         pairs = np.ix_(faint, faint)
         products[pairs] = _wide_gram_of_blocks(array, faint, origin)[pairs]
@@ -160,7 +161,7 @@ def _wide_gram_of_blocks(array: np.ndarray, rows: np.ndarray, origin: Any) -> np
     for block in _blocks(array, None):
         wide = np.where(rows[:, None], block, np.float32(0)).astype(np.float64)
         if origin is not None:
-            wide = np.where(rows[:, None], wide - wide[origin], 0.0)
+            wide = np.where(rows[:, None], wide - block[origin], 0.0)
         products += wide @ wide.T
     return products
 

@@ -255,6 +255,13 @@ def test_a_large_common_part_does_not_cancel_the_distances(seed, offset, spread,
     np.testing.assert_allclose(squared_distances(array(values)), expected, rtol=1e-4, atol=1e-12)
 
 
+def test_the_smallest_numbers_that_crowd_are_told_from_zero():
+    values = np.float32([[0], [1e-45], [1e-45]])
+    np.testing.assert_array_equal(
+        squared_distances(array(values)), reference.squared_distances(values)
+    )
+
+
 @pytest.mark.parametrize("sent", [0.0, 1e10, -1e4, NAN, INF])
 def test_a_minority_cannot_bring_the_cancellation_back(sent):
     rng = np.random.default_rng(0)
