@@ -34,7 +34,7 @@ _PLACES = {
     "errors": ("BadInput",),
     "experiments": ("load_experiment",),
     "models": ("model",),
-    "registry": ("load_plugin",),
+    "plugins": ("load_plugin",),
     "results": ("TrialResult",),
     "settings": ("Setting",),
     "training": ("run_trial",),

@@ -16,10 +16,9 @@ from typing import Any
 import click
 
 from fltrust_repro import machine
-from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.failures import Raised, in_words
+from fltrust_repro.errors import BadInput, DataUnavailable, Raised, in_words
+from fltrust_repro.plugins import plugins_at
 from fltrust_repro.processes import START_ONE, Machine, check_address
-from fltrust_repro.registry import plugins_at
 from fltrust_repro.results import PROTOCOL
 
 try:

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fltrust_repro import downloads, readers
-from fltrust_repro.errors import BadInput, DataUnavailable, shown
-from fltrust_repro.failures import in_words
+from fltrust_repro.errors import BadInput, DataUnavailable, in_words, shown
 from fltrust_repro.files import check_name
-from fltrust_repro.registry import Registry, files_of_plugins, summary
+from fltrust_repro.plugins import files_of_plugins
+from fltrust_repro.registry import Registry, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
 

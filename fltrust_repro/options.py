@@ -14,9 +14,9 @@ from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.files import path_of
+from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine, check_address
 from fltrust_repro.records import LAST_SEED
-from fltrust_repro.registry import load_plugin
 from fltrust_repro.settings import CHOICES, Setting
 
 LONG_HOURS = 1.0

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from fltrust_repro import datasets
 from fltrust_repro.attacks import attacks
+from fltrust_repro.errors import Raised
 from fltrust_repro.experiments import Cell
-from fltrust_repro.failures import Raised
+from fltrust_repro.plugins import Plugin, plugins_at
 from fltrust_repro.processes import Executor, LocalProcesses, Machine
 from fltrust_repro.progress import Watch
-from fltrust_repro.registry import Plugin, plugins_at
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import TrialName

@@ -23,9 +23,8 @@ import numpy as np
 
 from fltrust_repro import backend, cuda, datasets, machine
 from fltrust_repro.attacks import attacks
-from fltrust_repro.errors import BadInput
-from fltrust_repro.failures import Raised
-from fltrust_repro.registry import Plugin, files_of_plugins, run_afresh
+from fltrust_repro.errors import BadInput, Raised
+from fltrust_repro.plugins import Plugin, files_of_plugins, run_afresh
 from fltrust_repro.results import EVALUATE_EVERY, PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import poisoned_examples, run_trial

@@ -13,8 +13,8 @@ import pytest
 
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Cell
+from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.processes import Machine
-from fltrust_repro.registry import load_plugin, run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import run_missing

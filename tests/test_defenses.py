@@ -13,7 +13,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.backend import nd
 from fltrust_repro.defenses import Defense, Suspicion, defenses
 from fltrust_repro.errors import BadInput
-from fltrust_repro.registry import load_plugin, run_afresh
+from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
 

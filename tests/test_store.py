@@ -29,10 +29,10 @@ from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
+from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine
 from fltrust_repro.progress import Watch
 from fltrust_repro.records import LeftOut
-from fltrust_repro.registry import load_plugin
 from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import CLAIM_SECONDS, SCHEMA, Failure, Store

@@ -4,8 +4,7 @@ import pickle
 
 import pytest
 
-from fltrust_repro.errors import BadInput, DataUnavailable, UnknownName
-from fltrust_repro.failures import Raised, in_words
+from fltrust_repro.errors import BadInput, DataUnavailable, Raised, UnknownName, in_words
 
 
 def caught(error: BaseException) -> BaseException:

@@ -7,19 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from fltrust_repro import aggregation, attacks, defenses, models, registry
+from fltrust_repro import aggregation, attacks, defenses, models, plugins
 from fltrust_repro import datasets as data_sets
 from fltrust_repro.backend import nd
 from fltrust_repro.datasets import datasets
 from fltrust_repro.errors import BadInput
-from fltrust_repro.registry import (
-    PLUGIN_PREFIX,
-    Registry,
-    load_plugin,
-    plugins_at,
-    run_afresh,
-    summary,
-)
+from fltrust_repro.plugins import PLUGIN_PREFIX, load_plugin, plugins_at, run_afresh
+from fltrust_repro.registry import Registry, summary
 from fltrust_repro.settings import Setting
 
 RULE = '''
@@ -444,4 +438,4 @@ def test_a_plugin_of_every_kind_is_forgotten_in_every_registry(plugin):
     assert all("x" in kind for kind in every)
     run_afresh([])
     assert not any("x" in kind for kind in every)
-    assert registry.files_of_plugins() == set()
+    assert plugins.files_of_plugins() == set()
