@@ -1,8 +1,8 @@
-"""The package's structure as it stands: rooms, floors, lines and imports; `python tests/house.py`.
+"""The package's structure as it stands: `python tests/house.py` prints rooms, lines and imports.
 
-README, "Development", says on which floor a room (a module) stands. An arrow, that is an import, may
-lead to a lower floor or to another room of the same floor, never up, and never in a circle; imports
-inside functions and for types count as any other.
+README, "Development", says on which floor a room, that is a module, stands. An arrow, that is an
+import, leads to a lower floor or to another room of the same floor, never up, and never in a
+circle; imports inside functions and for types count as any other.
 """
 
 from __future__ import annotations

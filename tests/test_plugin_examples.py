@@ -13,12 +13,8 @@ import pytest
 
 PAGE = Path(__file__).parent.parent / "experiments" / "plug-ins.md"
 MOST_LINES = 15
-EXAMPLES = {
-    name: text
-    for name, text in re.findall(
-        r"```python\n# (\w+\.py)\n(.+?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
-    )
-}
+FILE = re.compile(r"```python\n# (\w+\.py)\n(.+?)```", re.DOTALL)
+EXAMPLES = dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
 USES = {
     "geometric_median.py": ["--rule", "geometric-median"],
     "norm_clipping.py": ["--rule", "norm-clipping"],
