@@ -2,7 +2,7 @@
 
 import os
 
-from fltrust_repro.threads import WORKER_ENVIRONMENT
+from fltrust_repro.backend import WORKER_ENVIRONMENT
 
 # Before the libraries load: pytest-xdist runs as many processes as there are cores.
 for _name, _value in WORKER_ENVIRONMENT.items():

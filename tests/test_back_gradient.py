@@ -8,9 +8,9 @@ import zipfile
 
 import numpy as np
 import pytest
+from fltrust_repro.back_gradient import BackGradient, descend, one_hot, optimise, with_bias
 
 from fltrust_repro import back_gradient, datasets, figures, poisoning
-from fltrust_repro.back_gradient import BackGradient, descend, one_hot, optimise, with_bias
 from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import Shards, append_examples
 from fltrust_repro.settings import Setting

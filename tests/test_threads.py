@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fltrust_repro import threads, trial_process
+from fltrust_repro.backend import WORKER_ENVIRONMENT
 from fltrust_repro.processes import LocalProcesses, Machine
 from fltrust_repro.settings import Setting
-from fltrust_repro.threads import WORKER_ENVIRONMENT
 from fltrust_repro.training import run_trial
 
 SEVERAL = dict.fromkeys(
@@ -123,7 +123,7 @@ from threadpoolctl import threadpool_info
 import test_threads as tests
 from fltrust_repro.training import run_trial
 from fltrust_repro.backend import mx
-from fltrust_repro.threads import _limit_mxnet
+from fltrust_repro.backend import _limit_mxnet
 
 def threads_now():
     limits = {told["filepath"]: told["num_threads"] for told in threadpool_info()}

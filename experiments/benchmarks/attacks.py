@@ -9,6 +9,7 @@ from typing import Any
 
 import images
 import numpy as np
+from fltrust_repro.lambda_search import KrumProblem
 from measure import Row, in_fresh_process, peak, timed
 from stages import Iteration
 
@@ -16,7 +17,6 @@ from fltrust_repro.aggregation import krum_choice
 from fltrust_repro.attacks import Round, attacks, changing_direction, krum_problem, largest_lambda
 from fltrust_repro.backend import array_view, to_ndarray
 from fltrust_repro.distances import squared_distances
-from fltrust_repro.lambda_search import KrumProblem
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import generator
 

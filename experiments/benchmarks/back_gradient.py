@@ -18,14 +18,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from fltrust_repro.back_gradient import BackGradient, one_hot, optimise, outer_gradient
 
 from fltrust_repro import datasets, trial_process
-from fltrust_repro.back_gradient import BackGradient, one_hot, optimise, outer_gradient
-from fltrust_repro.backend import mx, nd
+from fltrust_repro.backend import mx, nd, one_thread
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import Shards, sample_batches
-from fltrust_repro.threads import one_thread
 from fltrust_repro.training import generator
 from fltrust_repro.workers import Learner
 
