@@ -155,7 +155,7 @@ class Federation:
         self, setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None
     ) -> None:
         self._setting, self._seed, self._attack = setting, seed, attacks[setting.attack]
-        self._parameters, self._master = _attackers_view(setting)
+        self._parameters, self._master = attackers_view(setting)
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._notes: Counter[str] = Counter()
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
@@ -268,8 +268,8 @@ class Federation:
         return self.learner.judge(checked, self._validation_x, self._validation_y)
 
 
-def _attackers_view(setting: Setting) -> tuple[Parameters, Master]:
-    """What the attacker chooses, and what it knows of the master device."""
+def attackers_view(setting: Setting) -> tuple[Parameters, Master]:
+    """Return what the attacker chooses, and what it knows of the master device."""
     parameters = Parameters(
         epsilon=setting.epsilon,
         b=setting.b,

@@ -201,7 +201,8 @@ class Learner:
 
     def error_rate(self, w: NDArray, x: NDArray, labels: np.ndarray) -> float:
         """Share of wrong predictions of model w on examples x, `resident`, with labels (n,)."""
-        return float((self._scores(host_view(w), x).argmax(axis=1) != labels).mean())
+        [scores] = self._scores(host_view(w)[None], x)
+        return float((scores.argmax(axis=1) != labels).mean())
 
     def judge(
         self, models: np.ndarray, x: NDArray, labels: np.ndarray
@@ -210,27 +211,26 @@ class Learner:
 
         A model with non-finite logits has infinite loss.
         """
-        if self._compiled is not None and self._compiled.scores_of_all is not None:
-            scores = self._compiled.scores_of_all(models, host_view(x))
-        else:
-            scores = np.stack([self._scores(w, x) for w in models])
-        scores = scores.astype(np.float64)  # (k, n, classes)
+        scores = self._scores(models, x).astype(np.float64)
         errors = (scores.argmax(axis=2) != labels).mean(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
             losses = cross_entropy(scores, labels).mean(axis=1)
         return errors, np.where(np.isfinite(losses), losses, np.inf)
 
-    def _scores(self, w: np.ndarray, x: NDArray) -> np.ndarray:
-        """Logits (n, classes) of model w."""
+    def _scores(self, models: np.ndarray, x: NDArray) -> np.ndarray:
+        """Logits (k, n, classes) of models (k, d)."""
         if self._compiled is not None:
-            return self._compiled.scores(w, host_view(x))
-        flat, scores = backend.nd.array(w, ctx=self._ctx), []
-        for start in range(0, len(x), self._chunk):
-            # Anew for each chunk: nothing is computed of one while another still needs the
-            # parameters, so that memory holds the activations of one alone.
-            self._load(self._weights, flat)
-            scores.append(self._net(x[start : start + self._chunk]))
-        return backend.nd.concat(*scores, dim=0).asnumpy()
+            if len(models) > 1 and self._compiled.scores_of_all is not None:
+                return self._compiled.scores_of_all(models, host_view(x))
+            return np.stack([self._compiled.scores(w, host_view(x)) for w in models])
+        scores = []
+        for w in backend.nd.array(models, ctx=self._ctx):
+            for start in range(0, len(x), self._chunk):
+                # Anew for each chunk: nothing is computed of one while another still needs the
+                # parameters, so that memory holds the activations of one alone.
+                self._load(self._weights, w)
+                scores.append(self._net(x[start : start + self._chunk]))
+        return backend.nd.concat(*scores, dim=0).asnumpy().reshape(len(models), len(x), -1)
 
 
 def _flatten(arrays: list[NDArray]) -> NDArray | None:
