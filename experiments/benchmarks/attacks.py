@@ -9,7 +9,6 @@ from typing import Any
 
 import images
 import numpy as np
-from fltrust_repro.lambda_search import KrumProblem
 from measure import Row, in_fresh_process, peak, timed
 from stages import Iteration
 
