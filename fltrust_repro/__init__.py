@@ -35,9 +35,8 @@ _PLACES = {
     "experiments": ("load_experiment",),
     "models": ("model",),
     "plugins": ("load_plugin",),
-    "results": ("TrialResult",),
     "settings": ("Setting",),
-    "training": ("run_trial",),
+    "training": ("TrialResult", "run_trial"),
 }
 # Registries but that of the rules have the name of their module: `attacks.attacks["krum"]`.
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}

@@ -4,8 +4,8 @@ All rules here are translation-equivariant, so that aggregating updates `delta_i
 aggregating local models (paper, 2.1). A rule is a function of `updates` and, by name, of the
 parameters it needs: `c`, how many workers may be compromised, and `beta`.
 
-What a rule allocates beside its result of d numbers is stated for the CPU. A block of columns
-takes about 10 MB for m = 100, whatever d.
+What a rule allocates beside its result of d numbers is stated; a block of columns takes about 10 MB
+for m = 100, whatever d.
 """
 
 from __future__ import annotations
@@ -15,89 +15,54 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from fltrust_repro import backend
-from fltrust_repro.backend import (
-    array_view,
-    as_numbers,
-    as_updates,
-    fetch,
-    module_of,
-    off_diagonal,
-    take_rows,
-    to_ndarray,
-)
 from fltrust_repro.compiled import compiled
 from fltrust_repro.distances import squared_distances
+from fltrust_repro.doors import Limit, Numbers, as_given, as_updates, lent, taken_back
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
-from fltrust_repro.registry import Registry, is_built_in, place_of
-
-if TYPE_CHECKING:
-    from fltrust_repro.backend import NDArray
-
-
-_FARTHEST = 1e300  # beyond all squares of float32, and sums of a million do not overflow
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A quantity of m, c and beta that has to be at least 1 for a rule or attack to make sense."""
-
-    text: str
-    value: Callable[[int, int, int], int]
-
-    def check(self, user: str, m: int, c: int, beta: int) -> None:
-        """Raise `BadInput` where the quantity is below 1."""
-        try:
-            value = int(self.value(m, c, beta))
-        except (Exception, SystemExit) as error:  # a plug-in's limit may be anything
-            problem = f"{type(error).__name__}: {error}"
-            raise BadInput(f"the limit of {user} cannot be computed ({problem}).") from error
-        if value < 1:
-            raise BadInput(
-                f"{user} needs {self.text} >= 1, but with m = {m} workers, c = {c} compromised and "
-                f"beta = {beta} it is {value}; use more workers, or a smaller c or beta."
-            )
+from fltrust_repro.registry import Registry
 
 
 class WithoutEach(NamedTuple):
     """What a rule gives when one worker is left out: for worker i, `aggregates[which[i]]`."""
 
-    aggregates: NDArray  # (k, d); k < m where leaving out one or another gives the same
+    aggregates: np.ndarray  # (k, d); k < m where leaving out one or another gives the same
     which: np.ndarray  # int (m,)
+
+
+LeaveOneOut = Callable[..., Union[np.ndarray, WithoutEach]]
 
 
 @dataclass(frozen=True)
 class Rule:
     """An aggregation rule with its limit; `parameters` are those of `c`, `beta` that it takes.
 
-    `leave_one_out`, of the same parameters, is a fast way to `without_each`.
+    `leave_one_out`, of the same parameters, is a fast way to `without_each`: the m aggregates.
     """
 
     name: str
-    function: Callable[..., NDArray]
+    function: Callable[..., np.ndarray]
     limit: Limit | None
     parameters: tuple[str, ...]
-    leave_one_out: Callable[..., WithoutEach] | None = None
+    leave_one_out: LeaveOneOut | None = None
 
-    def __call__(self, updates: Any, *, c: int, beta: int | None = None) -> Any:
+    def __call__(self, updates: Numbers, *, c: int, beta: int | None = None) -> Numbers:
         """Aggregate updates of shape (m, d) to shape (d,).
 
         Parameters
         ----------
-        updates : NDArray or numpy array (m, d)
-            All but a float32 NDArray is copied. The rule of a plug-in gets a copy, too, which it
-            may change.
+        updates : NDArray or numpy array (m, d), numbers of any type
+            The rule of a plug-in gets a copy, which it may change.
         c, beta : int
             beta is c unless given.
 
         Returns
         -------
-        NDArray (d,), float32; a numpy array if the updates were no NDArray.
+        array (d,), float32, of the kind that was given
 
         Raises
         ------
@@ -106,29 +71,24 @@ class Rule:
             and beta are beyond the rule's limit.
         """
         rows, known = self._checked(updates, c, beta)
-        given = rows if is_built_in(self.function) else rows.copy()
-        result = as_numbers(
-            self.function(given, **known),
-            (rows.shape[1],),
-            f"rule {self.name!r}{place_of(self.function)}",
-            "its result",
-            rows.ctx,
-        )
-        return result if isinstance(updates, backend.NDArray) else result.asnumpy()
+        result = self.function(lent(rows, self.function), **known)
+        user = f"rule {self.name!r}"
+        shape = (rows.shape[1],)
+        return as_given(taken_back(result, shape, self.function, user, "its result"), updates)
 
-    def without_each(self, updates: NDArray, *, c: int, beta: int | None = None) -> WithoutEach:
+    def without_each(self, updates: Numbers, *, c: int, beta: int | None = None) -> WithoutEach:
         """Aggregate the other m - 1 updates, for each of the m workers left out (Section 5)."""
         rows, known = self._checked(updates, c, beta)
         if self.leave_one_out is not None:
-            given = rows if is_built_in(self.leave_one_out) else rows.copy()
-            return self.leave_one_out(given, **known)
-        workers = np.arange(len(rows))
-        rest = (take_rows(rows, np.delete(workers, i)) for i in workers)
-        return WithoutEach(
-            backend.nd.stack(*[self(others, c=c, beta=beta) for others in rest]), workers
-        )
+            found = self.leave_one_out(lent(rows, self.leave_one_out), **known)
+        else:
+            rest = (np.delete(rows, i, axis=0) for i in range(len(rows)))
+            found = np.stack([self(others, c=c, beta=beta) for others in rest])
+        return found if isinstance(found, WithoutEach) else WithoutEach(found, np.arange(len(rows)))
 
-    def _checked(self, updates: Any, c: int, beta: int | None) -> tuple[NDArray, dict[str, int]]:
+    def _checked(
+        self, updates: Numbers, c: int, beta: int | None
+    ) -> tuple[np.ndarray, dict[str, int]]:
         known = {"c": c, "beta": c if beta is None else beta}
         for name, value in known.items():
             if not isinstance(value, (int, np.integer)) or value < 0:
@@ -145,17 +105,17 @@ rules: Registry[Rule] = Registry("rule")
 def rule(
     name: str,
     limit: Limit | None = None,
-    leave_one_out: Callable[..., WithoutEach] | None = None,
-) -> Callable:
+    leave_one_out: LeaveOneOut | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function `(updates[, c][, beta]) -> (d,)` as aggregation rule `name`.
 
-    The function is given a float32 NDArray (m, d) within the limit, and returns d numbers, as an
-    NDArray or a numpy array. Called by its own name it checks its arguments and result as
-    `Rule.__call__` does.
+    The function is given a float32 numpy array (m, d) within the limit, and returns d numbers.
+    Called by its own name it checks its arguments and result as `Rule.__call__` does.
     """
 
-    def register(function: Callable[..., NDArray]) -> Callable[..., NDArray]:
-        parameters = tuple(inspect.signature(function).parameters)[1:]
+    def register(function: Callable[..., np.ndarray]) -> Callable[..., Numbers]:
+        signature = inspect.signature(function)
+        parameters = tuple(signature.parameters)[1:]
         strange = sorted(set(parameters) - {"c", "beta"})
         if strange:
             raise BadInput(
@@ -164,10 +124,9 @@ def rule(
             )
         entry = Rule(name, function, limit, parameters, leave_one_out)
         rules.add(name, entry)
-        signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def checked(*args: Any, **kwargs: Any) -> Any:
+        def checked(*args: Any, **kwargs: Any) -> Numbers:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             (_, updates), *values = bound.arguments.items()
@@ -178,17 +137,13 @@ def rule(
     return register
 
 
-def _each_its_own(aggregates: NDArray) -> WithoutEach:
-    return WithoutEach(aggregates, np.arange(len(aggregates)))
-
-
-def _mean_without(updates: NDArray) -> WithoutEach:
+def _mean_without(updates: np.ndarray) -> np.ndarray:
     # Not (total - own) / (m - 1): one large value would leave nothing of the others.
-    return _each_its_own(middle_means_without(updates, 0, len(updates) - 1))
+    return middle_means_without(updates, 0, len(updates) - 1)
 
 
 @rule("mean", leave_one_out=_mean_without)
-def mean(updates: NDArray) -> NDArray:
+def mean(updates: np.ndarray) -> np.ndarray:
     """Mean of each parameter (not robust).
 
     Summed in float32, or in float64 where that overflows. Allocates 2 bytes a parameter, or 10
@@ -198,82 +153,102 @@ def mean(updates: NDArray) -> NDArray:
     >>> mean([[1, 2], [3, 6]])
     array([2., 4.], dtype=float32)
     """
-    array, xp = array_view(updates)
-    if xp is not np:
-        return to_ndarray(array.mean(axis=0))
     with np.errstate(over="ignore", invalid="ignore"):
-        out = array.mean(axis=0)
+        out = updates.mean(axis=0)
         lost = ~np.isfinite(out)
         if lost.any():
-            np.copyto(out, array.mean(axis=0, dtype=np.float64), where=lost, casting="same_kind")
-    return to_ndarray(out)
-
-
-def krum_scores(squared: Any, neighbours: int) -> Any:
-    """Krum's score of each of n models: summed squared distances to its nearest neighbours.
-
-    `squared` holds squared distances, shape (..., n, n), on the host or a GPU, where the scores
-    (..., n) stay; a model is no neighbour of itself. Summed from the nearest on, so that models
-    with the same distances have the same score.
-    """
-    xp = module_of(squared)
-    if neighbours < 1:
-        return xp.zeros_like(squared[..., 0])
-    nearest = xp.sort(xp.where(off_diagonal(squared), squared, np.inf), axis=-1)[..., :neighbours]
-    if xp is not np:
-        # The compensated sums of mx.np make NaN of infinities.
-        return xp.minimum(nearest, _FARTHEST).sum(axis=-1)
-    return nearest.cumsum(axis=-1)[..., -1]  # one after another, as `_krum_among` adds
-
-
-def krum_choice(squared: Any, neighbours: int) -> Any:
-    """Return the index of the model that Krum selects, shape (1,); among equals the lowest.
-
-    Of squared distances (k, n, n) those of k selections, shape (k,).
-    """
-    scores = krum_scores(squared, neighbours)
-    return scores.reshape(-1, scores.shape[-1]).argmin(axis=1)
+            np.copyto(out, updates.mean(axis=0, dtype=np.float64), where=lost, casting="same_kind")
+    return out
 
 
 @compiled
-def _krum_among(
-    squared: np.ndarray, nearest: np.ndarray, taking_part: np.ndarray, neighbours: int
-) -> int:
-    # `krum_choice` of the models taking part; row i of `nearest` is i and then the others by
-    # distance from it.
+def _krum(
+    squared: np.ndarray,
+    nearest: np.ndarray,
+    among: np.ndarray,
+    neighbours: int,
+    crafted: np.ndarray,
+    copies: int,
+) -> tuple[int, float]:
+    # Scores are summed from the nearest on, so that models with the same distances have the same.
     choice, least = -1, np.inf
+    if copies > 0:  # they are each other's nearest
+        counted = min(copies - 1, neighbours)
+        least = 0.0
+        for distance in np.sort(crafted)[: neighbours - counted]:
+            least += distance
     for i in range(len(squared)):
-        if not taking_part[i]:
+        if not among[i]:
             continue
-        score, counted = 0.0, 0
-        for k in nearest[i, 1:]:
+        score, counted, left = 0.0, 0, copies
+        for k in nearest[i]:
+            if not among[k]:
+                continue
+            while left > 0 and counted < neighbours and crafted[i] < squared[i, k]:
+                score += crafted[i]
+                counted += 1
+                left -= 1
             if counted == neighbours:
                 break
-            if taking_part[k]:
-                score += squared[i, k]
-                counted += 1
-        if choice < 0 or score < least:
+            score += squared[i, k]
+            counted += 1
+        for _ in range(min(left, neighbours - counted)):
+            score += crafted[i]
+        if score < least or (choice < 0 and copies == 0):
             choice, least = i, score
-    return choice
+    return choice, least
 
 
-def _nearest_first(squared: np.ndarray) -> np.ndarray:
-    itself_first = squared + np.diag(np.full(len(squared), -1.0))
-    return np.argsort(itself_first, axis=1, kind="stable")
+class Crowd:
+    """Models as Krum sees them: by their squared distances, each one's others from the nearest on.
+
+    Parameters
+    ----------
+    squared : float64 (n, n)
+        As `squared_distances` returns them.
+    """
+
+    def __init__(self, squared: np.ndarray) -> None:
+        self._squared = squared
+        itself_first = squared - np.eye(len(squared))
+        self._nearest = np.argsort(itself_first, axis=1)[:, 1:]
+        self._everyone = np.ones(len(squared), dtype=bool)
+
+    def select(
+        self,
+        neighbours: int,
+        among: np.ndarray | None = None,
+        crafted: np.ndarray | None = None,
+        copies: int = 0,
+    ) -> tuple[int, float]:
+        """Return which model Krum selects, and its score: the first of those with the least.
+
+        A score sums squared distances to so many nearest neighbours, itself not counted.
+
+        Parameters
+        ----------
+        neighbours : int
+        among : bool (n,), optional
+            Which models take part; by default all.
+        crafted, copies : float64 (n,) and int, optional
+            Copies of one more model come first, at these squared distances. If Krum selects
+            them, that is number -1.
+        """
+        among = self._everyone if among is None else among
+        crafted = self._squared[0] if crafted is None else crafted
+        return _krum(self._squared, self._nearest, among, neighbours, crafted, copies)
 
 
-def _krum_without(updates: NDArray, c: int) -> WithoutEach:
+def _krum_without(updates: np.ndarray, c: int) -> WithoutEach:
     m = len(updates)
-    [squared] = fetch(squared_distances(updates))
-    nearest = _nearest_first(squared)
-    taking_part = ~np.eye(m, dtype=bool)
-    chosen = [_krum_among(squared, nearest, row, max(m - c - 3, 1)) for row in taking_part]
+    crowd = Crowd(squared_distances(updates))
+    chosen = [crowd.select(max(m - c - 3, 1), others)[0] for others in ~np.eye(m, dtype=bool)]
     few, which = np.unique(chosen, return_inverse=True)
-    return WithoutEach(take_rows(updates, few), which)
+    return WithoutEach(updates[few], which)
 
 
 @rule("krum", Limit("m - c - 2", lambda m, c, beta: m - c - 2), leave_one_out=_krum_without)
-def krum(updates: NDArray, c: int) -> NDArray:
+def krum(updates: np.ndarray, c: int) -> np.ndarray:
     """Select the update with the smallest sum of squared distances to its m - c - 2 nearest.
 
     Of equal ones the first is selected. Allocates a block of columns and a few (m, m) matrices.
@@ -282,41 +257,25 @@ def krum(updates: NDArray, c: int) -> NDArray:
     >>> krum([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]], c=1)
     array([1. , 1.5], dtype=float32)
     """
-    return take_rows(updates, krum_choice(squared_distances(updates), len(updates) - c - 2))[0]
+    choice, _ = Crowd(squared_distances(updates)).select(len(updates) - c - 2)
+    return updates[choice].copy()
 
 
-def bulyan_selection(squared: Any, c: int, theta: int) -> Any:
+def bulyan_selection(squared: np.ndarray, c: int, theta: int) -> np.ndarray:
     """Select theta models by Krum, one after another, each among those not selected yet.
 
-    `squared` holds squared distances, shape (m, m), on the host or a GPU, where the selection
-    stays. With n models left, Krum looks at n - c - 2 neighbours, at least 1; of equal models it
-    selects the first.
+    With n models left, Krum looks at n - c - 2 neighbours, at least 1.
     """
-    if module_of(squared) is not np:
-        return _selection_operators(squared, c, theta)
-    nearest = _nearest_first(squared)
-    left = np.ones(len(squared), dtype=bool)
+    crowd, left = Crowd(squared), np.ones(len(squared), dtype=bool)
     selected = np.empty(theta, dtype=np.int64)
     for t in range(theta):
-        selected[t] = _krum_among(squared, nearest, left, max(len(squared) - t - c - 2, 1))
+        selected[t], _ = crowd.select(max(len(squared) - t - c - 2, 1), left)
         left[selected[t]] = False
     return selected
 
 
-def _selection_operators(squared: Any, c: int, theta: int) -> Any:
-    xp, m = module_of(squared), len(squared)
-    number = xp.arange(m, dtype="int64", ctx=squared.ctx)  # argmin's type
-    left, selected = number >= 0, []
-    for t in range(theta):
-        among = xp.where(left.reshape(1, -1), squared, np.inf)
-        scores = xp.where(left, krum_scores(among, max(m - t - c - 2, 1)), np.inf)
-        selected.append(scores.reshape(1, -1).argmin(axis=1))
-        left = left * (number != selected[-1])
-    return xp.concatenate(selected)
-
-
 @rule("bulyan", Limit("m - 4c", lambda m, c, beta: m - 4 * c))
-def bulyan(updates: NDArray, c: int) -> NDArray:
+def bulyan(updates: np.ndarray, c: int) -> np.ndarray:
     """Mean of each parameter's gamma values closest to the median, of theta models Krum selects.
 
     theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates what Krum does; the selected
@@ -331,8 +290,8 @@ def bulyan(updates: NDArray, c: int) -> NDArray:
     return mean_around_median(updates, selected, m - 4 * c)
 
 
-def _trimmed_mean_without(updates: NDArray, beta: int) -> WithoutEach:
-    return _each_its_own(middle_means_without(updates, beta, len(updates) - 1 - beta))
+def _trimmed_mean_without(updates: np.ndarray, beta: int) -> np.ndarray:
+    return middle_means_without(updates, beta, len(updates) - 1 - beta)
 
 
 @rule(
@@ -340,7 +299,7 @@ def _trimmed_mean_without(updates: NDArray, beta: int) -> WithoutEach:
     Limit("m - 2 beta", lambda m, c, beta: m - 2 * beta),
     leave_one_out=_trimmed_mean_without,
 )
-def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
+def trimmed_mean(updates: np.ndarray, beta: int) -> np.ndarray:
     """Mean of each parameter without its beta largest and beta smallest values.
 
     Allocates a block of columns.
@@ -352,13 +311,13 @@ def trimmed_mean(updates: NDArray, beta: int) -> NDArray:
     return middle_mean(updates, beta, len(updates) - beta)
 
 
-def _median_without(updates: NDArray) -> WithoutEach:
+def _median_without(updates: np.ndarray) -> np.ndarray:
     left = len(updates) - 1
-    return _each_its_own(middle_means_without(updates, (left - 1) // 2, left // 2 + 1))
+    return middle_means_without(updates, (left - 1) // 2, left // 2 + 1)
 
 
 @rule("median", leave_one_out=_median_without)
-def median(updates: NDArray) -> NDArray:
+def median(updates: np.ndarray) -> np.ndarray:
     """Median of each parameter; for even m the mean of the middle two.
 
     Allocates a block of columns.

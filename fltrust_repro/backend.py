@@ -2,6 +2,9 @@
 
 MXNet 1.9.1 is older than today's numpy and CUDA packages; what its import needs from its
 surroundings is set right here, for as long as it takes, and nothing else has to know.
+
+Trials have one thread each, so that sums have one order and numbers do not depend on a machine's
+cores: worker processes from their start, a process of a user's own while a trial runs in it.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +25,29 @@ import numpy as np
 
 from fltrust_repro import cuda
 from fltrust_repro.errors import BadInput
-from fltrust_repro.threads import environment
 
 if TYPE_CHECKING:
     from mxnet.context import Context
     from mxnet.ndarray import NDArray
 
-# numpy 1.24 dropped these names, which MXNet reads when it is imported and later.
-_DROPPED = {
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "object": object,
-    "str": str,
-    "complex": complex,
+# What MXNet must do alike in every trial; it reads them whenever it prepares an operator.
+_MXNET = {
+    "MXNET_ENFORCE_DETERMINISM": "1",
+    "MXNET_CUDNN_AUTOTUNE_DEFAULT": "0",
+    "MXNET_STORAGE_FALLBACK_LOG_VERBOSE": "0",
 }
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "MXNET_CPU_WORKER_NTHREADS": "1",
+    **_MXNET,
+}
+"""Environment of a process that does nothing but trials; libraries read it when they load."""
+
+# numpy 1.24 dropped these names, which MXNet reads when it is imported and later.
+_DROPPED = {kind.__name__: kind for kind in (bool, int, float, object, str, complex)}
 
 
 @functools.cache
@@ -120,19 +133,14 @@ def gpu_memory_share(index: int) -> float:
     return 1 - free / total
 
 
-@functools.cache
-def _workspace_of(index: int) -> int:
-    _, total = _mxnet().context.gpu_memory_info(index)
-    return total // 16
-
-
 def workspace(ctx: Context) -> int:
     """Bytes that the intermediate arrays of one step may take: a sixteenth of a GPU's memory.
 
-    Of all its memory and not of what is free, so that blocks, hence the order of floating point
-    sums, do not depend on what else runs there.
+    Of all its memory and not of what is free, so that the order of floating point sums does not
+    depend on what else runs there.
     """
-    return _workspace_of(ctx.device_id)
+    _, total = _mxnet().context.gpu_memory_info(ctx.device_id)
+    return total // 16
 
 
 @contextlib.contextmanager
@@ -181,11 +189,6 @@ def is_gpu(ctx: Context) -> bool:
     return ctx.device_type == "gpu"
 
 
-def on_gpu(array: NDArray) -> bool:
-    """Whether the array lies in a GPU's memory."""
-    return is_gpu(array.ctx)
-
-
 def host_view(array: NDArray) -> np.ndarray:
     """Return a numpy array over the memory of a float32 CPU NDArray: no copy, writable.
 
@@ -205,141 +208,83 @@ def host_view(array: NDArray) -> np.ndarray:
     return np.frombuffer(buffer, dtype=np.float32).reshape(array.shape)
 
 
-def array_view(array: NDArray) -> tuple[Any, ModuleType]:
-    """Return the same memory as an array with numpy's interface, and the module of its functions.
+def to_ndarray(array: np.ndarray) -> NDArray:
+    """Turn a numpy array into an NDArray of float32; one of float32 shares its memory."""
+    whole = np.ascontiguousarray(array, dtype=np.float32)
+    return _mxnet().nd.from_numpy(whole, zero_copy=True)
 
-    numpy itself on the CPU, where NDArray operators are up to 60 times slower; `mx.np` on a GPU,
-    where the data stay. A formula written against this pair runs on both.
+
+# --- threads and environment
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while, such as that in which processes start.
+
+    Then the environment is as before, whatever changed it meanwhile.
     """
-    if on_gpu(array):
-        return array.as_np_ndarray(), _mxnet().np
-    return host_view(array), np
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        for name, value in before.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
 
 
-def module_of(array: Any) -> ModuleType:
-    """Return the module of the functions of an array that `array_view` or its module made."""
-    return np if isinstance(array, np.ndarray) else _mxnet().np
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, also where libraries were loaded with more; then restore theirs.
 
-
-def fetch(*arrays: Any) -> list[np.ndarray]:
-    """Bring arrays, as `array_view` shows them and of one type, to the host.
-
-    From a GPU in a single copy, which waits for all that was asked of it; this is the only way
-    that numbers leave it. Arrays of the host come back as they are.
+    It does not matter who imported numpy, numba or MXNet, when, and with what environment: BLAS,
+    OpenMP, numba and the thread in which MXNet computes are told. Two things are beyond it: several
+    such threads (MXNET_CPU_WORKER_NTHREADS, by default 1), and operators that MXNet prepared with
+    several threads before, which it takes again for arrays of the very same shapes.
     """
-    if isinstance(arrays[0], np.ndarray):
-        return list(arrays)
-    flat = [array.as_nd_ndarray().reshape(-1) for array in arrays if array.size]
-    values = _mxnet().nd.concat(*flat, dim=0).asnumpy()
-    ends = np.cumsum([array.size for array in arrays])
-    return [part.reshape(a.shape) for part, a in zip(np.split(values, ends[:-1]), arrays)]
+    import numba
+    import scipy.linalg.cython_blas  # noqa: F401  (numba's products call it: a BLAS to be limited)
+    from threadpoolctl import threadpool_limits
+
+    threads_of_mxnet, threads_of_numba = _limit_mxnet(1), numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1), environment(_MXNET):
+            yield
+    finally:
+        numba.set_num_threads(threads_of_numba)
+        _limit_mxnet(threads_of_mxnet)
 
 
-_COPIES = 8  # of a block of columns, its own included, while these are sorted or multiplied
+_EngineFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 
 
-def column_blocks(updates: NDArray) -> Iterator[Any]:
-    """Cut a matrix on a GPU into blocks of columns, as many as keep within its `workspace`."""
-    m, d = updates.shape
-    width = max(1, workspace(updates.ctx) // (_COPIES * m * np.dtype(np.float32).itemsize))
-    view, _ = array_view(updates)
-    return (view[:, start : start + width] for start in range(0, d, width))
+class _EngineContext(ctypes.Structure):
+    _fields_ = (("device_type", ctypes.c_int), ("device_id", ctypes.c_int))
 
 
-def off_diagonal(square: Any) -> Any:
-    """Mark all entries of a square matrix but its diagonal, on the matrix's device."""
-    n = square.shape[-1]
-    if isinstance(square, np.ndarray):
-        return ~np.eye(n, dtype=bool)
-    return _mxnet().np.eye(n, ctx=square.ctx) == 0
+def _limit_mxnet(count: int) -> int:
+    """Give the thread in which MXNet computes on the CPU that many of OpenMP's; return how many.
 
-
-def to_ndarray(array: Any) -> NDArray:
-    """Turn an array made with `array_view`'s module into an NDArray; no copy of float32."""
-    if isinstance(array, np.ndarray):
-        whole = np.ascontiguousarray(array, dtype=np.float32)
-        return _mxnet().nd.from_numpy(whole, zero_copy=True)
-    return array.as_nd_ndarray()
-
-
-def as_numbers(
-    values: Any, shape: tuple[int | None, ...], user: str, what: str, ctx: Context | None = None
-) -> NDArray:
-    """Take what a user gave for an array of numbers: the one door to all rules and attacks.
-
-    Parameters
-    ----------
-    values : NDArray, numpy array or what numpy makes an array of; integers or floats
-        A float32 NDArray comes back as it is, all else as a copy in float32, where numbers beyond
-        its range become infinite.
-    shape : tuple
-        What the shape has to be; None stands for any length from 1 on, m or d.
-    user, what : str
-        Who takes or gives the values, and what they are, for the message.
-    ctx : MXNet context, optional
-        Where a copy is made; by default on the CPU.
-
-    Raises
-    ------
-    BadInput
-        Another shape, or no real numbers.
+    OpenMP counts for each thread by itself, so that it has to be told in that very thread.
     """
-    letters = iter("md")
-    lengths = [next(letters) if n is None else str(n) for n in shape]
-    told = "(" + ", ".join(lengths) + ",)"[len(shape) > 1 :]
-    if not isinstance(values, _mxnet().nd.NDArray):
-        try:
-            values = np.asarray(values)
-        except (TypeError, ValueError, RuntimeError):  # a ragged list, a tensor of another device
-            values = np.asarray(None)
-    kind = np.dtype(values.dtype)
-    fits = len(values.shape) == len(shape) and all(
-        have > 0 and wanted in (None, have) for have, wanted in zip(values.shape, shape)
-    )
-    if not fits or kind.kind not in "fiu":
-        given = "no array" if kind.kind == "O" else f"{kind} {tuple(values.shape)}"
-        raise BadInput(f"{user}: {what} must be numbers of shape {told}, not {given}.")
-    if isinstance(values, np.ndarray):
-        with np.errstate(over="ignore"):
-            return _mxnet().nd.array(values.astype(np.float32), ctx=ctx, dtype="float32")
-    plain = values.as_nd_ndarray()
-    return plain if kind == np.float32 else plain.astype("float32")
+    mx, told, former = _mxnet(), threading.Event(), []
+    library = mx.base._LIB
+    try:
+        had, give = library.omp_get_max_threads, library.omp_set_num_threads
+    except AttributeError:  # a build without OpenMP
+        return 1
 
+    @_EngineFunction
+    def tell(run_context: int | None, parameter: int | None) -> None:
+        former.append(had())
+        give(count)
+        told.set()
 
-def as_updates(values: Any, user: str) -> NDArray:
-    """Take a matrix of updates (m, d), m and d at least 1, as `as_numbers` does."""
-    return as_numbers(values, (None, None), user, "updates")
-
-
-def take_rows(array: NDArray, rows: Any) -> NDArray:
-    """Copy some rows of an array (m, ...), in the order given, on its device.
-
-    The rows' numbers are integers, of the host or of the same device.
-    """
-    if not on_gpu(array):
-        return to_ndarray(host_view(array)[rows])
-    nd = _mxnet().nd
-    # Integers: in float32, the default, numbers beyond 2^24 would run together.
-    there = nd.array(rows, ctx=array.ctx, dtype="int64") if module_of(rows) is np else rows
-    return nd.take(array, there.as_nd_ndarray(), axis=0)
-
-
-def uniform(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:
-    """Draw float32 from [0, 1) on the device of `like`, as `array_view` would show them."""
-    if not on_gpu(like):
-        return rng.random(shape, dtype=np.float32)
-    _seed_device(rng, like)
-    return _mxnet().nd.random.uniform(shape=shape, ctx=like.ctx).as_np_ndarray()
-
-
-def normal(rng: np.random.Generator, shape: tuple[int, ...], like: NDArray) -> Any:
-    """Draw standard normal float32 on the device of `like`, as `array_view` would show them."""
-    if not on_gpu(like):
-        return rng.standard_normal(shape, dtype=np.float32)
-    _seed_device(rng, like)
-    return _mxnet().nd.random.normal(shape=shape, ctx=like.ctx).as_np_ndarray()
-
-
-def _seed_device(rng: np.random.Generator, like: NDArray) -> None:
-    # MXNet keeps one generator per device; seeding it at each draw makes `rng` the only state.
-    _mxnet().random.seed(int(rng.integers(2**31)), ctx=like.ctx)
+    cpu = _EngineContext(mx.cpu().device_typeid, 0)
+    nothing = (None, 0, None, 0, None, 0, None)
+    mx.base.check_call(library.MXEnginePushSync(tell, None, None, ctypes.byref(cpu), *nothing))
+    told.wait()
+    return former[0]

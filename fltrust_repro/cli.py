@@ -13,7 +13,6 @@ from fltrust_repro import datasets, fidelity, figures, page
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive
 from fltrust_repro.attacks import attacks
-from fltrust_repro.back_gradient import BackGradient
 from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
 from fltrust_repro.doctor import doctor
@@ -31,6 +30,7 @@ from fltrust_repro.options import (
     plugin_option,
     store_option,
 )
+from fltrust_repro.poisoning import BackGradient
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import Setting
 from fltrust_repro.store_commands import export_command, import_command, show, status

@@ -19,7 +19,7 @@ from fltrust_repro import machine
 from fltrust_repro.errors import BadInput, DataUnavailable, Raised, in_words
 from fltrust_repro.plugins import plugins_at
 from fltrust_repro.processes import START_ONE, Machine, check_address
-from fltrust_repro.results import PROTOCOL
+from fltrust_repro.training import PROTOCOL
 
 try:
     import distributed

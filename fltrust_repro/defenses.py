@@ -11,50 +11,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from fltrust_repro.aggregation import Rule
-from fltrust_repro.backend import array_view, to_ndarray
+from fltrust_repro.doors import as_numbers, as_updates, lent_parts
 from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import Registry, summary
 
-if TYPE_CHECKING:
-    from fltrust_repro.backend import NDArray
-
 VALIDATION_EXAMPLES = 100  # Section 5: drawn uniformly at random from the testing examples
+
+Judge = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What a defense is given in one iteration.
+    """What a defense is given in one iteration; NDArrays are taken, too."""
 
-    Attributes
-    ----------
-    updates : NDArray (m, d), as received from the workers
-    w_re : NDArray (d,), the global model they started from
-    rule : Rule, with c and beta as the rule takes them
-    judge : function, models (k, d) -> error rates and mean losses on the validation set, (k,) each
-    rng : numpy.random.Generator, for ties
-    """
-
-    updates: NDArray
-    w_re: NDArray
+    updates: np.ndarray  # float32 (m, d), as received from the workers
+    w_re: np.ndarray  # float32 (d,), the global model they started from
     rule: Rule
-    c: int
+    c: int  # as the rule takes it; beta likewise
     beta: int
-    judge: Callable[[NDArray], tuple[np.ndarray, np.ndarray]]
-    rng: np.random.Generator
+    judge: Judge  # models (k, d) -> error rates and mean losses on the validation set, (k,) each
+    rng: np.random.Generator  # for ties
+
+    def __post_init__(self) -> None:
+        updates = as_updates(self.updates, "a defense")
+        w_re = as_numbers(self.w_re, updates.shape[1:], "a defense", "the received model")
+        object.__setattr__(self, "updates", updates)
+        object.__setattr__(self, "w_re", w_re)
 
     @cached_property
     def impacts(self) -> tuple[np.ndarray, np.ndarray]:
         """Error rate impact and loss impact of each worker, float64 (m,) each."""
         included = self.rule(self.updates, c=self.c, beta=self.beta)
         excluded = self.rule.without_each(self.updates, c=self.c, beta=self.beta)
-        received, xp = array_view(self.w_re)
-        changes = [array_view(included)[0].reshape(1, -1), array_view(excluded.aggregates)[0]]
-        errors, losses = self.judge(to_ndarray(received + xp.concatenate(changes)))
+        changes = np.concatenate([included[None], excluded.aggregates])
+        errors, losses = self.judge(self.w_re + changes)
         # Finite, so that two infinite losses make an impact of 0 and not NaN.
         losses = np.minimum(losses, np.finfo(np.float32).max)
         return tuple(values[0] - values[1:][excluded.which] for values in (errors, losses))
@@ -78,13 +73,13 @@ class Defense:
 
         Raises `BadInput` where the function returns anything else.
         """
-        answer = self.function(case)
+        answer = self.function(lent_parts(case, self.function))
         try:
             told = np.asarray(answer.asnumpy() if hasattr(answer, "asnumpy") else answer)
         except ValueError:  # lists of different lengths
             told = np.asarray(None)
         m, most = len(case.updates), min(self.most * case.c, len(case.updates) - 1)
-        if told.ndim == 1 and told.size == 0:
+        if told.shape == (0,):
             return told.astype(np.int64)
         if told.ndim != 1 or told.dtype.kind not in "iu":
             problem = f"returned {told.dtype} of shape {told.shape}"

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import click
 
 from fltrust_repro import cuda, machine
+from fltrust_repro.backend import WORKER_ENVIRONMENT, environment
 from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput
-from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
 _SHARED = Path("/dev/shm")
 _SHARED_BY_PROCESS = 2**15  # bytes: a page for each lock of its queues

@@ -29,9 +29,22 @@ class Compiled(NamedTuple):
     scores_of_all: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of the labels: logits (..., L) -> (..., L)."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Loss of each example: logits (..., n, L) and labels (n,) -> (..., n)."""
+    top = logits.max(axis=-1)
+    log_total = top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
+    return log_total - logits[..., np.arange(len(labels)), labels]
+
+
 @compiled
 def softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Turn logits (n, L) into d loss / d logits in place; return the mean cross-entropy."""
+    """Turn logits (n, L) into d loss / d logits in place; return the mean `cross_entropy`."""
     n, classes = logits.shape
     loss = 0.0
     for i in range(n):

@@ -1,23 +1,18 @@
 """Means of each column's order statistics: what trimmed mean, median and Bulyan are made of.
 
-On the CPU they are compiled loops over blocks of columns that stay in the cache; on a GPU array
-operators (`operators.py`).
+Compiled loops over blocks of columns that stay in the cache. NaN ranks beyond the infinities, at
+the end of its sign; sums are float64. Beside its result each allocates one block of columns.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro import operators
-from fltrust_repro.backend import array_view, as_updates, on_gpu, to_ndarray
 from fltrust_repro.compiled import compiled
+from fltrust_repro.doors import Numbers, as_updates
 from fltrust_repro.errors import BadInput
-
-if TYPE_CHECKING:
-    from fltrust_repro.backend import NDArray
 
 _COLUMNS = 512  # a block of 100 rows then takes 200 KiB, within a core's second-level cache
 _CANCELS = 2.0**20  # a value this much larger than all others leaves them too few of 53 digits
@@ -129,35 +124,30 @@ def _ranks(first: int, stop: int, n: int, user: str) -> None:
         raise BadInput(f"{user}: ranks {first} to {stop - 1} are not among those of {n} values.")
 
 
-def middle_mean(updates: NDArray, first: int, stop: int) -> NDArray:
+def middle_mean(updates: Numbers, first: int, stop: int) -> np.ndarray:
     """Mean of the order statistics first..stop-1 of each column.
 
     Parameters
     ----------
-    updates : NDArray of shape (m, d), float32
+    updates : array (m, d)
     first, stop : int
         0 <= first < stop <= m; rank 0 is the smallest value of a column.
 
     Returns
     -------
-    NDArray of shape (d,), float32, summed in float64 on the CPU. NaN ranks beyond the infinities,
-    at the end of its sign; on a GPU it counts as infinity. Allocates d numbers and one block of
-    columns.
+    float32 (d,)
 
     Raises
     ------
     BadInput
         No matrix of numbers, or ranks that it does not have; the other two likewise.
     """
-    updates = as_updates(updates, "middle_mean")
-    _ranks(first, stop, len(updates), "middle_mean")
-    if on_gpu(updates):
-        return operators.middle_mean(updates, first, stop)
-    array, _ = array_view(updates)
+    array = as_updates(updates, "middle_mean")
     m, d = array.shape
+    _ranks(first, stop, m, "middle_mean")
     out = np.empty(d, dtype=np.float32)
     _middle_mean(array, selection_network(m, first, stop), first, stop, _COLUMNS, out)
-    return to_ndarray(out)
+    return out
 
 
 @compiled
@@ -223,7 +213,7 @@ def _sum_without_ends(
             target[i] = without_high * scale
 
 
-def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
+def middle_means_without(updates: Numbers, first: int, stop: int) -> np.ndarray:
     """For each row, the `middle_mean` of ranks first..stop-1 of the other m - 1 rows.
 
     All from one sort: with the order statistics S of all m rows, leaving row i out removes from
@@ -233,24 +223,20 @@ def middle_means_without(updates: NDArray, first: int, stop: int) -> NDArray:
 
     Parameters
     ----------
-    updates : NDArray of shape (m, d), float32
+    updates : array (m, d)
     first, stop : int
         0 <= first < stop <= m - 1.
 
     Returns
     -------
-    NDArray of shape (m, d), float32, each within float32 rounding of the largest value in its
-    mean; summed in float64 on the CPU. Allocates no more than that and a block of columns there.
+    float32 (m, d), each within float32 rounding of the largest value in its mean
     """
-    updates = as_updates(updates, "middle_means_without")
-    _ranks(first, stop, len(updates) - 1, "middle_means_without")
-    if on_gpu(updates):
-        return operators.middle_means_without(updates, first, stop)
-    array, _ = array_view(updates)
+    array = as_updates(updates, "middle_means_without")
     m = len(array)
+    _ranks(first, stop, m - 1, "middle_means_without")
     out = np.empty_like(array)
     _middle_means_without(array, sorting_network(m), first, stop, _COLUMNS, out)
-    return to_ndarray(out)
+    return out
 
 
 @compiled
@@ -283,31 +269,27 @@ def _mean_around_median(
             out[start + j] = total / keep
 
 
-def mean_around_median(updates: NDArray, rows: Any, keep: int) -> NDArray:
+def mean_around_median(updates: Numbers, rows: np.ndarray, keep: int) -> np.ndarray:
     """Mean of the `keep` values that lie closest to the median, in each column of some rows.
 
     Of two values equally far from the median, the smaller one is kept.
 
     Parameters
     ----------
-    updates : NDArray of shape (m, d), float32
-    rows : integer array of shape (n,), of the host or of the updates' device
-        The rows that take part. In each column at least `keep` of their values, and the median,
-        have to be finite.
+    updates : array (m, d)
+    rows : int (n,)
+        The rows that take part; they are not copied. In each column at least `keep` of their
+        values, and the median, have to be finite.
     keep : int, 1 <= keep <= n
 
     Returns
     -------
-    NDArray of shape (d,), float32, summed in float64 on the CPU. Allocates d numbers and one block
-    of columns there; the rows are not copied.
+    float32 (d,)
     """
-    updates = as_updates(updates, "mean_around_median")
+    array = as_updates(updates, "mean_around_median")
     _ranks(0, keep, len(rows), "mean_around_median")
-    if on_gpu(updates):
-        return operators.mean_around_median(updates, rows, keep)
-    array, _ = array_view(updates)
     if not np.isin(rows, np.arange(len(array))).all():
         raise BadInput(f"mean_around_median: rows {rows} are not all among {len(array)} updates.")
     out = np.empty(array.shape[1], dtype=np.float32)
     _mean_around_median(array, rows, sorting_network(len(rows)), keep, _COLUMNS, out)
-    return to_ndarray(out)
+    return out

@@ -1,4 +1,15 @@
-"""Data poisoning: what compromised workers do to their training data."""
+"""Data poisoning: what compromised workers do to their training data (paper, Sections 4.1, 4.4).
+
+Label flipping, and the back-gradient attack of Munoz-Gonzalez et al. (2017): find examples with
+which training ends in a model of largest loss, by following the gradient of that loss through the
+training itself. Their reversal of gradient descent is approximate; here the trajectory is kept,
+which for softmax regression is small, so that reverse mode is exact, and Hessian-vector products
+are written out:
+
+    p = softmax(x w^T),   gradient = (p - y)^T x / n,   H v = (p * (r - <p, r>))^T x / n,  r = x v^T
+
+where x has a last column of ones for the bias. All poisoned examples are optimised together.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +18,17 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fltrust_repro import downloads, readers
-from fltrust_repro.back_gradient import BackGradient, optimise
 from fltrust_repro.datasets import Dataset
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import write_bytes
-
-if TYPE_CHECKING:
-    from fltrust_repro.settings import Setting
+from fltrust_repro.gradients import cross_entropy, softmax
 
 VERSION = 1  # of the poisoned sets: raised when a change of the code moves them
 
@@ -29,12 +38,156 @@ def flip_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     return classes - 1 - labels
 
 
+def checked_labels(attack: str, labels: object, shape: tuple[int, ...], classes: int) -> np.ndarray:
+    """Return an attack's labels as int32; `BadInput` for others than 0..classes-1 of `shape`."""
+    labels = np.asarray(labels)
+    whole = labels.dtype.kind in "iu" and labels.shape == shape
+    if not whole or not ((labels >= 0) & (labels < classes)).all():
+        raise BadInput(
+            f"attack {attack!r} gives labels {labels.dtype} {labels.shape}; they must be whole "
+            f"numbers from 0 to {classes - 1}, of shape {shape}."
+        )
+    return labels.astype(np.int32)
+
+
+def checked_set(attack: str, made: PoisonedSet, data: Dataset) -> PoisonedSet:
+    """Return an attack's examples in float32; `BadInput` where they are not as the data set's."""
+    if not isinstance(made, PoisonedSet):
+        raise BadInput(f"attack {attack!r} injects a {type(made).__name__}, not a PoisonedSet.")
+    x, shape = np.asarray(made.x, dtype=np.float32), data.train_x.shape[1:]
+    if x.shape[1:] != shape:
+        raise BadInput(
+            f"attack {attack!r} injects examples of shape {x.shape[1:]}; the data set has {shape}."
+        )
+    labels = checked_labels(attack, made.labels, x.shape[:1], data.classes)
+    return PoisonedSet(x, labels, made.start)
+
+
+# --- the back-gradient attack (4.4)
+
+
 class PoisonedSet(NamedTuple):
     """Poisoned examples, their labels, and the examples they started from."""
 
     x: np.ndarray  # float32 (q, channels, height, width)
     labels: np.ndarray  # int32 (q,)
     start: np.ndarray  # float32, as x
+
+
+@dataclass(frozen=True)
+class BackGradient:
+    """Settings of the attack."""
+
+    examples: int = 240  # poisoned ones
+    inner_steps: int = 100  # full-batch gradient descent from w = 0 on clean and poisoned examples
+    inner_rate: float = 0.5
+    outer_steps: int = 100  # of each poisoned example along its own unit-norm gradient, in [0, 1]
+    outer_rate: float = 1.0  # length of the first; the others' falls linearly to 0
+
+
+def with_bias(x: np.ndarray) -> np.ndarray:
+    """Append the column of ones that makes the bias a weight."""
+    return np.concatenate([x, np.ones((len(x), 1), dtype=x.dtype)], axis=1)
+
+
+def descend(
+    x: np.ndarray, y: np.ndarray, steps: int, rate: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradient descent of softmax regression from w = 0.
+
+    Returns the final model (L, f), and the model (steps, L, f) and the probabilities
+    (steps, n, L) before each step, which is all that reverse mode needs.
+    """
+    n, classes = y.shape
+    w = np.zeros((classes, x.shape[1]), dtype=x.dtype)
+    models = np.empty((steps, *w.shape), dtype=x.dtype)
+    probabilities = np.empty((steps, n, classes), dtype=x.dtype)
+    for t in range(steps):
+        models[t], probabilities[t] = w, softmax(x @ w.T)
+        w = w - (rate / n) * ((probabilities[t] - y).T @ x)
+    return w, models, probabilities
+
+
+def outer_gradient(
+    poisoned: np.ndarray,
+    poisoned_y: np.ndarray,
+    clean: np.ndarray,
+    clean_y: np.ndarray,
+    steps: int,
+    rate: float,
+) -> tuple[np.ndarray, float]:
+    """Gradient of the trained model's loss on the clean examples by the poisoned examples.
+
+    Parameters
+    ----------
+    poisoned, clean : float arrays (q, f) and (n, f), without the column of ones
+    poisoned_y, clean_y : one-hot labels (q, L) and (n, L)
+    steps, rate : of the inner gradient descent on all q + n examples
+
+    Returns
+    -------
+    gradient : float array (q, f)
+    loss : float, what it is the gradient of
+    """
+    q = len(poisoned)
+    x = with_bias(np.concatenate([poisoned, clean]))
+    y = np.concatenate([poisoned_y, clean_y])
+    w, models, probabilities = descend(x, y, steps, rate)
+    share = rate / len(x)
+    own = x[q:]
+    v = (softmax(own @ w.T) - clean_y).T @ own / len(own)
+    loss = float(cross_entropy(own @ w.T, clean_y.argmax(axis=1)).mean())
+    gradient = np.zeros_like(x[:q])
+    for t in reversed(range(steps)):
+        p, r = probabilities[t], x @ v.T
+        s = p * (r - (p * r).sum(axis=1, keepdims=True))
+        gradient -= share * ((p[:q] - poisoned_y) @ v + s[:q] @ models[t])
+        v = v - share * (s.T @ x)
+    return gradient[:, :-1], loss
+
+
+def optimise(
+    setting: BackGradient,
+    x: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    rng: np.random.Generator,
+    after_step: Callable[[float], None] = lambda loss: None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find poisoned examples for a data set.
+
+    Parameters
+    ----------
+    setting : BackGradient
+    x : float array (n, f), clean examples with values in [0, 1]
+    labels : int array (n,)
+    classes : int
+    rng : numpy.random.Generator, for the start
+    after_step : function, optional
+        Called after each outer step with the loss before it.
+
+    Returns
+    -------
+    poisoned : float array (q, f)
+    poisoned_labels : int array (q,)
+    start : float array (q, f), what `poisoned` started from
+    """
+    chosen = rng.choice(len(x), setting.examples, replace=False)
+    start = x[chosen]  # copies of random examples, each with a random other label
+    poisoned_labels = (labels[chosen] + rng.integers(1, classes, setting.examples)) % classes
+    poisoned = start.copy()
+    one_hot = np.eye(classes, dtype=x.dtype)
+    y, poisoned_y = one_hot[labels], one_hot[poisoned_labels]
+    for step in range(setting.outer_steps):
+        gradient, loss = outer_gradient(
+            poisoned, poisoned_y, x, y, setting.inner_steps, setting.inner_rate
+        )
+        lengths = np.linalg.norm(gradient, axis=1, keepdims=True)
+        size = setting.outer_rate * (1 - step / setting.outer_steps)
+        moved = poisoned + size * gradient / np.where(lengths > 0, lengths, 1)
+        poisoned = np.clip(moved, 0, 1)
+        after_step(loss)
+    return poisoned, poisoned_labels, start
 
 
 def attack_of(data: Dataset, share: float) -> BackGradient:
@@ -48,7 +201,7 @@ def attack_of(data: Dataset, share: float) -> BackGradient:
             f"data set {data.name!r} has training examples of one label only; the back-gradient "
             "attack needs at least two."
         )
-    low, high = float(data.train_x.min()), float(data.train_x.max())
+    low, high = data.train_x.min(), data.train_x.max()
     if low < 0 or high > 1:
         raise BadInput(
             f"data set {data.name!r} has features from {low:.3g} to {high:.3g}; the back-gradient "
@@ -114,33 +267,19 @@ def _digest(data: Dataset, attack: BackGradient, rng: np.random.Generator) -> st
     return digest.hexdigest()[:16]
 
 
-def checked_labels(attack: str, labels: object, shape: tuple[int, ...], classes: int) -> np.ndarray:
-    """Return an attack's labels as int32; `BadInput` for others than 0..classes-1 of `shape`."""
-    labels = np.asarray(labels)
-    whole = labels.dtype.kind in "iu" and labels.shape == shape
-    if not whole or not ((labels >= 0) & (labels < classes)).all():
-        raise BadInput(
-            f"attack {attack!r} gives labels {labels.dtype} {labels.shape}; they must be whole "
-            f"numbers from 0 to {classes - 1}, of shape {shape}."
-        )
-    return labels.astype(np.int32)
+def holders(
+    count: int, distribution: str, compromised: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Which compromised worker gets each poisoned example (Section 4.4).
 
-
-def checked_set(attack: str, made: PoisonedSet, data: Dataset) -> PoisonedSet:
-    """Return an attack's examples in float32; `BadInput` where they are not as the data set's."""
-    if not isinstance(made, PoisonedSet):
-        raise BadInput(f"attack {attack!r} injects a {type(made).__name__}, not a PoisonedSet.")
-    x, shape = np.asarray(made.x, dtype=np.float32), data.train_x.shape[1:]
-    if x.shape[1:] != shape:
-        raise BadInput(
-            f"attack {attack!r} injects examples of shape {x.shape[1:]}; the data set has {shape}."
-        )
-    labels = checked_labels(attack, made.labels, x.shape[:1], data.classes)
-    return PoisonedSet(x, labels, made.start)
-
-
-def holders(setting: Setting, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Which compromised worker gets each poisoned example (Section 4.4): worker 0, or any."""
-    if setting.distribution == "single-worker":
+    Worker 0 for "single-worker"; for "uniform" any of so many.
+    """
+    if distribution == "single-worker":
         return np.zeros(count, dtype=np.int64)
-    return rng.integers(0, max(setting.compromised, 1), count)
+    return rng.integers(0, max(compromised, 1), count)
+
+
+def with_examples(data: Dataset, made: PoisonedSet) -> Dataset:
+    """Return a data set with the poisoned examples behind its own training examples."""
+    x = np.concatenate([data.train_x, made.x])
+    return dataclasses.replace(data, train_x=x, train_y=np.concatenate([data.train_y, made.labels]))

@@ -24,9 +24,8 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from fltrust_repro import datasets
-from fltrust_repro.backend import gpu_count, resolve_device
+from fltrust_repro.backend import WORKER_ENVIRONMENT, environment, gpu_count, resolve_device
 from fltrust_repro.errors import BadInput, in_words
-from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
 _PATIENCE_SECONDS = 10  # for the exit code of a process that died

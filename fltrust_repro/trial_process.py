@@ -25,9 +25,14 @@ from fltrust_repro import backend, cuda, datasets, machine
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, Raised
 from fltrust_repro.plugins import Plugin, files_of_plugins, run_afresh
-from fltrust_repro.results import EVALUATE_EVERY, PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
-from fltrust_repro.training import poisoned_examples, run_trial
+from fltrust_repro.training import (
+    EVALUATE_EVERY,
+    PROTOCOL,
+    TrialResult,
+    poisoned_examples,
+    run_trial,
+)
 from fltrust_repro.trials import Trial
 
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from fltrust_repro.errors import BadInput, UnknownName
 from fltrust_repro.files import write_bytes
 from fltrust_repro.records import ADDED_LATER, COLUMNS, LeftOut, Unreadable, checked, json_object
-from fltrust_repro.results import PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
+from fltrust_repro.training import PROTOCOL, TrialResult
 
 _RESULT = tuple(TrialResult.__dataclass_fields__)
 _AWAY = "move it away, or give another file or folder."

@@ -1,8 +1,9 @@
 """Step II of federated learning: all workers' updates from the global model and their batches.
 
-`Learner` binds a model to a data set's shape and a device. It knows two ways to the same (m, d)
-matrix: a loop over the workers for any Gluon model, and a compiled formula (`gradients.py`) for
-the models that bring one, on the CPU.
+`Learner` binds a model to a data set's shape and a device, and it alone knows the device: models
+and updates come and go as arrays of the host. It knows two ways to the same (m, d) matrix: a loop
+over the workers for any Gluon model, and a compiled formula (`gradients.py`) for the models that
+bring one, on the CPU.
 
 On a GPU memory holds the data set, the (m, d) updates, and of activations those of one worker's
 batch at a time, or of a chunk of test examples: ResNet20 on 64 x 64 images with m = 100 needs no
@@ -14,40 +15,40 @@ says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fltrust_repro import backend
-from fltrust_repro.backend import (
-    Context,
-    NDArray,
-    array_view,
-    fetch,
-    host_view,
-    mx,
-    nd,
-    on_gpu,
-    to_ndarray,
-)
+from fltrust_repro.backend import host_view
+from fltrust_repro.gradients import cross_entropy
 from fltrust_repro.models import Model
 from fltrust_repro.partition import Batches
 
+if TYPE_CHECKING:
+    from mxnet.context import Context
+    from mxnet.gluon import HybridBlock
+    from mxnet.ndarray import NDArray
+
 _TEST_CHUNK, _LEAST_CHUNK = 1000, 32  # examples; as many as in a batch fit, since training does
-HybridBlock = mx.gluon.HybridBlock
 
 
-class _Objective(HybridBlock):
-    """Batch-mean cross-entropy of a classifier: one graph for forward and backward."""
+@cache
+def _objective() -> type[HybridBlock]:
+    class Objective(backend.mx.gluon.HybridBlock):
+        """Batch-mean cross-entropy of a classifier: one graph for forward and backward."""
 
-    def __init__(self, classifier: HybridBlock) -> None:
-        super().__init__()
-        self.classifier = classifier
+        def __init__(self, classifier: HybridBlock) -> None:
+            super().__init__()
+            self.classifier = classifier
 
-    def hybrid_forward(self, F: Any, x: NDArray, labels: NDArray) -> NDArray:  # noqa: N803
-        """Return the loss, shape (1,), of x (n, ...) with labels (n,)."""
-        scores = F.log_softmax(self.classifier(x))
-        return -F.mean(F.pick(scores, labels, axis=-1))
+        def hybrid_forward(self, F: Any, x: NDArray, labels: NDArray) -> NDArray:  # noqa: N803
+            """Return the loss, shape (1,), of x (n, ...) with labels (n,)."""
+            scores = F.log_softmax(self.classifier(x))
+            return -F.mean(F.pick(scores, labels, axis=-1))
+
+    return Objective
 
 
 class Learner:
@@ -59,6 +60,7 @@ class Learner:
     classes : int
     shape : (channels, height, width) of one example
     ctx : MXNet context
+        Where it computes.
     seed : int
         Seeds the initial parameters.
     initial : str
@@ -79,38 +81,44 @@ class Learner:
         seed: int,
         initial: str = "xavier-3",
     ) -> None:
-        self.ctx = ctx
-        self.shape = shape
+        mx, self._ctx = backend.mx, ctx
         mx.random.seed(seed)
         self._net = model.build(classes, shape)
         model.check_built(self._net)
-        self._net.initialize(_initializer(initial), ctx=ctx)
-        two = nd.zeros((2, *shape), ctx=ctx)
+        kind, magnitude = initial.split("-")
+        made = mx.init.Xavier(magnitude=float(magnitude))
+        self._net.initialize(
+            made if kind == "xavier" else mx.init.Uniform(float(magnitude)), ctx=ctx
+        )
+        two = mx.nd.zeros((2, *shape), ctx=ctx)
         model.check_logits(self._net(two), 2, classes)  # fixes the shapes that were deferred, too
         self._net.hybridize()
-        self._objective = _Objective(self._net)
+        self._objective = _objective()(self._net)
         self._objective.hybridize()
         everything = self._net.collect_params().values()
         self._weights = [p for p in everything if p.grad_req != "null"]
         self._statistics = [p for p in everything if p.grad_req == "null"]
-        self._compiled = None
-        if model.compiled is not None and not backend.is_gpu(ctx):
-            self._compiled = model.compiled(classes, shape)
-        self._chunk = _TEST_CHUNK
+        self._compiled, self._chunk = None, _TEST_CHUNK
         if backend.is_gpu(ctx):
             fitting = backend.workspace(ctx) // _bytes_per_example(self._net, shape)
             self._chunk = min(max(fitting, _LEAST_CHUNK), _TEST_CHUNK)
-        self.initial = _flatten([p.data(ctx) for p in self._weights])
+        elif model.compiled is not None:
+            self._compiled = model.compiled(classes, shape)
+        self.initial = _flatten([p.data(ctx) for p in self._weights]).as_in_context(mx.cpu())
+
+    def resident(self, x: np.ndarray) -> NDArray:
+        """Return examples (n, channels, height, width) where the learner takes them."""
+        return backend.to_ndarray(x).as_in_context(self._ctx)
 
     def updates(
         self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
-    ) -> tuple[NDArray, Any]:
+    ) -> tuple[NDArray, np.ndarray]:
         """Local SGD of every worker from the received global model (Section 2.1, Step II).
 
         Parameters
         ----------
         w_re : NDArray (d,)
-        x : NDArray (n, channels, height, width), all training examples
+        x : NDArray (n, channels, height, width), all training examples, `resident`
         batches : Batches
             One batch per local round and worker; a worker without examples sends a zero update.
         learning_rate : float
@@ -119,14 +127,16 @@ class Learner:
         Returns
         -------
         updates : NDArray (m, d), w_i - w_re
-        losses : array (m,) as `array_view` shows it, each worker's loss at w_re; NaN for one
-            without examples.
+        losses : array (m,), each worker's loss at w_re; NaN for one without examples.
         """
-        updates = nd.empty((len(batches.counts), w_re.size), ctx=self.ctx)
+        m, nd = len(batches.counts), backend.nd
         if self._compiled is None:
+            updates = nd.empty((m, w_re.size), ctx=self._ctx)
             losses = self._loop(w_re, x, batches, learning_rate, updates)
-            return updates, array_view(losses)[0]
-        losses = np.full(len(batches.counts), np.nan)
+            # The one point of an iteration where the host waits for a GPU. It has to wait
+            # somewhere: MXNet's asynchronous engine would pile up memory.
+            return updates.as_in_context(backend.mx.cpu()), losses.asnumpy()
+        updates, losses = nd.empty((m, w_re.size)), np.full(m, np.nan)
         self._compiled.updates(
             host_view(w_re),
             host_view(x),
@@ -148,11 +158,12 @@ class Learner:
         updates: NDArray,
     ) -> NDArray:
         """Fill `updates` worker by worker, and return the losses (m,); waits for no device."""
-        rounds = len(batches.rows)
-        batch_of = _batches_on(self.ctx, x, batches)
-        received = _flatten([p.data(self.ctx) for p in self._statistics])
+        rounds, nd = len(batches.rows), backend.nd
+        batch_of = _batches_on(self._ctx, x, batches)
+        received = _flatten([p.data(self._ctx) for p in self._statistics])
         statistics = []
-        losses = [nd.full(1, np.nan, ctx=self.ctx)] * len(batches.counts)
+        losses = [nd.full(1, np.nan, ctx=self._ctx)] * len(batches.counts)
+        w_re = w_re.as_in_context(self._ctx)
         self._load(self._weights, w_re)
         for i, count in enumerate(batches.counts):
             update = 0.0
@@ -160,14 +171,14 @@ class Learner:
                 if r > 0:
                     self._load(self._weights, w_re + update)
                 loss = self._backward(*batch_of(r, i))
-                gradient = _flatten([p.grad(self.ctx) for p in self._weights])
+                gradient = _flatten([p.grad(self._ctx) for p in self._weights])
                 update = update - learning_rate * gradient
                 losses[i] = loss if r == 0 else losses[i]
             if rounds > 1:
                 self._load(self._weights, w_re)
             updates[i] = update
             if count and received is not None:
-                statistics.append(_flatten([p.data(self.ctx) for p in self._statistics]))
+                statistics.append(_flatten([p.data(self._ctx) for p in self._statistics]))
                 self._load(self._statistics, received)
         if statistics:
             # Each is one momentum step from the same start, so their mean is the momentum step
@@ -176,7 +187,7 @@ class Learner:
         return nd.concat(*losses, dim=0)
 
     def _backward(self, x: NDArray, labels: NDArray) -> NDArray:
-        with mx.autograd.record():
+        with backend.mx.autograd.record():
             loss = self._objective(x, labels)
         loss.backward()
         return loss
@@ -189,57 +200,47 @@ class Learner:
             start = stop
 
     def error_rate(self, w: NDArray, x: NDArray, labels: np.ndarray) -> float:
-        """Share of wrong predictions of model w on examples x (n, ...) with labels (n,)."""
-        [scores] = fetch(self._scores(w, x))
+        """Share of wrong predictions of model w on examples x, `resident`, with labels (n,)."""
+        [scores] = self._scores(host_view(w)[None], x)
         return float((scores.argmax(axis=1) != labels).mean())
 
     def judge(
-        self, models: NDArray, x: NDArray, labels: np.ndarray
+        self, models: np.ndarray, x: NDArray, labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Error rates and mean cross-entropies of models (k, d) on examples x, float64 (k,) each.
 
         A model with non-finite logits has infinite loss.
         """
-        if self._compiled is not None and self._compiled.scores_of_all is not None:
-            scores = self._compiled.scores_of_all(host_view(models), host_view(x))
-        else:
-            each = [to_ndarray(self._scores(models[k], x)) for k in range(len(models))]
-            [scores] = fetch(array_view(nd.stack(*each))[0])
-        scores = scores.astype(np.float64)  # (k, n, classes)
+        scores = self._scores(models, x).astype(np.float64)
         errors = (scores.argmax(axis=2) != labels).mean(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
-            top = scores.max(axis=2)
-            log_total = top + np.log(np.exp(scores - top[:, :, None]).sum(axis=2))
-            losses = (log_total - scores[:, np.arange(len(labels)), labels]).mean(axis=1)
+            losses = cross_entropy(scores, labels).mean(axis=1)
         return errors, np.where(np.isfinite(losses), losses, np.inf)
 
-    def _scores(self, w: NDArray, x: NDArray) -> Any:
-        """Logits (n, classes) of model w, as `array_view` shows them."""
+    def _scores(self, models: np.ndarray, x: NDArray) -> np.ndarray:
+        """Logits (k, n, classes) of models (k, d)."""
         if self._compiled is not None:
-            return self._compiled.scores(host_view(w), host_view(x))
+            if len(models) > 1 and self._compiled.scores_of_all is not None:
+                return self._compiled.scores_of_all(models, host_view(x))
+            return np.stack([self._compiled.scores(w, host_view(x)) for w in models])
         scores = []
-        for start in range(0, len(x), self._chunk):
-            # Anew for each chunk: nothing is computed of one while another still needs the
-            # parameters, so that memory holds the activations of one alone.
-            self._load(self._weights, w)
-            scores.append(self._net(x[start : start + self._chunk]))
-        return array_view(nd.concat(*scores, dim=0))[0]
-
-
-def _initializer(name: str) -> Any:
-    kind, magnitude = name.split("-")
-    if kind == "xavier":
-        return mx.init.Xavier(magnitude=float(magnitude))
-    return mx.init.Uniform(float(magnitude))
+        for w in backend.nd.array(models, ctx=self._ctx):
+            for start in range(0, len(x), self._chunk):
+                # Anew for each chunk: nothing is computed of one while another still needs the
+                # parameters, so that memory holds the activations of one alone.
+                self._load(self._weights, w)
+                scores.append(self._net(x[start : start + self._chunk]))
+        return backend.nd.concat(*scores, dim=0).asnumpy().reshape(len(models), len(x), -1)
 
 
 def _flatten(arrays: list[NDArray]) -> NDArray | None:
-    return nd.concat(*[array.reshape(-1) for array in arrays], dim=0) if arrays else None
+    flat = [array.reshape(-1) for array in arrays]
+    return backend.nd.concat(*flat, dim=0) if arrays else None
 
 
 def _bytes_per_example(net: HybridBlock, shape: tuple[int, int, int]) -> int:
     """Memory of all layers' outputs for one example."""
-    layers = net(mx.sym.var("data")).get_internals()
+    layers = net(backend.mx.sym.var("data")).get_internals()
     _, one, _ = layers.infer_shape(data=(1, *shape))
     _, two, _ = layers.infer_shape(data=(2, *shape))
     sizes = (np.prod(more) - np.prod(less) for more, less in zip(two, one))  # parameters: 0
@@ -250,8 +251,8 @@ def _batches_on(
     ctx: Context, x: NDArray, batches: Batches
 ) -> Callable[[int, int], tuple[NDArray, NDArray]]:
     """Return a function (round, worker) -> examples and labels of a batch, on the device."""
-    counts = batches.counts.tolist()
-    if not on_gpu(x):
+    counts, nd = batches.counts.tolist(), backend.nd
+    if not backend.is_gpu(ctx):
         images = host_view(x)
 
         def on_host(r: int, i: int) -> tuple[NDArray, NDArray]:

@@ -16,8 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fltrust_repro import machine, trial_process
-from fltrust_repro.results import PROTOCOL
 from fltrust_repro.settings import Setting
+from fltrust_repro.training import PROTOCOL
 
 FILE = Path(__file__).with_name("golden.json")
 COMMAND = "python tests/golden.py"

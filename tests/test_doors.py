@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 import fltrust_repro
 from fltrust_repro import backend
 from fltrust_repro.aggregation import (
-    Limit,
     WithoutEach,
     bulyan,
     krum,
@@ -21,13 +20,15 @@ from fltrust_repro.aggregation import (
     rules,
     trimmed_mean,
 )
-from fltrust_repro.attacks import Attack, Round, attack, attacks
-from fltrust_repro.backend import nd
+from fltrust_repro.attacks import attack, attacks
+from fltrust_repro.backend import mx, nd
 from fltrust_repro.defenses import Suspicion
 from fltrust_repro.distances import squared_distances
+from fltrust_repro.doors import LentArray, Limit, as_numbers, as_updates
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
 from fltrust_repro.settings import Setting
+from fltrust_repro.threat import Attack, Master, Round
 from fltrust_repro.training import run_trial
 
 VALUES = np.array([[1], [2], [4], [5], [3], [90], [7], [6], [8]])
@@ -49,6 +50,15 @@ NO_MATRIX = {
 }
 
 
+SEVEN = np.random.default_rng(0).standard_normal((7, 3))
+
+
+def a_round(known=SEVEN, c=2, w_re=None, knowledge="full", seed=0):
+    w_re = np.zeros(np.shape(known)[1]) if w_re is None else w_re
+    master = Master(12, c, c, rules["median"])
+    return Round(known, c, w_re, knowledge, np.random.default_rng(seed), master)
+
+
 @pytest.fixture
 def register(monkeypatch):
     """Registers rules and attacks that are gone after the test."""
@@ -68,7 +78,7 @@ def test_every_rule_takes_every_type_of_number(name, dtype, make):
     given = make(VALUES, dtype)
     out = rules[name](given, c=1)
     assert isinstance(out, type(given))
-    np.testing.assert_array_equal(backend.as_numbers(out, (1,), "test", "it").asnumpy(), expected)
+    np.testing.assert_array_equal(as_numbers(out, (1,), "test", "it"), expected)
 
 
 def test_a_list_is_taken_and_a_numpy_array_stays_as_it_was():
@@ -98,7 +108,7 @@ def test_numbers_beyond_float32_count_as_infinite():
         lambda u: middle_mean(u, 0, 1),
         lambda u: middle_means_without(u, 0, 1),
         lambda u: mean_around_median(u, np.arange(1), 1),
-        lambda u: Round(u, 1, np.ones(3), Setting(attack="krum"), np.random.default_rng(0)),
+        lambda u: a_round(u, 1, w_re=np.ones(3)),
     ],
 )
 def test_what_is_no_matrix_of_numbers_is_refused_by_name(use, what):
@@ -170,9 +180,8 @@ def test_a_rules_own_defaults_hold_when_it_is_called_by_its_name(register):
 
 def test_a_leave_one_out_that_changes_its_input_changes_a_copy(register):
     def without(updates):
-        rows = backend.host_view(updates)
-        rows[:] = 0
-        return WithoutEach(updates, np.arange(len(rows)))
+        updates[:] = 0
+        return WithoutEach(updates, np.arange(len(updates)))
 
     rule("mine", leave_one_out=without)(lambda updates: updates[0])
     updates = nd.ones((4, 2))
@@ -219,19 +228,14 @@ def test_what_a_rule_returns_is_checked(register, unlike):
         rules["mine"](nd.array([[1, 2, 3], [4, 5, 6]]), c=0)
 
 
-def a_round(name="mine"):
-    rng = np.random.default_rng(0)
-    setting = Setting(attack=name, workers=7, compromised=2, rule="median")
-    return Round(rng.standard_normal((7, 3)), 2, np.zeros(3), setting, rng)
-
-
 @pytest.mark.parametrize("like", ["numpy", "float64", "a list", "an NDArray of float64"])
 def test_an_attack_may_send_any_array_of_c_rows(register, like):
     rows = np.float32([[1, 2, 3], [4, 5, 6]])
     register["attack"]("mine")(lambda step: LIKE_A_RESULT[like](rows))
     out = attacks["mine"].craft(a_round())
+    assert type(out) is np.ndarray
     assert out.dtype == np.float32
-    assert out.asnumpy().tolist() == rows.tolist()
+    assert out.tolist() == rows.tolist()
 
 
 @pytest.mark.parametrize(
@@ -251,14 +255,13 @@ def test_what_an_attack_sends_is_checked(register, sent, by_decorator):
     ("rows", "c", "knowledge"), [(5, 0, "full"), (5, 5, "full"), (3, 2, "partial"), (3, 4, "full")]
 )
 def test_a_round_whose_numbers_do_not_fit_is_refused(rows, c, knowledge):
-    setting = Setting(attack="krum", knowledge=knowledge)
     with pytest.raises(BadInput, match=f"c is {c}, but {rows} updates are known"):
-        Round(np.ones((rows, 4)), c, np.zeros(4), setting, np.random.default_rng(0))
+        a_round(np.ones((rows, 4)), c, knowledge=knowledge)
 
 
 def test_the_received_model_has_to_fit_the_updates():
     with pytest.raises(BadInput, match=r"received model must be numbers of shape \(4,\)"):
-        Round(np.ones((9, 4)), 2, np.zeros(5), Setting(attack="krum"), np.random.default_rng(0))
+        a_round(np.ones((9, 4)), w_re=np.zeros(5))
 
 
 # --- user code that changes what it is given
@@ -274,9 +277,8 @@ SMALL = {
 
 def in_place(updates):
     """Sorts where it stands, as the quickest trimmed mean to write does."""
-    rows = backend.host_view(updates)
-    rows.sort(axis=0)
-    return rows[2:-2].mean(axis=0)
+    updates.sort(axis=0)
+    return updates[2:-2].mean(axis=0)
 
 
 def on_a_copy(updates):
@@ -299,8 +301,8 @@ def test_a_rule_that_changes_its_input_gives_what_it_gives_on_a_copy(register, f
 def test_an_attack_that_changes_what_it_knows_changes_nothing_else(register):
     def spoil(step):
         known = step.known.asnumpy()
-        backend.host_view(step.known)[:] = 7
-        backend.host_view(step.w_re)[:] = 7
+        step.known[:] = 7
+        step.w_re[:] = 7
         return -known[: step.c]
 
     register["attack"]("spoil")(spoil)
@@ -316,7 +318,7 @@ def test_impacts_of_a_rule_that_changes_its_input(register):
     updates = np.random.default_rng(0).standard_normal((9, 4))
 
     def judge(models):
-        sums = models.asnumpy().sum(axis=1)
+        sums = models.sum(axis=1)
         return sums, sums
 
     def impacts(function):
@@ -330,21 +332,96 @@ def test_impacts_of_a_rule_that_changes_its_input(register):
 
 
 @given(st.integers(1, 4), st.integers(1, 3))
-def test_as_numbers_keeps_what_is_float32_already(m, d):
-    updates = nd.ones((m, d))
-    assert backend.as_updates(updates, "test") is updates
+def test_float32_on_the_host_is_not_copied(m, d):
+    for updates in (nd.ones((m, d)), np.ones((m, d), dtype=np.float32)):
+        as_updates(updates, "test")[:] = 5
+        assert (as_updates(updates, "test") == 5).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda v: np.asfortranarray(v),
+        lambda v: np.repeat(v, 2, axis=1)[:, ::2],
+        lambda v: v.astype(">f4"),
+        lambda v: np.broadcast_to(v[:1], (4, 2)),
+        lambda v: v.view(LentArray),
+        lambda v: np.frombuffer(b"-" + v.tobytes(), np.float32, offset=1).reshape(4, 2),
+        lambda v: nd.array(v).tostype("csr"),
+    ],
+)
+def test_inside_an_array_lies_plainly_however_it_came(make):
+    given = make(np.float32([[1, 2], [3, 4], [5, 6], [7, 8]]))
+    inside = as_updates(given, "test")
+    assert type(inside) is np.ndarray
+    assert inside.dtype == np.float32
+    assert inside.dtype.isnative
+    assert inside.flags.carray
+    np.testing.assert_array_equal(inside, np.asarray(getattr(given, "asnumpy", lambda: given)()))
+
+
+def test_what_a_rule_keeps_of_its_result_is_its_own(register):
+    memory = np.zeros(2, dtype=np.float32)
+
+    @register["rule"]("momentum")
+    def momentum(updates):
+        nonlocal memory
+        memory *= 0.9
+        memory += updates.mean(axis=0)
+        return memory
+
+    for updates in (np.ones((4, 2), dtype=np.float32), nd.ones((4, 2))):
+        first = rules["momentum"](updates, c=1)
+        before = np.array(first.tolist() if isinstance(first, np.ndarray) else first.asnumpy())
+        rules["momentum"](updates, c=1)
+        np.testing.assert_array_equal(as_numbers(first, (2,), "test", "it"), before)
+
+
+def test_a_plug_in_written_for_ndarrays_goes_on(register):
+    register["rule"]("old")(lambda updates: nd.array(updates.asnumpy()).mean(axis=0))
+    register["attack"]("old")(
+        lambda step: nd.array(-step.known.asnumpy()[: step.c]) + 0 * nd.array(step.w_re.asnumpy())
+    )
+    updates = np.float32([[1, 2], [3, 4], [5, 6]])
+    assert rules["old"](updates, c=1).tolist() == [3, 4]
+    assert attacks["old"](updates, c=1).tolist() == [[-1, -2]]
+
+
+def test_an_ndarray_goes_back_to_where_it_came_from():
+    updates = nd.array([[1, 2], [3, 4], [5, 6]], ctx=mx.cpu(1))
+    assert median(updates).ctx == mx.cpu(1)
+    assert attacks["gaussian"](updates, c=1).ctx == mx.cpu(1)
 
 
 # --- the package's own names, and attacks as functions
+
+
+def printed(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_numpy_in_never_loads_mxnet():
+    code = """
+import sys, numpy as np, fltrust_repro as fl
+updates = np.random.default_rng(0).standard_normal((12, 5))
+for name in fl.rules:
+    fl.rules[name](updates, c=2)
+for knowledge in ("full", "partial"):
+    fl.krum_attack(updates, c=2, knowledge=knowledge)
+    fl.trimmed_mean_attack(updates, c=2, knowledge=knowledge)
+fl.gaussian_attack(updates, c=2)
+import fltrust_repro.training
+print("mxnet" in sys.modules)
+"""
+    assert printed(code) == "False"
 
 
 def test_every_name_of_the_package_is_there_and_loads_late():
     for name in fltrust_repro.__all__:
         assert getattr(fltrust_repro, name) is not None
         assert name in dir(fltrust_repro)
-    code = "import sys, fltrust_repro; print('numpy' in sys.modules, 'mxnet' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["False", "False"]
+    assert printed("import sys, fltrust_repro; print('numpy' in sys.modules)") == "False"
     with pytest.raises(AttributeError, match="no attribute 'krumm'"):
         _ = fltrust_repro.krumm
 
@@ -354,11 +431,11 @@ def test_every_name_of_the_package_is_there_and_loads_late():
 def test_an_attack_is_a_function_of_all_updates(name, knowledge):
     updates = np.random.default_rng(0).standard_normal((12, 5))
     sent = attacks[name](updates, c=3, knowledge=knowledge, seed=4)
-    assert isinstance(sent, np.ndarray)
-    setting = Setting(attack=name, knowledge=knowledge, rule="median", workers=12, compromised=3)
-    known = updates[:3] if setting.knowledge == "partial" else updates
-    step = Round(known, 3, np.zeros(5), setting, np.random.default_rng(4))
-    np.testing.assert_array_equal(sent, attacks[name].craft(step).asnumpy())
+    assert type(sent) is np.ndarray
+    partial = knowledge == "partial" and name != "gaussian"
+    known = {"known": updates[:3], "knowledge": "partial"} if partial else {"known": updates}
+    step = a_round(**known, c=3, seed=4)
+    np.testing.assert_array_equal(sent, attacks[name].craft(step))
     assert isinstance(attacks[name](nd.array(updates), c=3), nd.NDArray)
 
 
@@ -367,10 +444,13 @@ def test_an_attack_is_a_function_of_all_updates(name, knowledge):
     [
         ("label-flip", {"c": 2}, "crafts no updates"),
         ("none", {"c": 2}, "crafts no updates"),
-        ("krum", {"c": 0}, "compromised is 0"),
-        ("krum", {"c": 6}, "compromised is 6"),
+        ("krum", {"c": 0}, "c is 0"),
+        ("krum", {"c": 6}, "c is 6; .*less than half of m = 12"),
+        ("krum", {"c": 5.0}, "c is 5.0"),
         ("krum", {"c": 2, "knowledge": "most"}, "knowledge is 'most'"),
-        ("krum", {"c": 2, "epsilonn": 1.0}, "unknown setting epsilonn"),
+        ("krum", {"c": 2, "epsilonn": 1.0}, "unknown parameter epsilonn; there are epsilon, b, "),
+        ("krum", {"c": 2, "epsilon": -1}, "epsilon is -1"),
+        ("krum", {"c": 2, "rule": "krumm"}, "unknown rule 'krumm'"),
         ("krum", {"c": 2, "w_re": np.zeros(4)}, "received model must be"),
     ],
 )

@@ -11,8 +11,8 @@ from PIL import Image
 from fltrust_repro import figures, report
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import figure_of
-from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
+from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial
 
 SHARED = {"dataset": "digits", "model": "lr"}

@@ -9,7 +9,7 @@ import golden
 import pytest
 
 from fltrust_repro import machine
-from fltrust_repro.results import PROTOCOL
+from fltrust_repro.training import PROTOCOL
 
 STORED, KIND = golden.stored(), machine.kind()
 

@@ -102,7 +102,7 @@ def rounding_of(kept, digits=ROUNDING):
 
 def check_middle_mean(values, first, stop):
     expected = reference.middle_mean(values, first, stop)
-    out = middle_mean(array(values), first, stop).asnumpy()
+    out = middle_mean(array(values), first, stop)
     # Cancellation leaves the float64 sum its own last digits.
     lost = rounding_of(reference.ranks_kept(values, first, stop), len(values) * 2.0**-52)
     finite = np.where(np.isfinite(expected), np.abs(expected), 0)
@@ -122,7 +122,7 @@ def test_middle_mean_of_anything(values, data):
 
 def check_means_without(values, first, stop):
     """Each within float32 rounding of the largest value in its mean."""
-    out = middle_means_without(array(values), first, stop).asnumpy()
+    out = middle_means_without(array(values), first, stop)
     for i in range(len(values)):
         others = np.delete(values, i, axis=0)
         allowed = rounding_of(reference.ranks_kept(others, first, stop), 1.01 * ROUNDING)
@@ -144,7 +144,7 @@ def test_means_without_each_row_of_anything(values, data):
 
 def check_around_median(values, rows, keep):
     expected = reference.around_median(values[rows], keep)
-    out = mean_around_median(array(values), rows, keep).asnumpy()
+    out = mean_around_median(array(values), rows, keep)
     # Two sums may take different ones of two values that are equally far but for rounding.
     largest = np.nanmax(np.where(np.isfinite(values[rows]), np.abs(values[rows]), 0), axis=0)
     assert_within(out, expected, largest * ROUNDING + SMALLEST)
@@ -226,7 +226,7 @@ def test_rules_without_a_bad_row(hard, name):
         kept = values.T if name == "mean" else reference.ranks_kept(others, first, stop)
         if hard.kind == "huge" and name == "mean":
             expected = np.clip(expected, -3.4e38, 3.4e38)
-        out = found.aggregates.asnumpy()[found.which[i]]
+        out = found.aggregates[found.which[i]]
         assert_within(out, expected, rounding_of(list(kept), 9 * ROUNDING))
 
 
@@ -271,35 +271,3 @@ def test_rules_do_not_depend_on_the_unit(values, power):
     ):
         close = np.abs(expected * unit) * 2 * ROUNDING + SMALLEST
         assert_within(out.asnumpy(), expected * unit, close)
-
-
-# --- array operators, as on a GPU: float32 sums, and no denormals
-
-ON_A_GPU = set(HARD) - {"denormals", "smallest normal", "huge", "few huge", "all magnitudes"}
-
-
-@pytest.mark.parametrize(("m", "first", "stop"), [(9, 0, 8), (9, 2, 6), (10, 4, 5)])
-def test_operators_without_each_row(device, hard, m, first, stop):
-    if hard.kind not in ON_A_GPU:
-        pytest.skip("beyond float32 operators")
-    values = hard(m, 30)
-    out = middle_means_without(device.array(values), first, stop).asnumpy()
-    ranked = np.where(np.isnan(values), INF, values)  # as which NaN counts there
-    for i in range(m):
-        others = np.delete(ranked, i, axis=0)
-        expected = reference.middle_mean(others, first, stop)
-        # Infinity in a sum may come out as NaN.
-        finite = np.isfinite(expected)
-        assert not np.isfinite(out[i, ~finite]).any()
-        allowed = rounding_of(reference.ranks_kept(others, first, stop), m * ROUNDING)
-        assert_within(out[i, finite], expected[finite], allowed[finite])
-
-
-@pytest.mark.parametrize("bad", [[NAN, INF], [INF, INF], [-INF, NAN], [-NAN, -INF]])
-def test_operators_around_the_median(device, bad):
-    values = np.random.default_rng(2).standard_normal((9, 30)).astype(np.float32)
-    values[[1, 5]] = np.array(bad)[:, None]
-    rows = np.array([0, 1, 3, 4, 5, 7, 8])
-    out = mean_around_median(device.array(values), rows, 3)
-    expected = reference.around_median(np.where(np.isnan(values), INF, values)[rows], 3)
-    assert_within(out.asnumpy(), expected, 9 * ROUNDING * np.abs(expected).max())

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from fltrust_repro import cli, fidelity, figures, literal, page
 from fltrust_repro.experiments import load_experiment
-from fltrust_repro.results import TrialResult
 from fltrust_repro.store import Store
+from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial, protocol_of, write_csv
 
 NAMES = ("table2a", "table3", "table7b", "figure4a", "figure5b")

@@ -12,8 +12,8 @@ from fltrust_repro import processes, progress
 from fltrust_repro.experiments import Cell
 from fltrust_repro.processes import LocalProcesses, Machine
 from fltrust_repro.progress import Watch
-from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
+from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial
 
 PLAIN = Setting(dataset="digits", iterations=10)

@@ -16,8 +16,8 @@ from fltrust_repro import report
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.literal import one_line
 from fltrust_repro.report import Measured, verdict
-from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
+from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial
 
 

@@ -33,9 +33,9 @@ from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine
 from fltrust_repro.progress import Watch
 from fltrust_repro.records import LeftOut
-from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import CLAIM_SECONDS, SCHEMA, Failure, Store
+from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial, TrialName, add_to_csv, protocol_of, read_csv, write_csv
 
 SETTING = Setting(dataset="digits", rule="krum", attack="krum", iterations=20, epsilon=0.1)

@@ -13,9 +13,9 @@ from PIL import Image
 from fltrust_repro import cli
 from fltrust_repro.aggregation import rules
 from fltrust_repro.experiments import load_experiment
-from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
+from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial, TrialName, protocol_of, write_csv
 
 CELLS = {(cell.row, cell.column): cell for cell in load_experiment("table2a").cells}

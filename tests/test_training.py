@@ -14,12 +14,13 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fltrust_repro import datasets, downloads, training
-from fltrust_repro.attacks import Attack, attacks, krum_attack
-from fltrust_repro.backend import nd
+from fltrust_repro.attacks import attacks, krum_attack
+from fltrust_repro.backend import mx, nd
 from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import Batches, partition
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.settings import Setting
+from fltrust_repro.threat import Attack
 from fltrust_repro.training import generator, run_trial
 from fltrust_repro.workers import Learner
 
@@ -182,7 +183,7 @@ def test_the_attacker_of_krum_tells_how_often_it_found_no_lambda(monkeypatch):
 
     def watched(step):
         crafted = krum_attack(step)
-        sent.append(abs(crafted[0, 0].asscalar()))
+        sent.append(abs(crafted[0, 0]))
         return crafted
 
     monkeypatch.setitem(attacks._entries, "krum", replace(attacks["krum"], craft=watched))
@@ -429,3 +430,21 @@ def test_a_trial_has_one_thread_whatever_the_process_set_up_before():
         )
         assert 2 in threads()
     assert seen == [{1}]
+
+
+def test_a_trial_that_does_not_fit_says_what_to_do(monkeypatch):
+    def full(*args):
+        raise mx.base.MXNetError("Check failed: cudaMalloc retry failed: out of memory")
+
+    monkeypatch.setattr(training, "Federation", full)
+    with pytest.raises(MemoryError, match="run fewer trials at a time"):
+        run_trial(small(), 0)
+
+
+def test_another_error_of_mxnet_stays_as_it_is(monkeypatch):
+    def broken(*args):
+        raise mx.base.MXNetError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(training, "Federation", broken)
+    with pytest.raises(mx.base.MXNetError, match="illegal memory access"):
+        run_trial(small(), 0)

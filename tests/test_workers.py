@@ -1,13 +1,19 @@
 """All workers' updates: the compiled formulas, the Gluon loop and the reference agree."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import reference
 
+from fltrust_repro import backend, training
+from fltrust_repro.aggregation import Rule
 from fltrust_repro.backend import mx, nd
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, sample_batches
-from fltrust_repro.workers import Learner
+from fltrust_repro.settings import Setting
+from fltrust_repro.training import run_trial
+from fltrust_repro.workers import Learner, _batches_on
 
 CASES = [
     # A row of features, more channels, sides that the pooling windows do not divide.
@@ -20,8 +26,8 @@ CASES = [
 RATE = 0.1
 
 
-def learner(name, classes, shape, seed=0, compiled=True):
-    out = Learner(models[name], classes, shape, mx.cpu(), seed)
+def learner(name, classes, shape, seed=0, compiled=True, ctx=None):
+    out = Learner(models[name], classes, shape, ctx or mx.cpu(), seed)
     if not compiled:
         out._compiled = None
     return out
@@ -166,6 +172,7 @@ def test_compiled_scores_equal_gluons(name, classes, shape):
     compiled = learner(name, classes, shape)
     loop = learner(name, classes, shape, compiled=False)
     w = somewhere(compiled.initial)
+    w = w.asnumpy()[None]
     np.testing.assert_allclose(compiled._scores(w, x), loop._scores(w, x), rtol=1e-4, atol=1e-5)
 
 
@@ -182,7 +189,7 @@ def test_lrs_scores_are_the_linear_function_for_any_number_of_examples(classes, 
     together = trainee._compiled.scores_of_all(models.asnumpy(), x.asnumpy())
     np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-5)
     for k in range(3):
-        scores = trainee._scores(models[k], x)
+        [scores] = trainee._scores(models.asnumpy()[k : k + 1], x)
         np.testing.assert_allclose(scores, expected[k], rtol=1e-5, atol=1e-5)
 
 
@@ -279,3 +286,140 @@ def test_updates_hold_the_trained_parameters_and_no_statistics(resnet_case):
     # A mean and a variance for each of the 20 batch normalisations.
     assert len(trainee._statistics) == 40
     assert trainee.initial.size == sum(int(np.prod(p.shape)) for p in trainee._weights)
+
+
+# --- on a GPU
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("lr", (1, 4, 5)), ("cnn", (1, 10, 10)), ("resnet20", (1, 8, 8))]
+)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_device_gives_the_numbers_of_the_host_and_gives_them_on_the_host(
+    device, name, shape, rounds
+):
+    x, labels = examples(3, shape)
+    batches = batches_of(labels, [20, 0, 3, 28], rounds=rounds)
+    here = learner(name, 3, shape, compiled=False)
+    there = learner(name, 3, shape, ctx=device)
+    np.testing.assert_array_equal(there.initial.asnumpy(), here.initial.asnumpy())
+    w, on_device = somewhere(here.initial), there.resident(x.asnumpy())
+    assert on_device.ctx == device
+    expected, losses = here.updates(w, x, batches, RATE)
+    updates, on_device_losses = there.updates(w, on_device, batches, RATE)
+    assert there.initial.ctx == updates.ctx == mx.cpu()
+    scale = np.abs(expected.asnumpy()).max()
+    np.testing.assert_allclose(updates.asnumpy(), expected.asnumpy(), atol=1e-3 * scale)
+    np.testing.assert_allclose(on_device_losses, losses, rtol=1e-4)
+    models_ = np.stack([w.asnumpy(), here.initial.asnumpy()])
+    for ours, theirs in zip(
+        there.judge(models_, on_device, labels), here.judge(models_, x, labels)
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    assert there.error_rate(w, on_device, labels) == pytest.approx(
+        here.error_rate(w, x, labels), abs=0.05
+    )
+
+
+class Traffic:
+    """Calls of MXNet's library by which the host waits for a device, or sends numbers to it."""
+
+    WAITS = ("MXNDArraySyncCopyToCPU", "MXNDArrayWaitToRead", "MXNDArrayWaitToWrite")
+    SENDS = ("MXNDArraySyncCopyFromCPU",)
+
+    def __init__(self, ctx, monkeypatch):
+        self._ctx, self.counts = ctx, np.zeros(2, dtype=int)
+        for place, names in enumerate((self.WAITS, self.SENDS)):
+            for name in names:
+                self._count(name, place, monkeypatch)
+
+    def _count(self, name, place, monkeypatch):
+        call = getattr(mx.base._LIB, name)
+
+        def counted(handle, *rest):
+            self.counts[place] += self._lies_there(handle)
+            return call(handle, *rest)
+
+        monkeypatch.setattr(mx.base._LIB, name, counted)
+
+    def _lies_there(self, handle):
+        kind, number = ctypes.c_int(), ctypes.c_int()
+        mx.base.check_call(
+            mx.base._LIB.MXNDArrayGetContext(handle, ctypes.byref(kind), ctypes.byref(number))
+        )
+        return mx.Context(mx.Context.devtype2str[kind.value], number.value) == self._ctx
+
+
+SMALL = {"dataset": "digits", "workers": 11, "compromised": 2, "batch_size": 8}
+
+
+@pytest.mark.parametrize("rule", ["mean", "krum", "bulyan", "trimmed-mean", "median"])
+@pytest.mark.parametrize("attack", ["none", "label-flip", "gaussian", "krum", "trimmed-mean"])
+def test_all_but_the_learner_stays_on_the_host(device, monkeypatch, rule, attack):
+    monkeypatch.setattr(training.backend, "context", lambda name, index: device)
+    traffic, seen, given = Traffic(device, monkeypatch), [], []
+    aggregate = Rule.__call__
+
+    def watched(self, updates, **known):
+        given.append(getattr(updates, "ctx", mx.cpu()))
+        return aggregate(self, updates, **known)
+
+    monkeypatch.setattr(Rule, "__call__", watched)
+    setting = Setting(**SMALL, iterations=3, rule=rule, attack=attack, learning_rate=0.1)
+    run_trial(setting, 0, after_iteration=lambda: seen.append(traffic.counts.copy()))
+    # It waits for the losses, and sends the numbers of all batches' examples at once.
+    assert (seen[1] - seen[0]).tolist() == [1, 1]
+    assert given
+    assert set(given) == {mx.cpu()}
+
+
+def test_a_judgement_waits_once_for_all_models(device, monkeypatch):
+    monkeypatch.setattr(training.backend, "context", lambda name, index: device)
+    traffic, seen = Traffic(device, monkeypatch), []
+    setting = Setting(**SMALL, iterations=3, rule="median", attack="trimmed-mean", defense="union")
+    run_trial(setting, 0, after_iteration=lambda: seen.append(traffic.counts.copy()))
+    assert (seen[1] - seen[0]).tolist() == [2, 2]
+
+
+def test_a_model_that_diverges_on_the_device_ends_the_trial(device, monkeypatch):
+    monkeypatch.setattr(training.backend, "context", lambda name, index: device)
+    result = run_trial(Setting(**SMALL, rule="mean", learning_rate=1e38, iterations=9), 0)
+    assert result.diverged
+    assert result.iterations < 9
+
+
+@pytest.mark.parametrize(
+    ("fitting", "chunk"), [(1, 32), (32, 32), (50.5, 50), (1000, 1000), (5000, 1000)]
+)
+def test_examples_are_tested_in_chunks_that_fit(device, monkeypatch, fitting, chunk):
+    one = 4 * (64 + 10)  # LR's layers: the flat input, and the scores
+    monkeypatch.setattr(backend, "workspace", lambda ctx: int(fitting * one))
+    x = np.random.default_rng(0).random((120, 1, 8, 8)).astype(np.float32)
+    there, here = learner("lr", 10, (1, 8, 8), ctx=device), learner("lr", 10, (1, 8, 8))
+    sizes = []
+    net = there._net
+
+    def watched(batch):
+        sizes.append(len(batch))
+        return net(batch)
+
+    there._net = watched
+    two = np.stack([there.initial.asnumpy(), 2 * there.initial.asnumpy()])
+    np.testing.assert_allclose(
+        there._scores(two, there.resident(x)),
+        here._scores(two, here.resident(x)),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+    assert sum(sizes) == 2 * 120
+    assert max(sizes) == min(chunk, 120)
+
+
+def test_rows_beyond_the_integers_of_float32_are_told_apart(device):
+    first = 2**24
+    numbers = nd.arange(first + 8, dtype="int32", ctx=device) - first
+    rows = np.array([first + 1, first + 3, 5])
+    x = numbers.astype("float32").reshape((-1, 1, 1, 1))
+    batch_of = _batches_on(
+        device, x, Batches(rows.reshape(1, 1, 3), rows.reshape(1, 1, 3) * 0, np.array([3]))
+    )
+    np.testing.assert_array_equal(batch_of(0, 0)[0].asnumpy().ravel(), rows - first)

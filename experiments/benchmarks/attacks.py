@@ -12,13 +12,19 @@ import numpy as np
 from measure import Row, in_fresh_process, peak, timed
 from stages import Iteration
 
-from fltrust_repro.aggregation import krum_choice
-from fltrust_repro.attacks import Round, attacks, changing_direction, krum_problem, largest_lambda
-from fltrust_repro.backend import array_view, to_ndarray
+from fltrust_repro.aggregation import Crowd
+from fltrust_repro.attacks import (
+    KrumProblem,
+    attacks,
+    changing_direction,
+    krum_problem,
+    largest_lambda,
+)
+from fltrust_repro.backend import host_view
 from fltrust_repro.distances import squared_distances
-from fltrust_repro.lambda_search import KrumProblem
 from fltrust_repro.settings import Setting
-from fltrust_repro.training import generator
+from fltrust_repro.threat import Round
+from fltrust_repro.training import attackers_view, generator
 
 SECTION = "attacks"
 SEARCH, ANEW = "search for lambda", "distances anew at each halving"
@@ -35,27 +41,25 @@ _CASES = (
 class _Anew(KrumProblem):
     """The same problem, each try with crafted models that stand among the benign ones."""
 
-    benign: np.ndarray
+    models: np.ndarray
     direction: np.ndarray
 
-    def picks_crafted(self, scale: Any, copies: int, assumed: int) -> Any:
+    def picks_crafted(self, scale: float, copies: int, assumed: int) -> bool:
         """Whether Krum picks w'_1, by the distances between all models."""
         crafted = np.tile(-np.float32(scale) * self.direction, (copies, 1))
-        everyone = to_ndarray(np.concatenate([crafted, self.benign]))
+        everyone = np.concatenate([crafted, self.models])
         neighbours = max(len(everyone) - assumed - 2, 1)
-        return krum_choice(squared_distances(everyone), neighbours) < copies
+        return Crowd(squared_distances(everyone)).select(neighbours)[0] < copies
 
 
 def _search(step: Round, anew: bool) -> float:
     """The Krum attack's lambda (3.2), from the known updates on."""
-    direction = changing_direction(step.known, step.setting, not step.partial)
+    direction = changing_direction(step)
     problem, _ = krum_problem(step, direction)
     if anew:
-        known, _ = array_view(step.known)
-        benign = known if step.partial else known[step.c :]
-        problem = _Anew(**vars(problem), benign=benign, direction=direction)
-    scale, _ = largest_lambda(problem, step)
-    return float(scale[0])
+        models = step.known if step.partial else step.known[step.c :]
+        problem = _Anew(**vars(problem), models=models, direction=direction)
+    return largest_lambda(problem, step)[0]
 
 
 def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row]:
@@ -63,8 +67,10 @@ def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row
     iteration.sample()
     iteration.train()
     c, rng = setting.compromised, generator(0, "attack")
-    known = iteration.updates[:c] if setting.knowledge == "partial" else iteration.updates
-    step = Round(known, c, iteration.w, setting, rng)
+    updates, knowledge = host_view(iteration.updates), setting.knowledge or "full"
+    known = updates[:c] if knowledge == "partial" else updates
+    parameters, master = attackers_view(setting)
+    step = Round(known, c, iteration.w, knowledge, rng, master, parameters)
 
     def row(case: str, call: Callable[[], Any], who: str = "fltrust_repro", note: str = "") -> Row:
         call()

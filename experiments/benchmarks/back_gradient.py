@@ -20,12 +20,11 @@ import click
 import numpy as np
 
 from fltrust_repro import datasets, trial_process
-from fltrust_repro.back_gradient import BackGradient, one_hot, optimise, outer_gradient
-from fltrust_repro.backend import mx, nd
+from fltrust_repro.backend import mx, nd, one_thread
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import Shards, sample_batches
-from fltrust_repro.threads import one_thread
+from fltrust_repro.poisoning import BackGradient, optimise, outer_gradient
 from fltrust_repro.training import generator
 from fltrust_repro.workers import Learner
 
@@ -80,8 +79,11 @@ def cost(examples: int, classes: int, steps: int, clean: int = 6_000, features: 
     rng = np.random.default_rng(0)
     x = rng.random((examples, features), dtype=np.float32) / 4  # about as bright as digits
     others = rng.random((clean, features), dtype=np.float32) / 4
-    y = one_hot(rng.integers(0, classes, examples), classes, np.float32)
-    others_y = one_hot(rng.integers(0, classes, clean), classes, np.float32)
+    one_hot = np.eye(classes, dtype=np.float32)
+    y, others_y = (
+        one_hot[rng.integers(0, classes, examples)],
+        one_hot[rng.integers(0, classes, clean)],
+    )
     times = []
     for _ in range(3):
         started = time.perf_counter()

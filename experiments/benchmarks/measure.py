@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.threads import WORKER_ENVIRONMENT
+from fltrust_repro.backend import WORKER_ENVIRONMENT
 
 MIB = 2**20
 

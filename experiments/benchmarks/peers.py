@@ -31,19 +31,13 @@ class Library(NamedTuple):
 
 def _ours() -> dict[str, Prepare]:
     from fltrust_repro.aggregation import rules
-    from fltrust_repro.backend import host_view, to_ndarray
     from fltrust_repro.distances import squared_distances
 
     def distances(matrix: np.ndarray, c: int) -> Aggregate:
-        updates = to_ndarray(matrix)
-        return lambda: squared_distances(updates)
+        return lambda: squared_distances(matrix)
 
     def prepare_as(name: str) -> Prepare:
-        def prepare(matrix: np.ndarray, c: int) -> Aggregate:
-            updates = to_ndarray(matrix)
-            return lambda: host_view(rules[name](updates, c=c, beta=c))
-
-        return prepare
+        return lambda matrix, c: lambda: rules[name](matrix, c=c, beta=c)
 
     names = ("mean", "trimmed-mean", "median", "krum", "bulyan")
     return {**{name: prepare_as(name) for name in names}, DISTANCES: distances}

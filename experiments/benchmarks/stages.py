@@ -22,12 +22,13 @@ from rules import work as work_of_rule
 
 from fltrust_repro import datasets
 from fltrust_repro.aggregation import trimmed_mean
-from fltrust_repro.attacks import Round, trimmed_mean_attack
-from fltrust_repro.backend import context, host_view, nd, to_ndarray
+from fltrust_repro.attacks import trimmed_mean_attack
+from fltrust_repro.backend import context, host_view, to_ndarray
 from fltrust_repro.models import models
 from fltrust_repro.partition import partition, sample_batches
 from fltrust_repro.settings import Setting
-from fltrust_repro.training import generator
+from fltrust_repro.threat import Round
+from fltrust_repro.training import attackers_view, generator
 from fltrust_repro.workers import Learner
 
 SECTION = "stages"
@@ -62,17 +63,15 @@ class Iteration:
     def __init__(self, setting: Setting, data_dir: Path | None) -> None:
         self.setting = setting
         self.data = data = datasets.load(setting.dataset, generator(0, "split"), data_dir)
-        self.x, self.test_x = (
-            nd.from_numpy(np.ascontiguousarray(part), zero_copy=True)
-            for part in (data.train_x, data.test_x)
-        )
         self.shards = partition(
             data.train_y, data.classes, setting.workers, setting.non_iid, generator(0, "partition")
         )
         shape = data.train_x.shape[1:]
         self.learner = Learner(models[setting.model], data.classes, shape, context("cpu"), 0)
+        self.x, self.test_x = map(self.learner.resident, (data.train_x, data.test_x))
         self.w = self.learner.initial
         self.rng = generator(0, "batches")
+        self.parameters, self.master = attackers_view(setting)
 
     def sample(self) -> None:
         """Draw the workers' batches."""
@@ -87,9 +86,9 @@ class Iteration:
 
     def attack(self) -> None:
         """Craft the compromised workers' updates."""
-        c = self.setting.compromised
-        step = Round(self.updates[:c], c, self.w, self.setting, self.rng)
-        host_view(self.updates)[:c] = host_view(trimmed_mean_attack(step))
+        c, attacker = self.setting.compromised, (self.rng, self.master, self.parameters)
+        step = Round(self.updates[:c], c, self.w, "partial", *attacker)
+        host_view(self.updates)[:c] = trimmed_mean_attack(step)
 
     def aggregate(self) -> None:
         """Aggregate and move the global model."""

@@ -23,10 +23,10 @@ from fltrust_repro import fidelity, trial_process
 from fltrust_repro.experiments import Cell
 from fltrust_repro.processes import LocalProcesses, Machine
 from fltrust_repro.progress import Watch
-from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import Run, in_turns
+from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial, protocol_of
 
 JOBS = 2

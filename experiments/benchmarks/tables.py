@@ -14,7 +14,7 @@ from measure import Row
 from peers import DEFINITIONS, DISTANCES, LIBRARIES, OURS
 from rules import growth
 
-from fltrust_repro.results import EVALUATE_EVERY
+from fltrust_repro.training import EVALUATE_EVERY
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:

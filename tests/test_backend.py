@@ -1,4 +1,4 @@
-"""One thread per trial, and nothing changed for the rest of a user's process."""
+"""MXNet made importable, and one thread per trial; nothing changes for the rest of a process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numba
 import numpy as np
 import pytest
 
-from fltrust_repro import threads, trial_process
+from fltrust_repro import backend, trial_process
+from fltrust_repro.backend import WORKER_ENVIRONMENT
 from fltrust_repro.processes import LocalProcesses, Machine
 from fltrust_repro.settings import Setting
-from fltrust_repro.threads import WORKER_ENVIRONMENT
 from fltrust_repro.training import run_trial
 
 SEVERAL = dict.fromkeys(
@@ -71,7 +71,7 @@ for line in sys.stdin:
 """
 IMPORTS = (
     "import fltrust_repro",
-    "from fltrust_repro import backend, machine, processes, threads",
+    "from fltrust_repro import backend, machine, processes",
     "from fltrust_repro.backend import mx, nd",
     "from fltrust_repro import aggregation, attacks, defenses, models, datasets, settings",
     "from fltrust_repro import trial_process, training, store",
@@ -120,10 +120,10 @@ if sys.argv[-1] == "mine":  # MXNet imported and at work before the package come
     mxnet.nd.dot(mxnet.nd.ones((300, 300)), mxnet.nd.ones((300, 300))).wait_to_read()
 import numba, scipy.linalg.blas
 from threadpoolctl import threadpool_info
-import test_threads as tests
+import test_backend as tests
 from fltrust_repro.training import run_trial
 from fltrust_repro.backend import mx
-from fltrust_repro.threads import _limit_mxnet
+from fltrust_repro.backend import _limit_mxnet
 
 def threads_now():
     limits = {told["filepath"]: told["num_threads"] for told in threadpool_info()}
@@ -194,15 +194,15 @@ def test_threads_of_the_users_process_change_no_number_and_come_back(who, worker
 
 
 def test_threads_come_back_after_an_error():
-    before = numba.get_num_threads(), threads._limit_mxnet(2), dict(os.environ)
+    before = numba.get_num_threads(), backend._limit_mxnet(2), dict(os.environ)
     try:
-        with pytest.raises(ZeroDivisionError), threads.one_thread():
-            assert threads._limit_mxnet(1) == 1
+        with pytest.raises(ZeroDivisionError), backend.one_thread():
+            assert backend._limit_mxnet(1) == 1
             raise ZeroDivisionError
-        assert threads._limit_mxnet(before[1]) == 2
+        assert backend._limit_mxnet(before[1]) == 2
         assert (numba.get_num_threads(), dict(os.environ)) == (before[0], before[2])
     finally:
-        threads._limit_mxnet(before[1])
+        backend._limit_mxnet(before[1])
 
 
 # --- the environment of worker processes
@@ -213,7 +213,7 @@ def test_the_environment_comes_back_as_it_was(monkeypatch):
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     monkeypatch.setenv("KEPT", "yes")
     before = dict(os.environ)
-    with threads.environment({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}):
+    with backend.environment({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
         os.environ["ADDED"] = "by a library"
         del os.environ["KEPT"]

@@ -1,0 +1,143 @@
+"""The doors to rules, attacks and defenses: arrays come in and go out, and are checked, here alone.
+
+Inside, an array is a plain numpy array: float32, on the host, writable, row after row in memory. A
+user gives numpy's arrays, MXNet's or lists, of integers or floats of any width; beyond float32's
+range they become infinite. NaN and infinity are let in: to bear them is a rule's business. What
+comes back is of the kind that was given. Nothing here loads MXNet for a user who does not.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, Union
+
+import numpy as np
+
+from fltrust_repro import backend
+from fltrust_repro.errors import BadInput
+from fltrust_repro.registry import is_built_in, place_of
+
+if TYPE_CHECKING:
+    from mxnet.ndarray import NDArray
+
+Numbers = Union["NDArray", np.ndarray]
+"""An array of numbers, MXNet's or numpy's."""
+
+Case = TypeVar("Case")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A quantity of m, c and beta that has to be at least 1 for a rule or attack to make sense."""
+
+    text: str
+    value: Callable[[int, int, int], int]
+
+    def check(self, user: str, m: int, c: int, beta: int) -> None:
+        """Raise `BadInput` where the quantity is below 1."""
+        try:
+            value = int(self.value(m, c, beta))
+        except (Exception, SystemExit) as error:  # a plug-in's limit may be anything
+            problem = f"{type(error).__name__}: {error}"
+            raise BadInput(f"the limit of {user} cannot be computed ({problem}).") from error
+        if value < 1:
+            raise BadInput(
+                f"{user} needs {self.text} >= 1, but with m = {m} workers, c = {c} compromised and "
+                f"beta = {beta} it is {value}; use more workers, or a smaller c or beta."
+            )
+
+
+def is_ndarray(values: object) -> bool:
+    """Whether something is an array of MXNet's, without loading it."""
+    return "mxnet" in sys.modules and isinstance(values, backend.NDArray)
+
+
+def as_numbers(values: Any, shape: tuple[int | None, ...], user: str, what: str) -> np.ndarray:
+    """Take what a user gave for an array of numbers.
+
+    Parameters
+    ----------
+    values : NDArray, numpy array or what numpy makes an array of; integers or floats
+        The memory of a float32 array on the host is shared where it can be.
+    shape : tuple
+        What the shape has to be; None stands for any length from 1 on, m or d.
+    user, what : str
+        Who takes or gives the values, and what they are, for the message.
+
+    Returns
+    -------
+    numpy array, float32
+
+    Raises
+    ------
+    BadInput
+        Another shape, or no real numbers.
+    """
+    array = _on_host(values)
+    fits = array.ndim == len(shape) and all(
+        have > 0 and wanted in (None, have) for have, wanted in zip(array.shape, shape)
+    )
+    if not fits or array.dtype.kind not in "fiu":
+        letters = iter("md")
+        lengths = [next(letters) if n is None else str(n) for n in shape]
+        told = "(" + ", ".join(lengths) + ",)"[len(shape) > 1 :]
+        given = "no array" if array.dtype.kind == "O" else f"{array.dtype} {array.shape}"
+        raise BadInput(f"{user}: {what} must be numbers of shape {told}, not {given}.")
+    with np.errstate(over="ignore"):
+        return np.require(array, np.float32, "CAWE")
+
+
+def _on_host(values: Any) -> np.ndarray:
+    if is_ndarray(values):
+        shares = values.dtype == np.float32 and values.stype == "default"
+        shares = shares and not backend.is_gpu(values.ctx)
+        return backend.host_view(values) if shares else values.asnumpy()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # a ragged list, a tensor of another device
+        return np.asarray(None)
+
+
+def as_updates(values: Any, user: str) -> np.ndarray:
+    """Take a matrix of updates (m, d), m and d at least 1, as `as_numbers` does."""
+    return as_numbers(values, (None, None), user, "updates")
+
+
+def as_given(result: np.ndarray, given: Any) -> Numbers:
+    """Return a result as the kind of array that was given: an NDArray where that is one."""
+    if not is_ndarray(given):
+        return result
+    return backend.to_ndarray(result).as_in_context(given.ctx)
+
+
+class LentArray(np.ndarray):
+    """A plug-in's own copy of an array, which answers `asnumpy` as MXNet's arrays do."""
+
+    def asnumpy(self) -> np.ndarray:
+        """Return a copy as a plain numpy array."""
+        return np.array(self)
+
+
+def lent(array: np.ndarray, function: Callable) -> np.ndarray:
+    """Return what a registered function is given: a plug-in gets a copy, which it may change."""
+    return array if is_built_in(function) else array.copy().view(LentArray)
+
+
+def lent_parts(case: Case, function: Callable) -> Case:
+    """Return the case that a registered function is given, each of its arrays `lent`."""
+    given = copy.copy(case)
+    for name, value in vars(case).items():
+        if isinstance(value, np.ndarray):
+            object.__setattr__(given, name, lent(value, function))
+    return given
+
+
+def taken_back(
+    values: Any, shape: tuple[int, ...], function: Callable, user: str, what: str
+) -> np.ndarray:
+    """Take what a registered function returns; of a plug-in a copy, as it may keep its own."""
+    numbers = as_numbers(values, shape, user + place_of(function), what)
+    return numbers if is_built_in(function) else numbers.copy()

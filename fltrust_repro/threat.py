@@ -1,0 +1,245 @@
+"""The threat model (paper, Section 2.3): what an attacker knows and chooses, and how one is asked.
+
+In the space of updates `delta_i = w_i - w_re`, where the received global model is the origin. An
+attack is a function of a `Round`, the attacker's view of one iteration, registered by a name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fltrust_repro.aggregation import Rule, rules
+from fltrust_repro.doors import (
+    Limit,
+    Numbers,
+    as_given,
+    as_numbers,
+    as_updates,
+    lent_parts,
+    taken_back,
+)
+from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.poisoning import PoisonedSet
+from fltrust_repro.registry import Registry, summary
+
+CHOICES = {
+    "knowledge": ("full", "partial"),
+    "goal": ("directed-deviation", "deviation"),
+    "direction": ("mean", "rule"),
+    "base": ("received", "before-attack"),
+    "attacker_assumes": ("zero", "added", "c"),
+    "interval_space": ("update", "model"),
+}
+
+
+def _check_choice(name: str, value: object) -> None:
+    if value not in CHOICES[name]:
+        raise BadInput(f"{name} is {shown(value)}; choose one of {', '.join(CHOICES[name])}.")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What an attacker chooses; `BadInput` for a wrong value."""
+
+    epsilon: float = 0.01  # largest distance between the models of the Krum attack (3.2)
+    b: float = 2.0  # width of the interval of the trimmed mean attack, with full knowledge (3.3)
+    goal: str = "directed-deviation"  # what is maximised (3.1), or "deviation" (Appendix B)
+    direction: str = "mean"  # s: sign of the known updates' mean, or what the "rule" makes of them
+    base: str = "received"  # the model the Krum attack deviates from, or the "before-attack" one
+    attacker_assumes: str = "zero"  # compromised models for its own Krum: "zero", "added" or "c"
+    interval_space: str = "update"  # where [w_max, b w_max] is taken, or on the "model"
+
+    def __post_init__(self) -> None:
+        for name in ("goal", "direction", "base", "attacker_assumes", "interval_space"):
+            _check_choice(name, getattr(self, name))
+        for name, allowed, holds in (
+            ("epsilon", "finite and at least 0", lambda value: 0 <= value < math.inf),
+            ("b", "a finite number above 1", lambda value: 1 < value < math.inf),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+            if not number or not holds(value):
+                raise BadInput(f"{name} is {shown(value)}; it must be {allowed}.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Parameters:
+        """Build from values by name; `BadInput` names an unknown one."""
+        known = [one.name for one in dataclasses.fields(cls)]
+        strange = ", ".join(sorted(set(values) - set(known)))
+        if strange:
+            raise BadInput(f"unknown parameter {strange}; there are {', '.join(known)}.")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Master:
+    """What the attacker knows of the master device: its rule, and what it takes for m, c, beta."""
+
+    m: int
+    c: int
+    beta: int
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Round:
+    """What an attack is given in one iteration; NDArrays are taken, too.
+
+    Raises `BadInput` where the arrays and c do not fit each other.
+    """
+
+    known: np.ndarray  # float32, before-attack updates; (m, d), with partial knowledge (c, d)
+    c: int  # compromised workers that take part, at least 1: rows 0..c-1
+    w_re: np.ndarray  # float32 (d,), the global model that the workers received
+    knowledge: str  # "full" or "partial"
+    rng: np.random.Generator  # the attacker's own
+    master: Master
+    parameters: Parameters = Parameters()
+    notes: Counter[str] = field(default_factory=Counter)  # to be counted over the trial, by name
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known", as_updates(self.known, "an attack"))
+        rows, d = self.known.shape
+        w_re = as_numbers(self.w_re, (d,), "an attack", "the received model")
+        object.__setattr__(self, "w_re", w_re)
+        fits = self.c == rows if self.partial else 1 <= self.c < rows
+        if not fits:
+            wanted = f"exactly these, {rows}" if self.partial else f"from 1 to {rows - 1}"
+            raise BadInput(f"c is {self.c}, but {rows} updates are known; it must be {wanted}.")
+
+    @property
+    def partial(self) -> bool:
+        """Whether the attacker knows the compromised workers only."""
+        return self.knowledge == "partial"
+
+
+Craft = Callable[[Round], Any]
+Poison = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A named attack: on the updates sent (`craft`), or on data.
+
+    Data are attacked by the labels of the compromised workers' batches (`poison`), or by examples
+    that they hold beside their own (`inject`: Dataset, share, generator, folders, function to call
+    after each step -> PoisonedSet). `against` names the rules that it is made for, that of its
+    own first.
+    """
+
+    name: str
+    craft: Craft | None = None
+    poison: Poison | None = None
+    inject: Callable[..., PoisonedSet] | None = None
+    has_knowledge: bool = False
+    limit: Limit | None = None
+    against: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.craft is not None:
+            object.__setattr__(self, "craft", _checked(self.name, self.craft))
+
+    def __call__(
+        self,
+        updates: Numbers,
+        *,
+        c: int,
+        knowledge: str = "full",
+        seed: int = 0,
+        w_re: Numbers | None = None,
+        rule: str | None = None,
+        beta: int | None = None,
+        **parameters: Any,
+    ) -> Numbers:
+        """Craft what the c compromised workers send, in one iteration and outside of a trial.
+
+        Parameters
+        ----------
+        updates : NDArray or numpy array (m, d)
+            Before-attack updates of all m workers, the compromised ones' in rows 0..c-1; with
+            partial knowledge the others are not looked at.
+        c, knowledge, w_re : as in `Round`; the received model is zeros unless given.
+        seed : int
+            Of the attacker's draws.
+        rule, beta : str and int
+            The master device's; unless given, the rule the attack is made for (else mean), and c.
+        **parameters
+            Those of `Parameters`, as `epsilon=0.1`.
+
+        Returns
+        -------
+        array (c, d), float32, of the kind that was given
+
+        Raises
+        ------
+        BadInput
+            What is given does not fit, or the attack crafts no updates.
+        """
+        user = f"attack {self.name!r}"
+        if self.craft is None:
+            raise BadInput(f"{user} crafts no updates; it changes data, or nothing.")
+        rows = as_updates(updates, user)
+        m, beta = len(rows), c if beta is None else beta
+        if not isinstance(c, (int, np.integer)) or not 1 <= c < m / 2:
+            raise BadInput(f"c is {c!r}; it must be at least 1 and less than half of m = {m}.")
+        if self.limit is not None:
+            self.limit.check(user, m, c, beta)
+        master = Master(m, c, beta, rules[rule or next(iter(self.against), "mean")])
+        chosen, rng = Parameters.from_dict(parameters), np.random.default_rng(seed)
+        _check_choice("knowledge", knowledge)
+        knowledge = knowledge if self.has_knowledge else "full"
+        known = rows[:c] if knowledge == "partial" else rows
+        received = np.zeros(rows.shape[1]) if w_re is None else w_re
+        step = Round(known, c, received, knowledge, rng, master, chosen)
+        return as_given(self.craft(step), updates)
+
+    @property
+    def summary(self) -> str:
+        """What `list` prints beside the name."""
+        function = self.craft or self.poison or self.inject
+        return summary(function) if function else "The compromised workers behave."
+
+
+def _checked(name: str, craft: Craft) -> Craft:
+    """The same attack, of which what comes back is checked; a plug-in's gets copies to change."""
+
+    @functools.wraps(craft)
+    def checked(step: Round) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # workers may have sent anything
+            sent = craft(lent_parts(step, craft))
+        shape = (step.c, step.known.shape[1])
+        return taken_back(sent, shape, craft, f"attack {name!r}", "what it sends")
+
+    return checked
+
+
+attacks: Registry[Attack] = Registry("attack")
+
+
+def attack(
+    name: str,
+    has_knowledge: bool = True,
+    limit: Limit | None = None,
+    against: tuple[str, ...] = (),
+) -> Callable[[Craft], Craft]:
+    """Register a function `(Round) -> array (c, d)` as attack `name`.
+
+    `has_knowledge` says whether full and partial knowledge make a difference; without it the
+    attack is given all m before-attack updates. `against` names the rules that it is made for.
+    What the function returns is checked: `BadInput` for another shape or for no numbers.
+    """
+
+    def register(craft: Craft) -> Craft:
+        entry = Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit, against=against)
+        attacks.add(name, entry)
+        return entry.craft
+
+    return register
