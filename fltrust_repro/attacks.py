@@ -202,7 +202,7 @@ def changing_direction(known: NDArray, setting: Setting, everyone: bool) -> Any:
     are everyone's, of what the aggregation rule itself would output.
     """
     array, xp = array_view(known)
-    if setting.direction == "rule" and everyone:
+    if setting.readings.direction == "rule" and everyone:
         _, c, beta = setting.at_master
         change, _ = array_view(rules[setting.rule](known, c=c, beta=beta))
     else:
@@ -261,7 +261,7 @@ def krum_problem(step: Round, direction: Any) -> tuple[KrumProblem, Any]:
     distances = squared_distances(step.known)
     benign = slice(0, None) if step.partial else slice(step.c, None)
     base, gaps = xp.zeros_like(direction), known[benign]
-    if step.setting.base == "before-attack":
+    if step.setting.readings.base == "before-attack":
         assumed = 0 if step.partial else step.setting.at_master.c
         chosen = krum_choice(distances, max(len(known) - assumed - 2, 1))
         base = array_view(take_rows(step.known, chosen))[0][0]
@@ -273,7 +273,7 @@ def krum_problem(step: Round, direction: Any) -> tuple[KrumProblem, Any]:
 def largest_lambda(problem: KrumProblem, step: Round) -> tuple[Any, Any]:
     """Return the attacker's lambda, by Equation 4 or 2, and whether it was found; (1,) each."""
     if step.partial:
-        return solve_partial(problem, step.c, step.setting.attacker_assumes)
+        return solve_partial(problem, step.c, step.setting.readings.attacker_assumes)
     return solve_full(problem, step.c, step.setting.at_master.c)
 
 
@@ -303,7 +303,7 @@ def benign_interval(step: Round, direction: Any) -> tuple[Any, Any]:
     b = step.setting.b
     benign = known[step.c :]
     near = xp.where(direction < 0, benign.max(axis=0), benign.min(axis=0))
-    shift = received if step.setting.interval_space == "model" else xp.zeros_like(near)
+    shift = received if step.setting.readings.interval_space == "model" else xp.zeros_like(near)
     near = near + shift
     outward = (direction < 0) == (near > 0)
     far = xp.where(outward, near * b, near / b)

@@ -145,7 +145,7 @@ def list_everything(plugins: tuple[Path, ...]) -> None:
         "attacks": {name: attack.summary for name, attack in attacks.items()},
         "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},
-        "data sets": {name: summary(loader) for name, loader in datasets.datasets.items()},
+        "data sets": {name: loader.summary for name, loader in datasets.datasets.items()},
         "experiments": {name: load_experiment(name).title for name in available()},
     }
     for title, lines in sections.items():

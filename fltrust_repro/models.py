@@ -2,8 +2,14 @@
 
 A model is registered as a function `(classes, shape) -> HybridBlock`, shape = (channels, height,
 width) of one example; the block maps (n, *shape) to float32 logits (n, classes), which is checked
-before a trial begins. A model may bring an exact compiled formula for the updates of all workers
-(`gradients.py`); any other one runs in a loop.
+before a trial begins:
+
+    @model("mlp", iterations=1000)
+    def mlp(classes: int, shape: Shape) -> HybridBlock:
+        '''One line that `list` shows.'''
+
+A model may bring an exact compiled formula for the updates of all workers (`gradients.py`); any
+other one runs in a loop.
 """
 
 from __future__ import annotations
@@ -18,21 +24,26 @@ from fltrust_repro import backend
 from fltrust_repro.cnn_gradients import compiled_cnn
 from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import Compiled, compiled_lr
-from fltrust_repro.registry import Registry
+from fltrust_repro.registry import Registry, check_default
 
 if TYPE_CHECKING:
     from mxnet.gluon import HybridBlock
 
 Shape = tuple[int, int, int]
+Build = Callable[[int, Shape], "HybridBlock"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier: how to build it and, where there is one, its compiled updates."""
+    """A classifier: how to build it, its compiled updates if there are, how long it is trained."""
 
     name: str
-    build: Callable[[int, Shape], HybridBlock]
-    compiled: Callable[[int, Shape], Compiled] | None
+    build: Build
+    compiled: Callable[[int, Shape], Compiled] | None = None
+    iterations: int = 2000
+
+    def __post_init__(self) -> None:
+        check_default(f"model {self.name!r}", "iterations", self.iterations, int)
 
     def check_built(self, block: object) -> None:
         """Raise `BadInput` where `build` returned something else than a block."""
@@ -61,17 +72,22 @@ class Model:
 models: Registry[Model] = Registry("model")
 
 
-def model(name: str, compiled: Callable[[int, Shape], Compiled] | None = None) -> Callable:
-    """Register a function `(classes, shape) -> HybridBlock` as model `name`."""
+def model(
+    name: str, iterations: int = 2000, compiled: Callable[[int, Shape], Compiled] | None = None
+) -> Callable[[Build], Build]:
+    """Register a function `(classes, shape) -> HybridBlock` as model `name`.
 
-    def register(build: Callable[[int, Shape], HybridBlock]) -> Callable:
-        models.add(name, Model(name, build, compiled))
+    `iterations` is how long it is trained unless a setting says otherwise.
+    """
+
+    def register(build: Build) -> Build:
+        models.add(name, Model(name, build, compiled, iterations))
         return build
 
     return register
 
 
-@model("lr", compiled=compiled_lr)
+@model("lr", iterations=500, compiled=compiled_lr)
 def logistic_regression(classes: int, shape: Shape) -> HybridBlock:
     """Multi-class logistic regression (d = 7,850 for MNIST)."""
     return backend.mx.gluon.nn.Dense(classes, in_units=int(np.prod(shape)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import click
 
 from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.downloads import search_path
-from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine, check_address
 from fltrust_repro.records import LAST_SEED
-from fltrust_repro.settings import CHOICES, Setting
+from fltrust_repro.settings import Readings, Setting
 
 LONG_HOURS = 1.0
 MOST_TRIALS = 10_000  # per setting
@@ -86,27 +86,27 @@ store_option = click.option(
 )  # fmt: skip
 plugin_option = click.option(
     "--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
-    help="Python file with a rule, attack, model or data set of yours; may be repeated.",
+    help="Your Python file of rules, attacks, ...; repeatable.",
 )  # fmt: skip
 
 
-def trial_options(default: int) -> Callable:
+def trial_options(trials: int, first_seed: int) -> Callable:
     """Give a command the options of which trials run, where, and where they are kept.
 
     The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
     """
     options = [
-        trials_option(default),
-        click.option("--seed", "first_seed", default=0, show_default=True, metavar="S",
+        trials_option(trials),
+        click.option("--seed", "first_seed", default=first_seed, show_default=True, metavar="S",
                      callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
-                     help="Where to compute; auto takes a GPU if MXNet sees one."),
-        click.option("--jobs", type=int, callback=count("--jobs", 1, MOST_JOBS),
-                     help="Worker processes; default one per core, on GPUs what fits."),
+                     help="auto takes a GPU if MXNet sees one."),
+        click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),
+                     help="Processes, 0 for this one; default one per core, on GPUs what fits."),
         click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
         store_option,
         click.option("--scheduler", metavar="ADDRESS",
-                     help="Run on the workers of this Dask scheduler, tcp://host:8786."),
+                     help="Run on this Dask scheduler, tcp://host:8786."),
         plugin_option,
     ]  # fmt: skip
 
@@ -133,55 +133,85 @@ def trial_options(default: int) -> Callable:
             machine = Machine(device, jobs, data_dir, plugins, scheduler)
             command(seeds=seed_range(first_seed, trials), machine=machine, **others)
 
-        return functools.reduce(lambda given, option: option(given), reversed(options), gathered)
+        return _with(options, gathered)
 
     return add
+
+
+def _with(options: Iterable[Callable], command: Callable) -> Callable:
+    return functools.reduce(lambda given, option: option(given), reversed([*options]), command)
 
 
 def setting_options(*without: str) -> Callable:
-    """Give a command one option per field of `Setting` but those named."""
+    """Give a command an option per field of `Setting` but those named, and `--reading`.
+
+    The command gets fields and readings alike by name, as `Setting.from_dict` takes them.
+    """
+    own = dataclasses.fields(Setting)
+    options = [_option_of(f) for f in own if f.name not in ("readings", *without)]
 
     def add(command: Callable) -> Callable:
-        for field in reversed(dataclasses.fields(Setting)):
-            if field.name not in without:
-                command = _option_of(field)(command)
-        return command
+        @functools.wraps(command)
+        def gathered(*, readings: tuple[str, ...], **others: Any) -> None:
+            command(**others, **dict(map(_reading, readings)))
+
+        return _with([*options, _reading_option], gathered)
 
     return add
 
 
+_METAVARS = {"int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")}
+
+
 def _option_of(field: dataclasses.Field) -> Callable:
+    kind, metavar = _METAVARS[field.type.split(" ")[0]]
+    choices = "|".join(field.metadata["choices"])
     return click.option(
         "--" + field.name.replace("_", "-"),
         field.name,
-        type={"int": int, "float": float, "str": str}[field.type.split(" ")[0]],
+        type=kind,
         default=field.default,
         show_default=field.default is not None,
-        metavar="|".join(CHOICES[field.name]) if field.name in CHOICES else None,
-        help=field.metadata["help"],
+        metavar=metavar,
+        help=field.metadata["help"] + f": {choices}." * bool(choices),
     )
+
+
+def _reading(text: str) -> tuple[str, str]:
+    """Name and value of what follows `--reading`."""
+    name, equals, value = text.partition("=")
+    name, known = name.replace("-", "_"), [field.name for field in dataclasses.fields(Readings)]
+    if not equals or name not in known:
+        wanted = f"give NAME=VALUE, as NAME {choose(name, known)}"
+        raise BadInput(f"--reading is {shown(text)}; {wanted}")
+    Readings(**{name: value})  # which checks it
+    return name, value
+
+
+def _told(field: dataclasses.Field) -> str:
+    text, choices = field.metadata["help"], "|".join(field.metadata["choices"])
+    return f"{field.name}={choices}" + f": {text}" * bool(text)
+
+
+_reading_option = click.option(
+    "--reading", "readings", multiple=True, metavar="NAME=VALUE",
+    help="\n".join(["\b", "How the paper is read; repeatable, default the first:",
+                    *map(_told, dataclasses.fields(Readings))]),
+)  # fmt: skip
 
 
 def trials_option(default: int) -> Callable:
     """Give a command `--trials`."""
     return click.option(
-        "--trials",
-        default=default,
-        show_default=True,
-        callback=count("--trials", 1, MOST_TRIALS),
-        help="Trials (seeds) per setting; the paper has 50.",
-    )
+        "--trials", default=default, show_default=True, metavar="N",
+        callback=count("--trials", 1, MOST_TRIALS), help="Seeds per setting; the paper has 50.",
+    )  # fmt: skip
 
 
-def out_option(command: Callable) -> Callable:
-    """Give a command `--out`."""
-    return click.option(
-        "--out",
-        type=PATH,
-        default="experiments/results",
-        show_default=True,
-        help="Folder for CSV, Markdown and pictures.",
-    )(command)
+out_option = click.option(
+    "--out", type=PATH, default="results", show_default=True,
+    help="Folder for CSV, Markdown and pictures.",
+)  # fmt: skip
 
 
 def announcer(trials: int) -> Callable[[float], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from fltrust_repro.options import (
     trials_option,
 )
 from fltrust_repro.records import COLUMNS
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
 
@@ -198,7 +197,7 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
 
 
 _NAME = list(TrialName._fields)
-_SETTING = [field.name for field in dataclasses.fields(Setting)]
+_SETTING = list(FIELDS)
 _OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
 _EXPORTED = [*_NAME, *_SETTING, *_OTHERS]
 

@@ -155,8 +155,12 @@ class Federation:
         self._shards = self._deal()
         self.empty_workers = int((self._shards.sizes == 0).sum())
         initial_seed = int(generator(seed, "initial").integers(2**31))
-        model, shape = models[setting.model], data.train_x.shape[1:]
-        self.learner = Learner(model, data.classes, shape, ctx, initial_seed, setting.initial)
+        model, shape, initial = (
+            models[setting.model],
+            data.train_x.shape[1:],
+            setting.readings.initial,
+        )
+        self.learner = Learner(model, data.classes, shape, ctx, initial_seed, initial)
         _check_size(setting.selected, self.learner.initial.size)
         self._train_x, self._test_x = _resident(data.train_x, ctx), _resident(data.test_x, ctx)
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
@@ -203,7 +207,7 @@ class Federation:
     def _taking_part(self) -> tuple[Shards, int]:
         """The workers selected in this iteration, and how many of them are compromised."""
         setting = self._setting
-        if setting.dealing == "each-iteration":
+        if setting.readings.dealing == "each-iteration":
             self._shards = self._deal()
         if setting.selected == setting.workers:
             return self._shards, setting.compromised
@@ -257,12 +261,12 @@ class Federation:
 
 def _dealer(setting: Setting, data: datasets.Dataset, seed: int) -> Callable[[], Shards]:
     """How examples come to the workers; each call deals them anew."""
-    deal = share_groups if setting.dealing == "shared" else partition
+    deal = share_groups if setting.readings.dealing == "shared" else partition
     rng = generator(seed, "partition")
 
     def dealt() -> Shards:
         shards = deal(data.train_y, data.classes, setting.workers, setting.non_iid, rng)
-        if setting.worker_order == "shuffled":
+        if setting.readings.worker_order == "shuffled":
             shards = shuffle_workers(shards, generator(seed, "order"))
         return shards
 
