@@ -161,14 +161,7 @@ def _cell_at(*place: str) -> Cell:
             f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
             "`show table2a krum full --seed 10`, or the setting by options."
         )
-    experiment = load_experiment(place[0])
-    for cell in experiment.cells:
-        if (cell.row, cell.column) == place[1:]:
-            return cell
-    raise BadInput(
-        f"{experiment.name} has no cell {place[1]!r}, {place[2]!r}; rows are "
-        f"{', '.join(experiment.rows)}, columns {', '.join(experiment.columns)}."
-    )
+    return load_experiment(place[0]).choose(place[1:2], place[2:])[0]
 
 
 @click.command("export")

@@ -21,9 +21,9 @@ from fltrust_repro.experiments import (
     Cell,
     Experiment,
     available,
-    directory,
     figure_of,
     load_experiment,
+    published,
 )
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
@@ -155,7 +155,7 @@ def _taken() -> tuple[str, ...]:
 def _check_names(experiments: list[Experiment], out: Path) -> None:
     """Refuse files of one's own whose results would take the place of another's in OUT."""
     names = [experiment.name for experiment in experiments]
-    taken = _taken() if out.resolve() == (directory() / "results").resolve() else ()
+    taken = _taken() if out.resolve() == published().resolve() else ()
     for experiment in experiments:
         own = experiment.command != f"reproduce {experiment.name}"
         if names.count(experiment.name) > 1 or (own and experiment.name.lower() in taken):
