@@ -182,8 +182,8 @@ def _reading(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     name, known = name.replace("-", "_"), [field.name for field in dataclasses.fields(Readings)]
     if not equals or name not in known:
-        wanted = f"give NAME=VALUE, as NAME {choose(name, known)}"
-        raise BadInput(f"--reading is {shown(text)}; {wanted}")
+        wrong = f"--reading is {shown(text)}, not NAME=VALUE with a NAME that there is"
+        raise BadInput(f"{wrong}; {choose(name, known)}")
     Readings(**{name: value})  # which checks it
     return name, value
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ import pooch
 import pytest
 
 from fltrust_repro import cli, downloads, fidelity, processes, reproduction
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import FIELDS, Readings
 
 TINY = """
 title = "A tiny table"
@@ -101,7 +101,7 @@ def test_run_with_json_prints_one_object_and_nothing_else_on_stdout(tmp_path):
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert list(answer) == ["setting", "trials", "mean_error_rate", "std_error_rate"]
-    assert list(answer["setting"]) == [field.name for field in fields(Setting)]
+    assert list(answer["setting"]) == list(FIELDS)
     assert answer["setting"]["iterations"] == 12
     assert answer["setting"]["learning_rate"] > 0
     assert [list(trial) for trial in answer["trials"]] == 2 * [
@@ -144,8 +144,8 @@ def test_workers_without_examples_are_mentioned(call):
         "run",
         "--dataset",
         "breast-cancer",
-        "--dealing",
-        "once",
+        "--reading",
+        "dealing=once",
         "--iterations",
         "1",
         "--device",
@@ -304,11 +304,28 @@ def test_data_verify_exits_with_one_when_a_data_set_is_missing(call):
     assert "data fetch mnist" in err
 
 
-def test_help_names_every_field_of_a_setting(call):
+def test_help_names_every_field_of_a_setting_on_two_screens(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call("run", "--help")
     assert code == 0
-    for field in fields(Setting):
-        assert "--" + field.name.replace("_", "-") in out
+    assert len(out.splitlines()) <= 2 * 24
+    assert max(map(len, out.splitlines())) < 80
+    words = " ".join(out.split())
+    for name, field in FIELDS.items():
+        assert f" --{name.replace('_', '-')} " in words or f" {name}=" in words
+        assert "|".join(field.metadata["choices"]) in words
+        in_words = field.default is None or name in vars(Readings())
+        assert in_words or f"[default: {field.default}]" in words, name
+
+
+def test_readings_are_told_to_run_and_kept_with_its_trials(call):
+    told = ("--reading", "worker-order=grouped", "--reading", "initial=xavier-1")
+    code, out, err = call(*RUN, *told, "--json")
+    assert code == 0, err
+    setting = json.loads(out)["setting"]
+    assert (setting["worker_order"], setting["initial"]) == ("grouped", "xavier-1")
+    assert call("show", *RUN[1:9], *told)[0] == 0
+    assert call("show", *RUN[1:9])[0] == 2  # another setting's
 
 
 PLUGIN = '''
