@@ -230,13 +230,13 @@ def _checked(name: str, loaded: Any) -> Dataset:
     if not isinstance(loaded, Dataset):
         raise BadInput(f"{what} returned {type(loaded).__name__}; it must return a Dataset.")
     classes, parts = loaded.classes, {part: getattr(loaded, part) for part in PARTS}
-    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
-        wrong = f"gave classes {shown(classes)}"
-        raise BadInput(f"{what} {wrong}; give a whole number of at least 1.")
     for part, array in parts.items():
         if not isinstance(array, np.ndarray):
             kind = type(array).__name__
             raise BadInput(f"{what} gave {part} as {kind}; it must be a numpy array.")
+    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
+        wrong = f"gave classes {shown(classes)}"
+        raise BadInput(f"{what} {wrong}; give a whole number of at least 1.")
     loaded = Dataset(*map(_laid_out, parts.values()), int(classes), name)
     problem = _problem(loaded, loaded.train_x, loaded.train_y)
     which = "training" if problem else "test"
@@ -266,6 +266,9 @@ def _problem(loaded: Dataset, x: np.ndarray, y: np.ndarray) -> str | None:
     if not x.size or y.min() < 0 or y.max() >= loaded.classes:
         return f"must be at least one, with labels 0..{loaded.classes - 1}"
     return None
+
+
+CH_TRAIN = 4_000  # of 5,000 tiles
 
 
 @dataset("mnist", learning_rates={"lr": 0.1, "cnn": 0.01})
@@ -326,7 +329,7 @@ def _published(name: str, directories: tuple[Path, ...]) -> Dataset:
 
 def _tiles(name: str, directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
     (path,) = downloads.obtain(name, directories)
-    return _split(readers.read_ch_mnist(name, path), 4_000, readers.CH_CLASSES, rng)
+    return _split(readers.read_ch_mnist(name, path), CH_TRAIN, readers.CH_CLASSES, rng)
 
 
 def _split(pool: readers.Pool, n_train: int, classes: int, rng: np.random.Generator) -> Dataset:

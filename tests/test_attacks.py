@@ -40,7 +40,7 @@ def a_round(updates, c, name, seed=0, received=None, **fields):
     """What the attack `name` is given when all m workers' updates are these."""
     fields.setdefault("rule", "median")  # for which no m is too small
     m = len(updates)
-    setting = Setting(attack=name, workers=m, compromised=c, **fields)
+    setting = Setting.from_dict({"attack": name, "workers": m, "compromised": c, **fields})
     known = updates[:c] if setting.knowledge == "partial" else updates
     w_re = np.zeros(updates.shape[1]) if received is None else received
     return Round(array(known), c, array(w_re), setting, np.random.default_rng(seed))

@@ -15,7 +15,7 @@ import pandas as pd
 import pooch
 import pytest
 
-from fltrust_repro import cli, downloads, fidelity, processes, reproduction
+from fltrust_repro import cli, downloads, experiments, fidelity, processes, reproduction
 from fltrust_repro.settings import FIELDS, Readings
 
 TINY = """
@@ -182,7 +182,7 @@ def test_reproduce_can_run_some_cells_and_shows_the_others_as_missing(call, tmp_
     assert sorted(pd.read_csv("results/tiny.csv")["trials"]) == [0, 1]
     code, _, err = call(*row, "mode")
     assert code == 2
-    assert "tiny has no row 'mode'; its rows are median." in err
+    assert "tiny has no row 'mode'; choose one of median." in err
 
 
 def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
@@ -504,13 +504,17 @@ def test_more_numbers_than_an_array_holds_are_refused_before_training(tmp_path):
     assert last.startswith("Error: m = 300 workers and a model of d = 7,500,010 parameters")
 
 
-def test_an_own_experiment_does_not_take_a_published_tables_place(call, tmp_path, no_processes):
+def test_an_own_experiment_does_not_take_a_published_tables_place(
+    call, tmp_path, no_processes, monkeypatch
+):
+    monkeypatch.setattr(experiments, "home", lambda: tmp_path / "experiments")
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "tiny.toml").write_text(TINY)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "tiny.toml").write_text(TINY.replace("12", "13"))
     no_processes()
-    code, out, err = call("reproduce", "mine/tiny.toml", "--trials", 1)
+    there = ("--out", "experiments/results")
+    code, out, err = call("reproduce", "mine/tiny.toml", "--trials", 1, *there)
     assert (code, out) == (2, "")
     assert "rename your file" in err
     assert not (tmp_path / "experiments" / "results").exists()

@@ -82,7 +82,7 @@ def traffic(device, monkeypatch):
 def counts(traffic, iterations=3, **fields):
     """Waits and sends of each iteration of a trial but the last, in which the model is tested."""
     seen = []
-    setting = Setting(**{**SMALL, "iterations": iterations, **fields})
+    setting = Setting.from_dict({**SMALL, "iterations": iterations, **fields})
     run_trial(setting, 0, after_iteration=lambda: seen.append((traffic.waits, traffic.sends)))
     steps = np.diff(np.array(seen), axis=0)[:-1]
     assert len({tuple(step) for step in steps.tolist()}) == 1
@@ -176,7 +176,7 @@ def assert_same_iterations(setting, device, iterations=2):
 def test_an_iteration_on_the_device_gives_the_numbers_of_one_on_the_host(
     device, host_randomness, rule, attack
 ):
-    setting = Setting(**{**SMALL, "workers": 11}, iterations=2, rule=rule, **attack)
+    setting = Setting.from_dict({**SMALL, "workers": 11, "iterations": 2, "rule": rule, **attack})
     assert_same_iterations(setting, device)
 
 
@@ -200,7 +200,7 @@ def test_deep_models_wait_no_more_and_learn_the_same(traffic, device, host_rando
     data = {"dataset": "breast-cancer"} if model == "cnn" else {}
     waits, _ = counts(traffic, **fields, **data)
     assert waits == 1
-    assert_same_iterations(Setting(**{**SMALL, **data}, **fields, iterations=2), device)
+    assert_same_iterations(Setting.from_dict({**SMALL, **data, **fields, "iterations": 2}), device)
 
 
 def test_a_model_that_diverges_on_the_device_ends_the_trial(traffic):
