@@ -23,6 +23,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,7 @@ def figure_of(
 ) -> Experiment:
     """Arrange a figure: for each panel and line a row of settings, one per value of `vary`.
 
-    `others` are further fields of `Experiment`. Raises `BadInput` for an unknown `vary`, for no
-    values, and for a wrong setting.
+    `others` are further fields of `Experiment`; a wrong value raises `BadInput`.
     """
     if vary not in VARIED:
         raise BadInput(f"vary is {shown(vary)}; {choose(vary, VARIED)}")
@@ -182,14 +182,17 @@ def _arranged(
     **others: Any,
 ) -> Experiment:
     _check_size(len(rows), len(columns))
-    printed = _by_cell(paper or {}, rows, columns)
+    paper = paper or {}
+    _check_paper(paper, rows, len(columns))
     cells = []
-    for row, column in printed:
-        try:
-            of_cell = Setting.from_dict({**setting, **rows[row], **columns[column]})
-        except BadInput as error:
-            raise BadInput(f"row {row!r}, column {column!r}: {error}") from error
-        cells.append(Cell(row, column, of_cell, printed[row, column]))
+    for row, of_row in rows.items():
+        printed = paper.get(row, [math.nan] * len(columns))
+        for (column, of_column), value in zip(columns.items(), printed):
+            try:
+                of_cell = Setting.from_dict({**setting, **of_row, **of_column})
+            except BadInput as error:
+                raise BadInput(f"row {row!r}, column {column!r}: {error}") from error
+            cells.append(Cell(row, column, of_cell, None if math.isnan(value) else value))
     return Experiment(name, command, title, tuple(rows), tuple(columns), tuple(cells), **others)
 
 
@@ -199,41 +202,29 @@ def _check_size(rows: int, columns: int) -> None:
         raise BadInput(f"there are {given}; at most {MOST_CELLS:,} cells can be.")
 
 
-def _by_cell(
-    paper: Mapping[str, Any], rows: Mapping[str, Fields], columns: Mapping[str, Fields]
-) -> dict[tuple[str, str], float | None]:
-    """The paper's value by row and column; None where it gives none."""
+def _check_paper(paper: Fields, rows: Fields, columns: int) -> None:
     for row, values in paper.items():
         if row not in rows:
             raise BadInput(f"[paper] names {shown(row)}, which is no row; {choose(row, rows)}")
-        numbers = isinstance(values, list) and all(
+        are_rates = isinstance(values, list) and all(
             value != value or (_is_number(value) and 0 <= value <= 1) for value in values
         )
-        if not numbers or len(values) != len(columns):
-            wanted = f"a list of {len(columns)} numbers from 0 to 1, or nan, one per column"
+        if not are_rates or len(values) != columns:
+            wanted = f"a list of {columns} numbers from 0 to 1, or nan, one per column"
             raise BadInput(f"[paper] {row} must be {wanted}.")
-    return {
-        (row, column): None if value is None or math.isnan(value) else value
-        for row in rows
-        for column, value in zip(columns, paper.get(row, [None] * len(columns)))
-    }
 
 
 def _is_number(value: Any) -> bool:
     """Whether a value of a file or command line is a finite number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
 
 
 def home() -> Path:
     """Return the folder of the paper's experiments: of a checkout, else of the package."""
     package = Path(__file__).parent
-    checkout = package.parent / "experiments"
-    return checkout if (package.parent / "setup.py").is_file() else package / "paper"
+    checkout = package.parent / "experiments"  # beside setup.py
+    return checkout if (checkout / "table2a.toml").is_file() else package / "paper"
 
 
 def published() -> Path:
@@ -295,51 +286,43 @@ def _build(file: Path, content: Fields) -> Experiment:
     try:
         _check_parts(content)
         arrange = figure_of if "vary" in content else _arranged
-        return arrange(file.stem, command, **content)
+        return arrange(file.stem, command, **{"setting": {}, **content})
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
 
 
-_NUMBER = (int, float)
-_WORDS = {str: "a text", dict: "a table", list: "a list", _NUMBER: "a number"}
-_OF_ALL = {"title": str, "setting": dict}
-_OPTIONAL = {"published_by": str, "measure": str, "seconds": _NUMBER, "paper": dict}
-_OF_TABLES = {"rows": dict, "columns": dict}
-_OF_FIGURES = {"vary": str, "panels": dict, "lines": dict}
+_WORDS = {str: "a text", dict: "a table", list: "a list", Real: "a number"}
+_OF_TABLES = {"title": str, "rows": dict, "columns": dict}
+_OF_FIGURES = {"title": str, "vary": str, "panels": dict, "lines": dict}
+_OPTIONAL = {"setting": dict, "published_by": str, "measure": str, "seconds": Real, "paper": dict}
 
 
 def _check_parts(content: Fields) -> None:
-    """Refuse a part that no experiment has, that is missing, or that is of another kind."""
-    is_figure = not _OF_FIGURES.keys().isdisjoint(content)
-    needed = {**_OF_ALL, **(_OF_FIGURES if is_figure else _OF_TABLES)}
+    """Refuse a part that no such experiment has, that is missing, or that is of another kind."""
+    is_figure = not {"vary", "panels", "lines"}.isdisjoint(content)
+    needed = _OF_FIGURES if is_figure else _OF_TABLES
     known = {**needed, **_OPTIONAL, **({"values": list} if is_figure else {})}
     for part, value in content.items():
         if part not in known:
             raise BadInput(f"unknown part {shown(part)}; {choose(part, known)}")
         if not isinstance(value, known[part]):
             raise BadInput(f"{part} is {shown(value)}; give {_WORDS[known[part]]}.")
+    words = [(part, content[part]) for part in ("title", "published_by") if part in content]
     for part, kind in needed.items():
-        if not content.get(part) and part != "setting":
-            raise BadInput(
-                f"{part} is missing or empty; give {_WORDS[kind]}, as table2a.toml does."
-            )
-    for part in needed.keys() & {"rows", "columns", "panels", "lines"}:
-        for name, fields in content[part].items():
-            _check_words(f"a name in [{part}]", name)
+        if not content.get(part):
+            wanted = f"give {_WORDS[kind]}, as table2a.toml does"
+            raise BadInput(f"{part} is missing or empty; {wanted}.")
+        for name, fields in content[part].items() if kind is dict else ():
+            words.append((f"a name in [{part}]", name))
             if not isinstance(fields, dict):
-                raise BadInput(
-                    f"{name!r} in [{part}] is {shown(fields)}; give {{ field = value }}."
-                )
-    for part in {"title", "published_by"} & content.keys():
-        _check_words(part, content[part])
+                wrong = f"{name!r} in [{part}] is {shown(fields)}"
+                raise BadInput(f"{wrong}; give {{ field = value, ... }}.")
+    for what, text in words:
+        if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
+            allowed = f"at most {MOST_LETTERS} letters on one line"
+            raise BadInput(f"{what} is {shown(text)}; give {allowed}.")
     measure, seconds = content.get("measure", MEASURES[0]), content.get("seconds", 1)
     if measure not in MEASURES:
         raise BadInput(f"measure is {shown(measure)}; {choose(measure, MEASURES)}")
     if not _is_number(seconds) or not 0 < seconds < 1e9:
         raise BadInput(f"seconds is {shown(seconds)}; give a number above 0, below 1e9.")
-
-
-def _check_words(what: str, text: str) -> None:
-    if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
-        allowed = f"give at most {MOST_LETTERS} letters on one line"
-        raise BadInput(f"{what} is {shown(text)}; {allowed}.")

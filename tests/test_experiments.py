@@ -137,6 +137,12 @@ def test_any_value_at_any_place_is_taken_or_refused_in_one_line(place, value, fi
     assert made.cells
 
 
+def test_a_table_needs_no_setting_that_all_cells_share(tmp_path):
+    shared = 'few = { dataset = "digits", workers = 20, compromised = 4,'
+    alone = 'title = "Mine"\n' + GOOD[GOOD.index("[rows]") :].replace("few = {", shared)
+    assert load(tmp_path, alone).settings == load(tmp_path, GOOD).settings
+
+
 def test_a_number_that_hides_as_hexadecimal_is_told(tmp_path):
     with pytest.raises(BadInput, match="iterations is a number of thousands of digits"):
         load(tmp_path, GOOD.replace("iterations = 5", f"iterations = 0x{'f' * 5000}"))
