@@ -63,7 +63,7 @@ Loading = Callable[[tuple[Path, ...], np.random.Generator], Dataset]
 class Loader:
     """A registered data set: how it is loaded, and what its trials take unless they say otherwise.
 
-    `learning_rates` holds a rate by the name of a model; others take `LEARNING_RATE`.
+    `learning_rates` are by the name of a model; one that it does not name takes `LEARNING_RATE`.
     """
 
     name: str
@@ -229,21 +229,27 @@ def _checked(name: str, loaded: Any) -> Dataset:
     what = f"data set {name!r}: its loader"
     if not isinstance(loaded, Dataset):
         raise BadInput(f"{what} returned {type(loaded).__name__}; it must return a Dataset.")
-    classes, parts = loaded.classes, {part: getattr(loaded, part) for part in PARTS}
-    for part, array in parts.items():
+    arrays, classes = [getattr(loaded, part) for part in PARTS], loaded.classes
+    for part, array in zip(PARTS, arrays):
         if not isinstance(array, np.ndarray):
             kind = type(array).__name__
             raise BadInput(f"{what} gave {part} as {kind}; it must be a numpy array.")
     if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
         wrong = f"gave classes {shown(classes)}"
         raise BadInput(f"{what} {wrong}; give a whole number of at least 1.")
-    loaded = Dataset(*map(_laid_out, parts.values()), int(classes), name)
-    problem = _problem(loaded, loaded.train_x, loaded.train_y)
-    which = "training" if problem else "test"
-    problem = problem or _problem(loaded, loaded.test_x, loaded.test_y)
-    if problem:
-        raise BadInput(f"data set {name!r}: the {which} examples {problem}; correct its loader.")
-    return loaded
+    train_x, train_y, test_x, test_y = map(_laid_out, arrays)
+    for part, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
+        if x.dtype != np.float32 or x.ndim != 4 or y.dtype != np.int32 or y.shape != x.shape[:1]:
+            layout = "float32 (examples, channels, height, width) with int32 labels (examples,)"
+            problem = f"must be {layout}, but are {x.dtype} {x.shape} with {y.dtype} {y.shape}"
+        elif x.shape[1:] != train_x.shape[1:]:
+            problem = f"have shape {x.shape[1:]}, the training ones {train_x.shape[1:]}"
+        elif not x.size or y.min() < 0 or y.max() >= classes:
+            problem = f"must be at least one, with labels 0..{classes - 1}"
+        else:
+            continue
+        raise BadInput(f"data set {name!r}: the {part} examples {problem}; correct its loader.")
+    return Dataset(train_x, train_y, test_x, test_y, int(classes), name)
 
 
 def _laid_out(array: np.ndarray) -> np.ndarray:
@@ -252,20 +258,6 @@ def _laid_out(array: np.ndarray) -> np.ndarray:
     if array.dtype == native and array.flags.c_contiguous and not array.flags.writeable:
         return array
     return readers.frozen(np.ascontiguousarray(array, native).view())
-
-
-def _problem(loaded: Dataset, x: np.ndarray, y: np.ndarray) -> str | None:
-    """What is wrong with the training or the test examples."""
-    if x.dtype != np.float32 or x.ndim != 4 or y.dtype != np.int32 or y.shape != x.shape[:1]:
-        return (
-            "must be float32 (examples, channels, height, width) with int32 labels (examples,), "
-            f"but are {x.dtype} {x.shape} with {y.dtype} {y.shape}"
-        )
-    if x.shape[1:] != loaded.train_x.shape[1:]:
-        return f"have shape {x.shape[1:]}, the training ones {loaded.train_x.shape[1:]}"
-    if not x.size or y.min() < 0 or y.max() >= loaded.classes:
-        return f"must be at least one, with labels 0..{loaded.classes - 1}"
-    return None
 
 
 CH_TRAIN = 4_000  # of 5,000 tiles

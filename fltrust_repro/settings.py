@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -38,10 +38,14 @@ class MasterView(NamedTuple):
     beta: int
 
 
-def _field(default: Any, text: str, *choices: str, attackers: bool = False) -> Any:
-    """A field; without an attack, one that only an attacker reads takes its default."""
+def _field(default: Any, text: str, *others: str, attackers: bool = False) -> Any:
+    """A field, its help text, and what else may be chosen."""
+    choices = tuple(filter(None, (default, *others))) if others else ()
     metadata = {"help": text, "choices": choices, "attackers": attackers}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+_attackers = partial(_field, attackers=True)  # only an attacker reads it
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,14 @@ class Readings:
     `dealing` None is the data set's own.
     """
 
-    direction: str = _field("mean", "of this update s is the sign", "mean", "rule", attackers=True)
-    worker_order: str = _field("shuffled", "whose first c attack", "shuffled", "grouped")
-    attacker_assumes: str = _field(
-        "zero", "bad models in its Krum", "zero", "added", "c", attackers=True
-    )
-    base: str = _field(
-        "received", "the Krum attack's start", "received", "before-attack", attackers=True
-    )
-    interval_space: str = _field("update", "of [w_max, b w_max]", "update", "model", attackers=True)
+    direction: str = _attackers("mean", "of this update s is the sign", "rule")
+    worker_order: str = _field("shuffled", "whose first c attack", "grouped")
+    attacker_assumes: str = _attackers("zero", "bad models in its Krum", "added", "c")
+    base: str = _attackers("received", "the Krum attack's start", "before-attack")
+    interval_space: str = _attackers("update", "of [w_max, b w_max]", "model")
     dealing: str | None = _field(None, "by data set", *DEALINGS)
-    master_assumes: str = _field("c", "compromised, after a defense", "c", "zero")
-    initial: str = _field("xavier-3", "", "xavier-3", "xavier-2.24", "xavier-1", "uniform-0.07")
+    master_assumes: str = _field("c", "compromised, after a defense", "zero")
+    initial: str = _field("xavier-3", "", "xavier-2.24", "xavier-1", "uniform-0.07")
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -79,25 +79,23 @@ class Setting:
     model: str = _field("lr", "Classifier.")
     rule: str = _field("krum", "Aggregation rule.")
     attack: str = _field("none", "What the compromised workers do.")
-    knowledge: str | None = _field("full", "The attacker's", "full", "partial")
+    knowledge: str | None = _field("full", "The attacker's", "partial")
     defense: str = _field("none", "What is removed before the rule.")
     workers: int = _field(100, "Worker devices, m.")
     compromised: int = _field(20, "Compromised among them, c.")
     non_iid: float = _field(0.5, "Degree of non-IID, p.")
     beta: int | None = _field(None, "Values trimmed per end by trimmed mean; default c.")
-    epsilon: float = _field(0.01, "Largest distance of models in the Krum attack.", attackers=True)
-    b: float = _field(2.0, "Interval of the trimmed mean attack.", attackers=True)
+    epsilon: float = _attackers(0.01, "Largest distance of models in the Krum attack.")
+    b: float = _attackers(2.0, "Interval of the trimmed mean attack.")
     iterations: int | None = _field(None, "Iterations; default the model's.")
     batch_size: int | None = _field(None, "Examples per batch; default the data set's.")
     learning_rate: float | None = _field(None, "alpha on the mean loss; default the data set's.")
     rounds: int = _field(1, "Local rounds of SGD per iteration.")
     selected: int | None = _field(None, "Workers selected per iteration; default all.")
-    poisoned_fraction: float = _field(1.0, "Share of iterations attacked.", attackers=True)
-    goal: str = _field(
-        "directed-deviation", "What is maximised", "directed-deviation", "deviation", attackers=True
-    )
-    poisoned_share: float = _field(0.04, "Share of examples poisoned (4.4).", attackers=True)
-    distribution: str = _field("uniform", "Of these", "uniform", "single-worker", attackers=True)
+    poisoned_fraction: float = _attackers(1.0, "Share of iterations attacked.")
+    goal: str = _attackers("directed-deviation", "What is maximised", "deviation")
+    poisoned_share: float = _attackers(0.04, "Share of examples poisoned (4.4).")
+    distribution: str = _attackers("uniform", "Holders", "single-worker")
     readings: Readings = dataclasses.field(default_factory=Readings)
 
     def __post_init__(self) -> None:
@@ -119,11 +117,11 @@ class Setting:
             self._put({"knowledge": None})
         self._check_ranges()
         self._check_limits()
-        unread = [name for name in FIELDS if FIELDS[name].metadata["attackers"]]
-        unread = unread if self.attack == "none" else []
+        # What changes nothing takes its default.
+        if attack.name == "none":
+            self._put({n: f.default for n, f in FIELDS.items() if f.metadata["attackers"]})
         if self.defense == "none" or "c" not in rule.parameters:
-            unread.append("master_assumes")
-        self._put({name: FIELDS[name].default for name in unread})
+            self._put({"master_assumes": FIELDS["master_assumes"].default})
 
     def _put(self, values: Mapping[str, Any]) -> None:
         """Set fields, as only the making of a setting may."""
@@ -215,15 +213,14 @@ class Setting:
 
         Of a plug-in's data set the examples count too, which are loaded for it.
         """
-        named = (
-            (datasets, self.dataset),
-            (models, self.model),
-            (rules, self.rule),
-            (attacks, self.attack),
-            (defenses, self.defense),
-        )
-        digests = {registry.digest(name) for registry, name in named}
-        digests.add(data_digest(self.dataset))
+        digests = {
+            datasets.digest(self.dataset),
+            models.digest(self.model),
+            rules.digest(self.rule),
+            attacks.digest(self.attack),
+            defenses.digest(self.defense),
+            data_digest(self.dataset),
+        }
         return "+".join(sorted(digests - {None}))
 
     @classmethod
