@@ -316,7 +316,8 @@ def digits(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
 
 
 def _published(name: str, directories: tuple[Path, ...]) -> Dataset:
-    return Dataset(*readers.read_idx(name, downloads.obtain(name, directories)), classes=10)
+    train_x, train_y, test_x, test_y = readers.read_idx(name, downloads.obtain(name, directories))
+    return Dataset(train_x, train_y, test_x, test_y, classes=10)
 
 
 def _tiles(name: str, directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
@@ -326,9 +327,9 @@ def _tiles(name: str, directories: tuple[Path, ...], rng: np.random.Generator) -
 
 def _split(pool: readers.Pool, n_train: int, classes: int, rng: np.random.Generator) -> Dataset:
     order = rng.permutation(len(pool.y))
-    train, test = order[:n_train], order[n_train:]
-    parts = (pool.x[train], pool.y[train], pool.x[test], pool.y[test])
-    return Dataset(*map(readers.frozen, parts), classes=classes)
+    train_x, test_x = map(readers.frozen, np.split(pool.x[order], [n_train]))
+    train_y, test_y = map(readers.frozen, np.split(pool.y[order], [n_train]))
+    return Dataset(train_x, train_y, test_x, test_y, classes)
 
 
 def mean_and_deviation(train_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ def trial_options(trials: int, first_seed: int) -> Callable:
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),
-                     help="Processes, 0 for this one; default one per core, on GPUs what fits."),
+                     help="Processes; 0: in this one; default as many as fit."),
         click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
         store_option,
         click.option("--scheduler", metavar="ADDRESS",

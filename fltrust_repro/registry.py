@@ -108,7 +108,7 @@ def place_of(function: object) -> str:
     return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})"
 
 
-def check_default(what: str, name: str, value: Any, kind: type) -> None:
+def check_default(what: str, name: str, value: Any, kind: type[int] | type[float]) -> None:
     """Raise `BadInput` unless a default that an entry brings is a number above 0: int or float."""
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
         number = "whole number of at least 1" if kind is int else "finite number above 0"

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from numbers import Integral, Real
@@ -75,7 +75,7 @@ class Setting:
     Fields left None take the paper's default for the data set, the model or c.
     """
 
-    dataset: str = _field("mnist", "Data set.")
+    dataset: str = _field("mnist", "Data set; `list` names them all.")
     model: str = _field("lr", "Classifier.")
     rule: str = _field("krum", "Aggregation rule.")
     attack: str = _field("none", "What the compromised workers do.")
@@ -84,14 +84,14 @@ class Setting:
     workers: int = _field(100, "Worker devices, m.")
     compromised: int = _field(20, "Compromised among them, c.")
     non_iid: float = _field(0.5, "Degree of non-IID, p.")
-    beta: int | None = _field(None, "Values trimmed per end by trimmed mean; default c.")
-    epsilon: float = _attackers(0.01, "Largest distance of models in the Krum attack.")
+    beta: int = _field(None, "Values trimmed per end by trimmed mean; default c.")
+    epsilon: float = _attackers(0.01, "Largest distance of crafted models.")
     b: float = _attackers(2.0, "Interval of the trimmed mean attack.")
-    iterations: int | None = _field(None, "Iterations; default the model's.")
-    batch_size: int | None = _field(None, "Examples per batch; default the data set's.")
-    learning_rate: float | None = _field(None, "alpha on the mean loss; default the data set's.")
+    iterations: int = _field(None, "Iterations; default the model's.")
+    batch_size: int = _field(None, "Examples per batch; default the data set's.")
+    learning_rate: float = _field(None, "alpha on the mean loss; default the data set's.")
     rounds: int = _field(1, "Local rounds of SGD per iteration.")
-    selected: int | None = _field(None, "Workers selected per iteration; default all.")
+    selected: int = _field(None, "Workers selected per iteration; default all.")
     poisoned_fraction: float = _attackers(1.0, "Share of iterations attacked.")
     goal: str = _attackers("directed-deviation", "What is maximised", "deviation")
     poisoned_share: float = _attackers(0.04, "Share of examples poisoned (4.4).")
@@ -221,7 +221,7 @@ class Setting:
             defenses.digest(self.defense),
             data_digest(self.dataset),
         }
-        return "+".join(sorted(digests - {None}))
+        return "+".join(sorted(filter(None, digests)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Setting:
@@ -248,7 +248,7 @@ _READINGS = {field.name: field for field in dataclasses.fields(Readings)}
 _OWN = {field.name: field for field in dataclasses.fields(Setting) if field.name != "readings"}
 FIELDS = {**_OWN, **_READINGS}  # by name, as `Setting.as_dict` has them
 
-_KINDS = {
+_KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
     "int": (Integral, int, "a whole number"),
     "float": (Real, float, "a number"),
     "str": (str, str, "a name in quotes"),
@@ -260,7 +260,7 @@ def _check_fields(part: Setting | Readings) -> None:
     """Raise `BadInput` for a value that is not of its field's type, or none of its choices."""
     for field in dataclasses.fields(part):
         name, value, choices = field.name, getattr(part, field.name), field.metadata.get("choices")
-        if value is None and "None" in field.type:
+        if value is None and (field.default is None or "None" in field.type):
             continue
         kind, convert, words = _KINDS[field.type.split(" ")[0]]
         if isinstance(value, bool) or not isinstance(value, kind):

@@ -23,6 +23,7 @@ from fltrust_repro import datasets as module
 from fltrust_repro import downloads, readers
 from fltrust_repro.datasets import Dataset, dataset, datasets, fetch, load, status, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
+from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.training import run_trial
 
@@ -305,6 +306,39 @@ def test_plugin_data_set():
         assert ("toy", True, "plug-in", "Two examples.") in status()
         assert fetch("toy") is None
         verify("toy")
+
+
+FROM_NPZ = """
+from pathlib import Path
+import numpy as np
+import fltrust_repro as fl
+
+@fl.dataset("mine", batch_size=8, learning_rates={"lr": 0.5}, dealing="shared")
+def mine(directories, rng):
+    \"\"\"Examples of my own, split at random.\"\"\"
+    with np.load(Path(__file__).with_name("mine.npz")) as file:
+        x, y = file["x"].astype(np.float32), file["y"].astype(np.int32)
+    order = rng.permutation(len(y))
+    train, test = order[:80], order[80:]
+    return fl.Dataset(x[train], y[train], x[test], y[test], classes=2)
+"""
+
+
+def test_a_data_set_of_ones_own_from_an_npz_file_is_a_few_lines(tmp_path):
+    assert len(FROM_NPZ.strip().splitlines()) <= 15
+    labels = np.arange(100) % 2
+    x = rng().normal(labels[:, None, None, None] * 4.0, size=(100, 1, 1, 4))
+    np.savez(tmp_path / "mine.npz", x=x, y=labels)
+    (tmp_path / "mine.py").write_text(FROM_NPZ)
+    try:
+        load_plugin(tmp_path / "mine.py")
+        setting = Setting(dataset="mine", workers=5, compromised=1, iterations=20, rule="median")
+        assert (setting.batch_size, setting.learning_rate) == (8, 0.5)
+        assert setting.readings.dealing == "shared"
+        assert load("mine", rng()).name == "mine"
+        assert run_trial(setting, 0).error_rate < 0.1
+    finally:
+        run_afresh([])
 
 
 @pytest.mark.parametrize(
