@@ -36,7 +36,7 @@ _PLACES = {
     "models": ("model",),
     "plugins": ("load_plugin",),
     "results": ("TrialResult",),
-    "settings": ("Setting",),
+    "settings": ("Readings", "Setting"),
     "training": ("run_trial",),
 }
 # Registries but that of the rules have the name of their module: `attacks.attacks["krum"]`.

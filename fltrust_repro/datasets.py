@@ -73,7 +73,7 @@ class Loader:
     dealing: str = "once"
 
     def __post_init__(self) -> None:
-        check_name("the name of a data set", self.name)
+        check_name("the name of a data set", str(self.name))
         what = f"data set {self.name!r}"
         check_default(what, "batch_size", self.batch_size, int)
         if not isinstance(self.learning_rates, Mapping):

@@ -107,7 +107,7 @@ def trial_options(trials: int, first_seed: int) -> Callable:
     ]  # fmt: skip
 
     def gather(trials: int, first_seed: int, **given: Any) -> dict[str, Any]:
-        where = map(given.pop, ("device", "jobs", "data_dir", "plugins", "scheduler"))
+        where = [given.pop(n) for n in ("device", "jobs", "data_dir", "plugins", "scheduler")]
         return {**given, "machine": _machine(*where), "seeds": seed_range(first_seed, trials)}
 
     return _gathering(gather, options)

@@ -73,6 +73,10 @@ class Setting:
     """All that decides a trial's numbers but the seed; a wrong value raises `BadInput`.
 
     Fields left None take the paper's default for the data set, the model or c.
+
+    >>> import fltrust_repro as fl
+    >>> fl.Setting(attack="krum", readings=fl.Readings(direction="rule")).iterations
+    500
     """
 
     dataset: str = _field("mnist", "Data set; `list` names them all.")
@@ -125,11 +129,10 @@ class Setting:
 
     def _put(self, values: Mapping[str, Any]) -> None:
         """Set fields, as only the making of a setting may."""
-        of_readings = {name: values[name] for name in values if name in _READINGS}
-        readings = dataclasses.replace(self.readings, **of_readings)
-        for name, value in {**values, "readings": readings}.items():
-            if name not in of_readings:
-                object.__setattr__(self, name, value)
+        own, readings = _parted(values)
+        own["readings"] = dataclasses.replace(self.readings, **readings)
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
 
     @property
     def at_master(self) -> MasterView:
@@ -234,9 +237,8 @@ class Setting:
         for name in values:
             if name not in FIELDS:
                 raise BadInput(f"unknown setting {name}; {choose(name, FIELDS)}")
-        readings = Readings(**{name: values[name] for name in values if name in _READINGS})
-        own = {name: values[name] for name in values if name not in _READINGS}
-        return cls(**own, readings=readings)
+        own, readings = _parted(values)
+        return cls(**own, readings=Readings(**readings))
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> Setting:
@@ -244,9 +246,17 @@ class Setting:
         return cls.from_dict({**FORMERLY, **values})
 
 
-_READINGS = {field.name: field for field in dataclasses.fields(Readings)}
-_OWN = {field.name: field for field in dataclasses.fields(Setting) if field.name != "readings"}
-FIELDS = {**_OWN, **_READINGS}  # by name, as `Setting.as_dict` has them
+# By name, as `Setting.as_dict` has them.
+FIELDS = {f.name: f for kind in (Setting, Readings) for f in dataclasses.fields(kind)}
+del FIELDS["readings"]
+
+
+def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a setting's own fields, and those of its readings."""
+    of_readings = {field.name for field in dataclasses.fields(Readings)} & values.keys()
+    own = {name: values[name] for name in values if name not in of_readings}
+    return own, {name: values[name] for name in of_readings}
+
 
 _KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
     "int": (Integral, int, "a whole number"),

@@ -531,6 +531,16 @@ def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_processes, mon
     assert seen[0].rows == ("no attack", "gaussian", "label-flip", "full")
 
 
+def test_readings_are_told_to_sweep_and_stand_in_the_command_that_repeats_it(call, monkeypatch):
+    seen = []
+    monkeypatch.setattr(reproduction, "reproduce", lambda figure, *_: seen.append(figure) or [])
+    told = ("--reading", "initial=xavier-1", "--reading", "base=before-attack")
+    assert call("sweep", "--vary", "c", "--values", 1, "--rule", "krum", *RUN[1:5], *told)[0] == 0
+    assert seen[0].command.endswith("--reading initial=xavier-1 --reading base=before-attack")
+    readings = seen[0].settings[-1].readings
+    assert (readings.initial, readings.base) == ("xavier-1", "before-attack")
+
+
 def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path):
     command = [
         "sweep", "--vary", "c", "--values", "1,3", "--rule", "krum", "--rule", "median",

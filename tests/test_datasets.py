@@ -324,6 +324,12 @@ def mine(directories, rng):
 """
 
 
+@pytest.mark.parametrize("name", ["../outside", "", 3, None, "two words"])
+def test_a_name_that_no_file_can_have_is_refused_where_it_is_registered(name):
+    with pytest.raises(BadInput, match="name"):
+        dataset(name)(lambda directories, generator: None)
+
+
 def test_a_data_set_of_ones_own_from_an_npz_file_is_a_few_lines(tmp_path):
     assert len(FROM_NPZ.strip().splitlines()) <= 15
     labels = np.arange(100) % 2
