@@ -36,7 +36,9 @@ def shown(value: Any) -> str:
 
 def choose(name: object, known: Collection[str]) -> str:
     """Return what to say of a name that is not known: which there are, and the nearest."""
-    near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else ()
+    folded = {one.casefold(): one for one in known}
+    typed = name.casefold() if isinstance(name, str) else ""
+    near = [folded[one] for one in difflib.get_close_matches(typed, folded, n=1)]
     return f"choose one of {', '.join(known)}." + "".join(f" Did you mean {n!r}?" for n in near)
 
 
