@@ -35,7 +35,7 @@ _PLACES = {
     "experiments": ("load_experiment",),
     "models": ("model",),
     "plugins": ("load_plugin",),
-    "settings": ("Setting",),
+    "settings": ("Readings", "Setting"),
     "training": ("TrialResult", "run_trial"),
 }
 # Registries but that of the rules have the name of their module: `attacks.attacks["krum"]`.

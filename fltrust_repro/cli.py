@@ -17,7 +17,7 @@ from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
 from fltrust_repro.doctor import doctor
 from fltrust_repro.errors import BadInput
-from fltrust_repro.experiments import available, load_experiment
+from fltrust_repro.experiments import readable
 from fltrust_repro.files import check_writable, write_text
 from fltrust_repro.literal import one_line
 from fltrust_repro.models import models
@@ -145,8 +145,8 @@ def list_everything(plugins: tuple[Path, ...]) -> None:
         "attacks": {name: attack.summary for name, attack in attacks.items()},
         "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},
-        "data sets": {name: summary(loader) for name, loader in datasets.datasets.items()},
-        "experiments": {name: load_experiment(name).title for name in available()},
+        "data sets": {name: loader.summary for name, loader in datasets.datasets.items()},
+        "experiments": {experiment.name: experiment.title for experiment in readable()},
     }
     for title, lines in sections.items():
         click.echo(f"{title}:")

@@ -5,6 +5,7 @@ A `BadInput` is one sentence, shown without a traceback (exit code 2).
 
 from __future__ import annotations
 
+import difflib
 import reprlib
 import traceback
 from collections.abc import Collection
@@ -31,6 +32,14 @@ def shown(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of thousands of digits"
+
+
+def choose(name: object, known: Collection[str]) -> str:
+    """Return what to say of a name that is not known: which there are, and the nearest."""
+    folded = {one.casefold(): one for one in known}
+    typed = name.casefold() if isinstance(name, str) else ""
+    near = [folded[one] for one in difflib.get_close_matches(typed, folded, n=1)]
+    return f"choose one of {', '.join(known)}." + "".join(f" Did you mean {n!r}?" for n in near)
 
 
 def in_words(error: BaseException, files: Collection[str] = ()) -> str:

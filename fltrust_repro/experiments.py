@@ -1,6 +1,7 @@
 """experiments/*.toml -> settings: one file per table and figure of the paper, or of a user's own.
 
 title = "..."
+published_by = "..." # optional: whose numbers `paper` are, for a table or figure that was published
 measure = "lowest_error_rate"   # optional: the default is "error_rate", of the final model
 seconds = 5          # optional: of one trial on one CPU core, to say what missing cells cost
 [setting]            # what all cells share
@@ -20,12 +21,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.errors import BadInput, shown
+import click
+
+from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import check_name, path_of
 from fltrust_repro.settings import Setting
 
@@ -39,45 +43,36 @@ MOST_BYTES = 1_000_000  # of an experiment's file; the largest of the paper's ha
 MOST_CELLS = 10_000
 MOST_LETTERS = 300  # of a title, or of the name of a row
 
+Fields = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Varied:
-    """A parameter that figures vary: its axis, its setting fields, the values of the paper.
+    """A parameter that figures vary: its axis, its setting field, the values of the paper.
 
     The paper's text does not print the points of its figures; the values are assumed.
     """
 
     label: str
-    fields: Callable[[Any], dict[str, Any]]
+    field: str
     values: tuple[float, ...]
+
+    def fields(self, value: Any) -> dict[str, Any]:
+        """Return the fields of a setting at one of the values."""
+        also = {"compromised": value // 5} if self.field == "workers" else {}
+        return {self.field: value, **also}
 
 
 VARIED = {
-    "m": Varied(
-        "number of worker devices m (c = m / 5)",
-        lambda m: {"workers": m, "compromised": m // 5},
-        (25, 50, 75, 100, 150),
-    ),
-    "c": Varied(
-        "compromised worker devices c", lambda c: {"compromised": c}, (5, 10, 15, 20, 25, 30)
-    ),
-    "p": Varied("degree of non-IID p", lambda p: {"non_iid": p}, (0.1, 0.3, 0.5, 0.7, 0.9)),
-    "beta": Varied(
-        "trimmed values per side beta", lambda beta: {"beta": beta}, (20, 25, 30, 35, 40, 45)
-    ),
-    "epsilon": Varied(
-        "epsilon of the Krum attack",
-        lambda epsilon: {"epsilon": epsilon},
-        (0.01, 0.05, 0.1, 0.5, 1.0, 2.0),
-    ),
-    "rounds": Varied("rounds of local SGD", lambda n: {"rounds": n}, (1, 2, 3, 5, 10)),
-    "selected": Varied(
-        "worker devices selected per iteration", lambda n: {"selected": n}, (20, 40, 60, 80, 100)
-    ),
+    "m": Varied("number of worker devices m (c = m / 5)", "workers", (25, 50, 75, 100, 150)),
+    "c": Varied("compromised worker devices c", "compromised", (5, 10, 15, 20, 25, 30)),
+    "p": Varied("degree of non-IID p", "non_iid", (0.1, 0.3, 0.5, 0.7, 0.9)),
+    "beta": Varied("trimmed values per side beta", "beta", (20, 25, 30, 35, 40, 45)),
+    "epsilon": Varied("epsilon of the Krum attack", "epsilon", (0.01, 0.05, 0.1, 0.5, 1.0, 2.0)),
+    "rounds": Varied("rounds of local SGD", "rounds", (1, 2, 3, 5, 10)),
+    "selected": Varied("worker devices selected per iteration", "selected", (20, 40, 60, 80, 100)),
     "poisoned-fraction": Varied(
-        "fraction of poisoned iterations",
-        lambda share: {"poisoned_fraction": share},
-        (0.0, 0.25, 0.5, 0.75, 1.0),
+        "fraction of poisoned iterations", "poisoned_fraction", (0.0, 0.25, 0.5, 0.75, 1.0)
     ),
 }
 
@@ -117,15 +112,16 @@ class Experiment:
     columns: tuple[str, ...]
     cells: tuple[Cell, ...]
     figure: Figure | None = None
-    measure: str = "error_rate"
+    measure: str = MEASURES[0]
     seconds: float | None = None
+    published_by: str | None = None
 
     @property
     def settings(self) -> tuple[Setting, ...]:
         """The settings of all cells, row by row."""
         return tuple(cell.setting for cell in self.cells)
 
-    def choose(self, rows: Sequence[str], columns: Sequence[str]) -> tuple[Cell, ...]:
+    def choose(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> tuple[Cell, ...]:
         """Return the cells of some rows and columns; naming none means all of them.
 
         Raises `BadInput` for a name that the experiment does not have.
@@ -133,9 +129,8 @@ class Experiment:
         for kind, asked, known in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in asked:
                 if name not in known:
-                    raise BadInput(
-                        f"{self.name} has no {kind} {name!r}; its {kind}s are {', '.join(known)}."
-                    )
+                    wrong = f"{self.name} has no {kind} {shown(name)}"
+                    raise BadInput(f"{wrong}; {choose(name, known)}")
         return tuple(
             cell
             for cell in self.cells
@@ -147,81 +142,126 @@ def figure_of(
     name: str,
     command: str,
     title: str,
-    shared: dict[str, Any],
-    panels: dict[str, dict[str, Any]],
-    lines: dict[str, dict[str, Any]],
+    setting: Fields,
+    panels: Mapping[str, Fields],
+    lines: Mapping[str, Fields],
     vary: str,
     values: Sequence[float] | None = None,
-    seconds: float | None = None,
+    **others: Any,
 ) -> Experiment:
     """Arrange a figure: for each panel and line a row of settings, one per value of `vary`.
 
-    Raises `BadInput` for an unknown `vary`, for no values, and for a wrong setting.
+    `others` are further fields of `Experiment`; a wrong value raises `BadInput`.
     """
     if vary not in VARIED:
-        raise BadInput(f"vary is {shown(vary)}; choose one of {', '.join(VARIED)}.")
+        raise BadInput(f"vary is {shown(vary)}; {choose(vary, VARIED)}")
     varied = VARIED[vary]
     points = tuple(varied.values if values is None else values)
     if not all(map(_is_number, points)) or len({f"{x:g}" for x in points}) < max(len(points), 1):
         allowed = "at least one number, each finite and none twice"
         raise BadInput(f"values are {shown(list(points))}; give {allowed}.")
-    _check_size("figure", len(panels) * len(lines), len(points))
+    _check_size(len(panels) * len(lines), len(points))
     figure = Figure(varied.label, points, tuple(panels), tuple(lines))
+    rows = {
+        figure.row(panel, line): {**panels[panel], **lines[line]}
+        for panel in panels
+        for line in lines
+    }
+    columns = {f"{vary} = {point:g}": varied.fields(point) for point in points}
+    return _arranged(name, command, title, setting, rows, columns, figure=figure, **others)
+
+
+def _arranged(
+    name: str,
+    command: str,
+    title: str,
+    setting: Fields,
+    rows: Mapping[str, Fields],
+    columns: Mapping[str, Fields],
+    paper: Mapping[str, Sequence[float]] | None = None,
+    **others: Any,
+) -> Experiment:
+    _check_size(len(rows), len(columns))
+    paper = paper or {}
+    _check_paper(paper, rows, len(columns))
     cells = []
-    for panel, panel_fields in panels.items():
-        for line, line_fields in lines.items():
-            for point in points:
-                fields = {**shared, **panel_fields, **line_fields, **varied.fields(point)}
-                row, column = figure.row(panel, line), f"{vary} = {point:g}"
-                cells.append(Cell(row, column, Setting.from_dict(fields), None))
-    rows = tuple(dict.fromkeys(cell.row for cell in cells))
-    columns = tuple(dict.fromkeys(cell.column for cell in cells))
-    return Experiment(name, command, title, rows, columns, tuple(cells), figure, seconds=seconds)
+    for row, of_row in rows.items():
+        printed = paper.get(row, [math.nan] * len(columns))
+        for (column, of_column), value in zip(columns.items(), printed):
+            try:
+                of_cell = Setting.from_dict({**setting, **of_row, **of_column})
+            except BadInput as error:
+                raise BadInput(f"row {row!r}, column {column!r}: {error}") from error
+            cells.append(Cell(row, column, of_cell, None if math.isnan(value) else value))
+    return Experiment(name, command, title, tuple(rows), tuple(columns), tuple(cells), **others)
+
+
+def _check_size(rows: int, columns: int) -> None:
+    if rows * columns > MOST_CELLS:
+        given = f"{rows:,} rows of {columns:,} cells"
+        raise BadInput(f"there are {given}; at most {MOST_CELLS:,} cells can be.")
+
+
+def _check_paper(paper: Fields, rows: Fields, columns: int) -> None:
+    for row, values in paper.items():
+        if row not in rows:
+            raise BadInput(f"[paper] names {shown(row)}, which is no row; {choose(row, rows)}")
+        are_rates = isinstance(values, list) and all(
+            value != value or (_is_number(value) and 0 <= value <= 1) for value in values
+        )
+        if not are_rates or len(values) != columns:
+            wanted = f"a list of {columns} numbers from 0 to 1, or nan, one per column"
+            raise BadInput(f"[paper] {row} must be {wanted}.")
 
 
 def _is_number(value: Any) -> bool:
     """Whether a value of a file or command line is a finite number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
 
 
-def _check_size(what: str, rows: int, columns: int) -> None:
-    if rows * columns > MOST_CELLS:
-        raise BadInput(f"{what}: {rows} rows of {columns} cells; at most {MOST_CELLS:,} can be.")
+def home() -> Path:
+    """Return the folder of the paper's experiments: of a checkout, else of the package."""
+    package = Path(__file__).parent
+    checkout = package.parent / "experiments"  # beside setup.py
+    return checkout if (checkout / "table2a.toml").is_file() else package / "paper"
 
 
-def directory() -> Path:
-    """Return the folder `experiments/`: of the current directory, else of the repository."""
-    here, repository = Path("experiments"), Path(__file__).parent.parent / "experiments"
-    for folder in (here, repository):
-        if any(folder.glob("*.toml")):
-            return folder
-    raise BadInput(
-        "there is no folder experiments/ with .toml files here; run in a clone of the repository."
-    )
+def published() -> Path:
+    """Return the folder of the trials that are published with the experiments; only read."""
+    return home() / "results"
 
 
 def available() -> dict[str, Path]:
-    """Return the experiments by name."""
-    return {file.stem: file for file in sorted(directory().glob("*.toml"))}
+    """Return the files of the paper's experiments, and of those that chose readings, by name."""
+    return {file.stem: file for file in sorted(home().glob("*.toml"))}
 
 
-def load_experiment(name: str) -> Experiment:
+def readable() -> list[Experiment]:
+    """Return the experiments of `home`; says on stderr what is wrong with one that is left out."""
+    found = []
+    for name in available():
+        try:
+            found.append(load_experiment(name))
+        except BadInput as error:
+            click.echo(f"Note: left out: {error}", err=True)
+    return found
+
+
+def load_experiment(name: str | Path) -> Experiment:
     """Read an experiment by its name, or by the path of a .toml file of one's own.
 
     Raises `BadInput` for an unknown name and for a file that is wrong, naming the place.
+
+    >>> from fltrust_repro.experiments import load_experiment
+    >>> load_experiment("table2a").choose(["krum"], ["full"])[0].paper
+    0.8
     """
-    known = available()
+    known, name = available(), str(name)
     file = path_of(name) if name.endswith(".toml") else known.get(name)
     if file is None or not file.is_file():
-        raise BadInput(
-            f"unknown experiment {shown(name)}; choose one of {', '.join(known)}, or give the path "
-            "of a .toml file."
-        )
+        wanted = f"give the path of a .toml file, or {choose(name, known)}"
+        raise BadInput(f"unknown experiment {shown(name)}; {wanted}")
     check_name(f"the name of {str(file)!r}", file.stem)
     return _build(file, _read(file))
 
@@ -240,111 +280,49 @@ def _read(file: Path) -> dict[str, Any]:
         raise BadInput(f"{file} is not valid TOML in UTF-8: {error}.") from error
 
 
-_KINDS = {
-    "title": str,
-    "measure": str,
-    "seconds": (int, float),
-    "setting": dict,
-    "rows": dict,
-    "columns": dict,
-    "paper": dict,
-    "vary": str,
-    "values": list,
-    "panels": dict,
-    "lines": dict,
-}
-_TABLE = ("title", "setting", "rows", "columns")
-_FIGURE = ("title", "setting", "vary", "panels", "lines")
-
-
-def _build(file: Path, content: dict[str, Any]) -> Experiment:
-    _check_parts(file, content)
-    ours = file.resolve().parent == directory().resolve()
-    name, command = file.stem, f"reproduce {file.stem if ours else file}"
-    if "vary" in content:
-        return _figure(file, name, command, content)
-    return Experiment(
-        name=name,
-        command=command,
-        title=content["title"],
-        rows=tuple(content["rows"]),
-        columns=tuple(content["columns"]),
-        cells=tuple(_cells(file, content)),
-        measure=content.get("measure", MEASURES[0]),
-        seconds=content.get("seconds"),
-    )
-
-
-def _check_parts(file: Path, content: dict[str, Any]) -> None:
-    strange = sorted(set(content) - set(_KINDS))
-    if strange:
-        raise BadInput(
-            f"{file} has unknown parts {', '.join(strange)}; there are {', '.join(_KINDS)}."
-        )
-    needed = _FIGURE if "vary" in content else _TABLE
-    for part in dict.fromkeys([*needed, *content]):
-        if not isinstance(content.get(part), _KINDS[part]):
-            kind = {str: "text", dict: "table", list: "list"}.get(_KINDS[part], "number")
-            raise BadInput(f"{file} has no {part}, or not as a {kind}; see table2a.toml.")
-    for part in set(needed) & {"rows", "columns", "panels", "lines"}:
-        if not content[part]:
-            raise BadInput(f"{file} has no {part}; an experiment needs at least one of each.")
-        for name, fields in content[part].items():
-            _check_words(file, f"a name in [{part}]", name)
-            if not isinstance(fields, dict):
-                raise BadInput(f"{file}: {name!r} in [{part}] must be {{ field = value, ... }}.")
-    _check_words(file, "title", content["title"])
-    measure, seconds = content.get("measure", MEASURES[0]), content.get("seconds", 1)
-    if measure not in MEASURES:
-        raise BadInput(f"{file}: measure is {shown(measure)}; choose one of {', '.join(MEASURES)}.")
-    if not _is_number(seconds) or not 0 < seconds < 1e9:
-        raise BadInput(f"{file}: seconds is {shown(seconds)}; give a number above 0, below 1e9.")
-
-
-def _check_words(file: Path, what: str, text: str) -> None:
-    if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
-        raise BadInput(
-            f"{file}: {what} is {shown(text)}; give at most {MOST_LETTERS} letters on one line."
-        )
-
-
-def _figure(file: Path, name: str, command: str, content: dict[str, Any]) -> Experiment:
-    parts = [content[part] for part in ("title", "setting", "panels", "lines", "vary")]
+def _build(file: Path, content: Fields) -> Experiment:
+    ours = file.resolve().parent == home().resolve()
+    command = f"reproduce {file.stem if ours else file}"
     try:
-        return figure_of(name, command, *parts, content.get("values"), content.get("seconds"))
+        _check_parts(content)
+        arrange = figure_of if "vary" in content else _arranged
+        return arrange(file.stem, command, **{"setting": {}, **content})
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
 
 
-def _cells(file: Path, content: dict[str, Any]) -> list[Cell]:
-    _check_size(str(file), len(content["rows"]), len(content["columns"]))
-    cells = []
-    for row, values in _paper_values(file, content).items():
-        for (column, fields), value in zip(content["columns"].items(), values):
-            try:
-                setting = Setting.from_dict(
-                    {**content["setting"], **content["rows"][row], **fields}
-                )
-            except BadInput as error:
-                raise BadInput(f"{file}, row {row!r}, column {column!r}: {error}") from error
-            known = value is not None and not math.isnan(value)
-            cells.append(Cell(row, column, setting, value if known else None))
-    return cells
+_WORDS = {str: "a text", dict: "a table", list: "a list", Real: "a number"}
+_OF_TABLES = {"title": str, "rows": dict, "columns": dict}
+_OF_FIGURES = {"title": str, "vary": str, "panels": dict, "lines": dict}
+_OPTIONAL = {"setting": dict, "published_by": str, "measure": str, "seconds": Real, "paper": dict}
 
 
-def _paper_values(file: Path, content: dict[str, Any]) -> dict[str, list[float | None]]:
-    """The paper's value for every column, by row; None where the file gives none."""
-    rows, columns, paper = content["rows"], content["columns"], content.get("paper", {})
-    unknown = sorted(set(paper) - set(rows))
-    if unknown:
-        raise BadInput(f"{file}: [paper] names {', '.join(unknown)}, which [rows] does not have.")
-    for row, values in paper.items():
-        numbers = isinstance(values, list) and all(
-            value != value or (_is_number(value) and 0 <= value <= 1) for value in values
-        )
-        if not numbers or len(values) != len(columns):
-            raise BadInput(
-                f"{file}: [paper] {row} must be a list of {len(columns)} numbers from 0 to 1, or "
-                "nan, one per column."
-            )
-    return {row: paper.get(row, [None] * len(columns)) for row in rows}
+def _check_parts(content: Fields) -> None:
+    """Refuse a part that no such experiment has, that is missing, or that is of another kind."""
+    is_figure = not {"vary", "panels", "lines"}.isdisjoint(content)
+    needed = _OF_FIGURES if is_figure else _OF_TABLES
+    known = {**needed, **_OPTIONAL, **({"values": list} if is_figure else {})}
+    for part, value in content.items():
+        if part not in known:
+            raise BadInput(f"unknown part {shown(part)}; {choose(part, known)}")
+        if not isinstance(value, known[part]):
+            raise BadInput(f"{part} is {shown(value)}; give {_WORDS[known[part]]}.")
+    words = [(part, content[part]) for part in ("title", "published_by") if part in content]
+    for part, kind in needed.items():
+        if not content.get(part):
+            wanted = f"give {_WORDS[kind]}, as table2a.toml does"
+            raise BadInput(f"{part} is missing or empty; {wanted}.")
+        for name, fields in content[part].items() if kind is dict else ():
+            words.append((f"a name in [{part}]", name))
+            if not isinstance(fields, dict):
+                wrong = f"{name!r} in [{part}] is {shown(fields)}"
+                raise BadInput(f"{wrong}; give {{ field = value, ... }}.")
+    for what, text in words:
+        if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
+            allowed = f"at most {MOST_LETTERS} letters on one line"
+            raise BadInput(f"{what} is {shown(text)}; give {allowed}.")
+    measure, seconds = content.get("measure", MEASURES[0]), content.get("seconds", 1)
+    if measure not in MEASURES:
+        raise BadInput(f"measure is {shown(measure)}; {choose(measure, MEASURES)}")
+    if not _is_number(seconds) or not 0 < seconds < 1e9:
+        raise BadInput(f"seconds is {shown(seconds)}; give a number above 0, below 1e9.")

@@ -13,7 +13,7 @@ import pandas as pd
 from fltrust_repro import claims, literal, report
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
-from fltrust_repro.experiments import Experiment, available, load_experiment
+from fltrust_repro.experiments import Experiment, readable
 from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.records import LeftOut
 from fltrust_repro.settings import Setting
@@ -27,7 +27,7 @@ NOT_OF_THE_PAPER = ("readings", "readings2b", "readings2e", "readings6")
 
 def all_experiments() -> list[Experiment]:
     """Return the experiments of the paper, by name."""
-    return [load_experiment(name) for name in available() if name not in NOT_OF_THE_PAPER]
+    return [experiment for experiment in readable() if experiment.published_by]
 
 
 def trial_files(folder: Path) -> list[Path]:

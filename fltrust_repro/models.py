@@ -1,9 +1,12 @@
 """The paper's classifiers (Section 4.1) as plain Gluon blocks, and how to add one.
 
-A model is registered as a function `(classes, shape) -> HybridBlock`, shape = (channels, height,
-width) of one example; the block maps (n, *shape) to float32 logits (n, classes), which is checked
-before a trial begins. A model may bring an exact compiled formula for the updates of all workers
-(`gradients.py`); any other one runs in a loop.
+    @model("mlp", iterations=1000)
+    def mlp(classes: int, shape: Shape) -> HybridBlock:
+        '''One line that `list` shows.'''
+
+The block maps examples (n, *shape), shape = (channels, height, width), to float32 logits (n,
+classes), which is checked before a trial begins. A model may bring an exact compiled formula for
+the updates of all workers (`gradients.py`); any other one runs in a loop.
 """
 
 from __future__ import annotations
@@ -18,30 +21,33 @@ from fltrust_repro import backend
 from fltrust_repro.cnn_gradients import compiled_cnn
 from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import Compiled, compiled_lr
-from fltrust_repro.registry import Registry
+from fltrust_repro.registry import Registry, check_default
 
 if TYPE_CHECKING:
     from mxnet.gluon import HybridBlock
 
 Shape = tuple[int, int, int]
+Build = Callable[[int, Shape], "HybridBlock"]
+Compiling = Callable[[int, Shape], Compiled]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier: how to build it and, where there is one, its compiled updates."""
+    """A classifier: how it is built, a formula for its updates, its default of iterations."""
 
     name: str
-    build: Callable[[int, Shape], HybridBlock]
-    compiled: Callable[[int, Shape], Compiled] | None
+    build: Build
+    compiled: Compiling | None = None
+    iterations: int = 2000
+
+    def __post_init__(self) -> None:
+        check_default(f"model {self.name!r}", "iterations", self.iterations, int)
 
     def check_built(self, block: object) -> None:
         """Raise `BadInput` where `build` returned something else than a block."""
-        kind = backend.mx.gluon.HybridBlock
-        if not isinstance(block, kind):
-            raise BadInput(
-                f"model {self.name!r} is a {type(block).__name__}; its function must return a "
-                "Gluon HybridBlock."
-            )
+        if not isinstance(block, backend.mx.gluon.HybridBlock):
+            wrong = f"model {self.name!r} is a {type(block).__name__}"
+            raise BadInput(f"{wrong}; its function must return a Gluon HybridBlock.")
 
     def check_logits(self, logits: object, n: int, classes: int) -> None:
         """Raise `BadInput` where the block gives other than n examples' logits of the classes."""
@@ -61,17 +67,19 @@ class Model:
 models: Registry[Model] = Registry("model")
 
 
-def model(name: str, compiled: Callable[[int, Shape], Compiled] | None = None) -> Callable:
-    """Register a function `(classes, shape) -> HybridBlock` as model `name`."""
+def model(
+    name: str, iterations: int = 2000, compiled: Compiling | None = None
+) -> Callable[[Build], Build]:
+    """Register a function `(classes, shape) -> HybridBlock`; see `Model` for the rest."""
 
-    def register(build: Callable[[int, Shape], HybridBlock]) -> Callable:
-        models.add(name, Model(name, build, compiled))
+    def register(build: Build) -> Build:
+        models.add(name, Model(name, build, compiled, iterations))
         return build
 
     return register
 
 
-@model("lr", compiled=compiled_lr)
+@model("lr", iterations=500, compiled=compiled_lr)
 def logistic_regression(classes: int, shape: Shape) -> HybridBlock:
     """Multi-class logistic regression (d = 7,850 for MNIST)."""
     return backend.mx.gluon.nn.Dense(classes, in_units=int(np.prod(shape)))
@@ -82,20 +90,14 @@ def cnn_windows(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
     return ((1, 3), (1, 2)) if shape[1] == 1 else ((3, 3), (2, 2))
 
 
-def _compiled_cnn(classes: int, shape: Shape) -> Compiled:
-    return compiled_cnn(classes, shape, *cnn_windows(shape))
-
-
-@model("cnn", compiled=_compiled_cnn)
+@model("cnn", compiled=lambda classes, shape: compiled_cnn(classes, shape, *cnn_windows(shape)))
 def cnn(classes: int, shape: Shape) -> HybridBlock:
     """Two convolutions and two dense layers of Table 7a (d = 266,060 for MNIST)."""
     kernel, pool = cnn_windows(shape)
     smallest = [p * (k + p - 1) + k - 1 for k, p in zip(kernel, pool)]
     if any(size < least for size, least in zip(shape[1:], smallest)):
-        raise BadInput(
-            f"the CNN of Table 7a needs images of at least 10 x 10 pixels, these are "
-            f"{shape[1]} x {shape[2]}; use --model lr or resnet20."
-        )
+        given = f"images of at least 10 x 10 pixels, these are {shape[1]} x {shape[2]}"
+        raise BadInput(f"the CNN of Table 7a needs {given}; use --model lr or resnet20.")
     nn = backend.mx.gluon.nn
     block = nn.HybridSequential()
     block.add(
@@ -113,6 +115,5 @@ def cnn(classes: int, shape: Shape) -> HybridBlock:
 def resnet20(classes: int, shape: Shape) -> HybridBlock:
     """ResNet20 of He et al. (2016) from Gluon's model zoo, first convolution for small images."""
     zoo = backend.mx.gluon.model_zoo.vision
-    return zoo.ResNetV1(
-        zoo.BasicBlockV1, [3, 3, 3], [16, 16, 32, 64], classes=classes, thumbnail=True
-    )
+    depths, channels = [3, 3, 3], [16, 16, 32, 64]
+    return zoo.ResNetV1(zoo.BasicBlockV1, depths, channels, classes=classes, thumbnail=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import click
 
 from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.downloads import search_path
-from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine, check_address
 from fltrust_repro.records import LAST_SEED
-from fltrust_repro.settings import CHOICES, Setting
+from fltrust_repro.settings import Readings, Setting
 
 LONG_HOURS = 1.0
 MOST_TRIALS = 10_000  # per setting
@@ -27,13 +27,10 @@ MOST_JOBS = 1_000
 def count(text: str, least: int, most: int) -> Callable:
     """Return a callback that refuses a number outside [least, most], before anything runs."""
 
-    def check(
-        _context: click.Context, _parameter: click.Parameter, value: int | None
-    ) -> int | None:
+    def check(_context: Any, _parameter: Any, value: int | None) -> int | None:
         if value is not None and not least <= value <= most:
-            raise BadInput(
-                f"{text} is {shown(value)}; it must be at least {least} and at most {most:,}."
-            )
+            allowed = f"at least {least} and at most {most:,}"
+            raise BadInput(f"{text} is {shown(value)}; it must be {allowed}.")
         return value
 
     return check
@@ -47,9 +44,7 @@ class PathType(click.ParamType):
     def __init__(self, file: bool = False) -> None:
         self._file = file
 
-    def convert(
-        self, value: str | Path, parameter: click.Parameter | None, context: click.Context | None
-    ) -> Path:
+    def convert(self, value: str | Path, parameter: Any, context: Any) -> Path:
         """Return the path, or end with a sentence that names the option."""
         try:
             path = path_of(value)
@@ -63,18 +58,7 @@ class PathType(click.ParamType):
 PATH, FILE = PathType(), PathType(file=True)
 
 
-def seed_range(first: int, trials: int) -> range:
-    """Return the seeds of N trials, S to S + N - 1."""
-    if first + trials - 1 > LAST_SEED:
-        raise BadInput(
-            f"--seed is {first} and --trials {trials}; the last seed must be at most {LAST_SEED}."
-        )
-    return range(first, first + trials)
-
-
-def _loaded(
-    _context: click.Context, _parameter: click.Parameter, paths: tuple[Path, ...]
-) -> tuple[Path, ...]:
+def _loaded(_context: Any, _parameter: Any, paths: tuple[Path, ...]) -> tuple[Path, ...]:
     for path in paths:
         load_plugin(path)
     return paths
@@ -86,102 +70,131 @@ store_option = click.option(
 )  # fmt: skip
 plugin_option = click.option(
     "--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
-    help="Python file with a rule, attack, model or data set of yours; may be repeated.",
+    help="Your Python file of rules, attacks, ...; repeatable.",
 )  # fmt: skip
-
-
-def trial_options(default: int) -> Callable:
-    """Give a command the options of which trials run, where, and where they are kept.
-
-    The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
-    """
-    options = [
-        trials_option(default),
-        click.option("--seed", "first_seed", default=0, show_default=True, metavar="S",
-                     callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
-        click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
-                     help="Where to compute; auto takes a GPU if MXNet sees one."),
-        click.option("--jobs", type=int, callback=count("--jobs", 1, MOST_JOBS),
-                     help="Worker processes; default one per core, on GPUs what fits."),
-        click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
-        store_option,
-        click.option("--scheduler", metavar="ADDRESS",
-                     help="Run on the workers of this Dask scheduler, tcp://host:8786."),
-        plugin_option,
-    ]  # fmt: skip
-
-    def add(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def gathered(
-            *,
-            trials: int,
-            first_seed: int,
-            device: str,
-            jobs: int | None,
-            data_dir: Path | None,
-            scheduler: str | None,
-            plugins: tuple[Path, ...],
-            **others: Any,
-        ) -> None:
-            check_device(device)
-            if scheduler is None:  # now and not after what else takes time
-                search_path(data_dir)
-            else:
-                check_address(scheduler)
-            if device == "gpu" and scheduler is None:
-                resolve_device(device)
-            machine = Machine(device, jobs, data_dir, plugins, scheduler)
-            command(seeds=seed_range(first_seed, trials), machine=machine, **others)
-
-        return functools.reduce(lambda given, option: option(given), reversed(options), gathered)
-
-    return add
-
-
-def setting_options(*without: str) -> Callable:
-    """Give a command one option per field of `Setting` but those named."""
-
-    def add(command: Callable) -> Callable:
-        for field in reversed(dataclasses.fields(Setting)):
-            if field.name not in without:
-                command = _option_of(field)(command)
-        return command
-
-    return add
-
-
-def _option_of(field: dataclasses.Field) -> Callable:
-    return click.option(
-        "--" + field.name.replace("_", "-"),
-        field.name,
-        type={"int": int, "float": float, "str": str}[field.type.split(" ")[0]],
-        default=field.default,
-        show_default=field.default is not None,
-        metavar="|".join(CHOICES[field.name]) if field.name in CHOICES else None,
-        help=field.metadata["help"],
-    )
+out_option = click.option(
+    "--out", type=PATH, default="results", show_default=True,
+    help="Folder for CSV, Markdown and pictures.",
+)  # fmt: skip
 
 
 def trials_option(default: int) -> Callable:
     """Give a command `--trials`."""
     return click.option(
-        "--trials",
-        default=default,
-        show_default=True,
-        callback=count("--trials", 1, MOST_TRIALS),
-        help="Trials (seeds) per setting; the paper has 50.",
-    )
+        "--trials", default=default, show_default=True, metavar="N",
+        callback=count("--trials", 1, MOST_TRIALS), help="Seeds per setting; the paper has 50.",
+    )  # fmt: skip
 
 
-def out_option(command: Callable) -> Callable:
-    """Give a command `--out`."""
+def trial_options(trials: int, first_seed: int) -> Callable:
+    """Give a command the options of which trials run, where, and where they are kept.
+
+    The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
+    """
+    options = [
+        trials_option(trials),
+        click.option("--seed", "first_seed", default=first_seed, show_default=True, metavar="S",
+                     callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
+        click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
+                     help="auto takes a GPU if MXNet sees one."),
+        click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),
+                     help="Processes; 0: in this one; default as many as fit."),
+        click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
+        store_option,
+        click.option("--scheduler", metavar="ADDRESS",
+                     help="Run on this Dask scheduler, tcp://host:8786."),
+        plugin_option,
+    ]  # fmt: skip
+
+    def gather(trials: int, first_seed: int, **given: Any) -> dict[str, Any]:
+        where = [given.pop(n) for n in ("device", "jobs", "data_dir", "plugins", "scheduler")]
+        return {**given, "machine": _machine(*where), "seeds": seed_range(first_seed, trials)}
+
+    return _gathering(gather, options)
+
+
+def seed_range(first: int, trials: int) -> range:
+    """Return the seeds of N trials, S to S + N - 1."""
+    if first + trials - 1 > LAST_SEED:
+        given = f"--seed is {first} and --trials {trials}"
+        raise BadInput(f"{given}; the last seed must be at most {LAST_SEED}.")
+    return range(first, first + trials)
+
+
+def _machine(
+    device: str, jobs: int | None, data_dir: Path | None, plugins: tuple, scheduler: str | None
+) -> Machine:
+    """The machine, checked now and not after what else takes time."""
+    check_device(device)
+    if scheduler is not None:
+        check_address(scheduler)
+    else:
+        search_path(data_dir)
+        if device == "gpu":
+            resolve_device(device)
+    return Machine(device, jobs, data_dir, plugins, scheduler)
+
+
+def _gathering(gather: Callable[..., dict[str, Any]], options: Sequence[Callable]) -> Callable:
+    """Give a command options, and what `gather` makes of them."""
+
+    def add(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def gathered(**given: Any) -> None:
+            command(**gather(**given))
+
+        return functools.reduce(lambda made, option: option(made), reversed(options), gathered)
+
+    return add
+
+
+def setting_options(*without: str) -> Callable:
+    """Give a command an option per field of `Setting` but those named, and `--reading`.
+
+    The command gets fields and readings alike by name, as `Setting.from_dict` takes them.
+    """
+    own = [field for field in dataclasses.fields(Setting) if field.name not in without]
+
+    def gather(readings: tuple[str, ...], **given: Any) -> dict[str, Any]:
+        return {**given, **dict(map(_reading, readings))}
+
+    return _gathering(gather, list(map(_option_of, own)))
+
+
+_KINDS = {"int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")}
+
+
+def _option_of(field: dataclasses.Field) -> Callable:
+    if field.name == "readings":
+        told = ["How the paper is read; repeatable, default the first:"]
+        told += map(_told, dataclasses.fields(Readings))
+        return click.option(
+            "--reading", "readings", multiple=True, metavar="NAME=VALUE",
+            help="\n".join(["\b", *told]),
+        )  # fmt: skip
+    kind, metavar = _KINDS[field.type.split(" ")[0]]
+    choices = "|".join(field.metadata["choices"])
     return click.option(
-        "--out",
-        type=PATH,
-        default="experiments/results",
-        show_default=True,
-        help="Folder for CSV, Markdown and pictures.",
-    )(command)
+        "--" + field.name.replace("_", "-"), field.name, type=kind, metavar=metavar,
+        default=field.default, show_default=field.default is not None,
+        help=field.metadata["help"] + f": {choices}." * bool(choices),
+    )  # fmt: skip
+
+
+def _told(field: dataclasses.Field) -> str:
+    text, choices = field.metadata["help"], "|".join(field.metadata["choices"])
+    return f"{field.name}={choices}" + f": {text}" * bool(text)
+
+
+def _reading(text: str) -> tuple[str, str]:
+    """Name and value of what follows `--reading`."""
+    name, equals, value = text.partition("=")
+    name, known = name.replace("-", "_"), [field.name for field in dataclasses.fields(Readings)]
+    if not equals or name not in known:
+        wrong = f"--reading is {shown(text)}, not NAME=VALUE with a NAME that there is"
+        raise BadInput(f"{wrong}; {choose(name, known)}")
+    Readings(**{name: value})  # which checks it
+    return name, value
 
 
 def announcer(trials: int) -> Callable[[float], None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from fltrust_repro.errors import BadInput, UnknownName, shown
+from fltrust_repro.errors import BadInput, UnknownName, choose, shown
 
 Entry = TypeVar("Entry")
 
@@ -77,11 +77,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def __getitem__(self, name: str) -> Entry:
         if name in self._entries:
             return self._entries[name]
-        near = difflib.get_close_matches(str(name), self._entries, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownName(
-            f"unknown {self.kind} {shown(name)}; choose one of {', '.join(self)}.{hint}"
-        )
+        raise UnknownName(f"unknown {self.kind} {shown(name)}; {choose(name, self._entries)}")
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -110,3 +106,10 @@ def place_of(function: object) -> str:
     if code is None or is_built_in(function):
         return ""
     return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})"
+
+
+def check_default(what: str, name: str, value: Any, kind: type[int] | type[float]) -> None:
+    """Raise `BadInput` unless a default that an entry brings is a number above 0: int or float."""
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
+        number = "whole number of at least 1" if kind is int else "finite number above 0"
+        raise BadInput(f"{what}: {name} is {shown(value)}; give a {number}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from fltrust_repro.options import (
     trials_option,
 )
 from fltrust_repro.records import COLUMNS
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
 
@@ -162,14 +161,7 @@ def _cell_at(*place: str) -> Cell:
             f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
             "`show table2a krum full --seed 10`, or the setting by options."
         )
-    experiment = load_experiment(place[0])
-    for cell in experiment.cells:
-        if (cell.row, cell.column) == place[1:]:
-            return cell
-    raise BadInput(
-        f"{experiment.name} has no cell {place[1]!r}, {place[2]!r}; rows are "
-        f"{', '.join(experiment.rows)}, columns {', '.join(experiment.columns)}."
-    )
+    return load_experiment(place[0]).choose(place[1:2], place[2:])[0]
 
 
 @click.command("export")
@@ -198,7 +190,7 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
 
 
 _NAME = list(TrialName._fields)
-_SETTING = [field.name for field in dataclasses.fields(Setting)]
+_SETTING = list(FIELDS)
 _OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
 _EXPORTED = [*_NAME, *_SETTING, *_OTHERS]
 

@@ -170,7 +170,7 @@ class Federation:
         self.empty_workers = int((self._shards.sizes == 0).sum())
         initial_seed = int(self._rngs["initial"].integers(2**31))
         self.learner = Learner(
-            models[setting.model], data.classes, shape, ctx, initial_seed, setting.initial
+            models[setting.model], data.classes, shape, ctx, initial_seed, setting.readings.initial
         )
         _check_size(setting.selected, self.learner.initial.size)
         chosen = self._rngs["validation"].permutation(len(data.test_y))[:VALIDATION_EXAMPLES]
@@ -222,9 +222,9 @@ class Federation:
     def _deal(self) -> Shards:
         """Deal the examples to the workers (4.1), and the poisoned ones to their holders."""
         setting, rng = self._setting, self._rngs["partition"]
-        deal = share_groups if setting.dealing == "shared" else partition
+        deal = share_groups if setting.readings.dealing == "shared" else partition
         shards = deal(self._dealt_y, self._data.classes, setting.workers, setting.non_iid, rng)
-        if setting.worker_order == "shuffled":
+        if setting.readings.worker_order == "shuffled":
             shards = shuffle_workers(shards, generator(self._seed, "order"))
         if self._holders is None:
             return shards
@@ -233,7 +233,7 @@ class Federation:
     def _taking_part(self) -> tuple[Shards, int]:
         """The workers selected in this iteration, and how many of them are compromised."""
         setting = self._setting
-        if setting.dealing == "each-iteration":
+        if setting.readings.dealing == "each-iteration":
             self._shards = self._deal()
         if setting.selected == setting.workers:
             return self._shards, setting.compromised
@@ -270,14 +270,15 @@ class Federation:
 
 def attackers_view(setting: Setting) -> tuple[Parameters, Master]:
     """Return what the attacker chooses, and what it knows of the master device."""
+    readings = setting.readings
     parameters = Parameters(
         epsilon=setting.epsilon,
         b=setting.b,
         goal=setting.goal,
-        direction=setting.direction,
-        base=setting.base,
-        attacker_assumes=setting.attacker_assumes,
-        interval_space=setting.interval_space,
+        direction=readings.direction,
+        base=readings.base,
+        attacker_assumes=readings.attacker_assumes,
+        interval_space=readings.interval_space,
     )
     return parameters, Master(*setting.at_master, rules[setting.rule])
 

@@ -15,29 +15,29 @@ from click.core import ParameterSource
 from fltrust_repro import reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
-from fltrust_repro.errors import BadInput, DataUnavailable, shown
+from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
 from fltrust_repro.experiments import (
     VARIED,
     Cell,
     Experiment,
     available,
-    directory,
     figure_of,
     load_experiment,
+    published,
 )
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
 from fltrust_repro.options import announcer, out_option, setting_options, trial_options
 from fltrust_repro.processes import Machine
 from fltrust_repro.reproduction import warn
-from fltrust_repro.settings import CHOICES, Setting
+from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import Trial
 
 
 @click.command()
 @setting_options()
-@trial_options(1)
+@trial_options(1, 0)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(
     seeds: range,
@@ -104,7 +104,7 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
 @click.argument("names", nargs=-1, required=True, metavar="EXPERIMENT...")
 @click.option("--row", "rows", multiple=True, help="Only this row; may be repeated.")
 @click.option("--column", "columns", multiple=True, help="Only this column; may be repeated.")
-@trial_options(PAPER_TRIALS)
+@trial_options(PAPER_TRIALS, 0)
 @out_option
 def reproduce(
     names: tuple[str, ...],
@@ -155,7 +155,7 @@ def _taken() -> tuple[str, ...]:
 def _check_names(experiments: list[Experiment], out: Path) -> None:
     """Refuse files of one's own whose results would take the place of another's in OUT."""
     names = [experiment.name for experiment in experiments]
-    taken = _taken() if out.resolve() == (directory() / "results").resolve() else ()
+    taken = _taken() if out.resolve() == published().resolve() else ()
     for experiment in experiments:
         own = experiment.command != f"reproduce {experiment.name}"
         if names.count(experiment.name) > 1 or (own and experiment.name.lower() in taken):
@@ -199,7 +199,7 @@ def _own_name(
 @setting_options("rule", "attack", "knowledge")
 @click.option("--name", callback=_own_name,
               help="Name of the files in OUT; default sweep-VARY.")  # fmt: skip
-@trial_options(PAPER_TRIALS)
+@trial_options(PAPER_TRIALS, 0)
 @out_option
 @click.pass_context
 def sweep_command(
@@ -246,9 +246,9 @@ def _check_varied(context: click.Context, vary: str) -> None:
 
 def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     for knowledge in knowledges:
-        if knowledge not in CHOICES["knowledge"]:
-            allowed = ", ".join(CHOICES["knowledge"])
-            raise BadInput(f"knowledge is {shown(knowledge)}; choose one of {allowed}.")
+        allowed = FIELDS["knowledge"].metadata["choices"]
+        if knowledge not in allowed:
+            raise BadInput(f"knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
     if not names:
         told = (*knowledges, None)
         return {name: line for name, line in _FIGURE_2.items() if line.get("knowledge") in told}

@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pooch
 import pytest
 
-from fltrust_repro import cli, downloads, fidelity, processes, reproduction
-from fltrust_repro.settings import Setting
+from fltrust_repro import cli, downloads, experiments, fidelity, processes, reproduction
+from fltrust_repro.settings import FIELDS, Readings
 
 TINY = """
 title = "A tiny table"
@@ -101,7 +101,7 @@ def test_run_with_json_prints_one_object_and_nothing_else_on_stdout(tmp_path):
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert list(answer) == ["setting", "trials", "mean_error_rate", "std_error_rate"]
-    assert list(answer["setting"]) == [field.name for field in fields(Setting)]
+    assert list(answer["setting"]) == list(FIELDS)
     assert answer["setting"]["iterations"] == 12
     assert answer["setting"]["learning_rate"] > 0
     assert [list(trial) for trial in answer["trials"]] == 2 * [
@@ -144,8 +144,8 @@ def test_workers_without_examples_are_mentioned(call):
         "run",
         "--dataset",
         "breast-cancer",
-        "--dealing",
-        "once",
+        "--reading",
+        "dealing=once",
         "--iterations",
         "1",
         "--device",
@@ -182,7 +182,7 @@ def test_reproduce_can_run_some_cells_and_shows_the_others_as_missing(call, tmp_
     assert sorted(pd.read_csv("results/tiny.csv")["trials"]) == [0, 1]
     code, _, err = call(*row, "mode")
     assert code == 2
-    assert "tiny has no row 'mode'; its rows are median." in err
+    assert "tiny has no row 'mode'; choose one of median." in err
 
 
 def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
@@ -304,11 +304,28 @@ def test_data_verify_exits_with_one_when_a_data_set_is_missing(call):
     assert "data fetch mnist" in err
 
 
-def test_help_names_every_field_of_a_setting(call):
+def test_help_names_every_field_of_a_setting_on_two_screens(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call("run", "--help")
     assert code == 0
-    for field in fields(Setting):
-        assert "--" + field.name.replace("_", "-") in out
+    assert len(out.splitlines()) <= 2 * 24
+    assert max(map(len, out.splitlines())) < 80
+    words = " ".join(out.split())
+    for name, field in FIELDS.items():
+        assert f" --{name.replace('_', '-')} " in words or f" {name}=" in words
+        assert "|".join(field.metadata["choices"]) in words
+        in_words = field.default is None or name in vars(Readings())
+        assert in_words or f"[default: {field.default}]" in words, name
+
+
+def test_readings_are_told_to_run_and_kept_with_its_trials(call):
+    told = ("--reading", "worker-order=grouped", "--reading", "initial=xavier-1")
+    code, out, err = call(*RUN, *told, "--json")
+    assert code == 0, err
+    setting = json.loads(out)["setting"]
+    assert (setting["worker_order"], setting["initial"]) == ("grouped", "xavier-1")
+    assert call("show", *RUN[1:9], *told)[0] == 0
+    assert call("show", *RUN[1:9])[0] == 2  # another setting's
 
 
 PLUGIN = '''
@@ -487,13 +504,17 @@ def test_more_numbers_than_an_array_holds_are_refused_before_training(tmp_path):
     assert last.startswith("Error: m = 300 workers and a model of d = 7,500,010 parameters")
 
 
-def test_an_own_experiment_does_not_take_a_published_tables_place(call, tmp_path, no_processes):
+def test_an_own_experiment_does_not_take_a_published_tables_place(
+    call, tmp_path, no_processes, monkeypatch
+):
+    monkeypatch.setattr(experiments, "home", lambda: tmp_path / "experiments")
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "tiny.toml").write_text(TINY)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "tiny.toml").write_text(TINY.replace("12", "13"))
     no_processes()
-    code, out, err = call("reproduce", "mine/tiny.toml", "--trials", 1)
+    there = ("--out", "experiments/results")
+    code, out, err = call("reproduce", "mine/tiny.toml", "--trials", 1, *there)
     assert (code, out) == (2, "")
     assert "rename your file" in err
     assert not (tmp_path / "experiments" / "results").exists()
@@ -508,6 +529,16 @@ def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_processes, mon
     options = ("--vary", "c", "--values", 1, "--rule", "krum", *RUN[1:5], "--knowledge", "full")
     assert call("sweep", *options)[0] == 0
     assert seen[0].rows == ("no attack", "gaussian", "label-flip", "full")
+
+
+def test_readings_are_told_to_sweep_and_stand_in_the_command_that_repeats_it(call, monkeypatch):
+    seen = []
+    monkeypatch.setattr(reproduction, "reproduce", lambda figure, *_: seen.append(figure) or [])
+    told = ("--reading", "initial=xavier-1", "--reading", "base=before-attack")
+    assert call("sweep", "--vary", "c", "--values", 1, "--rule", "krum", *RUN[1:5], *told)[0] == 0
+    assert seen[0].command.endswith("--reading initial=xavier-1 --reading base=before-attack")
+    readings = seen[0].settings[-1].readings
+    assert (readings.initial, readings.base) == ("xavier-1", "before-attack")
 
 
 def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path):

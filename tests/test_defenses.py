@@ -14,7 +14,7 @@ from fltrust_repro.backend import nd
 from fltrust_repro.defenses import Defense, Suspicion, defenses
 from fltrust_repro.errors import BadInput
 from fltrust_repro.plugins import load_plugin, run_afresh
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.training import run_trial
 
 CENTER = np.array([1.0, -2.0, 0.5])
@@ -114,7 +114,7 @@ def test_a_rule_that_cannot_do_with_what_a_defense_leaves_is_refused():
     with pytest.raises(BadInput, match=r"rule 'bulyan' after defense 'err'.*m - 4c >= 1"):
         Setting(rule="bulyan", defense="err")
     Setting(rule="bulyan", defense="err", compromised=10)
-    Setting(rule="bulyan", defense="err", master_assumes="zero")
+    Setting(rule="bulyan", defense="err", readings=Readings(master_assumes="zero"))
 
 
 @pytest.mark.parametrize(("assumes", "c"), [("zero", 0), ("c", 2)])
@@ -127,7 +127,8 @@ def test_the_rule_is_told_how_many_compromised_a_defense_leaves(monkeypatch, ass
 
     monkeypatch.setitem(rules._entries, "krum", replace(rules["krum"], function=spy))
     fields = {"dataset": "digits", "workers": 12, "compromised": 2, "iterations": 1}
-    run_trial(Setting(rule="krum", defense="lfr", master_assumes=assumes, **fields), 0)
+    readings = Readings(master_assumes=assumes)
+    run_trial(Setting(rule="krum", defense="lfr", readings=readings, **fields), 0)
     assert told == [(12, 2), (10, c)]  # to judge the workers, then to aggregate
 
 

@@ -293,7 +293,8 @@ def test_a_rule_that_changes_its_input_gives_what_it_gives_on_a_copy(register, f
     register["rule"]("in-place")(in_place)
     register["rule"]("copied")(on_a_copy)
     curves = [
-        run_trial(Setting(rule=name, **SMALL, **fields), 0).curve for name in ("in-place", "copied")
+        run_trial(Setting.from_dict({"rule": name, **SMALL, **fields}), 0).curve
+        for name in ("in-place", "copied")
     ]
     assert curves[0] == curves[1]
 

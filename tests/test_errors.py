@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from fltrust_repro.errors import BadInput, DataUnavailable, Raised, UnknownName, in_words
+from fltrust_repro.errors import BadInput, DataUnavailable, Raised, UnknownName, choose, in_words
 
 
 def caught(error: BaseException) -> BaseException:
@@ -77,3 +77,12 @@ def test_any_other_error_can_be_sent_and_is_not_tried_again(error):
 def test_what_the_surroundings_lacked_is_tried_again_unless_the_users_code_asked(error):
     assert Raised.of(caught(error), ()).once_more
     assert not Raised.of(caught(error), {__file__}).once_more
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("krumm", " Did you mean 'krum'?"), ("KRUM", " Did you mean 'krum'?"), ("xyz", ""), (3, "")],
+)
+def test_a_wrong_name_is_told_those_there_are_and_the_nearest(typed, hint):
+    assert choose(typed, ("krum", "Bulyan")) == f"choose one of krum, Bulyan.{hint}"
+    assert choose("bulyan", {"Bulyan": 1}).endswith("mean 'Bulyan'?")

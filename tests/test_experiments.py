@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from fltrust_repro import experiments
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import FIELDS, Setting
 
 COLUMNS = ("no-attack", "gaussian", "label-flip", "partial", "full")
 
@@ -118,7 +117,7 @@ VALUES = st.recursive(
     SCALARS, lambda kind: st.lists(kind, max_size=3) | st.dictionaries(st.text(), kind, max_size=3)
 )
 PLACES = (
-    *[("setting", field.name) for field in dataclasses.fields(Setting)],
+    *[("setting", name) for name in FIELDS],
     ("rows", "few"), ("columns", "mean"), ("paper", "few"), ("seconds",), ("measure",), ("title",),
     ("vary",), ("values",), ("setting",), ("rows",), ("columns",), ("panels",), ("lines",),
 )  # fmt: skip
@@ -136,6 +135,12 @@ def test_any_value_at_any_place_is_taken_or_refused_in_one_line(place, value, fi
         assert len(str(error)) < 10_000
         return
     assert made.cells
+
+
+def test_a_table_needs_no_setting_that_all_cells_share(tmp_path):
+    shared = 'few = { dataset = "digits", workers = 20, compromised = 4,'
+    alone = 'title = "Mine"\n' + GOOD[GOOD.index("[rows]") :].replace("few = {", shared)
+    assert load(tmp_path, alone).settings == load(tmp_path, GOOD).settings
 
 
 def test_a_number_that_hides_as_hexadecimal_is_told(tmp_path):
@@ -156,11 +161,11 @@ def test_an_own_file_needs_no_values_of_the_paper_and_columns_win_over_rows(tmp_
 
 
 WRONG = {
-    "title = 3": ("has no title, or not as a text", ("title = \"Mine\"", "title = 3")),
-    "no rows": ("rows", ("[rows]\nfew = { iterations = 5 }", "[rows]")),
-    "no columns": ("columns", (GOOD[GOOD.index("[columns]") :], "[columns]\n")),
-    "no setting": ("setting", ("[setting]", "[settings]")),
-    "unknown part": ("unknown parts extra", ("[rows]", "[extra]\n[rows]")),
+    "title = 3": ("title is 3; give a text", ("title = \"Mine\"", "title = 3")),
+    "no rows": ("rows is missing or empty; give", ("[rows]\nfew = { iterations = 5 }", "[rows]")),
+    "no columns": ("columns is missing or empty", (GOOD[GOOD.index("[columns]") :], "[columns]\n")),
+    "no setting": ("unknown part 'settings';.* mean 'setting'", ("[setting]", "[settings]")),
+    "unknown part": ("unknown part 'extra'; choose one of title, ", ("[rows]", "[extra]\n[rows]")),
     "unknown field": ("row 'few', column 'mean'.*unknown setting itterations",
                       ("iterations = 5", "itterations = 5")),
     "wrong name": ("unknown rule 'krumm'", ('rule = "krum"', 'rule = "krumm"')),
@@ -186,9 +191,51 @@ def test_a_wrong_file_is_one_sentence_that_names_it_and_the_place(tmp_path, case
         load(tmp_path, GOOD.replace(found, instead, 1))
 
 
-def test_an_unknown_name_is_answered_with_the_names_there_are():
-    with pytest.raises(BadInput, match=r"'table2z'.*table2a, table2b"):
-        load_experiment("table2z")
+def test_an_unknown_name_is_answered_with_the_names_there_are_and_the_nearest(tmp_path):
+    with pytest.raises(BadInput, match=r"'tabel2a'.*table2a, table2b.*Did you mean 'table2a'\?"):
+        load_experiment("tabel2a")
+    table = load(tmp_path, GOOD)
+    with pytest.raises(BadInput, match=r"no row 'feww'; choose one of few\. Did you mean 'few'\?"):
+        table.choose(rows=["feww"])
+    with pytest.raises(BadInput, match=r"mine has no column 'krun'.*Did you mean 'krum'\?"):
+        table.choose(columns=["mean", "krun"])
+
+
+def test_a_folder_of_ones_own_hides_no_experiment_of_the_paper(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "table2a.toml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("table2a").rows == ("krum", "trimmed-mean", "median")
+    own = load_experiment(Path("experiments/table2a.toml"))
+    assert own.rows == ("few",)
+    assert own.command == "reproduce experiments/table2a.toml"
+    assert load_experiment("table2a").command == "reproduce table2a"
+
+
+def test_without_a_checkout_the_papers_experiments_lie_in_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "fltrust_repro"
+    (package / "paper").mkdir(parents=True)
+    (package / "paper" / "mine.toml").write_text(GOOD)
+    monkeypatch.setattr(experiments, "__file__", str(package / "experiments.py"))
+    assert list(available()) == ["mine"]
+    assert experiments.published() == package / "paper" / "results"
+    assert load_experiment("mine").command == "reproduce mine"
+
+
+def test_an_unfinished_file_hides_no_other(tmp_path, monkeypatch, capsys):
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "unfinished.toml").write_text("[setting")
+    monkeypatch.setattr(experiments, "home", lambda: tmp_path)
+    assert [experiment.name for experiment in experiments.readable()] == ["good"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Note: left out: ")
+    assert "unfinished.toml is not valid TOML" in line
+
+
+def test_the_papers_experiments_say_that_they_are_and_those_of_readings_do_not():
+    ours = {e.name for e in experiments.readable() if e.published_by is None}
+    assert ours == {name for name in available() if name.startswith("readings")}
+    assert load_experiment("table2a").published_by == "Fang et al., USENIX Security 2020"
 
 
 FIGURE = """
@@ -243,10 +290,16 @@ WRONG_FIGURES = {
     "no value": ("values are \\[\\]", ('"c"', '"c"\nvalues = []')),
     "a value twice": ("none twice", ('"c"', '"c"\nvalues = [2, 2]')),
     "a word": ("at least one number", ('"c"', '"c"\nvalues = ["a"]')),
-    "no panels": ("no panels", ("[panels]", "[columns]")),
+    "no panels": ("panels is missing or empty", ("[panels]", "[panels]\n[paper]")),
+    "no vary": ("vary is missing", ('vary = "c"', "")),
+    "a table's part": ("unknown part 'columns'", ("[panels]", "[columns]")),
+    "place": (
+        r"row 'krum: no-attack', column 'c = 10': compromised is 10",
+        ('"c"', '"c"\nvalues = [2, 10]'),
+    ),
     "out of range": ("compromised is 10", ('"c"', '"c"\nvalues = [10]')),
     "no such measure": ("measure is 'best'", ('"c"', '"c"\nmeasure = "best"')),
-    "a part as text": ("has no seconds, or not as a number", ('"c"', '"c"\nseconds = "3"')),
+    "a part as text": ("seconds is '3'; give a number", ('"c"', '"c"\nseconds = "3"')),
 }
 
 

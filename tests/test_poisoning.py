@@ -288,7 +288,7 @@ def test_features_that_are_no_pixels_and_a_single_label_are_refused():
     data, _ = digits()
     zeros = data.train_y == 0
     alone = datasets.Dataset(
-        "zeros", data.train_x[zeros], data.train_y[zeros], data.test_x, data.test_y, 10
+        data.train_x[zeros], data.train_y[zeros], data.test_x, data.test_y, 10, "zeros"
     )
     with pytest.raises(BadInput, match="'zeros' has training examples of one label only"):
         poisoning.poisoned_set(alone, 0.1, generator(0, "back-gradient"), ())

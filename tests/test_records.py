@@ -19,7 +19,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
 from fltrust_repro.records import COLUMNS, LeftOut
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trials import read_csv, write_csv
 
@@ -217,14 +217,14 @@ def test_a_store_does_not_answer_with_trials_of_another_setting_under_its_key(tm
 
 @pytest.fixture
 def changed_default(monkeypatch):
-    """Change a field's default, as a later version of the program would."""
+    """Change a reading's default, as a later version of the program would."""
 
     def change(name: str, value: object) -> None:
-        places = {field.name: i for i, field in enumerate(fields(Setting))}
-        defaults = list(Setting.__init__.__defaults__)
+        places = {field.name: i for i, field in enumerate(fields(Readings))}
+        defaults = list(Readings.__init__.__defaults__)
         defaults[places[name]] = value
-        monkeypatch.setattr(Setting.__init__, "__defaults__", tuple(defaults))
-        monkeypatch.setattr(fields(Setting)[places[name]], "default", value)
+        monkeypatch.setattr(Readings.__init__, "__defaults__", tuple(defaults))
+        monkeypatch.setattr(fields(Readings)[places[name]], "default", value)
         settings._key_of.cache_clear()
 
     yield change

@@ -1,15 +1,21 @@
 """Settings: the paper's defaults, and one clear sentence for every wrong value."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from fltrust_repro import settings as settings_module
+from fltrust_repro.datasets import dataset, datasets
 from fltrust_repro.errors import BadInput
-from fltrust_repro.settings import CHOICES, Setting
+from fltrust_repro.models import model, models
+from fltrust_repro.settings import FIELDS, Readings, Setting
 
 
 def test_defaults_are_table_1_and_section_4_1():
@@ -39,6 +45,54 @@ def test_iterations_and_batch_size_follow_the_model_and_the_data_set(
     assert Setting(iterations=7, batch_size=9, **fields).batch_size == 9
 
 
+@pytest.fixture
+def brought(monkeypatch):
+    """A data set and a model that bring what they are trained with."""
+    monkeypatch.setattr(datasets, "_entries", {**datasets})
+    monkeypatch.setattr(models, "_entries", {**models})
+    dataset("theirs", 16, {"short": 0.5}, "each-iteration")(lambda directories, rng: None)
+    model("short", iterations=7)(lambda classes, shape: None)
+
+
+def test_a_data_set_and_a_model_of_ones_own_bring_what_they_are_trained_with(brought):
+    setting = Setting(dataset="theirs", model="short")
+    assert (setting.iterations, setting.batch_size, setting.learning_rate) == (7, 16, 0.5)
+    assert setting.readings.dealing == "each-iteration"
+    assert Setting(dataset="theirs", model="cnn").learning_rate == 0.1
+    told = {"iterations": 8, "batch_size": 9, "learning_rate": 0.2, "dealing": "once"}
+    other = Setting.from_dict({"dataset": "theirs", "model": "short", **told}).as_dict()
+    assert {name: other[name] for name in told} == told
+
+
+WRONG_DEFAULTS = {
+    "data set 'x': batch_size is 0; give a whole number of at least 1.": {"batch_size": 0},
+    "data set 'x': batch_size is 2.0; give a whole number": {"batch_size": 2.0},
+    "data set 'x': learning_rates is 0.1; give a rate": {"learning_rates": 0.1},
+    "the learning rate of 'lr' is nan; give a finite": {"learning_rates": {"lr": float("nan")}},
+    "data set 'x': dealing is 'one'; choose .* mean 'once'": {"dealing": "one"},
+    "model 'x': iterations is True; give a whole number": {"iterations": True},
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG_DEFAULTS)
+def test_a_wrong_default_of_ones_own_is_told_where_it_is_registered(brought, sentence):
+    register = model if "model" in sentence else dataset
+    with pytest.raises(BadInput, match=sentence):
+        register("x", **WRONG_DEFAULTS[sentence])(lambda *_: None)
+
+
+def test_numbers_as_numpy_has_them_are_numbers():
+    setting = Setting(rule="median", compromised=np.int64(5), non_iid=np.float32(0.25))
+    assert setting.key() == Setting(rule="median", compromised=5, non_iid=0.25).key()
+
+
+def test_readings_are_readings():
+    with pytest.raises(BadInput, match=r"readings is 'mean'; give Readings\(...\)"):
+        Setting(readings="mean")
+    with pytest.raises(BadInput, match="direction is None; give a name"):
+        Readings(direction=None)
+
+
 @pytest.mark.parametrize("c", [0, 5, 49])
 def test_beta_is_c_unless_given(c):
     assert Setting(compromised=c, rule="median").beta == c
@@ -47,27 +101,44 @@ def test_beta_is_c_unless_given(c):
 
 def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
     setting = Setting(attack="krum")
-    readings = {name: getattr(setting, name) for name in CHOICES}
-    assert readings == {
-        "knowledge": "full",
+    assert (setting.knowledge, setting.goal) == ("full", "directed-deviation")
+    assert setting.distribution == "uniform"
+    assert dataclasses.asdict(setting.readings) == {
         "direction": "mean",
         "worker_order": "shuffled",
         "attacker_assumes": "zero",
         "base": "received",
         "interval_space": "update",
-        "goal": "directed-deviation",
-        "distribution": "uniform",
         "dealing": "once",
         "master_assumes": "c",
         "initial": "xavier-3",
     }
 
 
+XAVIER_1 = Readings(initial="xavier-1")
+
+
 def test_names_of_settings_never_change():
     # Stored trials are found by them. Whoever changes a default puts the old one into FORMERLY.
     assert Setting().key() == "11bcbb0eab343e46"
     assert Setting(rule="median", attack="trimmed-mean", beta=30).key() == "260e6243d5afad87"
-    assert Setting(model="cnn", initial="xavier-1", attack="krum", b=3).key() == "3493469640c02bdc"
+    assert Setting(model="cnn", readings=XAVIER_1, attack="krum", b=3).key() == "3493469640c02bdc"
+
+
+RESULTS = Path(__file__).parent.parent / "experiments" / "results"
+# The trials of readings.trials.csv were stored under names of an earlier kind.
+COMMITTED = sorted({*RESULTS.glob("*.trials.csv")} - {RESULTS / "readings.trials.csv"})
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_names_of_committed_settings_are_those_they_have(file):
+    rows = pd.read_csv(file, usecols=["key", "setting"]).drop_duplicates()
+    names = {Setting.from_stored(json.loads(text)).key() for text in rows["setting"]}
+    assert names == set(rows["key"])
+
+
+def test_there_are_committed_settings():
+    assert len(COMMITTED) > 15
 
 
 def test_a_changed_default_changes_no_stored_setting(monkeypatch):
@@ -91,9 +162,10 @@ def _keys_of_this_test():
 
 def test_after_a_defense_the_rule_takes_c_for_compromised_or_none():
     assert Setting(rule="krum", defense="lfr").c_left == 20
-    assert Setting(rule="krum", defense="lfr", master_assumes="zero").c_left == 0
-    assert Setting(rule="krum", master_assumes="zero") == Setting(rule="krum")
-    median = Setting(rule="median", defense="lfr", master_assumes="zero")
+    zero = Readings(master_assumes="zero")
+    assert Setting(rule="krum", defense="lfr", readings=zero).c_left == 0
+    assert Setting(rule="krum", readings=zero) == Setting(rule="krum")
+    median = Setting(rule="median", defense="lfr", readings=zero)
     assert median == Setting(rule="median", defense="lfr")  # it takes no c
 
 
@@ -133,6 +205,9 @@ WRONG = [
     ({"rule": "crum"}, "unknown rule 'crum'; choose one of .*krum.*Did you mean 'krum'"),
     ({"attack": "gausian"}, "unknown attack 'gausian'.*Did you mean 'gaussian'"),
     ({"knowledge": "some", "attack": "krum"}, "knowledge is 'some'; choose one of full, partial"),
+    ({"readings": "mean"}, r"unknown setting readings; choose one of dataset, .*direction"),
+    ({"direction": "rul"}, "direction is 'rul'; choose one of mean, rule. Did you mean 'rule'?"),
+    ({"dealing": 3}, "dealing is 3; give a name"),
     ({"direction": "sign"}, "direction is 'sign'; choose one of mean, rule"),
     ({"worker_order": "random"}, "worker_order is 'random'; choose one of shuffled, grouped"),
     ({"attacker_assumes": "0"}, "attacker_assumes is '0'; choose one of zero, added, c"),
@@ -152,7 +227,7 @@ WRONG = [
 @pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:50])
 def test_a_wrong_value_is_named_with_what_is_allowed(fields, message):
     with pytest.raises(BadInput) as error:
-        Setting(**fields)
+        Setting.from_dict(fields)
     assert re.search(message, str(error.value))
     assert "\n" not in str(error.value)
 
@@ -177,7 +252,8 @@ def test_values_at_the_edge_of_what_is_allowed(fields):
 
 
 def test_without_attack_what_only_an_attacker_reads_is_left_at_its_default():
-    plain = Setting(attack="none", epsilon=3, goal="deviation", poisoned_share=0.5)
+    read = Readings("rule", attacker_assumes="c", base="before-attack", interval_space="model")
+    plain = Setting(attack="none", epsilon=3, goal="deviation", poisoned_share=0.5, readings=read)
     assert plain == Setting(attack="none") == Setting(attack="krum", epsilon=3).without_attack()
 
 
@@ -212,8 +288,8 @@ EVERYTHING = {**Setting(attack="krum", defense="lfr").as_dict(), "selected": 90}
 
 def other_values():
     for name, value in EVERYTHING.items():
-        if name in CHOICES:
-            yield name, next(choice for choice in CHOICES[name] if choice != value)
+        if choices := FIELDS[name].metadata["choices"]:
+            yield name, next(choice for choice in choices if choice != value)
         elif isinstance(value, str):
             others = {"dataset": "ch-mnist", "model": "cnn", "rule": "mean", "defense": "err"}
             yield name, others.get(name, "none")
@@ -242,13 +318,15 @@ def test_from_dict_names_an_unknown_field_and_those_there_are():
     with pytest.raises(BadInput) as error:
         Setting.from_dict({"rule": "krum", "lamda": 1})
     assert "unknown setting lamda" in str(error.value)
-    for field in dataclasses.fields(Setting):
-        assert field.name in str(error.value)
+    for name in FIELDS:
+        assert name in str(error.value)
 
 
-def test_a_setting_says_of_every_field_what_it_is():
-    for field in dataclasses.fields(Setting):
-        assert field.metadata["help"].endswith("."), field.name
+def test_every_field_says_what_it_is_and_names_its_default_first():
+    for name, field in FIELDS.items():
+        assert field.metadata["help"] or name == "initial"
+        if field.metadata["choices"] and field.default is not None:
+            assert field.default == field.metadata["choices"][0]  # as `--help` says
 
 
 def test_a_setting_does_not_change():

@@ -99,7 +99,7 @@ def test_show_prints_a_curve_by_place_or_by_setting(call, filled, tmp_path):
         (["table2a", "krum", "full", "--seed", 9], "of seeds there are 0, 1"),
         (["table2a", "median", "full"], "of seeds there is none"),
         (["table2a", "krum"], "give EXPERIMENT ROW COLUMN"),
-        (["table2a", "krum", "half"], "columns no-attack, gaussian, label-flip, partial, full"),
+        (["table2a", "krum", "half"], "no column 'half'; choose one of no-attack, gaussian"),
         (["table2a", "krum", "no-attack", "--seed", 4], "seed 4 failed: OSError: no"),
         (["table2a", "krum", "full", "--picture", "curve.jpg"], "neither .png nor .svg"),
     ],

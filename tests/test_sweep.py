@@ -412,7 +412,7 @@ def mine(directories, rng):
     scale = np.float32(pathlib.Path(__file__).with_name("scale.txt").read_text())
     data = digits(directories, rng)
     parts = (data.train_x * scale, data.train_y, data.test_x * scale, data.test_y)
-    return Dataset("mine", *parts, 10)
+    return Dataset(*parts, classes=10)
 '''
 FILES = {
     "plugin.py": PLUGIN,

@@ -19,7 +19,7 @@ from fltrust_repro.backend import mx, nd
 from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import Batches, partition
 from fltrust_repro.poisoning import PoisonedSet
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.threat import Attack
 from fltrust_repro.training import generator, run_trial
 from fltrust_repro.workers import Learner
@@ -28,7 +28,7 @@ SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "learning_rate": 
 
 
 def small(iterations: int = 60, **fields) -> Setting:
-    return Setting(**{**SMALL, "iterations": iterations, **fields})
+    return Setting.from_dict({**SMALL, "iterations": iterations, **fields})
 
 
 def error_rate(**fields) -> float:
@@ -372,7 +372,9 @@ def test_a_note_that_is_no_number_is_named(own):
 
 
 def test_workers_without_examples_are_counted_and_harmless():
-    setting = Setting(dataset="breast-cancer", iterations=20, rule="mean", dealing="once")
+    setting = Setting(
+        dataset="breast-cancer", iterations=20, rule="mean", readings=Readings(dealing="once")
+    )
     result = run_trial(setting, 0)
     train_y = datasets.load("breast-cancer", generator(0, "split")).train_y
     held = partition(train_y, 2, 100, 0.5, generator(0, "partition")).sizes

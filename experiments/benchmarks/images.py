@@ -21,7 +21,7 @@ def _random(name: str, shape: tuple[int, ...], classes: int, train: int, test: i
         rng = np.random.default_rng(0)
         x = rng.random((train + test, *shape), dtype=np.float32)
         y = rng.integers(0, classes, train + test).astype(np.int32)
-        return datasets.Dataset(name, x[:train], y[:train], x[train:], y[train:], classes)
+        return datasets.Dataset(x[:train], y[:train], x[train:], y[train:], classes)
 
 
 _random("random-28", (1, 28, 28), 10, 60_000, 10_000)
