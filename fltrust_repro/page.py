@@ -11,8 +11,8 @@ from importlib import resources
 import pandas as pd
 
 from fltrust_repro import claims, fidelity, figures, literal, report
+from fltrust_repro.claims import CLAIMS
 from fltrust_repro.experiments import Experiment
-from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
