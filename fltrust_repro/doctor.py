@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import click
 
-from fltrust_repro import cuda, machine
+from fltrust_repro import machine
 from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput
 from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
@@ -121,23 +121,23 @@ def packages() -> Iterator[Finding]:
 
 def mxnet() -> Iterator[Finding]:
     """Tell which builds of MXNet are installed; what follows from it, `device` says."""
-    builds = cuda.installed_builds()
-    kinds = {cuda.CPU_BUILD: "for the CPU", cuda.CUDA_BUILD: "for CUDA 11.2"}
+    builds = machine.installed_builds()
+    kinds = {machine.CPU_BUILD: "for the CPU", machine.CUDA_BUILD: "for CUDA 11.2"}
     told = [f"{name} {version} ({kinds[name]})" for name, version in builds.items()]
     yield Finding("mxnet", ", ".join(told) or "not installed by pip")
 
 
 def driver() -> Iterator[Finding]:
     """Tell whether NVIDIA's driver is there, and whether the build of MXNet makes use of it."""
-    found, builds = cuda.driver(), cuda.installed_builds()
+    found, builds = machine.driver(), machine.installed_builds()
     if found is None:
-        module = cuda.kernel_module_version()
+        module = machine.kernel_module_version()
         if module is not None:
             text = (
-                f"NVIDIA {module}, but the loader does not find its {cuda.DRIVER_LIBRARY}; in a "
+                f"NVIDIA {module}, but the loader does not find its {machine.DRIVER_LIBRARY}; in a "
                 "container, pass the GPU in"
             )
-        elif cuda.CUDA_BUILD in builds:
+        elif machine.CUDA_BUILD in builds:
             text = "no NVIDIA driver found; MXNet's build for CUDA does not load without one"
         else:
             text = "no NVIDIA driver found; trials run on the CPU"
@@ -145,21 +145,21 @@ def driver() -> Iterator[Finding]:
         return
     speaks = f", for CUDA up to {found.cuda}" if found.cuda else ""
     yield Finding("driver", f"NVIDIA {found.version or '(version not told)'}{speaks}")
-    if builds and cuda.CUDA_BUILD not in builds:
-        remedy = f"`pip uninstall -y {cuda.CPU_BUILD} && pip install -e '.[cuda]'`"
+    if builds and machine.CUDA_BUILD not in builds:
+        remedy = f"`pip uninstall -y {machine.CPU_BUILD} && pip install -e '.[cuda]'`"
         yield Finding("driver", f"MXNet's build for the CPU makes no use of it: {remedy}")
 
 
 def libraries() -> Iterator[Finding]:
     """Tell which of the libraries that MXNet's CUDA build needs are missing."""
-    if cuda.CUDA_BUILD not in cuda.installed_builds():
-        yield Finding("cuda", f"no libraries needed, since {cuda.CUDA_BUILD} is not installed")
+    if machine.CUDA_BUILD not in machine.installed_builds():
+        yield Finding("cuda", f"no libraries needed, since {machine.CUDA_BUILD} is not installed")
         return
-    missing = cuda.preload()
+    missing = machine.preload()
     for name in missing:
-        yield Finding("cuda", f"{name} is missing: {cuda.remedy([name])}")
+        yield Finding("cuda", f"{name} is missing: {machine.remedy([name])}")
     if not missing:
-        yield Finding("cuda", f"all {len(cuda.LIBRARIES)} libraries and the driver's load")
+        yield Finding("cuda", f"all {len(machine.LIBRARIES)} libraries and the driver's load")
 
 
 def data(data_dir: Path | None) -> Iterator[Finding]:
@@ -229,8 +229,8 @@ def processes() -> Iterator[Finding]:
 
 def device() -> Iterator[Finding]:
     """Tell which device `--device auto` takes here, having tried it, and the linear algebra."""
-    cuda_build = cuda.CUDA_BUILD in cuda.installed_builds()
-    if cuda_build and cuda.driver():
+    cuda_build = machine.CUDA_BUILD in machine.installed_builds()
+    if cuda_build and machine.driver():
         yield Finding("device", "a GPU newer than MXNet compiles for minutes when first used")
     name, count, blas = _tried()
     text = "the CPU" if name == "cpu" else f"GPU ({count} of them)"
