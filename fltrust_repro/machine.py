@@ -96,7 +96,8 @@ def libraries() -> tuple[Blas, ...]:
     import scipy.linalg.blas  # noqa: F401
     from threadpoolctl import threadpool_info
 
-    folders = {owner: folder for owner in _OWNERS if (folder := _folder(owner))}
+    specs = ((owner, importlib.util.find_spec(owner)) for owner in _OWNERS)
+    folders = {owner: Path(spec.origin).resolve().parent for owner, spec in specs if spec}
     if "mxnet" in folders:
         if CUDA_BUILD in installed_builds():
             preload()
@@ -112,11 +113,6 @@ def libraries() -> tuple[Blas, ...]:
     order = _OWNERS if {*_OWNERS} <= {blas.owner for blas in found} else (*_OWNERS, "system")
     ours = (blas for blas in found if blas.owner in order)
     return tuple(sorted(ours, key=lambda blas: (order.index(blas.owner), str(blas))))
-
-
-def _folder(package: str) -> Path | None:
-    found = importlib.util.find_spec(package)
-    return Path(found.origin).resolve().parent if found and found.origin else None
 
 
 def kind() -> str:
@@ -162,24 +158,22 @@ def advice(cpu: Cpu, libraries: Sequence[Blas], coretype: str | None) -> str | N
 
     `coretype` is the environment's OPENBLAS_CORETYPE. None where all is well or not known.
     """
-    if cpu.vectors not in _MODERN:
-        return None
-    best, widths = _MODERN[cpu.vectors], list(_VECTORS)
-    narrow = [blas for blas in libraries
-              if blas.vectors in widths[widths.index(cpu.vectors) + 1 :]]  # fmt: skip
+    best, widths = _MODERN.get(cpu.vectors or ""), list(_VECTORS)
+    below = widths[widths.index(cpu.vectors) + 1 :] if best else []
+    narrow = [blas for blas in libraries if blas.vectors in below]
     held = [blas for blas in narrow if blas.owner == "scipy"]
+    far = [blas for blas in narrow if blas.vectors not in _MODERN]
     if coretype and held:
         return (
             f"OPENBLAS_CORETYPE={coretype} holds scipy's {held[0]}, which does the hot products, "
             f"at {held[0].vectors} on a CPU with {cpu.vectors}: slower, not wrong; unset it, or "
             f"set {best}"
         )
-    far = [blas for blas in narrow if blas.vectors not in _MODERN]
     if not far:
         return None
     named = " and ".join(f"{blas.owner}'s {blas}" for blas in far)
-    hot = "scipy" in [blas.owner for blas in far]
-    little = "" if hot else ", and a little only, since scipy's does the hot products"
+    little = ", and a little only, since scipy's does the hot products"
+    little *= "scipy" not in [blas.owner for blas in far]
     return (
         f"{named}: kernels for {far[0].vectors}, far below a CPU with {cpu.vectors}; slower, not "
         f"wrong{little}; OPENBLAS_CORETYPE={best} mends it (the last digit of sums can differ, "
@@ -282,13 +276,9 @@ def remedy(missing: Sequence[str]) -> str:
         )
     if len(missing) > 1:
         return "`pip install -e '.[cuda]'`"
-    return f"`pip install '{requirement(f'nvidia-{CUDA_LIBRARIES[missing[0]]}-cu11')}'`"
-
-
-def requirement(package: str) -> str:
-    """Return what setup.py demands of a package, as pip reads it: its name and versions."""
-    demanded: list[str] = []
+    package, demanded = f"nvidia-{CUDA_LIBRARIES[missing[0]]}-cu11", []
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         demanded = importlib.metadata.requires("fltrust_repro") or []
     texts = (text.split(";")[0].strip() for text in demanded)
-    return next((text for text in texts if re.match(rf"{package}\b(?!-)", text)), package)
+    wanted = next((text for text in texts if re.match(rf"{package}\b(?!-)", text)), package)
+    return f"`pip install '{wanted}'`"

@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -16,48 +16,6 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
 Trials = Mapping[Setting, Sequence[Trial]]
-
-
-class Shown(NamedTuple):
-    """A cell of a table: what was measured, the verdict, and in words the time that it needs."""
-
-    measured: report.Measured
-    verdict: str
-    needs: str
-
-
-class Section(NamedTuple):
-    """What the page shows of a table or figure of the paper.
-
-    Attributes
-    ----------
-    experiment : Experiment
-    rows : dict of list of Shown
-        The table, by row.
-    state, cost, per_cell : str
-        Its verdicts, or its points with trials, counted; hours that the cells without trials need;
-        trials of those with any. The latter two are empty where there is none.
-    picture : str or None
-        Data URI of the figure, if each of its points has a trial.
-    curves, legend : dict of list of figures.Curve, list of figures.Curve
-        Error rates over iterations, by row; a curve of each column that has one.
-    iterations : int
-        Where the horizontal axis of the curves ends.
-    commands, origin
-        Where the numbers came from, as `report` says it.
-    """
-
-    experiment: Experiment
-    rows: dict[str, list[Shown]]
-    state: str
-    cost: str
-    per_cell: str
-    picture: str | None
-    curves: dict[str, list[figures.Curve]]
-    legend: list[figures.Curve]
-    iterations: int
-    commands: list[str]
-    origin: list[tuple[str, str]]
 
 
 def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
@@ -95,32 +53,33 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
     )
 
 
-def _section(experiment: Experiment, trials: Trials) -> Section:
+def _section(experiment: Experiment, trials: Trials) -> dict[str, Any]:
+    """What the page shows of a table or figure of the paper, by the template's names."""
     cells = fidelity.measured(experiment, trials)
     words, hours = report.verdicts(cells), fidelity.hours(experiment, cells, trials)
-    rows: dict[str, list[Shown]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for m, word, needed in zip(cells, words, hours):
         needs = "unknown time" if math.isnan(needed) else f"{needed:,.1f} h"
-        rows.setdefault(m.cell.row, []).append(Shown(m, word, needs))
+        rows.setdefault(m.cell.row, []).append({"measured": m, "verdict": word, "needs": needs})
     absent = [needed for m, needed in zip(cells, hours) if not m.errors]
     counts = [len(m.errors) for m in cells if m.errors]
     printed = sorted(word for word, m in zip(words, cells) if m.cell.paper is not None)
     what = "cells" if experiment.figure is None else "points"
     curves, used = figures.curves(experiment, trials), _used(experiment.settings, trials)
     known = {curve.label: curve for row in curves.values() for curve in row}
-    return Section(
-        experiment,
-        rows,
-        report.tally(printed) or f"{len(counts)} of {len(cells)} {what} measured",
-        fidelity.cost(absent) if absent else "",
-        _per_cell(counts),
-        _picture(experiment, cells) if fidelity.drawable(experiment, trials) else None,
-        curves,
-        [known[column] for column in experiment.columns if column in known],
-        max(setting.iterations for setting in experiment.settings),
-        report.commands(experiment, used),
-        _origin(used),
-    )
+    return {
+        "experiment": experiment,
+        "rows": rows,
+        "state": report.tally(printed) or f"{len(counts)} of {len(cells)} {what} measured",
+        "cost": fidelity.cost(absent) if absent else "",
+        "per_cell": _per_cell(counts),
+        "picture": _picture(experiment, cells) if fidelity.drawable(experiment, trials) else None,
+        "curves": curves,
+        "legend": [known[column] for column in experiment.columns if column in known],
+        "iterations": max(setting.iterations for setting in experiment.settings),
+        "commands": report.commands(experiment, used),
+        "origin": _origin(used),
+    }
 
 
 def _used(settings: Sequence[Setting], trials: Trials) -> list[Trial]:
