@@ -134,19 +134,13 @@ def _packages() -> Iterator[str]:
     from packaging.requirements import Requirement
 
     found = []
-    for text in importlib.metadata.requires("fltrust_repro") or []:
-        wanted = Requirement(text)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        remedy = f"`pip install '{wanted.name}{wanted.specifier}'`"
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield f"{wanted.name} is not installed: {remedy}"
-            continue
-        found.append(f"{wanted.name} {version}")
-        if not wanted.specifier.contains(version, prereleases=True):
-            yield f"{wanted.name} {version} does not fit: {remedy}"
+    for wanted in map(Requirement, importlib.metadata.requires("fltrust_repro") or []):
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            version = machine.version_of(wanted.name)
+            if version is None or not wanted.specifier.contains(version, prereleases=True):
+                state = "is not installed" if version is None else f"{version} does not fit"
+                yield f"{wanted.name} {state}: `pip install '{wanted.name}{wanted.specifier}'`"
+            found += [f"{wanted.name} {version}"] if version else []
     yield ", ".join(found)
 
 
@@ -166,11 +160,8 @@ def _driver() -> Iterator[str]:
             remedy = f"`pip uninstall -y {machine.CPU_BUILD} && pip install -e '.[cuda]'`"
             yield f"MXNet's build for the CPU makes no use of it: {remedy}"
     elif module := machine.kernel_module_version():
-        library = machine.DRIVER_LIBRARY
-        yield (
-            f"NVIDIA {module}, but the loader does not find its {library}; in a container, pass "
-            "the GPU in"
-        )
+        problem = f"but the loader does not find its {machine.DRIVER_LIBRARY}"
+        yield f"NVIDIA {module}, {problem}; in a container, pass the GPU in"
     elif machine.CUDA_BUILD in builds:
         yield "no NVIDIA driver found; MXNet's build for CUDA does not load without one"
     else:

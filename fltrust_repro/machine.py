@@ -136,7 +136,7 @@ def versions(gpu: int | None = None) -> str:
         kernels.setdefault(blas.owner, []).append(str(blas))
     found = [f"python {platform.python_version()}", platform.machine()]
     for name in ("fltrust_repro", CPU_BUILD, CUDA_BUILD, "numpy", "scipy", "numba"):
-        if version := _version(name):
+        if version := version_of(name):
             own = " and ".join(kernels.pop(name.partition("-")[0], []))
             found.append(f"{name} {version}" + (f" ({own})" if own else ""))
     found += [f"BLAS {text}" for texts in kernels.values() for text in texts]
@@ -146,7 +146,8 @@ def versions(gpu: int | None = None) -> str:
     return ", ".join(found)
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of a package that pip installed; None where it did not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -206,7 +207,7 @@ class Driver(NamedTuple):
 
 def installed_builds() -> dict[str, str]:
     """Return the builds of MXNet that pip installed, with their versions: exactly one may be."""
-    return {name: found for name in (CPU_BUILD, CUDA_BUILD) if (found := _version(name))}
+    return {name: found for name in (CPU_BUILD, CUDA_BUILD) if (found := version_of(name))}
 
 
 def driver() -> Driver | None:
