@@ -187,8 +187,8 @@ def _effective_beyond_a_few(n: Numbers) -> Judged:
 
 def _more_devices_estimate_better(n: Numbers) -> Judged:
     trials = map(n.trials, along("figure4b", "partial", "m = 50", "m = 100"))
-    line = [[trial.result.notes.get("direction agreement") for trial in some] for some in trials]
-    if None in itertools.chain(*line):
+    line = [[t.result.notes.get("direction agreement", math.nan) for t in some] for some in trials]
+    if any(map(math.isnan, itertools.chain(*line))):
         raise Undecided("not measured", "missing: direction agreement")
     return rises(line), _listed({"m = 50, 100:": [*map(fmean, line)]})
 

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 from fltrust_repro.errors import BadInput, DataUnavailable
@@ -277,7 +277,7 @@ def _fetch(url: str, target: str, _pooch: object, *, told: str, checksum: str) -
         raise ValueError("has a wrong checksum, and is no whole compressed file") from error
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> BufferedIOBase:
     """Open a file to read its content, uncompressed where it is gzip's, whatever its name says."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"

@@ -24,7 +24,7 @@ from fltrust_repro.trials import Trial
 _NUMBERS = "Numbers"  # under which a PNG keeps the digest of what it shows
 
 # A name is not to be read as mathematics or TeX, whatever its dollars and braces.
-_LITERAL = {"text.parse_math": False, "text.usetex": False}
+_LITERAL: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
 # Told apart without colour: every line has its own grey, marker and dashes.
 _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "0.0", "marker": "o", "linestyle": "-"},
@@ -36,7 +36,7 @@ _STYLES: tuple[dict[str, Any], ...] = (
 )
 # The same dashes in SVG, in units of the line's width.
 _DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
-_GRID = {"color": "0.9", "linewidth": 0.6}
+_GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.6}
 # The same numbers give the same bytes: no date, and not which Matplotlib.
 _METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "png": {"Software": None}}
 
@@ -72,7 +72,8 @@ def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> 
     import matplotlib as mpl  # here, since it is slow to import and few commands draw
     from matplotlib.figure import Figure
 
-    frame, panels = experiment.figure, len(experiment.figure.panels)
+    frame: Any = experiment.figure  # a table has none, and no picture
+    panels = len(frame.panels)
     cells = {(m.cell.row, m.cell.column): m for m in measured}
     with mpl.rc_context({**_LITERAL, "svg.hashsalt": experiment.name, "font.size": 9}):
         drawn = Figure(figsize=(3.4 * panels + 0.4, 3.2), layout="constrained")
@@ -95,7 +96,7 @@ def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> 
 def _draw_panel(
     axis: Any, experiment: Experiment, panel: str, cells: Mapping[tuple[str, str], Measured]
 ) -> None:
-    frame = experiment.figure
+    frame: Any = experiment.figure
     for line, style in zip(frame.lines, cycle(_STYLES)):
         row = [cells[frame.row(panel, line), column] for column in experiment.columns]
         known = [(x, m) for x, m in zip(frame.values, row) if m.errors]

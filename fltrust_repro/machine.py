@@ -97,7 +97,7 @@ def libraries() -> tuple[Blas, ...]:
     from threadpoolctl import threadpool_info
 
     specs = ((owner, importlib.util.find_spec(owner)) for owner in _OWNERS)
-    folders = {owner: Path(spec.origin).resolve().parent for owner, spec in specs if spec}
+    folders = {o: Path(s.origin).resolve().parent for o, s in specs if s and s.origin}
     if "mxnet" in folders:
         if CUDA_BUILD in installed_builds():
             preload()
@@ -160,7 +160,7 @@ def advice(cpu: Cpu, libraries: Sequence[Blas], coretype: str | None) -> str | N
     `coretype` is the environment's OPENBLAS_CORETYPE. None where all is well or not known.
     """
     best, widths = _MODERN.get(cpu.vectors or ""), list(_VECTORS)
-    below = widths[widths.index(cpu.vectors) + 1 :] if best else []
+    below = widths[widths.index(str(cpu.vectors)) + 1 :] if best else []
     narrow = [blas for blas in libraries if blas.vectors in below]
     held = [blas for blas in narrow if blas.owner == "scipy"]
     far = [blas for blas in narrow if blas.vectors not in _MODERN]

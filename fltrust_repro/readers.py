@@ -18,13 +18,16 @@ import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Union
 
 import numpy as np
 
 from fltrust_repro import downloads
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.files import write_bytes
+
+
+_File = Union[IO[bytes], io.BufferedIOBase]  # a zip file's members are the former
 
 
 class Pool(NamedTuple):
@@ -72,13 +75,13 @@ def faults_of(path: Path, remedy: str) -> Iterator[None]:
     except Exception as error:
         told = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
         if isinstance(error, OSError) and error.errno is not None:
-            told = error.strerror
+            told = error.strerror or told
             remedy = "make it readable for this user, or name another directory with --data-dir"
         problem = next(text for kinds, text in _PROBLEMS if isinstance(error, kinds)).format(told)
         raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from error
 
 
-def all_of(file: IO[bytes], most: int) -> bytes:
+def all_of(file: _File, most: int) -> bytes:
     """What is left of an open file; `ValueError` where it is more than `most` bytes.
 
     No more are read than that: a small compressed file may hold any number.
@@ -114,7 +117,7 @@ def _idx_part(remedy: str, path: Path, shape: tuple[int, ...], checksum: str) ->
     return values.astype(np.int32) if values.ndim == 1 else _unit_pixels(values)
 
 
-def parse_idx(file: IO[bytes], shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
+def parse_idx(file: _File, shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
     """Header, and uint8 array of a known shape, of an IDX file: no more is read than that.
 
     The header is 0 0 8 ndim and ndim big-endian sizes. Raises `ValueError` for another format or
@@ -249,7 +252,8 @@ def _read_zip(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from rich.console import Console
     from rich.progress import track
 
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     with zipfile.ZipFile(path) as archive:
         for name in track(archive.namelist(), "64x64 tiles", console=Console(stderr=True)):
             folder = Path(name).parent.name  # 01_TUMOR, 02_STROMA, ..., 08_EMPTY
@@ -294,7 +298,7 @@ def read_npz(
     return tuple(arrays)
 
 
-def _read_npy(file: IO[bytes], name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+def _read_npy(file: _File, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     if version != (1, 0):  # in later ones, a header may have gigabytes
         raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
