@@ -26,7 +26,6 @@ from fltrust_repro import downloads
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.files import write_bytes
 
-
 _File = Union[IO[bytes], io.BufferedIOBase]  # a zip file's members are the former
 
 
@@ -103,18 +102,16 @@ def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
 
     Raises `BadInput` where a file is not what it should be, down to its checksum.
     """
+    parts = []
     checksums = downloads.SOURCES[name].registry.values()
-    parts = zip(paths, IDX_SHAPES, checksums)
-    return tuple(frozen(_idx_part(downloads.remedy_of(name), *part)) for part in parts)
-
-
-def _idx_part(remedy: str, path: Path, shape: tuple[int, ...], checksum: str) -> np.ndarray:
-    with faults_of(path, remedy), downloads.opened(path) as file:
-        header, values = parse_idx(file, shape)
-        if values.ndim == 1 and values.max() > 9:
-            raise ValueError(f"holds the label {values.max()}, outside 0..9")
-        downloads.check([header, values.tobytes()], checksum)
-    return values.astype(np.int32) if values.ndim == 1 else _unit_pixels(values)
+    for path, shape, checksum in zip(paths, IDX_SHAPES, checksums):
+        with faults_of(path, downloads.remedy_of(name)), downloads.opened(path) as file:
+            header, values = parse_idx(file, shape)
+            if values.ndim == 1 and values.max() > 9:
+                raise ValueError(f"holds the label {values.max()}, outside 0..9")
+            downloads.check([header, values.tobytes()], checksum)
+        parts.append(values.astype(np.int32) if values.ndim == 1 else _unit_pixels(values))
+    return tuple(map(frozen, parts))
 
 
 def parse_idx(file: _File, shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
@@ -143,7 +140,7 @@ CH_TILES, CH_CLASSES = 5_000, 8
 CH_SIDES = {"ch-mnist": 64, "ch-mnist-8": 8}
 CH_8_MD5 = "md5:45a65d5f4cfd435b9b0cb7ebc9d4bdf2"  # of labels and pixels in `in_fixed_order`
 KAGGLE_64_BLOB = "sha1:b0059fe409bd5e9340de51d2643c37bdaed94799"  # as git names hmnist_64_64_L.csv
-_CELL_BYTES = 6  # of a pixel in a table, at most and on average: three digits and a comma
+_TABLE_BYTES = 128 * 2**20  # at most: 5,000 lines of 4,096 pixels, each with a comma
 _TILE_SIDE, _TILE_BYTES = 150, 2**20  # at most; the published ones have 74,000 bytes
 
 
@@ -162,7 +159,7 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
             forms = {"images": (np.uint8, shape), "labels": (np.uint8, shape[:1])}
             images, labels = read_npz(path, forms)
         else:
-            images, labels = parse_table(_table(path, shape[1]), shape[1])
+            images, labels = parse_table(_table(path), shape[1])
         counts = np.bincount(labels, minlength=CH_CLASSES)
         if images.shape != shape or (counts != CH_TILES // CH_CLASSES).any():
             raise ValueError(
@@ -180,16 +177,15 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
     return Pool(_unit_pixels(images), labels.astype(np.int32))
 
 
-def _table(path: Path, side: int) -> bytes:
+def _table(path: Path) -> bytes:
     with downloads.opened(path) as file:
-        return all_of(file, (CH_TILES + 1) * (side**2 + 1) * _CELL_BYTES)
+        return all_of(file, _TABLE_BYTES)
 
 
 def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (n, side, side) and labels uint8 (n,), 0..7, of one of Kaggle's CSV files.
 
-    The file has a header line, side * side pixel columns and a label column with 1..8. Raises
-    `ValueError` where it is no such table, or a value is out of range.
+    Raises `ValueError` unless it has a header line, side * side columns of pixels, one of labels.
     """
     import pandas as pd
 
@@ -214,15 +210,12 @@ def verify_kaggle_file(path: Path) -> None:
     """Raise `BadInput` when Kaggle's 64x64 table, if `path` is that, is not the published one."""
     if path.name.startswith("hmnist"):
         with faults_of(path, f"replace it by Kaggle's, or {downloads.remedy_of('ch-mnist')}"):
-            table = _table(path, CH_SIDES["ch-mnist"])
+            table = _table(path)
             downloads.check([b"blob %d\0" % len(table), table], KAGGLE_64_BLOB)
 
 
 def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
-    """One pathologist's tile as Kaggle's gray image: resized first, then turned gray.
-
-    From uint8 (height, width, 3) to uint8 (side, side); the published tiles are 150 x 150.
-    """
+    """A tile, uint8 (height, width, 3), as Kaggle's image: resized, and only then turned gray."""
     from PIL import Image
 
     small = Image.fromarray(rgb).resize((side, side), Image.Resampling.LANCZOS)
@@ -239,11 +232,7 @@ def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
 
 
 def in_fixed_order(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort examples by label, then pixels.
-
-    Kaggle's table and Zenodo's archive list the same tiles in another order; sorted, both give
-    the same split for the same seed.
-    """
+    """Sort examples by label, then pixels: Kaggle and Zenodo list the same tiles differently."""
     order = sorted(range(len(labels)), key=lambda i: (labels[i], images[i].tobytes()))
     return images[order], labels[order]
 
