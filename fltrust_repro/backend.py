@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro import cuda
+from fltrust_repro import machine
 from fltrust_repro.errors import BadInput
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _mxnet() -> ModuleType:
             "MXNet reads docstrings as it loads, and Python was told to drop them; unset "
             "PYTHONOPTIMIZE, or leave out -OO."
         )
-    builds = cuda.installed_builds()
+    builds = machine.installed_builds()
     if len(builds) > 1:
         raise BadInput(
             f"{' and '.join(builds)} are both installed, and each overwrites the other; run "
@@ -68,7 +68,7 @@ def _mxnet() -> ModuleType:
             "MXNet is not installed; run `make setup`, or `pip install -e '.[cpu]'` "
             "('.[cuda]' on a machine with an NVIDIA driver)."
         )
-    missing = cuda.preload() if cuda.CUDA_BUILD in builds else []
+    missing = machine.preload() if machine.CUDA_BUILD in builds else []
     # MXNet imports scikit-learn if it is there, which sets variables.
     with warnings.catch_warnings(), environment({}), _dropped_names():
         warnings.simplefilter("ignore")
@@ -77,7 +77,7 @@ def _mxnet() -> ModuleType:
         except Exception as error:  # whatever a damaged or mismatched installation raises
             problem, advice = str(error), "install what it lacks, or all anew: `make clean setup`"
             if missing:
-                problem, advice = f"{', '.join(missing)} not found", cuda.remedy(missing)
+                problem, advice = f"{', '.join(missing)} not found", machine.remedy(missing)
             raise BadInput(f"MXNet does not load ({problem}); {advice}.") from error
     return mxnet
 

@@ -13,9 +13,8 @@ from fltrust_repro import datasets, fidelity, figures, page
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive
 from fltrust_repro.attacks import attacks
-from fltrust_repro.data_commands import data
 from fltrust_repro.defenses import defenses
-from fltrust_repro.doctor import doctor
+from fltrust_repro.doctor import data, doctor
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import readable
 from fltrust_repro.files import check_writable, write_text

@@ -222,7 +222,7 @@ def verify(name: str, data_dir: str | Path | None = None) -> None:
     readers.forget()  # what lies on the disk now is to be checked
     _check_finite(load(name, np.random.default_rng(0), data_dir))
     if name == "ch-mnist":
-        downloads.verify_kaggle_file(downloads.obtain(name, directories)[0])
+        readers.verify_kaggle_file(downloads.obtain(name, directories)[0])
 
 
 def _check_finite(loaded: Dataset) -> None:

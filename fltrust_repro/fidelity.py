@@ -12,9 +12,9 @@ import pandas as pd
 
 from fltrust_repro import claims, literal, report
 from fltrust_repro.archive import Archive
+from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Experiment, readable
-from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.records import LeftOut
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv

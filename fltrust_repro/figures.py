@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,10 +24,9 @@ from fltrust_repro.trials import Trial
 _NUMBERS = "Numbers"  # under which a PNG keeps the digest of what it shows
 
 # A name is not to be read as mathematics or TeX, whatever its dollars and braces.
-_LITERAL = {"text.parse_math": False, "text.usetex": False}
-
+_LITERAL: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
 # Told apart without colour: every line has its own grey, marker and dashes.
-_STYLES = (
+_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "0.0", "marker": "o", "linestyle": "-"},
     {"color": "0.45", "marker": "s", "linestyle": "--"},
     {"color": "0.6", "marker": "^", "linestyle": ":"},
@@ -37,6 +36,9 @@ _STYLES = (
 )
 # The same dashes in SVG, in units of the line's width.
 _DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
+_GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.6}
+# The same numbers give the same bytes: no date, and not which Matplotlib.
+_METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "png": {"Software": None}}
 
 
 def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> None:
@@ -44,13 +46,25 @@ def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> 
 
     A picture that shows these numbers already stays as it is. Points without trials are left out.
     """
-    numbers = _digest(experiment, measured)
     png, svg = (folder / f"{experiment.name}.{kind}" for kind in ("png", "svg"))
-    shown = _shows(png, numbers)
-    if not shown or not svg.is_file():
+    there = _shows(png, _digest(experiment, measured))
+    if not there or not svg.is_file():
         write_bytes(svg, picture(experiment, measured, "svg"))
-    if not shown:  # the last: it says for both what they show
+    if not there:  # the last: it says for both what they show
         write_bytes(png, picture(experiment, measured, "png"))
+
+
+def _digest(experiment: Experiment, measured: Sequence[Measured]) -> str:
+    shown = [(m.cell.row, m.cell.column, m.errors) for m in measured]
+    return hashlib.sha256(repr((experiment.figure, shown)).encode()).hexdigest()
+
+
+def _shows(path: Path, numbers: str) -> bool:
+    try:
+        with Image.open(path) as found:
+            return found.info.get(_NUMBERS) == numbers
+    except OSError:  # no file, no picture, or not a whole one
+        return False
 
 
 def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> bytes:
@@ -58,39 +72,32 @@ def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> 
     import matplotlib as mpl  # here, since it is slow to import and few commands draw
     from matplotlib.figure import Figure
 
-    frame = experiment.figure
-    cells = {(m.cell.row, m.cell.column): m for m in measured}
+    frame: Any = experiment.figure  # a table has none, and no picture
     panels = len(frame.panels)
+    cells = {(m.cell.row, m.cell.column): m for m in measured}
     with mpl.rc_context({**_LITERAL, "svg.hashsalt": experiment.name, "font.size": 9}):
         drawn = Figure(figsize=(3.4 * panels + 0.4, 3.2), layout="constrained")
         axes = drawn.subplots(1, panels, squeeze=False, sharey=True)[0]
         for panel, axis in zip(frame.panels, axes):
             _draw_panel(axis, experiment, panel, cells)
         axes[0].set_ylabel("testing error rate")
-        # Above the panels, where it cannot cover a line.
         legend = drawn.legend(
-            axes[0].get_lines(),
-            ["line"] * len(frame.lines),
-            loc="outside upper center",
-            ncols=2 * panels + 1,
-            fontsize=8,
-            frameon=False,
-        )
+            axes[0].get_lines(), ["line"] * len(frame.lines),
+            loc="outside upper center",  # above the panels, where it cannot cover a line
+            ncols=2 * panels + 1, fontsize=8, frameon=False,
+        )  # fmt: skip
         # Afterwards, since a legend leaves out names that begin with an underscore.
         for text, line in zip(legend.get_texts(), frame.lines):
             text.set_text(one_line(line))
-        metadata = {
-            "svg": {"Date": None},
-            "png": {"Software": None, _NUMBERS: _digest(experiment, measured)},
-        }
-        return _bytes(drawn, kind, 150, metadata[kind])
+        numbers = {_NUMBERS: _digest(experiment, measured)} if kind == "png" else {}
+        return _bytes(drawn, kind, 150, numbers)
 
 
 def _draw_panel(
     axis: Any, experiment: Experiment, panel: str, cells: Mapping[tuple[str, str], Measured]
 ) -> None:
-    frame = experiment.figure
-    for line, style in zip(frame.lines, _cycle(len(frame.lines))):
+    frame: Any = experiment.figure
+    for line, style in zip(frame.lines, cycle(_STYLES)):
         row = [cells[frame.row(panel, line), column] for column in experiment.columns]
         known = [(x, m) for x, m in zip(frame.values, row) if m.errors]
         x = [value for value, _ in known]
@@ -105,23 +112,13 @@ def _draw_panel(
         axis.minorticks_off()
     axis.set_xticks(frame.values, [f"{value:g}" for value in frame.values])
     axis.set_ylim(0, 1)
-    axis.grid(color="0.9", linewidth=0.6)
+    axis.grid(**_GRID)
 
 
-def _digest(experiment: Experiment, measured: Sequence[Measured]) -> str:
-    shown = [(m.cell.row, m.cell.column, m.errors) for m in measured]
-    return hashlib.sha256(repr((experiment.figure, shown)).encode()).hexdigest()
-
-
-def _shows(path: Path, numbers: str) -> bool:
-    """Whether a picture was drawn from these numbers."""
-    if not path.is_file():
-        return False
-    try:
-        with Image.open(path) as found:
-            return found.info.get(_NUMBERS) == numbers
-    except OSError:  # not a picture, or not a whole one
-        return False
+def _bytes(drawn: Any, kind: str, dpi: int, more: Mapping[str, str] | None = None) -> bytes:
+    content = io.BytesIO()
+    drawn.savefig(content, format=kind, dpi=dpi, metadata={**_METADATA[kind], **(more or {})})
+    return content.getvalue()
 
 
 def check_picture(path: Path) -> str:
@@ -130,17 +127,11 @@ def check_picture(path: Path) -> str:
     Raises `BadInput` for any other, and for a folder; to be asked before the work.
     """
     kind = path.suffix[1:].lower()
-    if kind not in ("png", "svg"):
+    if kind not in _METADATA:
         raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
     if path.is_dir():
         raise BadInput(f"{str(path)!r} is a folder; name a file for the picture.")
     return kind
-
-
-def _bytes(drawn: Any, kind: str, dpi: int, metadata: Mapping[str, str | None]) -> bytes:
-    content = io.BytesIO()
-    drawn.savefig(content, format=kind, dpi=dpi, metadata=metadata)
-    return content.getvalue()
 
 
 def draw_trial(trial: Trial, path: Path) -> None:
@@ -157,71 +148,9 @@ def draw_trial(trial: Trial, path: Path) -> None:
     axis.plot(iterations, losses, label="training loss", **_STYLES[1], markersize=3)
     axis.set_xlabel("iteration")
     axis.set_ylim(0)
-    axis.grid(color="0.9", linewidth=0.6)
+    axis.grid(**_GRID)
     axis.legend(fontsize=8)
-    write_bytes(path, _bytes(drawn, kind, 150, {}))
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A cell's mean error rate over the iterations, as a line of an SVG panel.
-
-    `points` are those of a polyline in a box of `PANEL` width and height, where the top is an
-    error rate of 1; `opacity` is the line's grey, on a light page and on a dark one.
-    """
-
-    label: str
-    points: str
-    final: float
-    dashes: str
-    opacity: float
-
-
-PANEL = (200, 100)
-_POINTS = 51
-
-
-def curves(
-    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
-) -> dict[str, list[Curve]]:
-    """Return the error curves of a table's or figure's cells with trials, by row.
-
-    Text and not pictures of matplotlib, which takes a second for fifteen panels.
-    """
-    longest = max(setting.iterations for setting in experiment.settings)
-    styles = dict(zip(experiment.columns, _cycle(len(experiment.columns))))
-    rows: dict[str, list[Curve]] = {}
-    for cell in experiment.cells:
-        known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
-        if known:
-            iterations, rates = mean_curve(known)
-            x, y = PANEL[0] * iterations / longest, PANEL[1] * (1 - rates)
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-            line = Curve(cell.column, points, rates[-1], **_svg_style(styles[cell.column]))
-            rows.setdefault(cell.row, []).append(line)
-    return rows
-
-
-def mean_curve(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations, at most 51 of them, and the trials' mean error rate at each.
-
-    The trials are of one setting, so that all are evaluated at the same iterations; one that ended
-    before the others, since it diverged, keeps the error rate that it ended with.
-    """
-    known = [list(trial.result.curve) for trial in trials]
-    longest = max(known, key=len)
-    last = len(longest) - 1
-    chosen = np.linspace(0, last, min(last + 1, _POINTS)).round().astype(int).tolist()
-    whole = [curve + curve[-1:] * (len(longest) - len(curve)) for curve in known]
-    rates = [[curve[k][1] for k in chosen] for curve in whole]
-    return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)
-
-
-def _svg_style(style: dict) -> dict:
-    line = style["linestyle"]
-    dashes = _DASHES[line] if isinstance(line, str) else " ".join(map(str, line[1]))
-    # Thin lines on a screen need more contrast than the greys on paper have.
-    return {"dashes": dashes, "opacity": 1 - 0.7 * float(style["color"])}
+    write_bytes(path, _bytes(drawn, kind, 150))
 
 
 def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:
@@ -243,9 +172,59 @@ def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 
         for offset, image in enumerate((made.start[i], made.x[i])):
             axes[2 * row + offset, column].imshow(image[0], cmap="gray", vmin=0, vmax=1)
         axes[2 * row, column].set_title(f"{made.labels[i]}", fontsize=7, pad=2)
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}}[kind]
-    write_bytes(path, _bytes(drawn, kind, 130, metadata))
+    write_bytes(path, _bytes(drawn, kind, 130))
 
 
-def _cycle(count: int) -> list[dict]:
-    return [_STYLES[i % len(_STYLES)] for i in range(count)]
+# ---- error curves as lines of SVG: matplotlib takes a second for fifteen panels
+
+PANEL = (200, 100)
+_POINTS = 51
+
+
+class Curve(NamedTuple):
+    """A cell's mean error rate over the iterations, as a line of an SVG panel.
+
+    `points` are those of a polyline in a box of `PANEL` width and height, where the top is an
+    error rate of 1; `opacity` is the line's grey, on a light page and on a dark one.
+    """
+
+    label: str
+    points: str
+    final: float
+    dashes: str
+    opacity: float
+
+
+def curves(
+    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
+) -> dict[str, list[Curve]]:
+    """Return the error curves of a table's or figure's cells with trials, by row."""
+    longest = max(setting.iterations for setting in experiment.settings)
+    styles = dict(zip(experiment.columns, cycle(_STYLES)))
+    rows: dict[str, list[Curve]] = {}
+    for cell in experiment.cells:
+        known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
+        if known:
+            iterations, rates = mean_curve(known)
+            x, y = PANEL[0] * iterations / longest, PANEL[1] * (1 - rates)
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
+            line, grey = (styles[cell.column][part] for part in ("linestyle", "color"))
+            dashes = _DASHES[line] if isinstance(line, str) else " ".join(map(str, line[1]))
+            # Thin lines on a screen need more contrast than the greys on paper have.
+            curve = Curve(cell.column, points, rates[-1], dashes, 1 - 0.7 * float(grey))
+            rows.setdefault(cell.row, []).append(curve)
+    return rows
+
+
+def mean_curve(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
+    """Return iterations, at most 51 of them, and the trials' mean error rate at each.
+
+    The trials are of one setting, so that all are evaluated at the same iterations; one that ended
+    before the others, since it diverged, keeps the error rate that it ended with.
+    """
+    known = [list(trial.result.curve) for trial in trials]
+    longest = max(known, key=len)
+    last = len(longest) - 1
+    chosen = np.linspace(0, last, min(last + 1, _POINTS)).round().astype(int).tolist()
+    rates = [[curve[min(k, len(curve) - 1)][1] for k in chosen] for curve in known]
+    return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)

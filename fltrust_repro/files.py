@@ -11,9 +11,7 @@ from pathlib import Path
 
 from fltrust_repro.errors import BadInput, shown
 
-_LONGEST_NAME = (
-    100  # bytes; what is written beside it adds an ending, and 255 is the system's limit
-)
+_LONGEST_NAME = 100  # bytes; files beside it have longer ones, and 255 is the system's limit
 
 
 def check_name(what: str, name: str) -> None:
@@ -40,13 +38,12 @@ def path_of(text: str | Path) -> Path:
     try:
         path = Path(text).expanduser()
         path.exists()  # whether the system can look for it at all
+        return path
     except RuntimeError as error:
         raise BadInput(f"{shown(text)} is in the home of no user; write the path out.") from error
     except OSError as error:
-        raise BadInput(
-            f"{shown(text)} cannot be looked for ({error.strerror}); give another path."
-        ) from error
-    return path
+        fault = f"cannot be looked for ({error.strerror}); give another path"
+        raise BadInput(f"{shown(text)} {fault}.") from error
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:
@@ -75,26 +72,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; `BadInput` where the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # before the name points to it
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise _not_writable(path, error) from error
-
-
-def _sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # some systems and disks know no such thing
-        handle = os.open(folder, os.O_RDONLY)
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(folder)
         finally:
-            os.close(handle)
+            os.close(folder)

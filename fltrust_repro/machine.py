@@ -1,50 +1,42 @@
-"""What numbers depend on beside setting and seed: the CPU, and the linear algebra at work on it.
+"""What numbers depend on beside setting and seed: CPU, linear algebra, NVIDIA's side, versions.
 
 A library picks its kernels, the innermost loops, by the CPU, and one that is older than the CPU may
-pick those of a much older one: several times slower, and the last digit of a sum is another.
+pick those of a much older one: several times slower, and the last digit of a sum is another. MXNet
+is looked at without importing it, which takes seconds and may be what does not work.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import importlib.metadata
 import importlib.util
 import platform
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+# ---- CPU and linear algebra
+
 _CPUINFO = Path("/proc/cpuinfo")
+# Vector instructions, widest first: the CPU's flag, and OpenBLAS's kernels that use no wider ones.
+_VECTORS = {
+    "AVX-512": ("avx512bw", "SkylakeX Cooperlake SapphireRapids"),
+    "AVX2": ("avx2", "Haswell Zen Excavator"),
+    "AVX": ("avx", "Sandybridge Bulldozer Piledriver Steamroller"),
+    "SSE": ("sse2", "Katmai Coppermine Northwood Prescott Banias Atom Core2 Penryn Dunnington "
+                    "Nehalem Athlon Opteron Opteron_SSE3 Barcelona Bobcat Nano"),
+}  # fmt: skip
+_MODERN = {"AVX-512": "SkylakeX", "AVX2": "Haswell"}  # and what OPENBLAS_CORETYPE calls them
+_CPU_NUMBERS = {"cpu family": "family", "model": "model",  # x86
+                "CPU implementer": "implementer", "CPU part": "part"}  # ARM  # fmt: skip
 _OWNERS = ("numpy", "scipy", "mxnet")
 _NAMES = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS", "flexiblas": "FlexiBLAS"}
-
-
-class _Vectors(NamedTuple):
-    """Vector instructions: the CPU's flag for them, and OpenBLAS's kernels that use no wider."""
-
-    flag: str
-    kernels: str
-
-
-# The widest first.
-_VECTORS = {
-    "AVX-512": _Vectors("avx512bw", "SkylakeX Cooperlake SapphireRapids"),
-    "AVX2": _Vectors("avx2", "Haswell Zen Excavator"),
-    "AVX": _Vectors("avx", "Sandybridge Bulldozer Piledriver Steamroller"),
-    "SSE": _Vectors(
-        "sse2",
-        "Katmai Coppermine Northwood Prescott Banias Atom Core2 Penryn Dunnington Nehalem Athlon "
-        "Opteron Opteron_SSE3 Barcelona Bobcat Nano",
-    ),
-}
-_MODERN = {"AVX-512": "SkylakeX", "AVX2": "Haswell"}  # and what OPENBLAS_CORETYPE calls them
-_CPU_NUMBERS = {  # of x86, then of ARM
-    "cpu family": "family",
-    "model": "model",
-    "CPU implementer": "implementer",
-    "CPU part": "part",
-}
 
 
 class Cpu(NamedTuple):
@@ -71,69 +63,56 @@ class Blas(NamedTuple):
     @property
     def vectors(self) -> str | None:
         """The vector instructions of its kernels; None where they are not known."""
-        known = (name for name, some in _VECTORS.items() if self.kernel in some.kernels.split())
+        known = (name for name, (_, some) in _VECTORS.items() if self.kernel in some.split())
         return next(known, None)
 
 
 @functools.cache
 def cpu() -> Cpu:
     """Name this machine's CPU, such as "AMD EPYC (family 26, model 2, AVX-512)"."""
-    try:
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
     # The first core's, which come last here and win.
-    told = {
-        name.strip(): value.strip()
-        for name, _, value in (line.partition(":") for line in reversed(lines))
-    }
+    pairs = (line.partition(":") for line in reversed(lines))
+    told = {name.strip(): value.strip() for name, _, value in pairs}
     flags = told.get("flags", "").split()
-    vectors = next((name for name, some in _VECTORS.items() if some.flag in flags), None)
+    vectors = next((name for name, (flag, _) in _VECTORS.items() if flag in flags), None)
     numbers = [f"{short} {told[long]}" for long, short in _CPU_NUMBERS.items() if long in told]
-    name = _short(told.get("model name") or platform.processor() or platform.machine())
+    name = told.get("model name") or platform.processor() or platform.machine()
+    trifles = r"\((R|TM)\)|@.*|\b\d+-Core\b|\b(CPU|Processor)\b"
+    name = " ".join(re.sub(trifles, " ", name, flags=re.IGNORECASE).split())[:40]
     details = ", ".join(filter(None, (*numbers, vectors)))
     return Cpu(f"{name} ({details})" if details else name, vectors)
-
-
-def _short(name: str) -> str:
-    """Leave trademarks, speed and number of cores out of a CPU's name."""
-    trifles = r"\((R|TM)\)|@.*|\b\d+-Core\b|\b(CPU|Processor)\b"
-    return " ".join(re.sub(trifles, " ", name, flags=re.IGNORECASE).split())[:40]
 
 
 @functools.cache
 def libraries() -> tuple[Blas, ...]:
     """Name the linear algebra of numpy, scipy and MXNet, in this order.
 
-    Imports them, since a library picks its kernels when it loads. One that came with none of them
-    is named, last, where one of them brought none.
+    Loads them, since a library picks its kernels then. One that came with none of them is named,
+    last, where one of them brought none.
     """
     import scipy.linalg.blas  # noqa: F401
     from threadpoolctl import threadpool_info
 
-    from fltrust_repro.backend import mx  # noqa: F401
-
-    found = {
-        Blas(
-            _owner(Path(told["filepath"]).resolve()),
-            _NAMES.get(told["internal_api"], told["internal_api"]),
-            told["version"],
-            told.get("architecture"),
-        )
-        for told in threadpool_info()
-        if told["user_api"] == "blas"
-    }
+    specs = ((owner, importlib.util.find_spec(owner)) for owner in _OWNERS)
+    folders = {o: Path(s.origin).resolve().parent for o, s in specs if s and s.origin}
+    if "mxnet" in folders:
+        if CUDA_BUILD in installed_builds():
+            preload()
+        with contextlib.suppress(OSError):  # which importing it will tell
+            ctypes.CDLL(str(folders["mxnet"] / "libmxnet.so"))
+    found = set()
+    for told in (one for one in threadpool_info() if one["user_api"] == "blas"):
+        parents, api = Path(told["filepath"]).resolve().parents, told["internal_api"]
+        own = (o for o, f in folders.items() if {f, f.with_name(f"{o}.libs")} & {*parents})
+        blas = Blas(next(own, "system"), _NAMES.get(api, api), told["version"],
+                    told.get("architecture"))  # fmt: skip
+        found.add(blas)
     order = _OWNERS if {*_OWNERS} <= {blas.owner for blas in found} else (*_OWNERS, "system")
     ours = (blas for blas in found if blas.owner in order)
     return tuple(sorted(ours, key=lambda blas: (order.index(blas.owner), str(blas))))
-
-
-def _owner(library: Path) -> str:
-    for owner in _OWNERS:
-        package = Path(importlib.util.find_spec(owner).origin).resolve().parent
-        if {package, package.with_name(f"{owner}.libs")} & {*library.parents}:
-            return owner
-    return "system"
 
 
 def kind() -> str:
@@ -147,32 +126,160 @@ def odd_ones(kinds: Mapping[str, str]) -> dict[str, str]:
     return {name: kind for name, kind in kinds.items() if kind != usual}
 
 
+def versions(gpu: int | None = None) -> str:
+    """Return what a result may depend on beside its setting, in one line.
+
+    The versions, each library's kernels of linear algebra, the CPU, and the GPU if one trains.
+    """
+    kernels: dict[str, list[str]] = {}
+    for blas in libraries():
+        kernels.setdefault(blas.owner, []).append(str(blas))
+    found = [f"python {platform.python_version()}", platform.machine()]
+    for name in ("fltrust_repro", CPU_BUILD, CUDA_BUILD, "numpy", "scipy", "numba"):
+        if version := version_of(name):
+            own = " and ".join(kernels.pop(name.partition("-")[0], []))
+            found.append(f"{name} {version}" + (f" ({own})" if own else ""))
+    found += [f"BLAS {text}" for texts in kernels.values() for text in texts]
+    found.append(str(cpu()))
+    if gpu is not None:
+        found.append(gpu_name(gpu) or "GPU of unknown name")
+    return ", ".join(found)
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of a package that pip installed; None where it did not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def advice(cpu: Cpu, libraries: Sequence[Blas], coretype: str | None) -> str | None:
     """Say in a sentence which kernels are below the CPU, what it costs and what to set.
 
     `coretype` is the environment's OPENBLAS_CORETYPE. None where all is well or not known.
     """
-    if cpu.vectors not in _MODERN:
-        return None
-    best = _MODERN[cpu.vectors]
-    widths = list(_VECTORS)
-    narrower = widths[widths.index(cpu.vectors) + 1 :]
-    held = [blas for blas in libraries if blas.owner == "scipy" and blas.vectors in narrower]
+    best, widths = _MODERN.get(cpu.vectors or ""), list(_VECTORS)
+    below = widths[widths.index(str(cpu.vectors)) + 1 :] if best else []
+    narrow = [blas for blas in libraries if blas.vectors in below]
+    held = [blas for blas in narrow if blas.owner == "scipy"]
+    far = [blas for blas in narrow if blas.vectors not in _MODERN]
     if coretype and held:
         return (
             f"OPENBLAS_CORETYPE={coretype} holds scipy's {held[0]}, which does the hot products, "
             f"at {held[0].vectors} on a CPU with {cpu.vectors}: slower, not wrong; unset it, or "
             f"set {best}"
         )
-    far = [blas for blas in libraries if blas.vectors in narrower and blas.vectors not in _MODERN]
     if not far:
         return None
     named = " and ".join(f"{blas.owner}'s {blas}" for blas in far)
     little = ", and a little only, since scipy's does the hot products"
-    if "scipy" in {blas.owner for blas in far}:
-        little = ""
+    little *= "scipy" not in [blas.owner for blas in far]
     return (
         f"{named}: kernels for {far[0].vectors}, far below a CPU with {cpu.vectors}; slower, not "
         f"wrong{little}; OPENBLAS_CORETYPE={best} mends it (the last digit of sums can differ, "
         "and trials name their kernels)"
     )
+
+
+# ---- NVIDIA's side. MXNet's CUDA build links to libraries that pip puts where the loader does not
+# look; once they are loaded by their paths, MXNet finds them. Only the driver cannot come from pip.
+
+CPU_BUILD, CUDA_BUILD = "mxnet", "mxnet-cu112"
+DRIVER_LIBRARY = "libcuda.so.1"
+_KERNEL_MODULE = Path("/proc/driver/nvidia/version")
+# What each library's pip package is called between "nvidia-" and "-cu11"; a library comes after
+# those that it needs itself.
+CUDA_LIBRARIES = {
+    "libcudart.so.11.0": "cuda-runtime", "libnvrtc.so.11.2": "cuda-nvrtc",
+    "libcublasLt.so.11": "cublas", "libcublas.so.11": "cublas", "libcufft.so.10": "cufft",
+    "libcurand.so.10": "curand", "libcusolver.so.11": "cusolver", "libcudnn.so.8": "cudnn",
+    "libnccl.so.2": "nccl", "libnvToolsExt.so.1": "nvtx",
+}  # fmt: skip
+
+
+class Driver(NamedTuple):
+    """NVIDIA's driver: its version, and the newest CUDA it speaks; None where it does not tell."""
+
+    version: str | None
+    cuda: str | None
+
+
+def installed_builds() -> dict[str, str]:
+    """Return the builds of MXNet that pip installed, with their versions: exactly one may be."""
+    return {name: found for name in (CPU_BUILD, CUDA_BUILD) if (found := version_of(name))}
+
+
+def driver() -> Driver | None:
+    """Return NVIDIA's driver; None where the loader does not find its library."""
+    number, speaks = ctypes.c_int(0), None
+    try:
+        library = ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return None
+    with contextlib.suppress(AttributeError):  # a library without the function
+        if not library.cuDriverGetVersion(ctypes.byref(number)):
+            speaks = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    return Driver(kernel_module_version(), speaks)
+
+
+def kernel_module_version() -> str | None:
+    """Return the version of the driver's kernel module, such as 535.104.05; None without one."""
+    command, told = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], ""
+    try:
+        told = _KERNEL_MODULE.read_text(encoding="utf-8")
+    except OSError:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.check_output(
+                command, text=True, timeout=60, stderr=subprocess.DEVNULL
+            )
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", told)
+    return found.group() if found else None
+
+
+def gpu_name(index: int) -> str | None:
+    """Return what the driver calls a GPU, such as "NVIDIA H100 80GB HBM3"; None without it."""
+    handle, name = ctypes.c_int(), ctypes.create_string_buffer(100)
+    try:
+        library = ctypes.CDLL(DRIVER_LIBRARY)
+        failed = (
+            library.cuInit(0)
+            or library.cuDeviceGet(ctypes.byref(handle), index)
+            or library.cuDeviceGetName(name, len(name), handle)
+        )
+    except (OSError, AttributeError):
+        return None
+    return None if failed else name.value.decode(errors="replace")
+
+
+def preload() -> list[str]:
+    """Load the libraries of the CUDA build, the driver's among them, from pip or the system.
+
+    Returns the names of those that do not load; `remedy` says what to do about them.
+    """
+    missing = []
+    for library in [*CUDA_LIBRARIES, DRIVER_LIBRARY]:
+        folders = (Path(folder, "nvidia") for folder in sys.path)
+        own = (file for folder in folders for file in folder.glob(f"*/lib/{library}"))
+        try:
+            ctypes.CDLL(str(next(own, library)), mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            missing.append(library)
+    return missing
+
+
+def remedy(missing: Sequence[str]) -> str:
+    """Say what a user can do about missing libraries, one or several."""
+    if DRIVER_LIBRARY in missing:
+        return (
+            "install NVIDIA's driver (in a container, pass the GPU in), or MXNet's CPU build: "
+            f"`pip uninstall -y {CUDA_BUILD} && pip install -e '.[cpu]'`"
+        )
+    if len(missing) > 1:
+        return "`pip install -e '.[cuda]'`"
+    package, demanded = f"nvidia-{CUDA_LIBRARIES[missing[0]]}-cu11", []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        demanded = importlib.metadata.requires("fltrust_repro") or []
+    texts = (text.split(";")[0].strip() for text in demanded)
+    wanted = next((text for text in texts if re.match(rf"{package}\b(?!-)", text)), package)
+    return f"`pip install '{wanted}'`"

@@ -10,21 +10,23 @@ import contextlib
 import gzip
 import io
 import math
-import os
+import re
 import struct
-import tempfile
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Union
 
 import numpy as np
 
 from fltrust_repro import downloads
-from fltrust_repro.errors import DataUnavailable
+from fltrust_repro.errors import BadInput, DataUnavailable
+from fltrust_repro.files import write_bytes
+
+_File = Union[IO[bytes], io.BufferedIOBase]  # a zip file's members are the former
 
 
 class Pool(NamedTuple):
@@ -50,6 +52,16 @@ def frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
+_PROBLEMS = (
+    ((EOFError, zlib.error), "is cut short or damaged"),
+    ((gzip.BadGzipFile, zipfile.BadZipFile), "is not a whole compressed file ({})"),
+    (OSError, "cannot be read ({})"),
+    (KeyError, "lacks the array {}"),
+    (ValueError, "{}"),
+    (Exception, "cannot be understood ({})"),  # what libraries raise at files made to mislead
+)
+
+
 @contextlib.contextmanager
 def faults_of(path: Path, remedy: str) -> Iterator[None]:
     """Turn whatever goes wrong with a file that is read into one sentence that says what to do.
@@ -59,66 +71,54 @@ def faults_of(path: Path, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-        return
-    except (EOFError, zlib.error) as error:
-        problem, cause = "is cut short or damaged", error
-    except (gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        problem, cause = f"is not a whole compressed file ({_told(error)})", error
-    except OSError as error:
-        problem, cause = f"cannot be read ({error.strerror or _told(error)})", error
-        if error.errno is not None:
+    except Exception as error:
+        told = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+        if isinstance(error, OSError) and error.errno is not None:
+            told = error.strerror or told
             remedy = "make it readable for this user, or name another directory with --data-dir"
-    except KeyError as error:
-        problem, cause = f"lacks the array {_told(error)}", error
-    except ValueError as error:
-        problem, cause = _told(error), error
-    except Exception as error:  # what the libraries raise at files made to mislead them
-        problem, cause = f"cannot be understood ({_told(error)})", error
-    raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from cause
+        problem = next(text for kinds, text in _PROBLEMS if isinstance(error, kinds)).format(told)
+        raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from error
 
 
-def _told(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+def all_of(file: _File, most: int) -> bytes:
+    """What is left of an open file; `ValueError` where it is more than `most` bytes.
+
+    No more are read than that: a small compressed file may hold any number.
+    """
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"holds more than the {most:,} bytes that belong there")
+    return data
 
 
-# ---- MNIST and Fashion-MNIST: four IDX files -------------------------------------------------
+# ---- MNIST and Fashion-MNIST: four IDX files
 
-IDX_SHAPES = dict(
-    zip(downloads.IDX_FILES, [(60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,)])
-)
+IDX_SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 
 
 @lru_cache(maxsize=2)
 def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
     """Read-only `train_x, train_y, test_x, test_y` of the four files, as `Dataset` has them.
 
-    Raises
-    ------
-    BadInput
-        A file is not what it should be, down to its checksum.
+    Raises `BadInput` where a file is not what it should be, down to its checksum.
     """
-    return tuple([frozen(_idx_part(name, path)) for path in paths])
+    parts = []
+    checksums = downloads.SOURCES[name].registry.values()
+    for path, shape, checksum in zip(paths, IDX_SHAPES, checksums):
+        with faults_of(path, downloads.remedy_of(name)), downloads.opened(path) as file:
+            header, values = parse_idx(file, shape)
+            if values.ndim == 1 and values.max() > 9:
+                raise ValueError(f"holds the label {values.max()}, outside 0..9")
+            downloads.check([header, values.tobytes()], checksum)
+        parts.append(values.astype(np.int32) if values.ndim == 1 else _unit_pixels(values))
+    return tuple(map(frozen, parts))
 
 
-def _idx_part(name: str, path: Path) -> np.ndarray:
-    file = path.name[:-3] if path.suffix == ".gz" else path.name
-    with faults_of(path, downloads.remedy_of(name)), downloads.opened(path) as content:
-        header, values = parse_idx(content, IDX_SHAPES[file])
-        if values.ndim == 1 and values.max() > 9:
-            raise ValueError(f"holds the label {values.max()}, outside 0..9")
-        downloads.check_md5(header + values.tobytes(), downloads.CONTENT_MD5[name][file])
-    return values.astype(np.int32) if values.ndim == 1 else _unit_pixels(values)
-
-
-def parse_idx(file: IO[bytes], shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
+def parse_idx(file: _File, shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
     """Header, and uint8 array of a known shape, of an IDX file: no more is read than that.
 
-    The header is 0 0 8 ndim and ndim big-endian sizes.
-
-    Raises
-    ------
-    ValueError
-        Another format or shape, or fewer or more values than the header says.
+    The header is 0 0 8 ndim and ndim big-endian sizes. Raises `ValueError` for another format or
+    shape, or fewer or more values than the header says.
     """
     magic = file.read(4)
     dimensions = magic[3] if magic[:3] == b"\0\0\x08" and len(magic) > 3 else 0
@@ -128,67 +128,64 @@ def parse_idx(file: IO[bytes], shape: tuple[int, ...]) -> tuple[bytes, np.ndarra
     found = struct.unpack(f">{dimensions}I", sizes)
     if found != shape:
         raise ValueError(f"holds an array {found}, not {shape}")
-    values = downloads.all_of(file, math.prod(shape))
+    values = all_of(file, math.prod(shape))
     if len(values) < math.prod(shape):
         raise ValueError(f"holds {len(values)} values, its header says {shape}")
     return magic + sizes, np.frombuffer(values, np.uint8).reshape(shape)
 
 
-# ---- CH-MNIST: Kaggle's table, or the same pixels made from the original tiles ---------------
+# ---- CH-MNIST: Kaggle's table, or the same pixels made from the original tiles
 
 CH_TILES, CH_CLASSES = 5_000, 8
 CH_SIDES = {"ch-mnist": 64, "ch-mnist-8": 8}
-_LONGEST_CELL = 6  # bytes of a pixel in a table, on average: at most three digits and a comma
-_TILE_SIDE = 150
-_TILE_BYTES = 2**20  # of a tile's file; the published ones have 74,000
-ZIP_CLASSES = {f"{label:02}": label - 1 for label in range(1, CH_CLASSES + 1)}
+CH_8_MD5 = "md5:45a65d5f4cfd435b9b0cb7ebc9d4bdf2"  # of labels and pixels in `in_fixed_order`
+KAGGLE_64_BLOB = "sha1:b0059fe409bd5e9340de51d2643c37bdaed94799"  # as git names hmnist_64_64_L.csv
+_TABLE_BYTES = 128 * 2**20  # at most: 5,000 lines of 4,096 pixels, each with a comma
+_TILE_SIDE, _TILE_BYTES = 150, 2**20  # at most; the published ones have 74,000 bytes
 
 
 @lru_cache(maxsize=1)
 def read_ch_mnist(name: str, path: Path) -> Pool:
     """All tiles of `ch-mnist` or `ch-mnist-8`, in one order whichever file they come from.
 
-    Reading the archive leaves an .npz file beside it, where that can be written.
-
-    Raises
-    ------
-    BadInput
-        The file is not what it should be.
+    Reading the archive leaves an .npz file beside it, where that can be written. Raises `BadInput`
+    where the file is not what it should be.
     """
-    side = CH_SIDES[name]
+    shape = (CH_TILES, CH_SIDES[name], CH_SIDES[name])
     with faults_of(path, downloads.remedy_of(name)):
         if path.suffix == ".zip":
             images, labels = _read_zip(path)
         elif path.suffix == ".npz":
-            shape = (CH_TILES, side, side)
             forms = {"images": (np.uint8, shape), "labels": (np.uint8, shape[:1])}
             images, labels = read_npz(path, forms)
         else:
-            most = (CH_TILES + 1) * (side**2 + 1) * _LONGEST_CELL
-            images, labels = parse_table(downloads.content(path, most), side)
+            images, labels = parse_table(_table(path), shape[1])
         counts = np.bincount(labels, minlength=CH_CLASSES)
-        if images.shape != (CH_TILES, side, side) or (counts != CH_TILES // CH_CLASSES).any():
+        if images.shape != shape or (counts != CH_TILES // CH_CLASSES).any():
             raise ValueError(
-                f"holds images {images.shape}, {counts.tolist()} of each class, not "
-                f"{(CH_TILES, side, side)}, {CH_TILES // CH_CLASSES} of each"
+                f"holds images {images.shape}, {counts.tolist()} of each class, not {shape}, "
+                f"{CH_TILES // CH_CLASSES} of each"
             )
         images, labels = in_fixed_order(images, labels)
         if name == "ch-mnist-8":
-            downloads.check_md5(labels.tobytes() + images.tobytes(), downloads.CH_8_MD5)
+            downloads.check([labels.tobytes(), images.tobytes()], CH_8_MD5)
     if path.suffix == ".zip" and downloads.writable(path.parent):
-        _write_cache(path.with_name(downloads.TILES_CACHE), images, labels)
+        packed = io.BytesIO()
+        np.savez(packed, images=images, labels=labels)
+        with contextlib.suppress(BadInput):  # which costs the next process these seconds again
+            write_bytes(path.with_name(downloads.TILES_CACHE), packed.getvalue())
     return Pool(_unit_pixels(images), labels.astype(np.int32))
+
+
+def _table(path: Path) -> bytes:
+    with downloads.opened(path) as file:
+        return all_of(file, _TABLE_BYTES)
 
 
 def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (n, side, side) and labels uint8 (n,), 0..7, of one of Kaggle's CSV files.
 
-    The file has a header line, side * side pixel columns and a label column with 1..8.
-
-    Raises
-    ------
-    ValueError
-        Not such a table, or a value out of range.
+    Raises `ValueError` unless it has a header line, side * side columns of pixels, one of labels.
     """
     import pandas as pd
 
@@ -209,11 +206,16 @@ def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.uint8).reshape(-1, side, side), (labels - 1).astype(np.uint8)
 
 
-def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
-    """One pathologist's tile as Kaggle's gray image: resized first, then turned gray.
+def verify_kaggle_file(path: Path) -> None:
+    """Raise `BadInput` when Kaggle's 64x64 table, if `path` is that, is not the published one."""
+    if path.name.startswith("hmnist"):
+        with faults_of(path, f"replace it by Kaggle's, or {downloads.remedy_of('ch-mnist')}"):
+            table = _table(path)
+            downloads.check([b"blob %d\0" % len(table), table], KAGGLE_64_BLOB)
 
-    From uint8 (height, width, 3) to uint8 (side, side); the published tiles are 150 x 150.
-    """
+
+def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
+    """A tile, uint8 (height, width, 3), as Kaggle's image: resized, and only then turned gray."""
     from PIL import Image
 
     small = Image.fromarray(rgb).resize((side, side), Image.Resampling.LANCZOS)
@@ -230,28 +232,27 @@ def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
 
 
 def in_fixed_order(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort examples by label, then pixels.
-
-    Kaggle's table and Zenodo's archive list the same tiles in another order; sorted, both give
-    the same split for the same seed.
-    """
+    """Sort examples by label, then pixels: Kaggle and Zenodo list the same tiles differently."""
     order = sorted(range(len(labels)), key=lambda i: (labels[i], images[i].tobytes()))
     return images[order], labels[order]
 
 
 def _read_zip(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.progress import track
 
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     with zipfile.ZipFile(path) as archive:
-        for name in tqdm(archive.namelist(), desc="64x64 tiles", unit=" files"):
+        for name in track(archive.namelist(), "64x64 tiles", console=Console(stderr=True)):
             folder = Path(name).parent.name  # 01_TUMOR, 02_STROMA, ..., 08_EMPTY
-            if name.endswith(".tif") and "__MACOSX" not in name and folder[:2] in ZIP_CLASSES:
+            known = re.match(f"0([1-{CH_CLASSES}])", folder)
+            if known and name.endswith(".tif") and "__MACOSX" not in name:
                 if len(labels) == CH_TILES:
                     raise ValueError(f"holds more than {CH_TILES:,} tiles")
                 with archive.open(name) as file:
-                    images.append(tile_to_gray(_tile(downloads.all_of(file, _TILE_BYTES))))
-                labels.append(ZIP_CLASSES[folder[:2]])
+                    images.append(tile_to_gray(_tile(all_of(file, _TILE_BYTES))))
+                labels.append(int(known[1]) - 1)
     return np.array(images, np.uint8), np.array(labels, np.uint8)
 
 
@@ -286,7 +287,7 @@ def read_npz(
     return tuple(arrays)
 
 
-def _read_npy(file: IO[bytes], name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+def _read_npy(file: _File, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     if version != (1, 0):  # in later ones, a header may have gigabytes
         raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
@@ -294,26 +295,13 @@ def _read_npy(file: IO[bytes], name: str, kind: type, shape: tuple[int, ...]) ->
     if (found, dtype) != (shape, np.dtype(kind)):
         raise ValueError(f"holds {dtype} {name} {found}, not {np.dtype(kind)} {shape}")
     size = dtype.itemsize * math.prod(shape)
-    values = downloads.all_of(file, size)
+    values = all_of(file, size)
     if len(values) < size:
         raise EOFError
     return np.frombuffer(values, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
-def _write_cache(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    # Failing to write only costs the next process these seconds again.
-    with contextlib.suppress(OSError):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, images=images, labels=labels)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-
-
-# ---- scikit-learn's own data sets ------------------------------------------------------------
+# ---- scikit-learn's own data sets
 
 
 @lru_cache(maxsize=1)

@@ -8,10 +8,7 @@ might not survive the way back.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
-import platform
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fltrust_repro import backend, cuda, datasets, machine
+from fltrust_repro import backend, datasets, machine
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, Raised
 from fltrust_repro.plugins import Plugin, files_of_plugins, run_afresh
@@ -65,27 +62,6 @@ def _told(call: Callable) -> Callable:
     return told
 
 
-def versions(gpu: int | None = None) -> str:
-    """Return what a result may depend on beside its setting, in one line.
-
-    The versions, each library's kernels of linear algebra, the CPU, and the GPU if one trains.
-    """
-    kernels: dict[str, list[str]] = {}
-    for blas in machine.libraries():
-        kernels.setdefault(blas.owner, []).append(str(blas))
-    found = [f"python {platform.python_version()}", platform.machine()]
-    for name in ("fltrust_repro", "mxnet", "mxnet-cu112", "numpy", "scipy", "numba"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            text = f"{name} {importlib.metadata.version(name)}"
-            own = kernels.pop(name.partition("-")[0], None)
-            found.append(f"{text} ({' and '.join(own)})" if own else text)
-    found += [f"BLAS {text}" for texts in kernels.values() for text in texts]
-    found.append(str(machine.cpu()))
-    if gpu is not None:
-        found.append(cuda.gpu_name(gpu) or "GPU of unknown name")
-    return ", ".join(found)
-
-
 def _trial(
     setting: Setting,
     seed: int,
@@ -120,7 +96,7 @@ def run(
     """Run one trial; `protocol` is what the command that asks for it names it by."""
     result = _trial(setting, seed, device, data_dir, plugins, _process.after_iteration)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    told = versions(_process.gpu if device == "gpu" else None)
+    told = machine.versions(_process.gpu if device == "gpu" else None)
     return Trial(setting, seed, result, device, told, now, protocol)
 
 

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import pytest
 
-from fltrust_repro import backend, trial_process
+from fltrust_repro import backend, machine, trial_process
 from fltrust_repro.backend import WORKER_ENVIRONMENT
 from fltrust_repro.processes import LocalProcesses, Machine
 from fltrust_repro.settings import Setting
@@ -178,7 +178,7 @@ def test_worker_processes_have_one_thread_each_and_ours_keeps_its_own(worker):
 
 
 def test_every_trial_names_the_machine(worker):
-    assert worker.versions == {trial_process.versions()}
+    assert worker.versions == {machine.versions()}
 
 
 @pytest.mark.parametrize("who", ["ours", "mine"])

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fltrust_repro import claims
+from fltrust_repro.claims import CLAIMS
 from fltrust_repro.experiments import available, load_experiment
-from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fltrust_repro import compiled, cuda, downloads
+from fltrust_repro import compiled, downloads
 from fltrust_repro import doctor as module
 from fltrust_repro.errors import BadInput
-from fltrust_repro.machine import Blas, Cpu
+from fltrust_repro.machine import Blas, Cpu, Driver
 from fltrust_repro.store import COLUMNS, Store
 
 REPOSITORY = Path(__file__).parents[1]
@@ -42,10 +42,10 @@ def machine(monkeypatch):
                 raise device
             return device
 
-        monkeypatch.setattr(cuda, "installed_builds", lambda: builds)
-        monkeypatch.setattr(cuda, "driver", lambda: driver)
-        monkeypatch.setattr(cuda, "kernel_module_version", lambda: kernel_module)
-        monkeypatch.setattr(cuda, "preload", lambda: list(missing))
+        monkeypatch.setattr(module.machine, "installed_builds", lambda: builds)
+        monkeypatch.setattr(module.machine, "driver", lambda: driver)
+        monkeypatch.setattr(module.machine, "kernel_module_version", lambda: kernel_module)
+        monkeypatch.setattr(module.machine, "preload", lambda: list(missing))
         monkeypatch.setattr(module, "_try_device", tried)
         monkeypatch.setattr(
             module, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count)
@@ -85,7 +85,7 @@ def test_without_a_driver_trials_run_on_the_cpu_and_one_line_says_so(machine, re
 
 
 def test_with_a_gpu_everything_is_named(machine, report):
-    machine(CUDA, driver=cuda.Driver("535.104.05", "12.2"), device=("gpu", 2))
+    machine(CUDA, driver=Driver("535.104.05", "12.2"), device=("gpu", 2))
     code, text = report()
     assert code == 0
     assert "NVIDIA 535.104.05, for CUDA up to 12.2" in text
@@ -94,7 +94,7 @@ def test_with_a_gpu_everything_is_named(machine, report):
 
 
 def test_a_driver_that_the_build_for_the_cpu_leaves_idle(machine, report):
-    machine(CPU, driver=cuda.Driver(None, None))
+    machine(CPU, driver=Driver(None, None))
     code, text = report()
     assert code == 0
     assert "pip uninstall -y mxnet && pip install -e '.[cuda]'" in text
@@ -124,7 +124,7 @@ def test_every_missing_library_is_named_with_its_pip_command(machine, report):
 
 
 def test_a_gpu_that_mxnet_does_not_see(machine, report):
-    machine(CUDA, driver=cuda.Driver("450.51", "11.0"))
+    machine(CUDA, driver=Driver("450.51", "11.0"))
     code, text = report()
     assert code == 0
     assert "MXNet sees no GPU" in text
@@ -141,7 +141,7 @@ def test_a_check_that_fails_itself_does_not_end_the_report(machine, report, monk
     def fails():
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(cuda, "driver", fails)
+    monkeypatch.setattr(module.machine, "driver", fails)
     code, text = report()
     assert code == 0
     assert "driver    cannot be told (RuntimeError: no such thing)" in text
@@ -293,19 +293,18 @@ def test_a_store_that_cannot_be_used_is_a_fault(machine, report, tmp_path, kind)
 
 @pytest.fixture
 def python(tmp_path):
-    """Run this Python with the installed packages but MXNet, and with packages of one's own."""
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    for folder in map(Path, site.getsitepackages()):
-        for entry in folder.iterdir() if folder.is_dir() else ():
-            if not entry.name.startswith("mxnet"):
-                (packages / entry.name).symlink_to(entry)
-    path = f"{packages}{os.pathsep}{REPOSITORY}"
+    """Run this Python with the installed packages but some, and with others in their place."""
 
-    def run(*arguments: str, mxnet: str | None = None, builds: tuple[str, ...] = ()):
-        if mxnet is not None:
-            (packages / "mxnet").mkdir()
-            (packages / "mxnet" / "__init__.py").write_text(mxnet)
+    def run(*arguments: str, without="mxnet", instead: str | None = None, builds=()):
+        packages = tmp_path / "packages"
+        packages.mkdir()
+        for folder in map(Path, site.getsitepackages()):
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if entry.name.partition(".")[0].partition("-")[0] != without:
+                    (packages / entry.name).symlink_to(entry)
+        if instead is not None:
+            (packages / without).mkdir()
+            (packages / without / "__init__.py").write_text(instead)
         for name in builds:
             folder = packages / f"{name.replace('-', '_')}-1.9.1.dist-info"
             folder.mkdir()
@@ -313,7 +312,7 @@ def python(tmp_path):
         return subprocess.run(
             [sys.executable, "-S", "-m", "fltrust_repro", *arguments],
             capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": f"{packages}{os.pathsep}{REPOSITORY}"},
         )  # fmt: skip
 
     return run
@@ -332,13 +331,35 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_the_program_says_what_is_wrong_with_mxnet(python, case):
     mxnet, builds, words = BROKEN[case]
-    done = python("doctor", mxnet=mxnet, builds=builds)
+    done = python("doctor", instead=mxnet, builds=builds)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = lines(done.stdout, "device")
     assert words in line
     assert len(lines(done.stdout, "data")) >= 7
     assert done.stdout.endswith("Trials cannot run here; see above: device.\n")
+
+
+@pytest.mark.parametrize("package", ["numba", "pandas"])
+@pytest.mark.parametrize("instead", [None, "raise ImportError('built for another Python')"])
+def test_the_program_says_which_other_package_does_not_load(python, package, instead):
+    done = python("doctor", without=package, instead=instead)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"{package} is not installed" in done.stdout
+    (line,) = lines(done.stdout, "device")
+    assert (f"No module named '{package}'" if instead is None else "another Python") in line
+    assert len(lines(done.stdout, "data")) >= 7
+    assert lines(done.stdout, "store")
+    assert done.stdout.endswith("Trials cannot run here; see above: device.\n")
+
+
+def test_each_line_is_printed_as_soon_as_it_is_known(machine, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(module, "_try_device", lambda: seen.append(capsys.readouterr().out))
+    with pytest.raises(SystemExit):
+        module.doctor.main([])
+    assert lines(seen[0], "processes")
 
 
 def test_other_commands_without_mxnet_end_in_one_sentence(python):

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from fltrust_repro import claims, cli, fidelity, figures
+from fltrust_repro.claims import CLAIMS
 from fltrust_repro.experiments import available, load_experiment
-from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.store import Store
 from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial, protocol_of, write_csv

@@ -1,18 +1,22 @@
-"""The CPU and the linear algebra are named, alike on machines alike, and what is slow is told."""
+"""CPU, linear algebra, NVIDIA's side: named, alike on machines alike; what is slow is told."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fltrust_repro import machine, trial_process
+from fltrust_repro import machine
 from fltrust_repro.machine import Blas, Cpu
+
+REPOSITORY = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 XEON = """\
 processor	: 0
@@ -59,22 +63,6 @@ def test_the_name_of_a_cpu(text, name, vectors, tmp_path, monkeypatch):
     assert machine.cpu.__wrapped__() == Cpu(name, vectors)
 
 
-def test_each_package_has_the_library_that_lies_in_its_folder(monkeypatch):
-    def folder(owner):
-        return Path(importlib.util.find_spec(owner).origin).resolve().parent
-
-    numpy, scipy, mxnet = map(folder, ("numpy", "scipy", "mxnet"))
-    for file, owner in {
-        numpy.with_name("numpy.libs") / "libopenblas64_p-r0-0cf96a72.3.23.dev.so": "numpy",
-        scipy.with_name("scipy.libs") / "libscipy_openblas-6cdc3b4a.so": "scipy",
-        scipy / ".dylibs" / "libscipy_openblas.dylib": "scipy",
-        mxnet / "libopenblas.so.0": "mxnet",
-        Path("/usr/lib/mxnet/x86_64-linux-gnu/libopenblas.so.0"): "system",
-        numpy.with_name("torch") / "lib" / "libmkl.so": "system",
-    }.items():
-        assert machine._owner(file) == owner
-
-
 def told(path: str, version: str, kernel: str | None = None, api: str = "openblas") -> dict:
     kernels = {} if kernel is None else {"architecture": kernel}
     return {
@@ -117,20 +105,47 @@ def test_libraries_are_named_in_one_order_whatever_else_the_process_loaded(loade
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "owner"),
+    [
+        ("numpy.libs/libopenblas64_p-r0-0cf96a72.3.23.dev.so", "numpy"),
+        ("scipy.libs/libscipy_openblas-6cdc3b4a.so", "scipy"),
+        ("scipy/.dylibs/libscipy_openblas.dylib", "scipy"),
+        ("mxnet/libopenblas.so.0", "mxnet"),
+        ("/usr/lib/mxnet/x86_64-linux-gnu/libopenblas.so.0", "system"),
+        ("torch/lib/libmkl.so", "system"),
+    ],
+)
+def test_each_package_has_the_library_that_lies_in_its_folder(loaded, file, owner):
+    loaded(told(str(PACKAGES / file), "1"))
+    assert [blas.owner for blas in machine.libraries()] == [owner]
+
+
+def test_mxnets_library_is_named_without_importing_mxnet():
+    program = (
+        "import sys; from fltrust_repro import machine; one = machine.kind(); "
+        "assert 'mxnet' not in sys.modules; machine.libraries.cache_clear(); "
+        "from fltrust_repro.backend import mx; assert machine.kind() == one; print(one)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=False, env=ENVIRONMENT)  # fmt: skip
+    assert re.search(r"^numpy \w+ .*, scipy \w+ .*, mxnet \w+ \S+", done.stdout), done.stderr
+
+
 def test_a_library_that_packages_share_is_named_once(loaded):
     loaded(MXNET, DEBIAN)
     assert [str(blas) for blas in machine.libraries()] == [
         "OpenBLAS 0.3.13 Prescott",
         "OpenBLAS 0.3.21 Haswell",
     ]
-    assert "BLAS OpenBLAS 0.3.21 Haswell, " in trial_process.versions()
+    assert "BLAS OpenBLAS 0.3.21 Haswell, " in machine.versions()
 
 
 def test_versions_name_cpu_kernels_scipy_and_numba_in_one_short_line(loaded, monkeypatch):
     loaded(NUMPY, SCIPY, MXNET)
     longest = Cpu("Intel Xeon Platinum 8592+ CPU of some kind (family 6, model 207, AVX-512)", None)
     monkeypatch.setattr(machine, "cpu", lambda: longest)
-    text = trial_process.versions()
+    text = machine.versions()
     assert re.fullmatch(
         r"python 3\.\d+\.\d+, \w+, (fltrust_repro [\d.]+, )?mxnet(-cu112)? 1\.9\.1 \(OpenBLAS "
         r"0\.3\.13 Prescott\), numpy [\d.]+ \(OpenBLAS 0\.3\.23\.dev Prescott\), scipy [\d.]+ "
@@ -139,7 +154,7 @@ def test_versions_name_cpu_kernels_scipy_and_numba_in_one_short_line(loaded, mon
     )
     assert len(text) <= 260
     loaded({**NUMPY, "architecture": "Haswell"}, SCIPY, MXNET)
-    assert trial_process.versions() != text
+    assert machine.versions() != text
 
 
 # --- advice
@@ -199,8 +214,7 @@ def test_doctor_tells_it_and_trials_can_run_all_the_same(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fltrust_repro", "doctor"], capture_output=True, text=True,
         timeout=300, check=False, cwd=tmp_path,
-        env={**os.environ, "OPENBLAS_CORETYPE": "Prescott",
-             "PYTHONPATH": str(Path(machine.__file__).parents[1])},
+        env={**ENVIRONMENT, "OPENBLAS_CORETYPE": "Prescott"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
@@ -246,3 +260,181 @@ def test_workers_of_a_cluster_with_other_kernels_are_named_before_a_run(tmp_path
     assert line.startswith("Note: 1 of 3 workers")
     assert re.search(rf"{addresses['odd']}: numpy .*mxnet OpenBLAS \S+ Prescott", line)
     assert addresses["a"] not in line
+
+
+# --- NVIDIA's driver and libraries
+
+KERNEL_MODULE = """\
+NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023
+GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
+"""
+
+
+@pytest.fixture
+def no_kernel_module(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_KERNEL_MODULE", tmp_path / "version")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_the_version_of_the_kernel_module(no_kernel_module):
+    assert machine.kernel_module_version() is None
+    (no_kernel_module / "version").write_text(KERNEL_MODULE)
+    assert machine.kernel_module_version() == "535.104.05"
+
+
+def test_nvidia_smi_is_asked_where_the_kernel_tells_nothing(no_kernel_module):
+    script = no_kernel_module / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 470.82.01\n")
+    script.chmod(0o755)
+    assert machine.kernel_module_version() == "470.82.01"
+    script.write_text("#!/bin/sh\necho 'has failed: 123.45'\nexit 9\n")
+    assert machine.kernel_module_version() is None
+
+
+def test_a_driver_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(machine, "DRIVER_LIBRARY", "libno-such-driver.so.1")
+    assert machine.driver() is None
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A driver's library with functions of one's own, written in C."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed")
+
+    def made(source: str) -> None:
+        file, library = tmp_path / "driver.c", tmp_path / f"libcuda-{len(list(tmp_path.iterdir()))}"
+        file.write_text(f"#include <string.h>\n{source}")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, file], check=True)
+        monkeypatch.setattr(machine, "DRIVER_LIBRARY", str(library))
+
+    return made
+
+
+TWO_GPUS = """
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGet(int *device, int index) { *device = 7 + index; return index > 1 ? 101 : 0; }
+int cuDeviceGetName(char *name, int size, int device) {
+    strncpy(name, device == 7 ? "NVIDIA A" : "NVIDIA B", size);
+    return 0;
+}
+"""
+
+
+def test_a_gpu_has_the_name_that_the_driver_gives_it(driver):
+    driver(TWO_GPUS)
+    assert [machine.gpu_name(index) for index in range(3)] == ["NVIDIA A", "NVIDIA B", None]
+    assert machine.versions(gpu=1) == f"{machine.versions()}, NVIDIA B"
+
+
+def test_a_gpu_without_a_name(driver, monkeypatch):
+    driver("int cuInit(unsigned flags) { return 100; }")
+    assert machine.gpu_name(0) is None
+    driver("")
+    assert machine.gpu_name(0) is None
+    monkeypatch.setattr(machine, "DRIVER_LIBRARY", "libno-such-driver.so.1")
+    assert machine.gpu_name(0) is None
+    assert machine.versions(gpu=0).endswith(", GPU of unknown name")
+
+
+def test_setup_installs_the_package_of_every_library():
+    setup = (REPOSITORY / "setup.py").read_text()
+    for library, name in machine.CUDA_LIBRARIES.items():
+        assert f'"nvidia-{name}-cu11>=' in setup
+        assert re.search(f"pip install 'nvidia-{name}-cu11[<>]", machine.remedy([library]))
+
+
+def test_a_library_that_pip_installed_goes_before_the_loaders_own(tmp_path, monkeypatch):
+    file = tmp_path / "nvidia" / "cudnn" / "lib" / "libcudnn.so.8"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    asked = []
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda path, mode: asked.append(path))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert machine.preload() == []
+    assert str(file) in asked
+    assert "libcuda.so.1" in asked
+
+
+def test_remedies():
+    assert machine.remedy(["libcudnn.so.8"]) == "`pip install 'nvidia-cudnn-cu11<9,>=8.5'`"
+    assert machine.remedy(["libcudnn.so.8", "libnccl.so.2"]) == "`pip install -e '.[cuda]'`"
+    assert "MXNet's CPU build" in machine.remedy(["libcudnn.so.8", "libcuda.so.1"])
+
+
+# --- the real build for CUDA on a machine without a GPU
+
+PYTHON = os.environ.get("FLTRUST_CUDA_PYTHON", sys.executable)
+"""A Python where `pip install -e '.[cuda]'` was run."""
+
+
+@pytest.fixture(scope="module")
+def stub_driver(tmp_path_factory):
+    """A folder with a libcuda.so.1 that has every function MXNet links to; none does anything."""
+    spec = "import importlib.util as u; print(u.find_spec('mxnet').submodule_search_locations[0])"
+    found = subprocess.run([PYTHON, "-c", spec], capture_output=True, text=True, check=False)
+    library = Path(found.stdout.strip(), "libmxnet.so")
+    for tool in ("nm", "cc"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    symbols = ""
+    if found.returncode == 0 and library.is_file():
+        symbols = subprocess.run(
+            ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
+        ).stdout
+    names = re.findall(r"\bU (cu[A-Z]\w*)$", symbols, re.MULTILINE)
+    if not names:
+        pytest.skip(f"mxnet-cu112 is not installed for {PYTHON}; FLTRUST_CUDA_PYTHON names another")
+    folder = tmp_path_factory.mktemp("driver")
+    no_device = 100  # CUDA_ERROR_NO_DEVICE
+    source = folder / "libcuda.c"
+    source.write_text("".join(f"int {name}(void) {{ return {no_device}; }}\n" for name in names))
+    output = folder / "libcuda.so.1"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", output, source], check=True
+    )
+    return folder
+
+
+def with_cuda_build(folder: Path | None, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = dict(ENVIRONMENT)
+    if folder is not None:
+        environment["LD_LIBRARY_PATH"] = str(folder)
+    return subprocess.run(
+        [PYTHON, *arguments], capture_output=True, text=True, timeout=600, check=False,
+        env=environment, cwd=cwd,
+    )  # fmt: skip
+
+
+@pytest.mark.cuda_wheel
+def test_the_build_for_cuda_loads_what_pip_installed(stub_driver, tmp_path):
+    program = (
+        "from fltrust_repro import backend as b; "
+        "print(b.gpu_count(), b.resolve_device('auto'), b.nd.ones(3).sum().asscalar(), "
+        "b.mx.runtime.Features().is_enabled('CUDA'))"
+    )
+    done = with_cuda_build(stub_driver, "-c", program, cwd=tmp_path)
+    assert done.stdout.split() == ["0", "cpu", "3.0", "True"], done.stderr
+    done = with_cuda_build(stub_driver, "-m", "fltrust_repro", "doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "all 10 libraries and the driver's load" in done.stdout
+    assert "MXNet sees no GPU" in done.stdout
+
+
+@pytest.mark.cuda_wheel
+def test_the_build_for_cuda_refuses_a_gpu_that_is_not_there(stub_driver, tmp_path):
+    command = ["-m", "fltrust_repro", "run", "--dataset", "digits", "--device", "gpu"]
+    done = with_cuda_build(stub_driver, *command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: device is 'gpu', but MXNet sees no NVIDIA GPU")
+
+
+@pytest.mark.cuda_wheel
+def test_the_build_for_cuda_without_any_driver(stub_driver, tmp_path):
+    if machine.driver() is not None:
+        pytest.skip("this machine has NVIDIA's driver")
+    done = with_cuda_build(None, "-m", "fltrust_repro", "list", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: MXNet does not load (libcuda.so.1 not found); install ")
+    assert len(done.stderr.splitlines()) == 1

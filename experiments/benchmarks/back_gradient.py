@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from fltrust_repro import datasets, trial_process
+from fltrust_repro import datasets, machine
 from fltrust_repro.backend import mx, nd, one_thread
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
@@ -102,7 +102,7 @@ def cost(examples: int, classes: int, steps: int, clean: int = 6_000, features: 
 @one_thread()
 def main(seed: int, data_dir: Path | None) -> None:
     """Print both tables."""
-    click.echo(f"{trial_process.versions()}; one thread")
+    click.echo(f"{machine.versions()}; one thread")
     try:
         what_it_does(seed, data_dir)
     except BadInput as error:

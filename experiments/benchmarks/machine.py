@@ -19,8 +19,8 @@ import numpy as np
 from measure import Row, timed
 from scipy.linalg.blas import sgemm
 
-from fltrust_repro import trial_process
 from fltrust_repro.backend import nd
+from fltrust_repro.machine import versions
 
 _COPIED = 2**27  # bytes; several times the last-level cache
 _SIDE = 1024
@@ -161,4 +161,4 @@ def _row(case: str, rate: str, **figures: float) -> Row:
 
 def _described() -> str:
     """Versions, CPU, and each library of matrix products with the kernels that it chose."""
-    return f"{trial_process.versions()}; {os.cpu_count()} cores, one thread"
+    return f"{versions()}; {os.cpu_count()} cores, one thread"
