@@ -1,8 +1,8 @@
-"""`python -m fltrust_repro`: the commands of `cli`, and `doctor` by itself.
+"""`python -m fltrust_repro`: the commands, and what a program promises to its shell.
 
-`doctor` is there for machines on which the other commands do not even load. What a program
-promises to its shell is kept here: it ends quietly when interrupted, whenever that is; it does
-its work to the end though nobody reads its output any more; and its exit code does not lie.
+It ends quietly when interrupted, whenever that is; it does its work to the end though nobody reads
+its output any more; and its exit code does not lie. A command's module is loaded when the command
+is typed, so that help comes at once, and `doctor` works on machines where others do not load.
 """
 
 from __future__ import annotations
@@ -13,12 +13,74 @@ import io
 import os
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
-from fltrust_repro.errors import BadInput
+import click
+
+from fltrust_repro.errors import BadInput, one_line
 
 _INTERRUPTED = 130
+_LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
+
+# Where each command is, and the line that stands beside it in the list of all.
+_COMMANDS = {
+    "run": ("trial_commands:run", "Run trials of one setting."),
+    "reproduce": ("trial_commands:reproduce", "Run tables and figures of the paper, beside its."),
+    "sweep": ("trial_commands:sweep_command", "Run a figure as one parameter varies."),
+    "report": ("store_commands:report_command", "Set the paper's numbers and claims beside ours."),
+    "status": ("store_commands:status", "Say what is done and what is missing."),
+    "show": ("store_commands:show", "Print one trial's error curve."),
+    "export": ("store_commands:export_command", "Write all finished trials as one table."),
+    "import": ("store_commands:import_command", "Take over finished trials of other stores."),
+    "list": ("store_commands:list_everything", "List rules, attacks, models, data and tables."),
+    "poison": ("trial_commands:poison_command", "Make the back-gradient attack's examples."),
+    "data": ("data_commands:data", "Look for, download and check the data sets."),
+    "doctor": ("doctor:doctor", "Say what is installed, and what is wrong."),
+}
+_RESUMED = ("run", "reproduce", "sweep")
+
+
+class _Commands(click.Group):
+    """Loads what is typed; turns errors that the user can mend into a sentence and exit code 2."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, command = _COMMANDS[name][0].partition(":")
+        return getattr(import_module(f"fltrust_repro.{module}"), command)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BadInput as error:
+            click.echo(f"Error: {_sentence(error)}", err=True)
+            context.exit(2)
+        except KeyboardInterrupt:
+            kept = " Finished trials are kept: the same command goes on."
+            click.echo(f"\nStopped.{kept * (context.invoked_subcommand in _RESUMED)}", err=True)
+            context.exit(_INTERRUPTED)
+
+
+def _sentence(error: BadInput) -> str:
+    return one_line(" ".join(str(error).split())[:_LONGEST_SENTENCE])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fltrust_repro")
+def commands() -> None:
+    """Attacks on, and defenses of, Byzantine-robust federated learning (Fang et al., 2020)."""
+
+
+# ---- the shell ----------------------------------------------------------------------------------
 
 
 class _Output(io.FileIO):
@@ -68,27 +130,18 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _run() -> None:
-    if sys.argv[1:2] == ["doctor"]:
-        from fltrust_repro.doctor import doctor
-
-        _on_signals(_stop)
-        doctor(sys.argv[2:], prog_name="python -m fltrust_repro doctor")
-    from fltrust_repro.cli import main as commands
-
-    _on_signals(_stop)
-    commands(prog_name="python -m fltrust_repro")
-
-
 def main() -> NoReturn:
     """Run the command that was typed, and end the program with its exit code."""
     _on_signals(_leave)
     code = 0
     try:
         _open_outputs()
-        _run()
+        for name in sys.argv[1:2]:
+            commands.get_command(None, name)
+        _on_signals(_stop)
+        commands()
     except BadInput as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {_sentence(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = _INTERRUPTED

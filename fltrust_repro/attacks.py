@@ -95,6 +95,7 @@ class Attack:
     inject: Callable[..., PoisonedSet] | None = None
     has_knowledge: bool = False
     limit: Limit | None = None
+    against: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.craft is not None:
@@ -174,7 +175,12 @@ def _checked(name: str, craft: Craft) -> Craft:
 attacks: Registry[Attack] = Registry("attack")
 
 
-def attack(name: str, has_knowledge: bool = True, limit: Limit | None = None) -> Callable:
+def attack(
+    name: str,
+    has_knowledge: bool = True,
+    limit: Limit | None = None,
+    against: tuple[str, ...] = (),
+) -> Callable:
     """Register a function `(Round) -> NDArray (c, d)` as attack `name`.
 
     `has_knowledge` says whether full and partial knowledge make a difference; without it the
@@ -183,7 +189,7 @@ def attack(name: str, has_knowledge: bool = True, limit: Limit | None = None) ->
     """
 
     def register(craft: Craft) -> Craft:
-        entry = Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit)
+        entry = Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit, against=against)
         attacks.add(name, entry)
         return entry.craft
 
@@ -234,7 +240,11 @@ def gaussian(step: Round) -> NDArray:
 # --- Krum (3.2)
 
 
-@attack("krum", limit=Limit("m - 2c - 1", lambda m, c, beta: m - 2 * c - 1))
+@attack(
+    "krum",
+    limit=Limit("m - 2c - 1", lambda m, c, beta: m - 2 * c - 1),
+    against=("krum", "bulyan"),
+)
 def krum_attack(step: Round) -> NDArray:
     """Make Krum pick w'_1 = w_re - lambda s for the largest lambda found (3.2).
 

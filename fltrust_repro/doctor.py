@@ -24,7 +24,6 @@ from typing import NamedTuple
 import click
 
 from fltrust_repro import cuda, machine
-from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput
 from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
@@ -173,6 +172,8 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
 
 def store(path: Path) -> Iterator[Finding]:
     """Tell how many finished trials the store holds, and whether the file is whole."""
+    from fltrust_repro.archive import opened_to_read, plain_columns  # loads what may not load
+
     remedy = "give --store another file, in a folder that you can write to"
     folder = next(parent for parent in path.resolve().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ class Experiment:
     figure: Figure | None = None
     measure: str = "error_rate"
     seconds: float | None = None
+    published_by: str | None = None
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -205,6 +206,11 @@ def directory() -> Path:
     )
 
 
+def published() -> Path:
+    """Return the folder of the results that are published with the program."""
+    return directory() / "results"
+
+
 def available() -> dict[str, Path]:
     """Return the experiments by name."""
     return {file.stem: file for file in sorted(directory().glob("*.toml"))}
@@ -223,7 +229,8 @@ def load_experiment(name: str) -> Experiment:
             "of a .toml file."
         )
     check_name(f"the name of {str(file)!r}", file.stem)
-    return _build(file, _read(file))
+    by = None if file.stem.startswith("readings") else "Fang et al., USENIX Security 2020"
+    return replace(_build(file, _read(file)), published_by=by)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.downloads import search_path
@@ -16,8 +17,8 @@ from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine, check_address
-from fltrust_repro.records import LAST_SEED
 from fltrust_repro.settings import CHOICES, Setting
+from fltrust_repro.trials import LAST_SEED
 
 LONG_HOURS = 1.0
 MOST_TRIALS = 10_000  # per setting
@@ -90,15 +91,14 @@ plugin_option = click.option(
 )  # fmt: skip
 
 
-def trial_options(default: int) -> Callable:
+def trial_options(default: int, first: int = 0) -> Callable:
     """Give a command the options of which trials run, where, and where they are kept.
 
     The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
     """
     options = [
         trials_option(default),
-        click.option("--seed", "first_seed", default=0, show_default=True, metavar="S",
-                     callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
+        seed_option(first),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="Where to compute; auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, callback=count("--jobs", 1, MOST_JOBS),
@@ -162,6 +162,22 @@ def _option_of(field: dataclasses.Field) -> Callable:
     )
 
 
+def seed_option(default: int, told: str = "Trials have seeds S, S+1, ...") -> Callable:
+    """Give a command `--seed`, as `first_seed`."""
+    check = count("--seed", 0, LAST_SEED)
+    return click.option("--seed", "first_seed", default=default, show_default=True, metavar="S",
+                        callback=check, help=told)  # fmt: skip
+
+
+def typed(context: click.Context) -> list[tuple[str, str]]:
+    """Return the name and the option, as --rule, of what stands on the command line."""
+    return [
+        (parameter.name, parameter.opts[0])
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+
+
 def trials_option(default: int) -> Callable:
     """Give a command `--trials`."""
     return click.option(
@@ -178,7 +194,7 @@ def out_option(command: Callable) -> Callable:
     return click.option(
         "--out",
         type=PATH,
-        default="experiments/results",
+        default="results",
         show_default=True,
         help="Folder for CSV, Markdown and pictures.",
     )(command)

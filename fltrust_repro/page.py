@@ -10,7 +10,8 @@ from importlib import resources
 
 import pandas as pd
 
-from fltrust_repro import claims, fidelity, figures, literal, report
+from fltrust_repro import claims, fidelity, figures, report
+from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.paper_claims import CLAIMS
 from fltrust_repro.settings import Setting
@@ -173,4 +174,4 @@ def _picture(experiment: Experiment, cells: Sequence[report.Measured]) -> str:
 
 def _shown(value: object) -> object:
     # Names and evidence, which are str; what macros return is Markup and has lines.
-    return literal.one_line(value) if type(value) is str else value
+    return one_line(value) if type(value) is str else value
