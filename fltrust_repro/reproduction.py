@@ -154,16 +154,16 @@ def _tell_what_is_to_run(
         told = f"{experiment.name}: {len(found)} trial{'s' * (len(found) != 1)} at hand"
         told += f", {theirs} of them published" * bool(theirs)
         told += f", {sum(missing.values())} to run"
-        if any(missing.values()):
-            told += f", {_time(sum(n * seconds[s] for s, n in missing.items() if n))}"
+        told += _time(sum(n * seconds[s] for s, n in missing.items() if n))
         click.echo(told, err=True)
 
 
 def _time(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "for how long is not known"
-    hours, minutes = seconds / 3600, max(1, round(seconds / 60))
-    return f"about {hours:,.1f} core hours" if hours >= 1 else f"about {minutes} core minutes"
+    if not seconds > 0:  # nothing, or not known
+        return ""
+    if (minutes := math.ceil(seconds / 60)) < 60:
+        return f", about {minutes} minute{'s' * (minutes > 1)} of a core"
+    return f", about {seconds / 3600:,.1f} hours of a core"
 
 
 def _show(

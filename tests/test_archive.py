@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_records import TOLD, as_store
 from test_store import RESULT, SETTING, trial
+from test_trials import TOLD, as_store
 
 from fltrust_repro import archive
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
-from fltrust_repro.records import COLUMNS
 from fltrust_repro.store import Store
+from fltrust_repro.trials import COLUMNS
 
 NAMES = ", ".join(COLUMNS)
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from fltrust_repro.errors import BadInput, DataUnavailable, Raised, UnknownName, in_words
+from fltrust_repro.errors import BadInput, DataUnavailable, Raised, UnknownName, in_words, one_line
 
 
 def caught(error: BaseException) -> BaseException:
@@ -77,3 +77,8 @@ def test_any_other_error_can_be_sent_and_is_not_tried_again(error):
 def test_what_the_surroundings_lacked_is_tried_again_unless_the_users_code_asked(error):
     assert Raised.of(caught(error), ()).once_more
     assert not Raised.of(caught(error), {__file__}).once_more
+
+
+def test_control_characters_are_written_and_all_others_stay():
+    assert one_line("two\nlines\t\x1b[31m\u2028\u202e") == r"two\nlines\t\x1b[31m\u2028\u202e"
+    assert one_line("\u00b1 \u03b2 \u4e2d $x^{ |") == "\u00b1 \u03b2 \u4e2d $x^{ |"

@@ -25,18 +25,24 @@ from rich.console import Console
 from fltrust_repro import sweep
 from fltrust_repro import trials as module
 from fltrust_repro.aggregation import rules
-from fltrust_repro.archive import Archive
-from fltrust_repro.errors import BadInput
+from fltrust_repro.archive import CLAIM_SECONDS, SCHEMA, Archive, Failure
+from fltrust_repro.errors import BadInput, LeftOut
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine
 from fltrust_repro.progress import Watch
-from fltrust_repro.records import LeftOut
 from fltrust_repro.results import TrialResult
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import CLAIM_SECONDS, SCHEMA, Failure, Store
-from fltrust_repro.trials import Trial, TrialName, add_to_csv, protocol_of, read_csv, write_csv
+from fltrust_repro.store import Store
+from fltrust_repro.trials import (
+    Trial,
+    TrialName,
+    add_to_csv,
+    protocol_of,
+    read_csv,
+    write_csv,
+)
 
 SETTING = Setting(dataset="digits", rule="krum", attack="krum", iterations=20, epsilon=0.1)
 RESULT = TrialResult(
@@ -287,7 +293,7 @@ def test_a_machine_that_calls_itself_in_two_lines_takes_one(tmp_path, file):
         store.add(told)
         (stored,) = store.find(SETTING)
     (read,) = read_csv(tmp_path / "t.csv")
-    assert read.versions == stored.versions == "python 3.11, CPU of mine[2J"
+    assert read.versions == stored.versions == r"python 3.11, CPU of mine\x1b[2J"
 
 
 def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
@@ -501,7 +507,7 @@ def test_a_store_that_vanishes_is_noticed_at_the_next_write_and_its_trials_are_s
         assert [found.seed for found in store.find(SETTING)] == [0, 1]
     if how == "replaced":
         with Store(path) as store:
-            assert store.names() == set()
+            assert list(store.everything()) == []
 
 
 def test_a_failure_is_kept_until_the_trial_is_finished(file):
@@ -564,7 +570,7 @@ def test_all_of_several_trials_are_added_or_none(file):
     with Store(file) as store:
         with pytest.raises(BadInput, match="could not be written"):
             store.add(trial(0), broken)
-        assert store.names() == set()
+        assert list(store.everything()) == []
         assert store.add(trial(0), trial(1)) == {trial(0).name, trial(1).name}
 
 

@@ -17,11 +17,10 @@ from test_store import RESULT, SETTING, trial
 from fltrust_repro import settings
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive
-from fltrust_repro.errors import BadInput
-from fltrust_repro.records import COLUMNS, LeftOut
+from fltrust_repro.errors import BadInput, LeftOut
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trials import read_csv, write_csv
+from fltrust_repro.trials import COLUMNS, read_csv, write_csv
 
 DEEP = "[" * 100_000
 TOLD = trial().row()
@@ -208,7 +207,7 @@ def test_a_store_does_not_answer_with_trials_of_another_setting_under_its_key(tm
         assert store.find(SETTING) == store.find(replace(SETTING, rule="median")) == []
         assert store.error_rates(SETTING, range(9)) == []
         assert not store.has(trial().name)
-        assert store.names() == set()
+        assert list(store.everything()) == []
         assert store.add(trial()) == {trial().name}  # what it had stands in no one's way
         assert [found.seed for found in store.find(SETTING)] == [0]
         rows = store._connection.execute("SELECT setting FROM trials").fetchall()
