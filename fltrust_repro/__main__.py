@@ -24,20 +24,25 @@ from fltrust_repro.errors import BadInput, one_line
 _INTERRUPTED = 130
 _LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
 
-# Where each command is, and the line that stands beside it in the list of all.
-_COMMANDS = {
-    "run": ("trial_commands:run", "Run trials of one setting."),
-    "reproduce": ("trial_commands:reproduce", "Run tables and figures of the paper, beside its."),
-    "sweep": ("trial_commands:sweep_command", "Run a figure as one parameter varies."),
-    "report": ("store_commands:report_command", "Set the paper's numbers and claims beside ours."),
-    "status": ("store_commands:status", "Say what is done and what is missing."),
-    "show": ("store_commands:show", "Print one trial's error curve."),
-    "export": ("store_commands:export_command", "Write all finished trials as one table."),
-    "import": ("store_commands:import_command", "Take over finished trials of other stores."),
-    "list": ("store_commands:list_everything", "List rules, attacks, models, data and tables."),
-    "poison": ("trial_commands:poison_command", "Make the back-gradient attack's examples."),
-    "data": ("data_commands:data", "Look for, download and check the data sets."),
-    "doctor": ("doctor:doctor", "Say what is installed, and what is wrong."),
+_ROOMS = {
+    "trial_commands": ("run", "reproduce", "sweep", "poison"),
+    "store_commands": ("report", "status", "show", "export", "import", "list"),
+    "data_commands": ("data",),
+    "doctor": ("doctor",),
+}
+_HELP = {
+    "run": "Run trials of one setting.",
+    "reproduce": "Run tables and figures of the paper, or your own .toml.",
+    "sweep": "Run a figure: error rates as one parameter varies.",
+    "report": "Set every number that the paper prints beside ours.",
+    "status": "Say what is done and what is missing.",
+    "show": "Print one trial's error curve.",
+    "export": "Write all finished trials as one table.",
+    "import": "Take over the finished trials of other stores.",
+    "list": "List rules, attacks, models, data sets and experiments.",
+    "poison": "Make the back-gradient attack's poisoned examples.",
+    "data": "Look for, download and check the data sets.",
+    "doctor": "Say what is installed and at hand, and what is wrong.",
 }
 _RESUMED = ("run", "reproduce", "sweep")
 
@@ -46,17 +51,18 @@ class _Commands(click.Group):
     """Loads what is typed; turns errors that the user can mend into a sentence and exit code 2."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(_HELP)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in _COMMANDS:
-            return None
-        module, _, command = _COMMANDS[name][0].partition(":")
-        return getattr(import_module(f"fltrust_repro.{module}"), command)
+        for room, names in _ROOMS.items():
+            if name in names:
+                there = vars(import_module(f"fltrust_repro.{room}")).values()
+                return next(c for c in there if isinstance(c, click.Command) and c.name == name)
+        return None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
+            formatter.write_dl(list(_HELP.items()))
 
     def invoke(self, context: click.Context) -> Any:
         try:

@@ -433,9 +433,9 @@ def test_help_comes_without_the_libraries_that_commands_need():
 def test_the_list_of_commands_says_what_each_command_says_of_itself(call):
     told = call("--help")[1].split("Commands:\n")[1]
     for name in commands.list_commands(None):
-        help = commands.get_command(None, name).help
+        whole = commands.get_command(None, name).help
         line = next(line for line in told.splitlines() if line.split()[0] == name)
-        assert help.startswith(line.split(None, 1)[1].rstrip(".")), name
+        assert whole.startswith(line.split(None, 1)[1].rstrip(".")), name
 
 
 STOPPED = "\nStopped. Finished trials are kept: the same command goes on.\n"
