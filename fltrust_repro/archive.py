@@ -76,7 +76,7 @@ class Archive:
         self._host = socket.gethostname()
         with contextlib.ExitStack() as opened:
             try:
-                if str(path) == ":memory:" or (self.path.exists() and not self.path.is_file()):
+                if self.path.exists() and not self.path.is_file():
                     raise BadInput(f"store {str(path)!r} is not a file; give --store a file.")
                 self._connection = opened.enter_context(self._open())
                 # What is not UTF-8 must not end the reading of all rows.

@@ -81,9 +81,15 @@ def _loaded(
     return paths
 
 
+def _kept(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
+    if str(path) == ":memory:":
+        raise BadInput("--store is ':memory:', which is lost as the command ends; give it a file.")
+    return path
+
+
 store_option = click.option(
     "--store", "store_path", default="trials.sqlite", show_default=True,
-    type=FILE, help="File of finished trials.",
+    type=FILE, callback=_kept, help="File of finished trials.",
 )  # fmt: skip
 plugin_option = click.option(
     "--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
@@ -91,14 +97,14 @@ plugin_option = click.option(
 )  # fmt: skip
 
 
-def trial_options(default: int, first: int = 0) -> Callable:
+def trial_options(trials: int, first_seed: int) -> Callable:
     """Give a command the options of which trials run, where, and where they are kept.
 
     The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
     """
     options = [
-        trials_option(default),
-        seed_option(first),
+        trials_option(trials),
+        seed_option(first_seed),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="Where to compute; auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, callback=count("--jobs", 1, MOST_JOBS),

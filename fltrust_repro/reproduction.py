@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from fltrust_repro import experiments, fidelity, figures, report, sweep
+from fltrust_repro import datasets, experiments, fidelity, figures, report, sweep
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
 from fltrust_repro.experiments import Cell, Experiment
@@ -121,16 +121,21 @@ def reproduce(
     for experiment in orders:
         if (own := out / f"{experiment.name}{_ENDING}").exists():
             read_csv(own, store.left_out)
-    settings = (setting for experiment in orders for setting in experiment.settings)
+    settings = [setting for experiment in orders for setting in experiment.settings]
+    for name in dict.fromkeys(setting.dataset for setting in settings):
+        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     published = read_back(store, out, settings, fresh)
-    _tell_what_is_to_run(orders, seeds, store, published)
+    known = {setting: store.find(setting) for setting in settings}
+    to_run = {one: _tell(one, cells, seeds, known, published) for one, cells in orders.items()}
     failed, missing = [], []
     for experiment, cells in orders.items():
-        click.echo(f"\n{one_line(experiment.title)}", err=True)
         try:
-            failed += sweep.run_missing(
-                cells, seeds, store, machine, announce, experiment.measure
-            ).failed
+            if to_run[experiment]:
+                click.echo(f"\n{one_line(experiment.title)}", err=True)
+                outcome = sweep.run_missing(
+                    cells, seeds, store, machine, announce, experiment.measure
+                )
+                failed += outcome.failed
         except DataUnavailable as error:
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
@@ -138,24 +143,24 @@ def reproduce(
     return failed, missing
 
 
-def _tell_what_is_to_run(
-    orders: Mapping[Experiment, Sequence[Cell]],
+def _tell(
+    experiment: Experiment,
+    cells: Sequence[Cell],
     seeds: range,
-    store: Store,
+    known: Mapping[Setting, Sequence[Trial]],
     published: Mapping[TrialName, Trial],
-) -> None:
-    known = {s: store.find(s) for experiment in orders for s in experiment.settings}
-    for experiment, cells in orders.items():
-        seconds = fidelity.seconds_of(experiment, known)
-        at_hand = {c.setting: [t for t in known[c.setting] if t.seed in seeds] for c in cells}
-        missing = {s: len(seeds) - len(trials) for s, trials in at_hand.items()}
-        found = [trial for trials in at_hand.values() for trial in trials]
-        theirs = sum(trial == published.get(trial.name) for trial in found)
-        told = f"{experiment.name}: {len(found)} trial{'s' * (len(found) != 1)} at hand"
-        told += f", {theirs} of them published" * bool(theirs)
-        told += f", {sum(missing.values())} to run"
-        told += _time(sum(n * seconds[s] for s, n in missing.items() if n))
-        click.echo(told, err=True)
+) -> int:
+    """Say how many trials are at hand and how long the others take; return how many these are."""
+    at_hand = {cell.setting: [t for t in known[cell.setting] if t.seed in seeds] for cell in cells}
+    missing = {setting: len(seeds) - len(trials) for setting, trials in at_hand.items()}
+    found, to_run = [t for trials in at_hand.values() for t in trials], sum(missing.values())
+    theirs = sum(trial == published.get(trial.name) for trial in found)
+    seconds = fidelity.seconds_of(experiment, known)
+    told = f"{experiment.name}: {len(found)} trial{'s' * (len(found) != 1)} at hand"
+    told += f", {theirs} of them published" * bool(theirs)
+    time = _time(sum(count * seconds[setting] for setting, count in missing.items() if count))
+    click.echo(f"{told}, {to_run} to run{time}", err=True)
+    return to_run
 
 
 def _time(seconds: float) -> str:

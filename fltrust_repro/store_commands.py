@@ -18,7 +18,7 @@ from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.experiments import Cell, Experiment, available, load_experiment
+from fltrust_repro.experiments import Experiment, available, load_experiment
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.models import models
 from fltrust_repro.options import (
@@ -148,9 +148,18 @@ def show(
     if picture is not None:
         figures.check_picture(picture)
         check_writable(picture.parent, "--picture")
-    if place and (given := [option for name, option in typed(context) if name in fields]):
+    if len(place) not in (0, 3):
+        raise BadInput(
+            f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
+            "`show table2a krum full --seed 10`, or the setting by options."
+        )
+    others = ("place", "first_seed", "picture", "store_path", "out", "plugins")
+    if place and (given := [option for name, option in typed(context) if name not in others]):
         raise BadInput(f"{given[0]} is given, but {' '.join(place)} decides it; leave it out.")
-    setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
+    if place:
+        setting = load_experiment(place[0]).choose(place[1:2], place[2:])[0].setting
+    else:
+        setting = Setting.from_dict(fields)
     trial = _trial_of(setting, first_seed, store_path, out)
     result = trial.result
     click.echo(f"seed {trial.seed}, error rate {result.error_rate:.4f}, {result.seconds:.1f} s")
@@ -162,22 +171,6 @@ def show(
     if picture is not None:
         figures.draw_trial(trial, picture)
         click.echo(reproduction.wrote([picture]), err=True)
-
-
-def _cell_at(*place: str) -> Cell:
-    if len(place) != 3:
-        raise BadInput(
-            f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
-            "`show table2a krum full --seed 10`, or the setting by options."
-        )
-    experiment = load_experiment(place[0])
-    for cell in experiment.cells:
-        if (cell.row, cell.column) == place[1:]:
-            return cell
-    raise BadInput(
-        f"{experiment.name} has no cell {place[1]!r}, {place[2]!r}; rows are "
-        f"{', '.join(experiment.rows)}, columns {', '.join(experiment.columns)}."
-    )
 
 
 def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial:

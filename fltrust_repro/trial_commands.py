@@ -40,7 +40,7 @@ from fltrust_repro.trials import FIRST_SEED, Trial
 
 @click.command()
 @setting_options()
-@trial_options(1)
+@trial_options(1, 0)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(
     seeds: range,
