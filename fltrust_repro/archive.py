@@ -135,22 +135,6 @@ class Archive:
             )
         return found
 
-    def _rows(self, table: str, rest: str, values: tuple) -> Iterator[dict[str, Any]]:
-        """Yield the raw rows of a table by column, `rowid` among them, up to `MOST_ROWS`."""
-        try:
-            if not (columns := self._columns(table)):
-                return
-            query = f"SELECT rowid, {', '.join(columns)} FROM {table} {rest} LIMIT {MOST_ROWS + 1}"
-            for count, row in enumerate(self._connection.execute(query, values)):
-                if count == MOST_ROWS:
-                    rows = f"{MOST_ROWS:,} of its {table} are read, no more"
-                    self.left_out.add(self.path, f"from row {row[0]} on", Unreadable(rows))
-                    return
-                yield dict(zip(["rowid", *columns], row))
-        except sqlite3.Error as error:
-            damaged = f"store {str(self.path)!r} is damaged ({error}); {self._saving()}."
-            raise BadInput(damaged) from error
-
     def _read(
         self,
         build: Callable[[dict[str, Any]], Read],
@@ -158,20 +142,29 @@ class Archive:
         rest: str = "",
         values: tuple = (),
     ) -> Iterator[Read]:
-        """Yield what is built of the rows of a table, but for those that cannot be."""
-        for row in self._rows(table, rest, values):
-            try:
-                built = build(row)
-            except (Unreadable, UnknownName) as error:
-                place = f"row {row['rowid']}" + f" of its {table}" * (table != "trials")
-                self.left_out.add(self.path, place, error)
-            else:
-                yield built
+        """Yield what is built of the first `MOST_ROWS` of a table, but for those that cannot be."""
+        try:
+            if not (columns := self._columns(table)):
+                return
+            query = f"SELECT rowid, {', '.join(columns)} FROM {table} {rest} LIMIT {MOST_ROWS + 1}"
+            for count, row in enumerate(self._connection.execute(query, values)):
+                place = f"row {row[0]}" + f" of its {table}" * (table != "trials")
+                try:
+                    if count == MOST_ROWS:
+                        place = f"from {place} on"
+                        raise Unreadable(f"{MOST_ROWS:,} of its {table} are read, no more")
+                    built = build(dict(zip(["rowid", *columns], row)))
+                except (Unreadable, UnknownName) as error:
+                    self.left_out.add(self.path, place, error)
+                else:
+                    yield built
+        except sqlite3.Error as error:
+            damaged = f"store {str(self.path)!r} is damaged ({error}); {self._saving()}."
+            raise BadInput(damaged) from error
 
     def _trials(self, rest: str = "", values: tuple = ()) -> Iterator[Trial]:
-        return self._read(
-            partial(Trial.from_row, setting_of=setting_reader()), "trials", rest, values
-        )
+        build = partial(Trial.from_row, setting_of=setting_reader())
+        return self._read(build, "trials", rest, values)
 
     def lend(self, trials: Iterable[Trial]) -> None:
         """Let `find` and `everything` answer with trials of other files, too; nothing is written.
@@ -256,7 +249,7 @@ class Archive:
 
 
 def _name(row: dict[str, Any]) -> TrialName:
-    return TrialName(*(row[name] for name in TrialName._fields))
+    return TrialName(row["key"], row["seed"], row["protocol"])
 
 
 def reason(error: OSError | sqlite3.Error) -> str:
