@@ -54,11 +54,7 @@ def as_frame(experiments: Sequence[Experiment], trials: Trials) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*report.COLUMNS, "hours"])
 
 
-def hours(
-    experiment: Experiment,
-    cells: Sequence[report.Measured],
-    trials: Trials,
-) -> list[float]:
+def hours(experiment: Experiment, cells: Sequence[report.Measured], trials: Trials) -> list[float]:
     """Return what each cell's trials short of 50 need, in hours on one CPU core."""
     seconds = seconds_of(experiment, trials)
     return [max(PAPER_TRIALS - len(m.errors), 0) * seconds[m.cell.setting] / 3600 for m in cells]
@@ -149,7 +145,9 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
         if len(lines):
             parts += [heading, f"{_values_table(lines)}\n"]
             absent = lines["hours"][lines["trials"] == 0]
-            parts += [f"{_missing(absent)}\n"] * bool(len(absent))
+            if len(absent):
+                needed = f"{PAPER_TRIALS} trials of each take {cost(absent)} hours on one CPU core"
+                parts.append(f"Missing: {len(absent)} cells; {needed}.\n")
         elif drawable(experiment, trials):
             parts += [heading, f"{report.picture_link(experiment)}\n"]
     return "\n".join(parts)
@@ -182,13 +180,6 @@ def _values_table(lines: pd.DataFrame) -> str:
 
 def _number(form: str, number: float) -> str:
     return "" if math.isnan(number) else form.format(number)
-
-
-def _missing(hours: Sequence[float]) -> str:
-    return (
-        f"Missing: {len(hours)} cells; {PAPER_TRIALS} trials of each take {cost(hours)} hours on "
-        "one CPU core."
-    )
 
 
 def cost(hours: Sequence[float]) -> str:

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -68,12 +67,8 @@ def half_width(values: Sequence[float]) -> float:
     n = len(values)
     if n < LEAST_TRIALS:
         return math.nan
-    return _student_t(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-
-
-@cache
-def _student_t(freedom: int) -> float:
-    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+    student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
+    return float(student * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:

@@ -178,16 +178,6 @@ _FIGURE_2 = {
 }
 
 
-def _own_name(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> str | None:
-    if value is not None:
-        check_name("--name", value)
-        if value.lower() in _taken():
-            raise BadInput(f"--name is {value!r}, the name of other results; take another.")
-    return value
-
-
 @click.command("sweep")
 @click.option("--vary", required=True, metavar="|".join(VARIED), help="What the figure varies.")
 @click.option("--values", help="Its values, with commas between; default those of the paper.")
@@ -199,8 +189,7 @@ def _own_name(
 @click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
               show_default=True, help="A line per attack and knowledge.")  # fmt: skip
 @setting_options("rule", "attack", "knowledge")
-@click.option("--name", callback=_own_name,
-              help="Name of the files in OUT; default sweep-VARY.")  # fmt: skip
+@click.option("--name", help="Name of the files in OUT; default sweep-VARY.")
 @trial_options(PAPER_TRIALS, FIRST_SEED)
 @out_option
 @click.pass_context
@@ -223,14 +212,16 @@ def sweep_command(
     lines = _attack_lines(attack_names, knowledges)
     title = f"{fields['model']} on {fields['dataset']}, {vary} varied"
     points = None if values is None else _numbers(values)
-    name = name or f"sweep-{vary}"
+    name = f"sweep-{vary}" if name is None else name
+    check_name("--name", name)
+    if name.lower() in _taken():
+        raise BadInput(f"--name is {name!r}, the name of other results; take another.")
     # A parameter left to its default follows what varies; the others are as given.
     told = {key: value for key, value in fields.items() if value is not None}
     command = " ".join(["sweep", *_as_typed(context)])
     figure = figure_of(name, command, title, told, panels, lines, vary, points)
-    for field, option in typed(context):
-        if field in VARIED[vary].fields(1):
-            raise BadInput(f"{option} is given, but --vary {vary} decides it; leave it out.")
+    if given := [option for field, option in typed(context) if field in VARIED[vary].fields(1)]:
+        raise BadInput(f"{given[0]} is given, but --vary {vary} decides it; leave it out.")
     _reproduce({figure: figure.cells}, seeds, store_path, machine, out)
 
 
@@ -247,14 +238,11 @@ def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[s
     if not names:
         told = (*knowledges, None)
         return {name: line for name, line in _FIGURE_2.items() if line.get("knowledge") in told}
-    lines: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if not attacks[name].has_knowledge:
-            lines[name] = {"attack": name}
-            continue
-        for knowledge in knowledges:
-            lines[f"{name}, {knowledge}"] = {"attack": name, "knowledge": knowledge}
-    return lines
+    return {
+        f"{name}, {knowledge}" if knowledge else name: {"attack": name, "knowledge": knowledge}
+        for name in names
+        for knowledge in (knowledges if attacks[name].has_knowledge else (None,))
+    }
 
 
 def _numbers(text: str) -> list[float]:
