@@ -269,21 +269,25 @@ def commands(experiment: Experiment, trials: Iterable[Trial]) -> list[str]:
 
 def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     """Return what trials were made with, as pairs of a name and a text."""
-    runs = _seed_runs(trials)
-    seeds = ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in runs)
     hours = sum(trial.result.seconds for trial in trials) / 3600
     protocols = ", ".join(sorted({trial.protocol for trial in trials}))
     time = f"{hours:.2f} hours, one process each; protocol version {protocols}"
     versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
     return [
-        ("Trials", f"{len(trials)} in all, seeds {seeds}"),
+        ("Trials", f"{len(trials)} in all, seeds {seeds(trials)}"),
         ("Training time", time),
         *(("Versions", line) for line in versions),
     ]
 
 
+def seeds(trials: Iterable[Trial]) -> str:
+    """Return the seeds of trials in words: "10 to 19, 24"."""
+    runs = _seed_runs(trials)
+    return ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in runs)
+
+
 def _seed_runs(trials: Iterable[Trial]) -> list[tuple[int, int]]:
     """First and last seed of each run of seeds without a gap."""
-    seeds = {trial.seed for trial in trials}
-    firsts = sorted(seed for seed in seeds if seed - 1 not in seeds)
-    return list(zip(firsts, sorted(seed for seed in seeds if seed + 1 not in seeds)))
+    known = {trial.seed for trial in trials}
+    firsts = sorted(seed for seed in known if seed - 1 not in known)
+    return list(zip(firsts, sorted(seed for seed in known if seed + 1 not in known)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import click
@@ -33,11 +34,6 @@ from fltrust_repro.trials import (
 _ENDING = ".trials.csv"
 
 
-def trial_files(folder: Path) -> list[Path]:
-    """Return the files of trials of a results folder."""
-    return sorted(filter(Path.is_file, folder.glob(f"*{_ENDING}")))
-
-
 def trials_in(
     folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
 ) -> list[Trial]:
@@ -46,7 +42,7 @@ def trials_in(
     A file that is none of trials is left out whole.
     """
     found = []
-    for file in trial_files(folder):
+    for file in sorted(filter(Path.is_file, folder.glob(f"*{_ENDING}"))):
         try:
             found += read_csv(file, left_out, wanted)
         except BadInput as error:
@@ -68,15 +64,12 @@ def read_back(
     published is read. Says on stderr what is left out as not understood.
     """
     keys = {setting.key() for setting in settings}
-    published = {}
-    store.lend(trials_in(out, store.left_out, lambda name: name.key in keys))
-    if not fresh and not is_published(out):
-        folder = experiments.published()
-        found = trials_in(folder, store.left_out, lambda name: name.key in keys)
-        published = {trial.name: trial for trial in found}
-    store.lend(published.values())
+    look_in = partial(trials_in, left_out=store.left_out, wanted=lambda name: name.key in keys)
+    store.lend(look_in(out))
+    published = [] if fresh or is_published(out) else look_in(experiments.published())
+    store.lend(published)
     store.left_out.tell()
-    return published
+    return {trial.name: trial for trial in published}
 
 
 def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Setting, list[Trial]]:
@@ -87,12 +80,12 @@ def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Settin
     store.lend(trials_in(out, store.left_out))
     read_back(store, out, (setting for experiment in of for setting in experiment.settings))
     known: dict[Setting, list[Trial]] = {}
+    today = cache(protocol_of)
     for trial in sorted(store.everything(), key=lambda trial: trial.seed):
-        known.setdefault(trial.setting, []).append(trial)
+        if trial.protocol == today(trial.setting):
+            known.setdefault(trial.setting, []).append(trial)
     store.left_out.tell()
-    today = ((setting, protocol_of(setting)) for setting in known)
-    kept = {s: [t for t in known[s] if t.protocol == protocol] for s, protocol in today}
-    return {setting: trials for setting, trials in kept.items() if trials}
+    return known
 
 
 def reported(trials: Mapping[Setting, Sequence[Trial]]) -> dict[Setting, list[Trial]]:
@@ -243,6 +236,8 @@ def _write_page(
 def wrote(files: Iterable[Path]) -> str:
     """Say which files were written, those of one name together; nothing of none.
 
+    >>> from pathlib import Path
+    >>> from fltrust_repro.reproduction import wrote
     >>> wrote([Path("results/table2a.md"), Path("results/table2a.trials.csv")])
     'Wrote results/table2a.md, .trials.csv'
     """

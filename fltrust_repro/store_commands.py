@@ -184,7 +184,7 @@ def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial
     if failure is not None:
         click.echo(failure.details)
         raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
-    there = f"there are {', '.join(map(str, known))}" if known else "there is none"
+    there = f"there are {report.seeds(known.values())}" if known else "there is none"
     raise BadInput(f"no finished trial has this setting and seed {seed}; of seeds {there}.")
 
 

@@ -119,7 +119,7 @@ def test_show_prints_a_curve_by_place_or_by_setting(call, filled, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["table2a", "krum", "full", "--seed", 9], "of seeds there are 0, 1"),
+        (["table2a", "krum", "full", "--seed", 9], "of seeds there are 0 to 1"),
         (["table2a", "median", "full"], "of seeds there is none"),
         (["table2a", "krum"], "give EXPERIMENT ROW COLUMN"),
         (["table2a", "krum", "half"], "table2a has no column 'half'"),
