@@ -18,15 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.archive import (
-    SAME_NAME,
-    SCHEMA,
-    TABLES,
-    Archive,
-    Failure,
-    reason,
-    started,
-)
+from fltrust_repro.archive import SAME_NAME, SCHEMA, TABLES, Archive, Failure, reason, started
 from fltrust_repro.errors import BadInput
 from fltrust_repro.trials import COLUMNS, Trial, TrialName
 

@@ -42,13 +42,7 @@ from fltrust_repro.trials import FIRST_SEED, Trial
 @setting_options()
 @trial_options(1, 0)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def run(
-    seeds: range,
-    machine: Machine,
-    store_path: Path,
-    as_json: bool,
-    **fields: Any,
-) -> None:
+def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **fields: Any) -> None:
     """Run trials of one setting."""
     setting = Setting.from_dict(fields)
     cell = Cell(setting.rule, setting.attack, setting, None)
