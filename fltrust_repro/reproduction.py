@@ -172,25 +172,19 @@ def _show(
     warn(used)
     cells = fidelity.measured(experiment, found)
     files = _keep_trials(experiment, store, out, published)
-    page, count = out / f"{experiment.name}.md", sum(len(cell.errors) for cell in cells)
-    stays = ""
-    if (before := _trials_of(page.with_suffix(".csv"))) > count:
-        stays = f"{page} stays as it is: it is made of {before} trials, this table of {count}."
-    else:
+    page, now = out / f"{experiment.name}.md", sum(len(cell.errors) for cell in cells)
+    if (before := _trials_of(page.with_suffix(".csv"))) <= now:
         files = _write_page(experiment, cells, used, out) + files
     several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
     told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
-    judged = report.summary_line(cells)
-    lines = [
-        f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.",
-        "",
-        report.table(experiment, cells, "simple"),
-        "",
-        f"{judged}.  * outside the tolerance  ? too few trials to say" * bool(judged),
-        stays,
-        wrote(files),
-    ]
-    click.echo("\n".join(line for k, line in enumerate(lines) if line or k < 4))
+    click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
+    click.echo(report.table(experiment, cells, "simple") + "\n")
+    if judged := report.summary_line(cells):
+        click.echo(f"{judged}.  * outside the tolerance  ? too few trials to say")
+    if before > now:
+        click.echo(f"{page} stays as it is: it is made of {before} trials, this table of {now}.")
+    if files:
+        click.echo(wrote(files))
 
 
 def _keep_trials(
@@ -227,7 +221,7 @@ def _write_page(
 
 
 def wrote(files: Iterable[Path]) -> str:
-    """Say which files were written, those of one name together; nothing of none.
+    """Say which files were written, those of one name together.
 
     >>> from pathlib import Path
     >>> from fltrust_repro.reproduction import wrote
@@ -238,8 +232,8 @@ def wrote(files: Iterable[Path]) -> str:
     for file in map(str, files):
         ending = _ENDING if file.endswith(_ENDING) else Path(file).suffix
         names.setdefault(file.removesuffix(ending), []).append(ending)
-    told = "; ".join(name + ", ".join(endings) for name, endings in names.items())
-    return f"Wrote {told}" * bool(names)
+    told = (name + ", ".join(endings) for name, endings in names.items())
+    return f"Wrote {'; '.join(told)}"
 
 
 def warn(trials: Sequence[Trial]) -> None:

@@ -77,8 +77,7 @@ def status(
             for experiment in experiments
         ]
         click.echo(report.rendered(lines, "simple", ".1f"))
-    for line in _failure_lines(experiments, failures):
-        click.echo(line)
+    _print_failures(experiments, failures)
 
 
 def _line(
@@ -110,19 +109,18 @@ def _cells_table(experiment: Experiment, done: fidelity.Trials) -> str:
     return report.rendered(list(lines.values()), "simple")
 
 
-def _failure_lines(
+def _print_failures(
     experiments: Sequence[Experiment], failures: Mapping[TrialName, Failure]
-) -> list[str]:
+) -> None:
     places: dict[str, list[str]] = {}
     for experiment in experiments:
         for cell in experiment.cells:
             place = one_line(f"{experiment.name} {cell.row} {cell.column}")
             places.setdefault(cell.setting.key(), []).append(place)
-    return [
-        f"failed: {'; '.join(places[name.key])}, seed {name.seed}: {failure.message}"
-        for name, failure in failures.items()
-        if name.key in places
-    ]
+    for name, failure in failures.items():
+        if name.key in places:
+            where = "; ".join(places[name.key])
+            click.echo(f"failed: {where}, seed {name.seed}: {failure.message}")
 
 
 @click.command()

@@ -50,16 +50,16 @@ def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **field
         outcome = sweep.run_missing([cell], seeds, store, machine, announcer(len(seeds)))
         finished = store.find(setting, seeds)
     reproduction.warn(finished)
-    _print_run(setting, finished, as_json)
+    if as_json:
+        click.echo(json.dumps(_as_json(setting, finished), indent=2))
+    else:
+        _print_run(finished)
     if outcome.finished:
         click.echo(reproduction.wrote([store_path]), err=True)
     _end(outcome.failed)
 
 
-def _print_run(setting: Setting, finished: list[Trial], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(_as_json(setting, finished), indent=2))
-        return
+def _print_run(finished: list[Trial]) -> None:
     for trial in finished:
         result = trial.result
         click.echo(
