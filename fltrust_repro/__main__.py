@@ -47,6 +47,14 @@ _HELP = {
 _RESUMED = ("run", "reproduce", "sweep")
 
 
+def _load(name: str) -> click.Command | None:
+    for room, names in _ROOMS.items():
+        if name in names:
+            there = vars(import_module(f"fltrust_repro.{room}")).values()
+            return next(c for c in there if isinstance(c, click.Command) and c.name == name)
+    return None
+
+
 class _Commands(click.Group):
     """Loads what is typed; turns errors that the user can mend into a sentence and exit code 2."""
 
@@ -54,11 +62,7 @@ class _Commands(click.Group):
         return list(_HELP)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        for room, names in _ROOMS.items():
-            if name in names:
-                there = vars(import_module(f"fltrust_repro.{room}")).values()
-                return next(c for c in there if isinstance(c, click.Command) and c.name == name)
-        return None
+        return _load(name)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -143,7 +147,7 @@ def main() -> NoReturn:
     try:
         _open_outputs()
         for name in sys.argv[1:2]:
-            commands.get_command(None, name)
+            _load(name)
         _on_signals(_stop)
         commands()
     except BadInput as error:
