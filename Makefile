@@ -1,6 +1,6 @@
 # A fresh clone needs `make table2` or `make test` and nothing else: each sets .venv up first.
 
-# Options, as in `make table2 PANELS=ae TRIALS=3 DEVICE=cpu SEED=20 JOBS=2 DATA_DIR=path`
+# Options, as in `make table2 PANELS=ae TRIALS=3 DEVICE=cpu SEED=20 JOBS=2 DATA_DIR=path FRESH=1`
 PANELS   ?= default
 TRIALS   ?= 50
 DEVICE   ?= auto
@@ -8,12 +8,7 @@ SEED     ?=
 JOBS     ?=
 DATA_DIR ?=
 SCHEDULER ?=
-
-# Hours on two CPU cores for 50 trials per cell of the panels that need a GPU; what
-# experiments/benchmarks/suite.py calls hours of a panel.
-HOURS_B = 163
-HOURS_C = 295
-HOURS_D = 7760
+FRESH    ?=
 
 # The first Python that can be used; tried, since a pyenv shim may exist and yet not run.
 PYTHONS = python3.12 python3.11 python3.10 python3.9 python3
@@ -31,6 +26,10 @@ FOUND = $(if $(filter filecpu,$(origin EXTRA)$(EXTRA)), since no NVIDIA driver w
 READY = .venv/ready
 RUN   = .venv/bin/python -m fltrust_repro
 
+WHICH = --trials '$(TRIALS)' $(if $(SEED),--seed '$(SEED)')
+HOW   = $(if $(JOBS),--jobs '$(JOBS)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+  $(if $(FRESH),--fresh)
+
 # The experiments that a CPU can do in hours, the quickest first.
 PAPER = table2a table4 table7b table8 figure4c figure5a figure5b figure5c figure4b figure4a \
   table6 figure2 figure3 table5 section44 table2e
@@ -39,11 +38,11 @@ PAPER = table2a table4 table7b table8 figure4c figure5a figure5b figure5c figure
 
 help:
 	@echo "make table2   Table 2 next to the paper's values; options with their defaults:"
-	@echo "              PANELS=abcde (on a CPU: ea) TRIALS=50 DEVICE=auto|cpu|gpu SEED=10"
-	@echo "              JOBS=one per core, DATA_DIR=where data sets lie"
+	@echo "              PANELS=abcde (on a CPU: ae) TRIALS=50 DEVICE=auto|cpu|gpu SEED=10"
+	@echo "              JOBS=one per core, DATA_DIR=where data sets lie, FRESH=1 computes"
+	@echo "              what experiments/results/ has, too; results are written to results/"
 	@echo "make paper    all tables and figures that a CPU can do, then the fidelity report; options"
-	@echo "              TRIALS, DEVICE, SEED, JOBS, DATA_DIR as above, SCHEDULER=tcp://host:8786"
-	@echo "              (seeds 0 to 9 chose the readings, and the report leaves them out)"
+	@echo "              as above but PANELS, and SCHEDULER=tcp://host:8786"
 	@echo "make test     style, and the tests that end within minutes; ALL=1 for all"
 	@echo "make test-kernels   tests of the arithmetic under each of OpenBLAS's kernels"
 	@echo "make smoke    Table 2 in small on the CPU, in about a minute"
@@ -85,23 +84,21 @@ table2: $(READY)
 	    "from fltrust_repro.backend import resolve_device as f; print(f('auto'))") || exit; \
 	fi; \
 	if [ $$panels = default ]; then \
-	  if [ $$device = gpu ]; then panels=abcde; else panels=ea; fi; \
+	  if [ $$device = gpu ]; then panels=abcde; else panels=ae; fi; \
 	fi; \
-	$(RUN) reproduce $$(echo $$panels | sed 's/./table2& /g') --trials '$(TRIALS)' \
-	  --device $$device --seed '$(or $(SEED),10)' $(if $(JOBS),--jobs '$(JOBS)') \
-	  $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') || status=$$?; \
+	$(RUN) reproduce $$(echo $$panels | sed 's/./table2& /g') $(WHICH) $(HOW) --device $$device \
+	  || status=$$?; \
 	if [ $(PANELS)$$device = defaultcpu ] && [ $$status -le 1 ]; then \
 	  echo; \
-	  echo "Panels b, c and d are for a GPU. On two CPU cores, 50 trials of them take about" \
-	    "$(HOURS_B), $(HOURS_C) and $(HOURS_D) hours; one trial of each:"; \
-	  echo "    make table2 PANELS=bcd TRIALS=1"; \
+	  echo "Panels b, c and d are for a GPU; on a CPU they take:"; \
+	  $(RUN) status $(WHICH) | grep -E '^(experiment|table2[bcd]) '; \
+	  echo "One trial of each of their cells: make table2 PANELS=bcd TRIALS=1"; \
 	fi; \
 	exit $$status
 
 paper: $(READY)
 	@status=0; \
-	$(RUN) reproduce $(PAPER) --trials '$(TRIALS)' --device $(DEVICE) --seed '$(or $(SEED),10)' \
-	  $(if $(JOBS),--jobs '$(JOBS)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+	$(RUN) reproduce $(PAPER) $(WHICH) $(HOW) --device $(DEVICE) \
 	  $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') || status=$$?; \
 	if [ $$status -le 1 ]; then $(RUN) report || status=$$?; fi; \
 	exit $$status

@@ -1,8 +1,8 @@
-"""`python -m fltrust_repro`: the commands of `cli`, and `doctor` by itself.
+"""`python -m fltrust_repro`: the commands, and what a program promises to its shell.
 
-`doctor` is there for machines on which the other commands do not even load. What a program
-promises to its shell is kept here: it ends quietly when interrupted, whenever that is; it does
-its work to the end though nobody reads its output any more; and its exit code does not lie.
+It ends quietly when interrupted, whenever that is; it does its work to the end though nobody reads
+its output any more; and its exit code does not lie. A command's module is loaded when the command
+is typed, so that help comes at once, and `doctor` works on machines where others do not load.
 """
 
 from __future__ import annotations
@@ -13,12 +13,84 @@ import io
 import os
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
-from fltrust_repro.errors import BadInput
+import click
+
+from fltrust_repro.errors import BadInput, one_line
 
 _INTERRUPTED = 130
+_LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
+
+_ROOMS = {
+    "trial_commands": ("run", "reproduce", "sweep", "poison"),
+    "store_commands": ("report", "status", "show", "export", "import", "list"),
+    "data_commands": ("data",),
+    "doctor": ("doctor",),
+}
+_HELP = {
+    "run": "Run trials of one setting.",
+    "reproduce": "Run tables and figures of the paper, or your own .toml.",
+    "sweep": "Run a figure: error rates as one parameter varies.",
+    "report": "Set every number that the paper prints beside ours.",
+    "status": "Say what is done and what is missing.",
+    "show": "Print one trial's error curve.",
+    "export": "Write all finished trials as one table.",
+    "import": "Take over the finished trials of other stores.",
+    "list": "List rules, attacks, models, data sets and experiments.",
+    "poison": "Make the back-gradient attack's poisoned examples.",
+    "data": "Look for, download and check the data sets.",
+    "doctor": "Say what is installed and at hand, and what is wrong.",
+}
+_RESUMED = ("run", "reproduce", "sweep")
+
+
+def _load(name: str) -> click.Command | None:
+    for room, names in _ROOMS.items():
+        if name in names:
+            there = vars(import_module(f"fltrust_repro.{room}")).values()
+            return next(c for c in there if isinstance(c, click.Command) and c.name == name)
+    return None
+
+
+class _Commands(click.Group):
+    """Loads what is typed; turns errors that the user can mend into a sentence and exit code 2."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_HELP)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        return _load(name)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_HELP.items()))
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BadInput as error:
+            click.echo(f"Error: {_sentence(error)}", err=True)
+            context.exit(2)
+        except KeyboardInterrupt:
+            kept = " Finished trials are kept: the same command goes on."
+            click.echo(f"\nStopped.{kept * (context.invoked_subcommand in _RESUMED)}", err=True)
+            context.exit(_INTERRUPTED)
+
+
+def _sentence(error: BadInput) -> str:
+    return one_line(" ".join(str(error).split())[:_LONGEST_SENTENCE])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fltrust_repro")
+def commands() -> None:
+    """Attacks on, and defenses of, Byzantine-robust federated learning (Fang et al., 2020)."""
+
+
+# ---- the shell ----------------------------------------------------------------------------------
 
 
 class _Output(io.FileIO):
@@ -68,27 +140,18 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _run() -> None:
-    if sys.argv[1:2] == ["doctor"]:
-        from fltrust_repro.doctor import doctor
-
-        _on_signals(_stop)
-        doctor(sys.argv[2:], prog_name="python -m fltrust_repro doctor")
-    from fltrust_repro.cli import main as commands
-
-    _on_signals(_stop)
-    commands(prog_name="python -m fltrust_repro")
-
-
 def main() -> NoReturn:
     """Run the command that was typed, and end the program with its exit code."""
     _on_signals(_leave)
     code = 0
     try:
         _open_outputs()
-        _run()
+        for name in sys.argv[1:2]:
+            _load(name)
+        _on_signals(_stop)
+        commands()
     except BadInput as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {_sentence(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = _INTERRUPTED

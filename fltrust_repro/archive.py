@@ -1,14 +1,16 @@
 """Finished and failed trials in one SQLite file, to look at: nothing is written or left beside it.
 
-What is read is checked by `records`; what fails there stays where it is, and answers to no name.
+What is read is checked by `trials`; what fails there stays where it is, and answers to no name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,17 +18,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fltrust_repro.databases import opened_to_read, plain_columns, readable_text
-from fltrust_repro.errors import BadInput, UnknownName
-from fltrust_repro.records import ADDED_LATER, TABLES, LeftOut, Unreadable, checked
+from fltrust_repro.errors import BadInput, LeftOut, UnknownName
 from fltrust_repro.settings import Setting
-from fltrust_repro.trials import Trial, TrialName, protocol_of, setting_reader
+from fltrust_repro.trials import (
+    ADDED_LATER,
+    COLUMNS,
+    NAME,
+    SECONDS,
+    WORDS,
+    Column,
+    Trial,
+    TrialName,
+    Unreadable,
+    checked,
+    protocol_of,
+    setting_reader,
+    whole,
+)
 
 SCHEMA = 1  # of the file, kept in it; 0 is a store from before there was a number
 CLAIM_SECONDS = 60  # a claim that its owner has not renewed for so long is void
 MOST_ROWS = 1_000_000  # of a table that are read
 SAME_NAME = "key = ? AND seed = ? AND protocol = ?"
-_OF_SETTING = "WHERE key = ? AND protocol = ? ORDER BY seed"
+TABLES: dict[str, dict[str, Column]] = {
+    "trials": COLUMNS,
+    "failures": {**NAME, "message": WORDS, "details": Column("TEXT NOT NULL", str, "a text")},
+    "claims": {
+        **NAME,
+        "owner": WORDS,
+        "host": WORDS,
+        "pid": whole(-1, 2**31 - 1),
+        "renewed": SECONDS,
+    },
+}
 Read = TypeVar("Read")
 
 
@@ -48,20 +72,19 @@ class Archive:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.left_out = Path(path), LeftOut()
+        self._lent: dict[tuple[str, str], dict[int, Trial]] = {}
         self._host = socket.gethostname()
-        self._opened = contextlib.ExitStack()
-        try:
-            if self.path.exists() and not self.path.is_file():
-                raise BadInput(f"store {str(path)!r} is not a file; give --store a file.")
-            self._connection = self._opened.enter_context(self._open())
-            self._connection.text_factory = readable_text
-            self._prepare()
-        except (OSError, sqlite3.Error) as error:
-            self._opened.close()
-            raise self._unusable(error) from error
-        except BadInput:
-            self._opened.close()
-            raise
+        with contextlib.ExitStack() as opened:
+            try:
+                if self.path.exists() and not self.path.is_file():
+                    raise BadInput(f"store {str(path)!r} is not a file; give --store a file.")
+                self._connection = opened.enter_context(self._open())
+                # What is not UTF-8 must not end the reading of all rows.
+                self._connection.text_factory = lambda content: content.decode("utf-8", "replace")
+                self._prepare()
+            except (OSError, sqlite3.Error) as error:
+                raise self._unusable(error) from error
+            self._opened = opened.pop_all()
 
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         if self.path.is_file():
@@ -86,9 +109,6 @@ class Archive:
             f"store {str(self.path)!r} {problem}; give --store another file and keep the old one"
             f"{saving}."
         )
-
-    def _damaged(self, error: sqlite3.Error) -> BadInput:
-        return BadInput(f"store {str(self.path)!r} is damaged ({error}); {self._saving()}.")
 
     def _saving(self) -> str:
         return f"`import {self.path} --store another.sqlite` saves the trials that can be read"
@@ -115,21 +135,6 @@ class Archive:
             )
         return found
 
-    def _rows(self, table: str, rest: str = "", values: tuple = ()) -> Iterator[dict[str, Any]]:
-        """Yield the raw rows of a table by column, `rowid` among them, up to `MOST_ROWS`."""
-        try:
-            if not (columns := self._columns(table)):
-                return
-            query = f"SELECT rowid, {', '.join(columns)} FROM {table} {rest} LIMIT {MOST_ROWS + 1}"
-            for count, row in enumerate(self._connection.execute(query, values)):
-                if count == MOST_ROWS:
-                    rows = f"{MOST_ROWS:,} of its {table} are read, no more"
-                    self.left_out.add(self.path, f"from row {row[0]} on", Unreadable(rows))
-                    return
-                yield {**ADDED_LATER, **dict(zip(["rowid", *columns], row))}
-        except sqlite3.Error as error:
-            raise self._damaged(error) from error
-
     def _read(
         self,
         build: Callable[[dict[str, Any]], Read],
@@ -137,37 +142,59 @@ class Archive:
         rest: str = "",
         values: tuple = (),
     ) -> Iterator[Read]:
-        """Yield what is built of the rows of a table, but for those that cannot be."""
-        for row in self._rows(table, rest, values):
-            try:
-                built = build(row)
-            except (Unreadable, UnknownName) as error:
-                place = f"row {row['rowid']}" + f" of its {table}" * (table != "trials")
-                self.left_out.add(self.path, place, error)
-            else:
-                yield built
+        """Yield what is built of the first `MOST_ROWS` of a table, but for those that cannot be."""
+        try:
+            if not (columns := self._columns(table)):
+                return
+            query = f"SELECT rowid, {', '.join(columns)} FROM {table} {rest} LIMIT {MOST_ROWS + 1}"
+            for count, row in enumerate(self._connection.execute(query, values)):
+                place = f"row {row[0]}" + f" of its {table}" * (table != "trials")
+                try:
+                    if count == MOST_ROWS:
+                        place = f"from {place} on"
+                        raise Unreadable(f"{MOST_ROWS:,} of its {table} are read, no more")
+                    built = build(dict(zip(["rowid", *columns], row)))
+                except (Unreadable, UnknownName) as error:
+                    self.left_out.add(self.path, place, error)
+                else:
+                    yield built
+        except sqlite3.Error as error:
+            damaged = f"store {str(self.path)!r} is damaged ({error}); {self._saving()}."
+            raise BadInput(damaged) from error
 
     def _trials(self, rest: str = "", values: tuple = ()) -> Iterator[Trial]:
-        setting_of = setting_reader()
-        return self._read(lambda row: Trial.from_row(row, setting_of), "trials", rest, values)
+        build = partial(Trial.from_row, setting_of=setting_reader())
+        return self._read(build, "trials", rest, values)
+
+    def lend(self, trials: Iterable[Trial]) -> None:
+        """Let `find` and `everything` answer with trials of other files, too; nothing is written.
+
+        The file's own go first, then those lent first.
+        """
+        for trial in trials:
+            (key, seed, protocol) = trial.name
+            self._lent.setdefault((key, protocol), {}).setdefault(seed, trial)
 
     def everything(self) -> Iterator[Trial]:
         """Yield all finished trials of every protocol, but for those of plug-ins not loaded."""
-        return self._trials()
-
-    def names(self) -> set[TrialName]:
-        """Return the names of all finished trials."""
-        return {trial.name for trial in self.everything()}
+        own = set()
+        for trial in self._trials():
+            own.add(trial.name)
+            yield trial
+        lent = (trial for some in self._lent.values() for trial in some.values())
+        yield from (trial for trial in lent if trial.name not in own)
 
     def has(self, name: TrialName) -> bool:
-        """Whether a trial is finished."""
+        """Whether the file has a finished trial."""
         return any(True for _ in self._trials(f"WHERE {SAME_NAME}", name))
 
     def find(self, setting: Setting, seeds: Container[int] | None = None) -> list[Trial]:
         """Return a setting's finished trials of today's protocol, by seed; all seeds by default."""
-        found = self._trials(_OF_SETTING, (setting.key(), protocol_of(setting)))
-        wanted = (trial for trial in found if trial.setting == setting)
-        return [trial for trial in wanted if seeds is None or trial.seed in seeds]
+        of = setting.key(), protocol_of(setting)
+        found = dict(self._lent.get(of, {}))
+        found.update({t.seed: t for t in self._trials("WHERE key = ? AND protocol = ?", of)})
+        wanted = (trial for seed, trial in sorted(found.items()) if seeds is None or seed in seeds)
+        return [trial for trial in wanted if trial.setting == setting]
 
     def error_rates(
         self, setting: Setting, seeds: Container[int], measure: str = "error_rate"
@@ -176,7 +203,7 @@ class Archive:
         return [getattr(trial.result, measure) for trial in self.find(setting, seeds)]
 
     def salvaged(self) -> Iterator[Trial]:
-        """As `everything`; where the file is damaged, what can be read before and after that."""
+        """Yield the file's trials; where it is damaged, what can be read before and after that."""
         last, setting_of = 0, setting_reader()
 
         def trial(row: dict[str, Any]) -> Trial:
@@ -251,3 +278,62 @@ def started(pid: int) -> str:
     except (OSError, IndexError):
         return ""
     return f"{boot} {ticks}"
+
+
+# ---- files that others may have written ---------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database without writing to it or leaving anything beside it.
+
+    Without a log beside it the file is whole as it lies, on a read-only disk too. With a log, the
+    command that writes it may be alive: its index of the log (-shm) then tells what is valid. A log
+    without that index was copied here, or lies where nothing can be written; so the two are read
+    from a copy.
+    """
+    path = path.resolve()
+    logs = [log for end in ("wal", "journal") if (log := Path(f"{path}-{end}")).exists()]
+    with contextlib.ExitStack() as stack:
+        if not logs:
+            uri = f"{path.as_uri()}?mode=ro&immutable=1"
+        elif Path(f"{path}-shm").exists() and _reads(path):
+            uri = f"{path.as_uri()}?mode=ro"
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for file in (path, *logs):
+                shutil.copyfile(file, folder / file.name)
+            uri = (folder / path.name).as_uri()
+        connection = stack.enter_context(_connected(uri))
+        connection.execute("PRAGMA trusted_schema = OFF")
+        yield connection
+
+
+def _connected(uri: str) -> contextlib.closing[sqlite3.Connection]:
+    return contextlib.closing(sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None))
+
+
+def _reads(path: Path) -> bool:
+    with _connected(f"{path.as_uri()}?mode=ro") as connection:
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def plain_columns(connection: sqlite3.Connection, table: str) -> list[str] | None:
+    """Return a table's columns; an empty list where there is no such table.
+
+    None for a view or a virtual table: reading one runs what its author wrote.
+    """
+    query = "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE"
+    try:
+        found = connection.execute(query, (table,)).fetchone()
+    except UnicodeDecodeError:  # in SQLite's own message, which quotes what is wrong
+        raise sqlite3.DatabaseError("malformed database schema") from None
+    if found is None:
+        return []
+    if found[0] != "table" or not found[1]:
+        return None
+    return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]

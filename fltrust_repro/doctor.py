@@ -24,7 +24,6 @@ from pathlib import Path
 import click
 
 from fltrust_repro import machine
-from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput
 
 _SHARED = Path("/dev/shm")
@@ -189,6 +188,7 @@ def _data(data_dir: str | None) -> Iterator[str]:
 
 
 def _store(path: Path) -> Iterator[str]:
+    from fltrust_repro.archive import opened_to_read, plain_columns  # loads what may not load
 
     remedy = "give --store another file, in a folder that you can write to"
     folder = next(parent for parent in path.resolve().parents if parent.exists())
@@ -256,7 +256,7 @@ def _device(blas: list[machine.Blas]) -> Iterator[str]:
 def _tried() -> tuple[str, int, tuple[machine.Blas, ...]]:
     """Start a process as trials run in: its device, how many GPUs it sees, its linear algebra."""
     try:
-        from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
+        from fltrust_repro.backend import WORKER_ENVIRONMENT, environment
 
         pool = partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))
         with environment(WORKER_ENVIRONMENT), pool() as process:

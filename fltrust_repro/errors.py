@@ -9,9 +9,14 @@ import difflib
 import reprlib
 import traceback
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
+
 _LONGEST = 1_000  # characters of an error's own message
+_LONGEST_REASON = 200  # characters that are told of why something is left out
+_NAMED = 3  # places of a file that are named; the others are counted
 
 
 class BadInput(ValueError):
@@ -40,6 +45,18 @@ def choose(name: object, known: Collection[str]) -> str:
     typed = name.casefold() if isinstance(name, str) else ""
     near = [folded[one] for one in difflib.get_close_matches(typed, folded, n=1)]
     return f"choose one of {', '.join(known)}." + "".join(f" Did you mean {n!r}?" for n in near)
+
+
+def one_line(text: str) -> str:
+    r"""Return text that a terminal, a table or a page shows as it is, in one line.
+
+    Line breaks, escape sequences and other control characters are written as Python writes them.
+
+    >>> from fltrust_repro.errors import one_line
+    >>> print(one_line("two\nlines"))
+    two\nlines
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def in_words(error: BaseException, files: Collection[str] = ()) -> str:
@@ -95,3 +112,46 @@ class Raised(NamedTuple):
         if self.mendable is not None:
             kind = DataUnavailable if self.mendable == "data unavailable" else BadInput
             raise kind(self.message)
+
+
+class LeftOut:
+    """What was read and could not be believed or understood, by file and place."""
+
+    def __init__(self) -> None:
+        self._errors: dict[tuple[Path, str], ValueError] = {}
+        self._told = 0
+
+    def __len__(self) -> int:
+        return len(self._errors)
+
+    def add(self, file: Path, place: str, error: ValueError) -> None:
+        """Leave out what lies at a place of a file; the same place counts once."""
+        self._errors.setdefault((file, place), error)
+
+    def tell(self) -> None:
+        """Say on stderr what has been left out since it was last told, a line or two per file."""
+        new = list(self._errors.items())[self._told :]
+        self._told = len(self._errors)
+        for file in dict.fromkeys(file for (file, _), _ in new):
+            errors = [(place, error) for (at, place), error in new if at == file]
+            unknown = [_short(e).split(";")[0] for _, e in errors if isinstance(e, UnknownName)]
+            broken = [f"{p}: {_short(e)}" for p, e in errors if not isinstance(e, UnknownName)]
+            if broken:
+                more = [f"and {len(broken) - _NAMED:,} more"] * (len(broken) > _NAMED)
+                what = "entry" if len(broken) == 1 else "entries"
+                named = "; ".join(broken[:_NAMED] + more)
+                said = f"{len(broken):,} {what} not understood, left alone ({named})"
+                click.echo(f"Note: {file}: {said}.", err=True)
+            if unknown:
+                names = ", ".join(dict.fromkeys(unknown))
+                said = f"{len(unknown):,} trial{'s' * (len(unknown) > 1)} left out"
+                click.echo(
+                    f"Note: {file}: {said}, of plug-ins that are not loaded ({names}); give "
+                    "--plugin to read them.",
+                    err=True,
+                )
+
+
+def _short(error: ValueError) -> str:
+    text = one_line(str(error).rstrip("."))
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -3,77 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, literal, report
-from fltrust_repro.archive import Archive
+from fltrust_repro import claims, report
 from fltrust_repro.claims import CLAIMS
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment, readable
-from fltrust_repro.records import LeftOut
 from fltrust_repro.settings import Setting
-from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
+from fltrust_repro.trials import FIRST_SEED, Trial
 
 PAPER_TRIALS = 50
-# What chose the readings is none of the results: trials with these seeds, and experiments of ours.
-READING_SEEDS = range(10)
-NOT_OF_THE_PAPER = ("readings", "readings2b", "readings2e", "readings6")
+READING_SEEDS = range(FIRST_SEED)  # what chose the readings is none of the results
+Trials = Mapping[Setting, Sequence[Trial]]
 
 
 def all_experiments() -> list[Experiment]:
-    """Return the experiments of the paper, by name."""
+    """Return the experiments of the paper, by name; not those that chose the readings."""
     return [experiment for experiment in readable() if experiment.published_by]
-
-
-def trial_files(folder: Path) -> list[Path]:
-    """Return the files of a results folder whose trials count for the paper's experiments."""
-    ours = {folder / f"{name}.trials.csv" for name in NOT_OF_THE_PAPER}
-    return sorted(filter(Path.is_file, set(folder.glob("*.trials.csv")) - ours))
-
-
-def trials_in(
-    file: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
-) -> list[Trial]:
-    """Return a file's trials whose names are wanted; a file that is none is left out whole."""
-    try:
-        return read_csv(file, left_out, wanted)
-    except BadInput as error:
-        left_out.add(file, "the whole file", error)
-        return []
-
-
-def finished(folder: Path, store: Archive) -> dict[Setting, list[Trial]]:
-    """Return the finished trials in a results folder and a store by setting, each seed once.
-
-    Says on stderr what is left out as not understood.
-    """
-    found = {trial.name: trial for trial in store.everything()}
-    for file in trial_files(folder):
-        new = trials_in(file, store.left_out, lambda name: name not in found)
-        found.update({trial.name: trial for trial in new})
-    store.left_out.tell()
-    known: dict[Setting, list[Trial]] = {}
-    protocols: dict[Setting, str] = {}
-    for trial in sorted(found.values(), key=lambda trial: trial.seed):
-        if trial.setting not in protocols:
-            protocols[trial.setting] = protocol_of(trial.setting)
-        if trial.protocol == protocols[trial.setting]:
-            known.setdefault(trial.setting, []).append(trial)
-    return known
-
-
-def reported(trials: Mapping[Setting, Sequence[Trial]]) -> dict[Setting, list[Trial]]:
-    """Return the trials that reports are made of, without those of `READING_SEEDS`."""
-    kept = {
-        setting: [trial for trial in some if trial.seed not in READING_SEEDS]
-        for setting, some in trials.items()
-    }
-    return {setting: some for setting, some in kept.items() if some}
 
 
 def seeds_told() -> str:
@@ -82,9 +32,7 @@ def seeds_told() -> str:
     return f"Seeds {first} to {last} chose the readings; trials with them are left out."
 
 
-def measured(
-    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
-) -> list[report.Measured]:
+def measured(experiment: Experiment, trials: Trials) -> list[report.Measured]:
     """Return an experiment's cells with all their trials."""
     return [
         report.measure(cell, trials.get(cell.setting, ()), experiment.measure)
@@ -92,9 +40,7 @@ def measured(
     ]
 
 
-def as_frame(
-    experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]
-) -> pd.DataFrame:
+def as_frame(experiments: Sequence[Experiment], trials: Trials) -> pd.DataFrame:
     """One line per value that the paper prints: `report.as_frame` of all tables, plus hours.
 
     `hours` is what the trials short of 50 need on one CPU core.
@@ -108,19 +54,13 @@ def as_frame(
     return pd.DataFrame(lines, columns=[*report.COLUMNS, "hours"])
 
 
-def hours(
-    experiment: Experiment,
-    cells: Sequence[report.Measured],
-    trials: Mapping[Setting, Sequence[Trial]],
-) -> list[float]:
+def hours(experiment: Experiment, cells: Sequence[report.Measured], trials: Trials) -> list[float]:
     """Return what each cell's trials short of 50 need, in hours on one CPU core."""
     seconds = seconds_of(experiment, trials)
     return [max(PAPER_TRIALS - len(m.errors), 0) * seconds[m.cell.setting] / 3600 for m in cells]
 
 
-def seconds_of(
-    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
-) -> dict[Setting, float]:
+def seconds_of(experiment: Experiment, trials: Trials) -> dict[Setting, float]:
     """What a trial of each of the experiment's settings takes.
 
     The median of the finished ones of as much work, of this experiment where it has any, else of
@@ -132,7 +72,7 @@ def seconds_of(
     return {setting: medians.get(_work(setting), otherwise) for setting in own}
 
 
-def _median_seconds(trials: Mapping[Setting, Sequence[Trial]]) -> dict[tuple, float]:
+def _median_seconds(trials: Trials) -> dict[tuple, float]:
     alike: dict[tuple, list[float]] = {}
     for setting, some in trials.items():
         alike.setdefault(_work(setting), []).extend(trial.result.seconds for trial in some)
@@ -143,14 +83,12 @@ def _work(setting: Setting) -> tuple:
     return setting.dataset, setting.model, setting.selected, setting.rounds, setting.iterations
 
 
-def drawable(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> bool:
+def drawable(experiment: Experiment, trials: Trials) -> bool:
     """Whether the experiment is a figure and each of its points has a trial."""
     return experiment.figure is not None and all(s in trials for s in experiment.settings)
 
 
-def numbers(
-    experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]
-) -> claims.Numbers:
+def numbers(experiments: Sequence[Experiment], trials: Trials) -> claims.Numbers:
     """Return the trials by experiment, row and column, as the claims look them up."""
     return claims.Numbers(
         {
@@ -178,88 +116,70 @@ def outside(frame: pd.DataFrame) -> list[str]:
     """Return a line for each measured cell that is outside the tolerance."""
     lines = frame[frame["verdict"] == "outside"]
     return [
-        f"outside: {literal.one_line(f'{line.experiment}, {line.row}, {line.column}')}: "
+        f"outside: {one_line(f'{line.experiment}, {line.row}, {line.column}')}: "
         f"{line.mean:.3f}, the paper has "
         f"{line.paper:.2f} ({line.trials} trial{'s' * (line.trials > 1)})"
         for line in lines.itertuples()
     ]
 
 
-def markdown(
-    experiments: Sequence[Experiment],
-    trials: Mapping[Setting, Sequence[Trial]],
-    frame: pd.DataFrame,
-) -> str:
+def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
     """Return the whole report as a page; `frame` is `as_frame` of the same."""
-    least = f"A cell or claim with fewer than {report.LEAST_TRIALS} trials is not judged."
     parts = [
-        "# Fidelity report",
-        "",
+        "# Fidelity report\n",
         f"{summary(frame)} {seeds_told()} Written by `python -m fltrust_repro report`.",
         "",
         "Inside: within 0.03 of the paper, under a crafted attack within 0.03 + 20% of the",
         "increase that the paper prints over no attack; where that increase is 0.05 or more, ours",
         "must be significant too (one-sided Welch test, 95%), so that an attack that does nothing",
-        f"does not pass. {least}",
+        "does not pass. A cell or claim with fewer than "
+        f"{report.LEAST_TRIALS} trials is not judged.",
         "± is the 95% confidence interval over trials (Student's t).",
         "",
-        "## What the paper says in words",
-        "",
-        _claims_table(experiments, trials),
-        "",
+        "## What the paper says in words\n",
+        f"{_claims_table(experiments, trials)}\n",
     ]
     for experiment in experiments:
+        heading = f"## {report.markdown(experiment.title)}\n"
         lines = frame[frame["experiment"] == experiment.name]
         if len(lines):
-            parts += [_heading(experiment), "", _values_table(lines), ""]
-            absent = lines[lines["trials"] == 0]
-            parts += [_missing(absent["hours"]), ""] * bool(len(absent))
+            parts += [heading, f"{_values_table(lines)}\n"]
+            absent = lines["hours"][lines["trials"] == 0]
+            if len(absent):
+                needed = f"{PAPER_TRIALS} trials of each take {cost(absent)} hours on one CPU core"
+                parts.append(f"Missing: {len(absent)} cells; {needed}.\n")
         elif drawable(experiment, trials):
-            parts += [_heading(experiment), "", report.picture_link(experiment), ""]
+            parts += [heading, f"{report.picture_link(experiment)}\n"]
     return "\n".join(parts)
 
 
-def _heading(experiment: Experiment) -> str:
-    return f"## {literal.markdown(experiment.title)}"
-
-
-def _claims_table(
-    experiments: Sequence[Experiment], trials: Mapping[Setting, Sequence[Trial]]
-) -> str:
+def _claims_table(experiments: Sequence[Experiment], trials: Trials) -> str:
     judged = claims.judge(CLAIMS, numbers(experiments, trials))
-    rows = [(one.section, one.text, word, evidence) for one, word, evidence in judged]
-    table = pd.DataFrame(rows, columns=["section", "claim", "verdict", "ours"])
-    return f"{claims.counted(judged)}.\n\n{table.to_markdown(index=False, disable_numparse=True)}"
+    lines = [
+        {"section": one.section, "claim": one.text, "verdict": word, "ours": evidence}
+        for one, word, evidence in judged
+    ]
+    return f"{claims.counted(judged)}.\n\n{report.rendered(lines, 'github')}"
 
 
 def _values_table(lines: pd.DataFrame) -> str:
-    table = pd.DataFrame(
+    shown = [
         {
-            "row": lines["row"].map(literal.markdown),
-            "column": lines["column"].map(literal.markdown),
-            "paper": lines["paper"].map("{:.2f}".format),
-            "ours": [
-                _with_interval(mean, half) for mean, half in zip(lines["mean"], lines["ci95"])
-            ],
-            "trials": lines["trials"],
-            "difference": ["" if math.isnan(d) else f"{d:+.3f}" for d in lines["difference"]],
-            "verdict": lines["verdict"],
+            "row": line.row,
+            "column": line.column,
+            "paper": f"{line.paper:.2f}",
+            "ours": _number("{:.3f}", line.mean) + _number(" ±{:.3f}", line.ci95),
+            "trials": line.trials,
+            "difference": _number("{:+.3f}", line.difference),
+            "verdict": line.verdict,
         }
-    )
-    return table.to_markdown(index=False, disable_numparse=True)
+        for line in lines.itertuples()
+    ]
+    return report.rendered(shown, "github")
 
 
-def _with_interval(mean: float, half: float) -> str:
-    if math.isnan(mean):
-        return ""
-    return f"{mean:.3f}" + ("" if math.isnan(half) else f" ±{half:.3f}")
-
-
-def _missing(hours: Sequence[float]) -> str:
-    return (
-        f"Missing: {len(hours)} cells; {PAPER_TRIALS} trials of each take {cost(hours)} hours on "
-        "one CPU core."
-    )
+def _number(form: str, number: float) -> str:
+    return "" if math.isnan(number) else form.format(number)
 
 
 def cost(hours: Sequence[float]) -> str:
@@ -268,6 +188,6 @@ def cost(hours: Sequence[float]) -> str:
     return "unknown" if math.isnan(total) else f"about {total:,.1f}"
 
 
-def latex(experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]) -> str:
+def latex(experiment: Experiment, trials: Trials) -> str:
     """Return a table as LaTeX (booktabs), each cell "ours ± interval (paper, difference)"."""
     return report.table(experiment, measured(experiment, trials), "latex_booktabs") + "\n"

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.files import write_bytes
-from fltrust_repro.literal import one_line
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting

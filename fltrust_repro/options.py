@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fltrust_repro.backend import check_device, resolve_device
 from fltrust_repro.downloads import search_path
@@ -16,8 +17,8 @@ from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine, check_address
-from fltrust_repro.records import LAST_SEED
 from fltrust_repro.settings import Readings, Setting
+from fltrust_repro.trials import LAST_SEED
 
 LONG_HOURS = 1.0
 MOST_TRIALS = 10_000  # per setting
@@ -64,9 +65,15 @@ def _loaded(_context: Any, _parameter: Any, paths: tuple[Path, ...]) -> tuple[Pa
     return paths
 
 
+def _kept(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
+    if str(path) == ":memory:":
+        raise BadInput("--store is ':memory:', which is lost as the command ends; give it a file.")
+    return path
+
+
 store_option = click.option(
     "--store", "store_path", default="trials.sqlite", show_default=True,
-    type=FILE, help="File of finished trials.",
+    type=FILE, callback=_kept, help="File of finished trials.",
 )  # fmt: skip
 plugin_option = click.option(
     "--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
@@ -76,6 +83,22 @@ out_option = click.option(
     "--out", type=PATH, default="results", show_default=True,
     help="Folder for CSV, Markdown and pictures.",
 )  # fmt: skip
+
+
+def seed_option(default: int, told: str = "Trials have seeds S, S+1, ...") -> Callable:
+    """Give a command `--seed`, as `first_seed`."""
+    check = count("--seed", 0, LAST_SEED)
+    return click.option("--seed", "first_seed", default=default, show_default=True, metavar="S",
+                        callback=check, help=told)  # fmt: skip
+
+
+def typed(context: click.Context) -> list[tuple[str, str]]:
+    """Return the name and the option, as --rule, of what stands on the command line."""
+    return [
+        (parameter.name, parameter.opts[0])
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
 
 
 def trials_option(default: int) -> Callable:
@@ -93,8 +116,7 @@ def trial_options(trials: int, first_seed: int) -> Callable:
     """
     options = [
         trials_option(trials),
-        click.option("--seed", "first_seed", default=first_seed, show_default=True, metavar="S",
-                     callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
+        seed_option(first_seed),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, fidelity, figures, literal, report
+from fltrust_repro import claims, fidelity, figures, report
+from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
@@ -29,7 +30,7 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         # Names and evidence, which are str; what macros return is Markup and has lines.
-        finalize=lambda value: literal.one_line(value) if type(value) is str else value,
+        finalize=lambda value: one_line(value) if type(value) is str else value,
     )  # fmt: skip
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     judged = claims.judge(claims.CLAIMS, fidelity.numbers(experiments, trials))

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Cell
-from fltrust_repro.literal import one_line
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from scipy import special
+from tabulate import tabulate
 
-from fltrust_repro import literal
 from fltrust_repro.attacks import attacks
+from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Cell, Experiment
 from fltrust_repro.trials import Trial
 
@@ -24,6 +26,8 @@ NOTABLE_INCREASE = 0.05
 LEVEL = 0.95
 LEAST_TRIALS = 3  # of a cell, for an interval and for every verdict
 TOO_FEW = "too few trials"
+# An underscore inside a word is one; anywhere else it would begin or end an emphasis.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,8 @@ def half_width(values: Sequence[float]) -> float:
     n = len(values)
     if n < LEAST_TRIALS:
         return math.nan
-    return _student_t(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-
-
-@cache
-def _student_t(freedom: int) -> float:
-    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+    student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
+    return float(student * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:
@@ -135,22 +135,52 @@ COLUMNS = (
 def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFrame:
     """One line per cell, with `COLUMNS`."""
     lines = [
-        {
-            "experiment": experiment.name,
-            "row": m.cell.row,
-            "column": m.cell.column,
-            "paper": m.cell.paper,
-            "mean": round(m.mean, 4),
-            "std": round(m.std, 4),
-            "ci95": round(m.half_width, 4),
-            "trials": len(m.errors),
-            "diverged": m.diverged,
-            "difference": round(m.difference, 4),
-            "verdict": judged,
-        }
+        (experiment.name, m.cell.row, m.cell.column, m.cell.paper, round(m.mean, 4),
+         round(m.std, 4), round(m.half_width, 4), len(m.errors), m.diverged,
+         round(m.difference, 4), judged)
         for m, judged in zip(measured, verdicts(measured))
-    ]
+    ]  # fmt: skip
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+# ---- tables and pages ---------------------------------------------------------------------------
+
+
+def markdown(text: str) -> str:
+    r"""Return Markdown that reads as this text, in a table too.
+
+    >>> from fltrust_repro.report import markdown
+    >>> print(markdown("a|b *c* my_rule"))
+    a\|b \*c\* my_rule
+    """
+    return _MARKDOWN.sub(lambda found: "\\" + found[0], one_line(text))
+
+
+def markdown_code(text: str) -> str:
+    """Return Markdown that shows this text as code, fenced by more backticks than it has.
+
+    >>> from fltrust_repro.report import markdown_code
+    >>> print(markdown_code("make test"))
+    `make test`
+    """
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if len(fence) > 1 else ""
+    return f"{fence}{space}{one_line(text)}{space}{fence}"
+
+
+def rendered(lines: Sequence[Mapping[str, Any]], style: str, numbers: str = "g") -> str:
+    """Arrange lines of the same columns as a table.
+
+    `style` is tabulate's: "simple" for a terminal, "github" for Markdown, "latex_booktabs". Text is
+    shown as it is, whatever that style would make of it; columns of numbers, of the format
+    `numbers`, are aligned to the right.
+    """
+    # LaTeX's special characters are escaped by tabulate.
+    escape = markdown if style == "github" else one_line
+    texts = [[escape(v) if isinstance(v, str) else v for v in line.values()] for line in lines]
+    told = [k for k, column in enumerate(zip(*texts)) if any(isinstance(v, str) for v in column)]
+    names = [escape(name) for name in lines[0]]
+    return tabulate(texts, names, style, floatfmt=numbers, disable_numparse=told)
 
 
 def _cell_text(m: Measured, judged: str) -> str:
@@ -166,21 +196,18 @@ def _cell_text(m: Measured, judged: str) -> str:
 def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> str:
     """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)".
 
-    `style` is tabulate's: "simple" for a terminal, "github" for Markdown. A star marks a cell
-    outside the tolerance of `verdict`, a question mark one with too few trials to say.
+    `style` is that of `rendered`. A star marks a cell outside the tolerance of `verdict`, a
+    question mark one with too few trials to say.
     """
     texts = {
         (m.cell.row, m.cell.column): _cell_text(m, judged)
         for m, judged in zip(measured, verdicts(measured))
     }
-    # LaTeX's special characters are escaped by tabulate.
-    escape = literal.markdown if style == "github" else literal.one_line
-    frame = pd.DataFrame(
-        [[texts[row, column] for column in experiment.columns] for row in experiment.rows],
-        index=[escape(row) for row in experiment.rows],
-        columns=[escape(column) for column in experiment.columns],
-    )
-    return frame.to_markdown(tablefmt=style, disable_numparse=True)  # a row may be called 1e3
+    return rendered(
+        [{"": row, **{column: texts[row, column] for column in experiment.columns}}
+         for row in experiment.rows],
+        style,
+    )  # fmt: skip
 
 
 def summary_line(measured: Sequence[Measured]) -> str:
@@ -193,55 +220,40 @@ def tally(words: Iterable[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in Counter(words).items())
 
 
-def _has_paper(measured: Sequence[Measured]) -> bool:
-    return any(m.cell.paper is not None for m in measured)
-
-
 def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
     """Say what the cells of a table show."""
-    paper = " (the paper's value, difference)" if _has_paper(measured) else ""
+    printed = any(m.cell.paper is not None for m in measured)
+    paper = " (the paper's value, difference)" * printed
     lowest = experiment.measure == "lowest_error_rate"
     what = "Lowest testing error rate" if lowest else "Testing error rate"
     return f"{what} ± 95% confidence interval{paper}"
 
 
-def _legend(measured: Sequence[Measured]) -> list[str]:
-    if not _has_paper(measured):
-        return []
-    return [
-        f"{summary_line(measured)}. A star marks a cell outside the tolerance: 0.03, in",
-        "attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where",
-        "the increase must also be significant (95%) if the paper's is 0.05 or more. A",
-        f"question mark: too few trials to say, fewer than {LEAST_TRIALS}.",
-        "",
-    ]
-
-
-def _pictures(experiment: Experiment) -> list[str]:
-    if experiment.figure is None:
-        return []
-    return [picture_link(experiment), ""]
-
-
 def picture_link(experiment: Experiment) -> str:
     """Return the Markdown that shows a figure's picture, beside the page."""
-    return f"![{literal.markdown(experiment.title)}]({quote(experiment.name)}.png)"
+    return f"![{markdown(experiment.title)}]({quote(experiment.name)}.png)"
 
 
-def markdown(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
-    """Return a page with the table, what it was measured with, and how to read it."""
+_LEGEND = (
+    "A star marks a cell outside the tolerance: 0.03, in\n"
+    "attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where\n"
+    "the increase must also be significant (95%) if the paper's is 0.05 or more. A\n"
+    f"question mark: too few trials to say, fewer than {LEAST_TRIALS}.\n"
+)
+
+
+def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
+    """Return a page of Markdown: the table, what it was measured with, and how to read it."""
+    judged = summary_line(measured)
     return "\n".join(
         [
-            f"# {literal.markdown(experiment.title)}",
-            "",
-            f"{heading(experiment, measured)}.",
-            "",
-            table(experiment, measured, "github"),
-            "",
-            *_pictures(experiment),
-            *_legend(measured),
-            *(f"- Command: {literal.markdown_code(c)}" for c in commands(experiment, trials)),
-            *(f"- {name}: {literal.markdown(text)}" for name, text in origin(trials)),
+            f"# {markdown(experiment.title)}\n",
+            f"{heading(experiment, measured)}.\n",
+            f"{table(experiment, measured, 'github')}\n",
+            *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
+            *([f"{judged}. {_LEGEND}"] if judged else []),
+            *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
+            *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),
             "",
         ]
     )
@@ -257,27 +269,25 @@ def commands(experiment: Experiment, trials: Iterable[Trial]) -> list[str]:
 
 def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     """Return what trials were made with, as pairs of a name and a text."""
-    runs = _seed_runs(trials)
-    seeds = ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in runs)
     hours = sum(trial.result.seconds for trial in trials) / 3600
     protocols = ", ".join(sorted({trial.protocol for trial in trials}))
+    time = f"{hours:.2f} hours, one process each; protocol version {protocols}"
     versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
     return [
-        ("Trials", f"{len(trials)} in all, seeds {seeds}"),
-        (
-            "Training time",
-            f"{hours:.2f} hours, one process each; protocol version {protocols}",
-        ),
+        ("Trials", f"{len(trials)} in all, seeds {seeds(trials)}"),
+        ("Training time", time),
         *(("Versions", line) for line in versions),
     ]
 
 
+def seeds(trials: Iterable[Trial]) -> str:
+    """Return the seeds of trials in words: "10 to 19, 24"."""
+    runs = _seed_runs(trials)
+    return ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in runs)
+
+
 def _seed_runs(trials: Iterable[Trial]) -> list[tuple[int, int]]:
     """First and last seed of each run of seeds without a gap."""
-    runs: list[tuple[int, int]] = []
-    for seed in sorted({trial.seed for trial in trials}):
-        if runs and seed == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], seed)
-        else:
-            runs.append((seed, seed))
-    return runs
+    known = {trial.seed for trial in trials}
+    firsts = sorted(seed for seed in known if seed - 1 not in known)
+    return list(zip(firsts, sorted(seed for seed in known if seed + 1 not in known)))

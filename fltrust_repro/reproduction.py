@@ -1,114 +1,239 @@
-"""Running an experiment: what is missing, then its table beside the paper's, and its files."""
+"""Where results lie, and running an experiment: what is missing, then its table and its files.
+
+Finished trials are in the store, in the user's own folder OUT, and in the folder that is published
+with the program, which is only read. Trials are told apart by their names, files never are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import click
+import pandas as pd
 
-from fltrust_repro import figures, literal, report, sweep
+from fltrust_repro import datasets, experiments, fidelity, figures, report, sweep
+from fltrust_repro.archive import Archive
+from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
 from fltrust_repro.experiments import Cell, Experiment
-from fltrust_repro.fidelity import trial_files, trials_in
 from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
+from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import Trial, TrialName, add_to_csv, read_csv
+from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, add_to_csv, protocol_of, read_csv
+
+_ENDING = ".trials.csv"
+
+
+def trials_in(
+    folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
+) -> list[Trial]:
+    """Return the trials of a results folder whose names are wanted.
+
+    A file that is none of trials is left out whole.
+    """
+    found = []
+    for file in sorted(filter(Path.is_file, folder.glob(f"*{_ENDING}"))):
+        try:
+            found += read_csv(file, left_out, wanted)
+        except BadInput as error:
+            left_out.add(file, "the whole file", error)
+    return found
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder is that of the published results."""
+    return folder.resolve() == experiments.published().resolve()
+
+
+def read_back(
+    store: Archive, out: Path, settings: Iterable[Setting], fresh: bool = False
+) -> dict[TrialName, Trial]:
+    """Let the store answer with the trials of `out` and the published ones; return the latter.
+
+    Those of the settings. The store's own go first, then those of `out`; with `fresh` none of the
+    published is read. Says on stderr what is left out as not understood.
+    """
+    keys = {setting.key() for setting in settings}
+    look_in = partial(trials_in, left_out=store.left_out, wanted=lambda name: name.key in keys)
+    store.lend(look_in(out))
+    published = [] if fresh or is_published(out) else look_in(experiments.published())
+    store.lend(published)
+    store.left_out.tell()
+    return {trial.name: trial for trial in published}
+
+
+def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Setting, list[Trial]]:
+    """Return all trials of today's protocol in a store and `out`, by setting and seed.
+
+    Also the published ones of these experiments.
+    """
+    store.lend(trials_in(out, store.left_out))
+    read_back(store, out, (setting for experiment in of for setting in experiment.settings))
+    known: dict[Setting, list[Trial]] = {}
+    today = cache(protocol_of)
+    for trial in sorted(store.everything(), key=lambda trial: trial.seed):
+        if trial.protocol == today(trial.setting):
+            known.setdefault(trial.setting, []).append(trial)
+    store.left_out.tell()
+    return known
+
+
+def reported(trials: Mapping[Setting, Sequence[Trial]]) -> dict[Setting, list[Trial]]:
+    """Return the trials that reports are made of, without the seeds that chose the readings."""
+    kept = {setting: [t for t in some if t.seed >= FIRST_SEED] for setting, some in trials.items()}
+    return {setting: some for setting, some in kept.items() if some}
 
 
 def reproduce(
-    experiment: Experiment,
+    orders: Mapping[Experiment, Sequence[Cell]],
     seeds: range,
     store: Store,
     machine: Machine,
     out: Path,
     announce: Callable[[float], None],
-    chosen: Sequence[Cell] | None = None,
-) -> list[Failure]:
-    """Run the trials that neither the store nor `out` has; print the table and write its files.
+    fresh: bool = False,
+) -> tuple[list[Failure], list[str]]:
+    """Run the trials of experiments' cells that are not at hand; print tables and write files.
 
-    Of the `chosen` cells, by default all; the table holds what is known of the others. Writes
-    NAME.csv, NAME.md and NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg too.
-    A trial that a file in `out` holds is not written twice, and none that it holds is dropped.
-    Returns the trials that failed. Raises `DataUnavailable` before any trial where a data set is
-    missing.
+    At hand are the trials of the store and of `out`, and the published ones unless `fresh`. The
+    table of an experiment holds what is known of its other cells too. Writes NAME.csv, NAME.md and
+    NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg. Returns the trials that failed,
+    and the experiments whose data are missing. `BadInput` where a file NAME.trials.csv is none that
+    trials can be added to.
     """
-    known = read_back(experiment, out, store)
-    title = literal.one_line(experiment.title)
-    click.echo(f"\n{title}", err=True)
-    cells = chosen or experiment.cells
-    outcome = sweep.run_missing(cells, seeds, store, machine, announce, experiment.measure)
-    if outcome == (0, []):
-        click.echo("All trials were finished already.", err=True)
-    found = [store.find(cell.setting, seeds) for cell in experiment.cells]
-    if not any(found):
-        return outcome.failed
-    measured = [
-        report.measure(cell, trials, experiment.measure)
-        for cell, trials in zip(experiment.cells, found)
-    ]
-    warn([trial for trials in found for trial in trials])
-
-    reused = len({trial.name for trials in found for trial in trials} & known)
-    several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
-    told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
-    lines = [
-        f"{title}. {report.heading(experiment, measured)}; {told}.",
-        "",
-        report.table(experiment, measured, "simple"),
-        "",
-    ]
-    if judged := report.summary_line(measured):
-        lines.append(f"{judged}.  * outside the tolerance  ? too few trials to say")
-    if reused:
-        lines.append(f"Taken from {out}: {reused} trial{'s' * (reused > 1)}.")
-    _write(experiment, measured, found, store, out)
-    click.echo("\n".join(lines))
-    return outcome.failed
+    for experiment in orders:
+        if (own := out / f"{experiment.name}{_ENDING}").exists():
+            read_csv(own, store.left_out)
+    settings = [setting for experiment in orders for setting in experiment.settings]
+    for name in dict.fromkeys(setting.dataset for setting in settings):
+        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
+    published = read_back(store, out, settings, fresh)
+    known = {setting: store.find(setting) for setting in settings}
+    to_run = {one: _tell(one, cells, seeds, known, published) for one, cells in orders.items()}
+    failed, missing = [], []
+    for experiment, cells in orders.items():
+        try:
+            if to_run[experiment]:
+                click.echo(f"\n{one_line(experiment.title)}", err=True)
+                outcome = sweep.run_missing(
+                    cells, seeds, store, machine, announce, experiment.measure
+                )
+                failed += outcome.failed
+        except DataUnavailable as error:
+            missing.append(experiment.name)
+            click.echo(f"not run: {error}", err=True)
+        _show(experiment, seeds, store, out, published)
+    return failed, missing
 
 
-def _write(
+def _tell(
     experiment: Experiment,
-    measured: Sequence[report.Measured],
-    found: Sequence[Sequence[Trial]],
+    cells: Sequence[Cell],
+    seeds: range,
+    known: Mapping[Setting, Sequence[Trial]],
+    published: Mapping[TrialName, Trial],
+) -> int:
+    """Say how many trials are at hand and how long the others take; return how many these are."""
+    at_hand = {cell.setting: [t for t in known[cell.setting] if t.seed in seeds] for cell in cells}
+    missing = {setting: len(seeds) - len(trials) for setting, trials in at_hand.items()}
+    found, to_run = [t for trials in at_hand.values() for t in trials], sum(missing.values())
+    theirs = sum(trial == published.get(trial.name) for trial in found)
+    seconds = fidelity.seconds_of(experiment, known)
+    told = f"{experiment.name}: {len(found)} trial{'s' * (len(found) != 1)} at hand"
+    told += f", {theirs} of them published" * bool(theirs)
+    time = _time(sum(count * seconds[setting] for setting, count in missing.items() if count))
+    click.echo(f"{told}, {to_run} to run{time}", err=True)
+    return to_run
+
+
+def _time(seconds: float) -> str:
+    if not seconds > 0:  # nothing, or not known
+        return ""
+    if (minutes := math.ceil(seconds / 60)) < 60:
+        return f", about {minutes} minute{'s' * (minutes > 1)} of a core"
+    return f", about {seconds / 3600:,.1f} hours of a core"
+
+
+def _show(
+    experiment: Experiment,
+    seeds: range,
     store: Store,
     out: Path,
+    published: Mapping[TrialName, Trial],
 ) -> None:
-    own, settings = _own_file(experiment, out), dict.fromkeys(experiment.settings)
-    every = {trial.name: trial for setting in settings for trial in store.find(setting)}
-    files = {*trial_files(out), *filter(Path.is_file, [own])}
-    there = {t.name for file in files for t in trials_in(file, store.left_out, every.__contains__)}
-    add_to_csv(own, [trial for name, trial in every.items() if name not in there])
-    table = report.as_frame(experiment, measured).to_csv(index=False)
-    write_text(out / f"{experiment.name}.csv", table)
-    used = list({trial.name: trial for trials in found for trial in trials}.values())
-    write_text(out / f"{experiment.name}.md", report.markdown(experiment, measured, used))
-    if experiment.figure is not None:
-        figures.draw(experiment, measured, out)
+    """Print the table of what is known with these seeds, if anything is, and write the files."""
+    found = {setting: store.find(setting, seeds) for setting in experiment.settings}
+    used = [trial for trials in found.values() for trial in trials]
+    if not used:
+        return
+    warn(used)
+    cells = fidelity.measured(experiment, found)
+    files = _keep_trials(experiment, store, out, published)
+    page, now = out / f"{experiment.name}.md", sum(len(cell.errors) for cell in cells)
+    if (before := _trials_of(page.with_suffix(".csv"))) <= now:
+        files = _write_page(experiment, cells, used, out) + files
+    several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
+    told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
+    click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
+    click.echo(report.table(experiment, cells, "simple") + "\n")
+    if judged := report.summary_line(cells):
+        click.echo(f"{judged}.  * outside the tolerance  ? too few trials to say")
+    if before > now:
+        click.echo(f"{page} stays as it is: it is made of {before} trials, this table of {now}.")
+    if files:
+        click.echo(wrote(files))
 
 
-def _own_file(experiment: Experiment, folder: Path) -> Path:
-    return folder / f"{experiment.name}.trials.csv"
+def _keep_trials(
+    experiment: Experiment, store: Store, out: Path, published: Mapping[TrialName, Trial]
+) -> list[Path]:
+    """Add to the experiment's file what neither `out` nor the published results hold."""
+    own = out / f"{experiment.name}{_ENDING}"
+    every = {t.name: t for s in dict.fromkeys(experiment.settings) for t in store.find(s)}
+    there = {t.name for t in trials_in(out, store.left_out, every.__contains__)}
+    new = [t for n, t in every.items() if n not in there and t != published.get(n)]
+    if new:
+        add_to_csv(own, new)
+    return [own] * bool(new)
 
 
-def read_back(experiment: Experiment, folder: Path, store: Store) -> set[TrialName]:
-    """Take the trials of earlier runs, committed ones for instance, into the store.
+def _trials_of(table: Path) -> int:
+    """How many trials a page was made of, by its table; 0 where there is none."""
+    try:
+        return int(pd.read_csv(table)["trials"].sum())
+    except (OSError, KeyError, TypeError, ValueError):
+        return 0
 
-    They may be another experiment's: tables and figures share settings. Returns the names of
-    those that the store did not have. Raises `BadInput` where the experiment's own file is none
-    that trials can be added to.
+
+def _write_page(
+    experiment: Experiment, cells: Sequence[report.Measured], used: Sequence[Trial], out: Path
+) -> list[Path]:
+    page, table, *pictures = (out / f"{experiment.name}.{e}" for e in ("md", "csv", "png", "svg"))
+    write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
+    write_text(page, report.page(experiment, cells, used))
+    if experiment.figure is None:
+        return [page, table]
+    figures.draw(experiment, cells, out)
+    return [page, table, *pictures]
+
+
+def wrote(files: Iterable[Path]) -> str:
+    """Say which files were written, those of one name together.
+
+    >>> from pathlib import Path
+    >>> from fltrust_repro.reproduction import wrote
+    >>> wrote([Path("results/table2a.md"), Path("results/table2a.trials.csv")])
+    'Wrote results/table2a.md, .trials.csv'
     """
-    own, keys = _own_file(experiment, folder), {s.key() for s in experiment.settings}
-    had = {trial.name for setting in set(experiment.settings) for trial in store.find(setting)}
-
-    def wanted(name: TrialName) -> bool:
-        return name.key in keys and name not in had
-
-    known = read_csv(own, store.left_out, lambda name: name not in had) if own.exists() else []
-    for file in set(trial_files(folder)) - {own}:
-        known += trials_in(file, store.left_out, wanted)
-    store.left_out.tell()
-    return store.add(*(trial for trial in known if trial.name.key in keys))
+    names: dict[str, list[str]] = {}
+    for file in map(str, files):
+        ending = _ENDING if file.endswith(_ENDING) else Path(file).suffix
+        names.setdefault(file.removesuffix(ending), []).append(ending)
+    told = (name + ", ".join(endings) for name, endings in names.items())
+    return f"Wrote {'; '.join(told)}"
 
 
 def warn(trials: Sequence[Trial]) -> None:

@@ -16,22 +16,11 @@ import uuid
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from fltrust_repro.archive import (
-    CLAIM_SECONDS,
-    SAME_NAME,
-    SCHEMA,
-    Archive,
-    Failure,
-    reason,
-    started,
-)
-from fltrust_repro.databases import has_triggers
+from fltrust_repro.archive import SAME_NAME, SCHEMA, TABLES, Archive, Failure, reason, started
 from fltrust_repro.errors import BadInput
-from fltrust_repro.records import COLUMNS, TABLES
-from fltrust_repro.trials import Trial, TrialName
-
-__all__ = ["CLAIM_SECONDS", "COLUMNS", "SCHEMA", "Failure", "Store"]
+from fltrust_repro.trials import COLUMNS, Trial, TrialName
 
 _WAIT_SECONDS = 60  # for another command that writes
 _BATCH = 1000  # trials that are taken over in one transaction
@@ -64,7 +53,9 @@ class Store(Archive):
 
     def _prepare(self) -> None:
         super()._prepare()
-        if has_triggers(self._connection):
+        if self._connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
+        ).fetchone():
             raise self._refusal("holds triggers, which would run as trials are written", True)
         found = {table: self._columns(table) for table in TABLES}
         self._log_ahead()
@@ -156,16 +147,15 @@ class Store(Archive):
 
         Ends their claims and failures.
         """
-        names, values = ", ".join(COLUMNS), ", ".join(f":{name}" for name in COLUMNS)
+        added = set()
         with self._writing():
-            added = set()
             for trial in trials:
                 if not self.has(trial.name):
                     # What else has this name is not understood: kept, and no longer in the way.
                     aside = f"UPDATE trials SET key = key || ' aside ' || rowid WHERE {SAME_NAME}"
                     self._connection.execute(aside, trial.name)
-                    insert = f"INSERT INTO trials ({names}) VALUES ({values})"
-                    self._connection.execute(insert, trial.row())
+                    row = trial.row()
+                    self._insert("trials", *(row[name] for name in COLUMNS))
                     added.add(trial.name)
                 self._forget(trial.name, "claims", "failures")
         return added
@@ -173,12 +163,16 @@ class Store(Archive):
     def add_failure(self, failure: Failure) -> None:
         """Write that a trial failed, in place of an earlier failure of it. Ends its claim."""
         with self._writing():
-            self._connection.execute(
-                "INSERT OR REPLACE INTO failures (key, seed, protocol, message, details) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (*failure.name, failure.message, failure.details),
-            )
+            self._insert("failures", *failure.name, failure.message, failure.details)
             self._forget(failure.name, "claims")
+
+    def _insert(self, table: str, *values: Any) -> None:
+        """Write a row, in place of another of its name, but a trial in place of none."""
+        names, marks = ", ".join(TABLES[table]), ", ".join("?" * len(values))
+        replacing = " OR REPLACE" * (table != "trials")
+        self._connection.execute(
+            f"INSERT{replacing} INTO {table} ({names}) VALUES ({marks})", values
+        )
 
     def _forget(self, name: TrialName, *tables: str) -> None:
         for table in tables:
@@ -193,11 +187,7 @@ class Store(Archive):
             claims = self._claims(f"WHERE {SAME_NAME} AND owner <> ?", (*name, self._owner))
             if self.has(name) or claims:
                 return False
-            self._connection.execute(
-                "INSERT OR REPLACE INTO claims (key, seed, protocol, owner, host, pid, renewed) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*name, self._owner, self._host, self._pid, time.time()),
-            )
+            self._insert("claims", *name, self._owner, self._host, self._pid, time.time())
         return True
 
     def renew_claims(self) -> None:

@@ -1,4 +1,4 @@
-"""`status`, `show`, `export` and `import`: what is in the store, and its way to other programs."""
+"""`status`, `show`, `export`, `import`, `report` and `list`: what there is, with no training."""
 
 from __future__ import annotations
 
@@ -11,118 +11,130 @@ from typing import Any
 import click
 import pandas as pd
 
-from fltrust_repro import fidelity, figures
+from fltrust_repro import datasets, fidelity, figures, page, report, reproduction
+from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive, Failure
-from fltrust_repro.errors import BadInput
-from fltrust_repro.experiments import Cell, Experiment, load_experiment
-from fltrust_repro.files import check_writable, write_bytes
-from fltrust_repro.literal import one_line
+from fltrust_repro.attacks import attacks
+from fltrust_repro.defenses import defenses
+from fltrust_repro.errors import BadInput, one_line
+from fltrust_repro.experiments import Experiment, available, load_experiment
+from fltrust_repro.files import check_writable, write_bytes, write_text
+from fltrust_repro.models import models
 from fltrust_repro.options import (
     FILE,
-    LAST_SEED,
     PATH,
-    count,
     out_option,
     plugin_option,
+    seed_option,
+    seed_range,
     setting_options,
     store_option,
     trials_option,
+    typed,
 )
-from fltrust_repro.records import COLUMNS
+from fltrust_repro.registry import summary
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv
+from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, read_csv
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
 @trials_option(fidelity.PAPER_TRIALS)
+@seed_option(FIRST_SEED)
 @store_option
 @out_option
 @plugin_option
 def status(
-    names: tuple[str, ...], trials: int, store_path: Path, out: Path, plugins: tuple[Path, ...]
+    names: tuple[str, ...],
+    trials: int,
+    first_seed: int,
+    store_path: Path,
+    out: Path,
+    plugins: tuple[Path, ...],
 ) -> None:
     """Say what is done and what is missing: of all experiments, or cell by cell of those named.
 
-    Counts the trials in the store and in OUT, whatever their seeds; `report` leaves out 0 to 9.
+    Counts the trials that `reproduce` with the same --trials and --seed would use: those in the
+    store, in OUT, and published with the program.
     """
+    seeds = seed_range(first_seed, trials)
     experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
     with Archive(store_path) as store:
-        finished = fidelity.finished(out, store)
+        finished = reproduction.finished(store, out, experiments)
         failures, claimed = store.failures(), store.claimed()
         store.left_out.tell()
+    done = {s: [trial for trial in some if trial.seed in seeds] for s, some in finished.items()}
     if names:
         for experiment in experiments:
             title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
             click.echo(f"{title}: trials done of {trials}, mean {what}\n")
-            click.echo(_cells_table(experiment, finished) + "\n")
+            click.echo(_cells_table(experiment, done) + "\n")
     else:
         lines = [
-            _line(experiment, trials, finished, failures, claimed) for experiment in experiments
+            _line(experiment, seeds, finished, done, failures, claimed)
+            for experiment in experiments
         ]
-        click.echo(pd.DataFrame(lines).to_markdown(index=False, tablefmt="simple", floatfmt=".1f"))
-    for line in _failure_lines(experiments, failures):
-        click.echo(line)
+        click.echo(report.rendered(lines, "simple", ".1f"))
+    _print_failures(experiments, failures)
 
 
 def _line(
     experiment: Experiment,
-    trials: int,
-    finished: Mapping[Setting, Sequence[Trial]],
+    seeds: range,
+    finished: fidelity.Trials,
+    done: fidelity.Trials,
     failures: Mapping[TrialName, Failure],
     claimed: set[TrialName],
 ) -> dict[str, Any]:
-    settings = dict.fromkeys(experiment.settings)
-    keys = {setting.key() for setting in settings}
-    missing = {s: max(trials - len(finished.get(s, ())), 0) for s in settings}
+    missing = {s: len(seeds) - len(done.get(s, ())) for s in experiment.settings}
+    keys = {setting.key() for setting in missing}
     seconds = fidelity.seconds_of(experiment, finished)
     return {
         "experiment": experiment.name,
-        "done": trials * len(settings) - sum(missing.values()),
-        "of": trials * len(settings),
+        "done": len(seeds) * len(missing) - sum(missing.values()),
+        "of": len(seeds) * len(missing),
         "running": sum(name.key in keys for name in claimed),
         "failed": sum(name.key in keys for name in failures),
-        "core hours left": sum(missing[s] * seconds[s] for s in settings) / 3600,
+        "core hours left": sum(count * seconds[s] for s, count in missing.items()) / 3600,
     }
 
 
-def _cells_table(experiment: Experiment, finished: Mapping[Setting, Sequence[Trial]]) -> str:
-    texts = {(m.cell.row, m.cell.column): f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors)
-             for m in fidelity.measured(experiment, finished)}  # fmt: skip
-    rows = [[texts[row, column] for column in experiment.columns] for row in experiment.rows]
-    row_names, column_names = map(one_line, experiment.rows), map(one_line, experiment.columns)
-    frame = pd.DataFrame(rows, index=list(row_names), columns=list(column_names))
-    return frame.to_markdown(tablefmt="simple", disable_numparse=True)
+def _cells_table(experiment: Experiment, done: fidelity.Trials) -> str:
+    lines: dict[str, dict[str, str]] = {}
+    for m in fidelity.measured(experiment, done):
+        text = f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors)
+        lines.setdefault(m.cell.row, {"": m.cell.row})[m.cell.column] = text
+    return report.rendered(list(lines.values()), "simple")
 
 
-def _failure_lines(
+def _print_failures(
     experiments: Sequence[Experiment], failures: Mapping[TrialName, Failure]
-) -> list[str]:
+) -> None:
     places: dict[str, list[str]] = {}
     for experiment in experiments:
         for cell in experiment.cells:
             place = one_line(f"{experiment.name} {cell.row} {cell.column}")
             places.setdefault(cell.setting.key(), []).append(place)
-    return [
-        f"failed: {'; '.join(places[name.key])}, seed {name.seed}: {failure.message}"
-        for name, failure in failures.items()
-        if name.key in places
-    ]
+    for name, failure in failures.items():
+        if name.key in places:
+            where = "; ".join(places[name.key])
+            click.echo(f"failed: {where}, seed {name.seed}: {failure.message}")
 
 
 @click.command()
 @click.argument("place", nargs=-1, metavar="[EXPERIMENT ROW COLUMN]")
 @setting_options()
-@click.option("--seed", default=0, show_default=True, callback=count("--seed", 0, LAST_SEED),
-              help="Which trial.")  # fmt: skip
+@seed_option(0, "Which trial.")
 @click.option("--picture", type=FILE, help="Draw the curve, as PNG or SVG.")
 @store_option
 @out_option
 @plugin_option
+@click.pass_context
 def show(
+    context: click.Context,
     place: tuple[str, ...],
-    seed: int,
+    first_seed: int,
     picture: Path | None,
     store_path: Path,
     out: Path,
@@ -133,35 +145,49 @@ def show(
     if picture is not None:
         figures.check_picture(picture)
         check_writable(picture.parent, "--picture")
-    setting = _cell_at(*place).setting if place else Setting.from_dict(fields)
-    with Archive(store_path) as store:
-        known = {t.seed: t for t in fidelity.finished(out, store).get(setting, ())}
-        failure = store.failures().get(TrialName(setting.key(), seed, protocol_of(setting)))
-    if seed not in known:
-        if failure is not None:
-            click.echo(failure.details)
-            raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
-        there = f"there are {', '.join(map(str, known))}" if known else "there is none"
-        raise BadInput(f"no finished trial has this setting and seed {seed}; of seeds {there}.")
-    trial = known[seed]
-    result = trial.result
-    click.echo(f"seed {seed}, error rate {result.error_rate:.4f}, {result.seconds:.1f} s")
-    click.echo(f"{trial.versions}, {trial.device}, {trial.finished}")
-    click.echo(json.dumps(result.notes))
-    columns = ["iteration", "error rate", "training loss"]
-    curve = pd.DataFrame(result.curve, columns=columns).astype({"iteration": object})
-    click.echo(curve.to_markdown(index=False, tablefmt="simple", floatfmt=".4f"))
-    if picture is not None:
-        figures.draw_trial(trial, picture)
-
-
-def _cell_at(*place: str) -> Cell:
-    if len(place) != 3:
+    if len(place) not in (0, 3):
         raise BadInput(
             f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
             "`show table2a krum full --seed 10`, or the setting by options."
         )
-    return load_experiment(place[0]).choose(place[1:2], place[2:])[0]
+    others = ("place", "first_seed", "picture", "store_path", "out", "plugins")
+    if place and (given := [option for name, option in typed(context) if name not in others]):
+        raise BadInput(f"{given[0]} is given, but {' '.join(place)} decides it; leave it out.")
+    if place:
+        setting = load_experiment(place[0]).choose(place[1:2], place[2:])[0].setting
+    else:
+        setting = Setting.from_dict(fields)
+    trial = _trial_of(setting, first_seed, store_path, out)
+    result = trial.result
+    click.echo(f"seed {trial.seed}, error rate {result.error_rate:.4f}, {result.seconds:.1f} s")
+    click.echo(f"{trial.versions}, {trial.device}, {trial.finished}")
+    click.echo(json.dumps(result.notes))
+    columns = ("iteration", "error rate", "training loss")
+    curve = [dict(zip(columns, point)) for point in result.curve]
+    click.echo(report.rendered(curve, "simple", ".4f"))
+    if picture is not None:
+        figures.draw_trial(trial, picture)
+        click.echo(reproduction.wrote([picture]), err=True)
+
+
+def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial:
+    with Archive(store_path) as store:
+        reproduction.read_back(store, out, [setting])
+        known = {trial.seed: trial for trial in store.find(setting)}
+        failure = store.failures().get(TrialName.of(setting, seed))
+        store.left_out.tell()
+    if seed in known:
+        return known[seed]
+    if failure is not None:
+        click.echo(failure.details)
+        raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
+    there = f"there are {report.seeds(known.values())}" if known else "there is none"
+    raise BadInput(f"no finished trial has this setting and seed {seed}; of seeds {there}.")
+
+
+_NAME = TrialName._fields
+_SETTING = list(FIELDS)
+_OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
 
 
 @click.command("export")
@@ -172,9 +198,11 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
     """Write all finished trials as one table, a column per setting field: FILE.csv or .parquet."""
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
+    check_writable(file.parent, "FILE")
     with Archive(store_path) as store:
-        frame = pd.DataFrame([_flat(trial) for trial in store.everything()], columns=_EXPORTED)
+        lines = [{**trial.setting.as_dict(), **trial.row()} for trial in store.everything()]
         store.left_out.tell()
+    frame = pd.DataFrame(lines, columns=[*_NAME, *_SETTING, *_OTHERS])
     content = io.BytesIO()
     if file.suffix == ".csv":
         frame.apply(lambda column: column.map(_no_formula)).to_csv(content, index=False)
@@ -186,17 +214,7 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
                 'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
             ) from error
     write_bytes(file, content.getvalue())
-    click.echo(f"{len(frame)} trials: {file}")
-
-
-_NAME = list(TrialName._fields)
-_SETTING = list(FIELDS)
-_OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
-_EXPORTED = [*_NAME, *_SETTING, *_OTHERS]
-
-
-def _flat(trial: Trial) -> dict[str, Any]:
-    return {**trial.setting.as_dict(), **trial.row()}
+    click.echo(f"{len(frame)} trials. {reproduction.wrote([file])}")
 
 
 def _no_formula(value: Any) -> Any:
@@ -226,3 +244,59 @@ def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Pat
                 found, added = store.merge(file)
             click.echo(f"{file}: {added} of {found} trials are new")
             store.left_out.tell()
+    click.echo(reproduction.wrote([store_path]))
+
+
+@click.command("report")
+@store_option
+@out_option
+@plugin_option
+@click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
+@click.option("--html", "as_html", is_flag=True, help="Write OUT/fidelity.html, one page, too.")
+def report_command(
+    store_path: Path, out: Path, plugins: tuple[Path, ...], as_latex: bool, as_html: bool
+) -> None:
+    """Set every number that the paper prints beside ours, and check its claims in words.
+
+    Reads the trials in the store, in OUT and those published with the program; runs none. Those
+    with seeds 0 to 9, which chose the readings, are left out.
+    """
+    check_writable(out)
+    experiments = fidelity.all_experiments()
+    with Archive(store_path) as store:
+        trials = reproduction.reported(reproduction.finished(store, out, experiments))
+        store.left_out.tell()
+    frame = fidelity.as_frame(experiments, trials)
+    texts = {
+        "fidelity.md": fidelity.markdown(experiments, trials, frame),
+        "fidelity.csv": frame.to_csv(index=False),
+    }
+    if as_html:
+        texts["fidelity.html"] = page.html(experiments, trials, frame)
+    if as_latex:
+        tables = (experiment for experiment in experiments if experiment.figure is None)
+        texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
+    for name, text in texts.items():
+        write_text(out / name, text)
+    click.echo(f"{fidelity.summary(frame)} {fidelity.seeds_told()}")
+    for line in fidelity.outside(frame):
+        click.echo(line)
+    click.echo(reproduction.wrote(out / name for name in texts))
+
+
+@click.command("list")
+@plugin_option
+def list_everything(plugins: tuple[Path, ...]) -> None:
+    """List rules, attacks, models, data sets and experiments, one line each."""
+    sections = {
+        "rules": {name: summary(rule.function) for name, rule in rules.items()},
+        "attacks": {name: attack.summary for name, attack in attacks.items()},
+        "defenses": {name: defense.summary for name, defense in defenses.items()},
+        "models": {name: summary(model.build) for name, model in models.items()},
+        "data sets": {name: summary(loader) for name, loader in datasets.datasets.items()},
+        "experiments": {name: load_experiment(name).title for name in available()},
+    }
+    for title, lines in sections.items():
+        click.echo(f"{title}:")
+        for name, text in lines.items():
+            click.echo(f"  {name:14} {one_line(text)}")

@@ -1,4 +1,4 @@
-"""The commands that run trials: `run`, `reproduce` and `sweep`."""
+"""The commands that compute: `run`, `reproduce`, `sweep` and `poison`."""
 
 from __future__ import annotations
 
@@ -6,61 +6,60 @@ import json
 import shlex
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fltrust_repro import reproduction, sweep
+from fltrust_repro import experiments, figures, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
-from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
-from fltrust_repro.experiments import (
-    VARIED,
-    Cell,
-    Experiment,
-    available,
-    figure_of,
-    load_experiment,
-    published,
-)
+from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.experiments import VARIED, Cell, Experiment, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
-from fltrust_repro.options import announcer, out_option, setting_options, trial_options
+from fltrust_repro.options import (
+    FILE,
+    PATH,
+    announcer,
+    out_option,
+    seed_option,
+    setting_options,
+    trial_options,
+    typed,
+)
+from fltrust_repro.poisoning import BackGradient
 from fltrust_repro.processes import Machine
-from fltrust_repro.reproduction import warn
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import Trial
+from fltrust_repro.trials import FIRST_SEED, Trial
 
 
 @click.command()
 @setting_options()
 @trial_options(1, 0)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def run(
-    seeds: range,
-    machine: Machine,
-    store_path: Path,
-    as_json: bool,
-    **fields: Any,
-) -> None:
+def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **fields: Any) -> None:
     """Run trials of one setting."""
     setting = Setting.from_dict(fields)
     cell = Cell(setting.rule, setting.attack, setting, None)
     with Store(store_path) as store:
         outcome = sweep.run_missing([cell], seeds, store, machine, announcer(len(seeds)))
         finished = store.find(setting, seeds)
-    warn(finished)
-    _print_run(setting, finished, as_json)
+    reproduction.warn(finished)
+    if as_json:
+        click.echo(json.dumps(_as_json(setting, finished), indent=2))
+    else:
+        _print_run(finished)
+    if outcome.finished:
+        click.echo(reproduction.wrote([store_path]), err=True)
     _end(outcome.failed)
 
 
-def _print_run(setting: Setting, finished: list[Trial], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(_as_json(setting, finished), indent=2))
-        return
+def _print_run(finished: list[Trial]) -> None:
     for trial in finished:
         result = trial.result
         click.echo(
@@ -74,17 +73,18 @@ def _print_run(setting: Setting, finished: list[Trial], as_json: bool) -> None:
         click.echo(f"mean error rate {mean:.4f} over {len(errors)} trial{several}")
 
 
-def _end(failed: list[Failure]) -> None:
-    """Sum up the trials that failed, and end with exit code 1 if there are any."""
-    if not failed:
-        return
-    plural = "s" * (len(failed) > 1)
-    click.echo(f"\n{len(failed)} trial{plural} failed:", err=True)
-    for failure in failed:
-        name = failure.name
-        click.echo(f"  setting {name.key}, seed {name.seed}: {failure.message}", err=True)
-    click.echo("All others are kept; the same command tries the failed ones again.", err=True)
-    sys.exit(1)
+def _end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
+    """Sum up the trials that failed and the data that were missing, with exit code 1 if any."""
+    if missing:
+        click.echo(f"\nNot run for want of data: {', '.join(missing)}.", err=True)
+    if failed:
+        click.echo(f"\n{len(failed)} trial{'s' * (len(failed) > 1)} failed:", err=True)
+        for failure in failed:
+            name = failure.name
+            click.echo(f"  setting {name.key}, seed {name.seed}: {failure.message}", err=True)
+        click.echo("All others are kept; the same command tries the failed ones again.", err=True)
+    if failed or missing:
+        sys.exit(1)
 
 
 def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
@@ -104,12 +104,14 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
 @click.argument("names", nargs=-1, required=True, metavar="EXPERIMENT...")
 @click.option("--row", "rows", multiple=True, help="Only this row; may be repeated.")
 @click.option("--column", "columns", multiple=True, help="Only this column; may be repeated.")
-@trial_options(PAPER_TRIALS, 0)
+@click.option("--fresh", is_flag=True, help="Compute what is published, too.")
+@trial_options(PAPER_TRIALS, FIRST_SEED)
 @out_option
 def reproduce(
     names: tuple[str, ...],
     rows: tuple[str, ...],
     columns: tuple[str, ...],
+    fresh: bool,
     seeds: range,
     machine: Machine,
     store_path: Path,
@@ -117,46 +119,42 @@ def reproduce(
 ) -> None:
     """Run tables and figures of the paper, or your own .toml, and print them beside the paper's.
 
-    Trials that OUT already holds, committed ones for instance, are not run again. --row and
-    --column run some cells of a table that takes long.
+    Trials in the store, in OUT, or published with the program are not run again; with --fresh the
+    published ones do not count. --row and --column run some cells of a table that takes long.
     """
-    experiments = [load_experiment(name) for name in dict.fromkeys(names)]
-    cells = {experiment.name: experiment.choose(rows, columns) for experiment in experiments}
-    _check_names(experiments, out)
+    chosen = [load_experiment(name) for name in dict.fromkeys(names)]
+    orders = {experiment: experiment.choose(rows, columns) for experiment in chosen}
+    _check_names(chosen, out)
+    if fresh and reproduction.is_published(out):
+        raise BadInput(f"--out {out} holds what is published; give --fresh another folder.")
+    _reproduce(orders, seeds, store_path, machine, out, fresh)
+
+
+def _reproduce(
+    orders: Mapping[Experiment, Sequence[Cell]],
+    seeds: range,
+    store_path: Path,
+    machine: Machine,
+    out: Path,
+    fresh: bool = False,
+) -> None:
     check_writable(out)
-    missing, failed = [], []
     with Store(store_path) as store:
-        for experiment in experiments:
-            try:
-                failed += reproduction.reproduce(
-                    experiment,
-                    seeds,
-                    store,
-                    machine,
-                    out,
-                    announcer(len(seeds)),
-                    cells[experiment.name],
-                )
-            except DataUnavailable as error:
-                missing.append(experiment.name)
-                click.echo(f"\n{experiment.title}\nnot run: {error}", err=True)
-    if missing:
-        click.echo(f"\nNot run for want of data: {', '.join(missing)}.", err=True)
-    _end(failed)
-    if missing:
-        sys.exit(1)
+        announce = announcer(len(seeds))
+        ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh)
+    _end(*ended)
 
 
 def _taken() -> tuple[str, ...]:
     """Names under which the repository publishes results."""
-    return (*available(), "fidelity")
+    return (*experiments.available(), "fidelity")
 
 
-def _check_names(experiments: list[Experiment], out: Path) -> None:
+def _check_names(chosen: list[Experiment], out: Path) -> None:
     """Refuse files of one's own whose results would take the place of another's in OUT."""
-    names = [experiment.name for experiment in experiments]
-    taken = _taken() if out.resolve() == published().resolve() else ()
-    for experiment in experiments:
+    names = [experiment.name for experiment in chosen]
+    taken = _taken() if reproduction.is_published(out) else ()
+    for experiment in chosen:
         own = experiment.command != f"reproduce {experiment.name}"
         if names.count(experiment.name) > 1 or (own and experiment.name.lower() in taken):
             raise BadInput(
@@ -165,8 +163,6 @@ def _check_names(experiments: list[Experiment], out: Path) -> None:
             )
 
 
-# The attack that the paper crafts for a rule (3.2 to 3.4, Appendix A).
-_CRAFTED = {"krum": "krum", "bulyan": "krum"}
 _FIGURE_2 = {
     "no attack": {"attack": "none"},
     "gaussian": {"attack": "gaussian"},
@@ -174,16 +170,6 @@ _FIGURE_2 = {
     "partial": {"knowledge": "partial"},
     "full": {"knowledge": "full"},
 }
-
-
-def _own_name(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> str | None:
-    if value is not None:
-        check_name("--name", value)
-        if value.lower() in _taken():
-            raise BadInput(f"--name is {value!r}, the name of other results; take another.")
-    return value
 
 
 @click.command("sweep")
@@ -197,9 +183,8 @@ def _own_name(
 @click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
               show_default=True, help="A line per attack and knowledge.")  # fmt: skip
 @setting_options("rule", "attack", "knowledge")
-@click.option("--name", callback=_own_name,
-              help="Name of the files in OUT; default sweep-VARY.")  # fmt: skip
-@trial_options(PAPER_TRIALS, 0)
+@click.option("--name", help="Name of the files in OUT; default sweep-VARY.")
+@trial_options(PAPER_TRIALS, FIRST_SEED)
 @out_option
 @click.pass_context
 def sweep_command(
@@ -217,31 +202,26 @@ def sweep_command(
     **fields: Any,
 ) -> None:
     """Run a figure: error rates as one parameter varies, a panel per rule, a line per attack."""
-    panels = {
-        rule: {"rule": rules[rule].name, "attack": _CRAFTED.get(rule, "trimmed-mean")}
-        for rule in rule_names
-    }
+    panels = {rule: {"rule": rules[rule].name, "attack": _made_for(rule)} for rule in rule_names}
     lines = _attack_lines(attack_names, knowledges)
     title = f"{fields['model']} on {fields['dataset']}, {vary} varied"
     points = None if values is None else _numbers(values)
-    name = name or f"sweep-{vary}"
+    name = f"sweep-{vary}" if name is None else name
+    check_name("--name", name)
+    if name.lower() in _taken():
+        raise BadInput(f"--name is {name!r}, the name of other results; take another.")
     # A parameter left to its default follows what varies; the others are as given.
     told = {key: value for key, value in fields.items() if value is not None}
     command = " ".join(["sweep", *_as_typed(context)])
     figure = figure_of(name, command, title, told, panels, lines, vary, points)
-    _check_varied(context, vary)
-    check_writable(out)
-    with Store(store_path) as store:
-        failed = reproduction.reproduce(figure, seeds, store, machine, out, announcer(len(seeds)))
-    _end(failed)
+    if given := [option for field, option in typed(context) if field in VARIED[vary].fields(1)]:
+        raise BadInput(f"{given[0]} is given, but --vary {vary} decides it; leave it out.")
+    _reproduce({figure: figure.cells}, seeds, store_path, machine, out)
 
 
-def _check_varied(context: click.Context, vary: str) -> None:
-    """Refuse an option that would change nothing, since it is what the figure varies."""
-    for field in VARIED[vary].fields(1):
-        if context.get_parameter_source(field) is ParameterSource.COMMANDLINE:
-            option = "--" + field.replace("_", "-")
-            raise BadInput(f"{option} is given, but --vary {vary} decides it; leave it out.")
+def _made_for(rule: str) -> str:
+    """The attack that is made for a rule; for all others that for the trimmed mean (3.3)."""
+    return next((name for name, one in attacks.items() if rule in one.against), "trimmed-mean")
 
 
 def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -252,14 +232,11 @@ def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[s
     if not names:
         told = (*knowledges, None)
         return {name: line for name, line in _FIGURE_2.items() if line.get("knowledge") in told}
-    lines: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if not attacks[name].has_knowledge:
-            lines[name] = {"attack": name}
-            continue
-        for knowledge in knowledges:
-            lines[f"{name}, {knowledge}"] = {"attack": name, "knowledge": knowledge}
-    return lines
+    return {
+        f"{name}, {knowledge}" if knowledge else name: {"attack": name, "knowledge": knowledge}
+        for name in names
+        for knowledge in (knowledges if attacks[name].has_knowledge else (None,))
+    }
 
 
 def _numbers(text: str) -> list[float]:
@@ -274,12 +251,42 @@ def _numbers(text: str) -> list[float]:
 def _as_typed(context: click.Context) -> list[str]:
     """What the user typed, but for how many trials to run and where."""
     where = ("device", "jobs", "data_dir", "store_path", "scheduler", "out")
-    left_out = ("trials", "first_seed", *where)
     words = []
-    for option in context.command.params:
-        typed = context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
-        if typed and option.name not in left_out:
-            value = context.params[option.name]
+    for name, option in typed(context):
+        if name not in ("trials", "first_seed", *where):
+            value = context.params[name]
             for one in value if isinstance(value, tuple) else (value,):
-                words += [option.opts[0], shlex.quote(str(one))]
+                words += [option, shlex.quote(str(one))]
     return words
+
+
+@click.command("poison")
+@click.option("--dataset", default="mnist-6000", show_default=True, help="Data set.")
+@click.option("--poisoned-share", default=0.04, show_default=True,
+              help="Poisoned examples, of all examples.")  # fmt: skip
+@seed_option(0, "Seed of the trial: it draws the data and the start.")
+@click.option("--data-dir", type=PATH, help="Looked in first.")
+@click.option("--picture", type=FILE, default="poisoned.png",
+              show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
+def poison_command(
+    dataset: str, poisoned_share: float, first_seed: int, data_dir: Path | None, picture: Path
+) -> None:
+    """Make the back-gradient attack's poisoned examples (4.4), and draw some of them.
+
+    What was made for the same data, share and seed is taken from where it lies.
+    """
+    figures.check_picture(picture)
+    check_writable(picture.parent, "--picture")
+    setting = Setting(dataset=dataset, attack="back-gradient", poisoned_share=poisoned_share)
+    from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        steps = progress.add_task("", total=BackGradient().outer_steps)
+
+        def after_step(loss: float) -> None:
+            progress.update(steps, advance=1, description=f"loss {loss:.3f}")
+
+        made = poisoned_examples(setting, first_seed, data_dir, after_step)
+    figures.draw_poisoned(made, picture)
+    click.echo(f"{len(made.x)} poisoned examples. {reproduction.wrote([picture])}")

@@ -1,4 +1,8 @@
-"""A finished trial, its name, and CSV files of trials that can be committed and read back."""
+"""A finished trial, what a row must hold to be believed as one, and CSV files of trials.
+
+`checked` is the one reader of rows, of a store or of a file. What fails there never ends a command:
+it is left out, named by its place, and told once.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,20 @@ import csv
 import io
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fltrust_repro.errors import BadInput, UnknownName
+from fltrust_repro.errors import BadInput, LeftOut, UnknownName, one_line
 from fltrust_repro.files import write_bytes
-from fltrust_repro.records import ADDED_LATER, COLUMNS, LeftOut, Unreadable, checked, json_object
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import MOST, Setting
 from fltrust_repro.training import PROTOCOL, TrialResult
 
+FIRST_SEED = 10  # of what is reported; those before it chose the readings
+LAST_SEED = 2**31 - 1
 _RESULT = tuple(TrialResult.__dataclass_fields__)
 _AWAY = "move it away, or give another file or folder."
 _LONGEST_FIELD = 2**31 - 1  # csv's own limit is 131,072 characters: a curve of 33,000 iterations
@@ -65,13 +71,11 @@ class Trial:
         result = asdict(self.result)
         return {
             **result,
+            **self.name._asdict(),
             "diverged": int(result["diverged"]),
             "seconds": round(result["seconds"], 3),
             "notes": json.dumps(result["notes"], sort_keys=True),
             "curve": json.dumps([[i, e, _rounded(loss)] for i, e, loss in result["curve"]]),
-            "key": self.setting.key(),
-            "seed": self.seed,
-            "protocol": self.protocol,
             "setting": json.dumps(self.setting.as_dict(), sort_keys=True),
             "device": self.device,
             "versions": self.versions,
@@ -86,7 +90,7 @@ class Trial:
         key is not that of the setting: it was written under other defaults, or changed by hand.
         `UnknownName` where a plug-in that is not loaded may know better.
         """
-        values = checked(COLUMNS, row)
+        values = checked(COLUMNS, {**ADDED_LATER, **row})
         setting = setting_of(values["setting"])
         if setting.key() != values["key"]:
             raise Unreadable(
@@ -95,6 +99,10 @@ class Trial:
         result = TrialResult(**{name: values[name] for name in _RESULT})
         columns = ("seed", "device", "versions", "finished", "protocol")
         return cls(setting, result=result, **{name: values[name] for name in columns})
+
+
+def _rounded(loss: float) -> float | None:
+    return None if math.isnan(loss) else float(f"{loss:.5g}")
 
 
 def setting_reader() -> Callable[[str], Setting]:
@@ -108,15 +116,109 @@ def setting_reader() -> Callable[[str], Setting]:
 
 def _setting_of(text: str) -> Setting:
     try:
-        return Setting.from_stored(json_object(text))
+        return Setting.from_stored(_json(dict, text))
     except UnknownName:
         raise
-    except (TypeError, ValueError) as error:
-        raise Unreadable(f"its setting is not understood: {error}".rstrip(".")) from None
+    except _WRONG as error:
+        told = str(error) or f"{reprlib.repr(text)} is no JSON object"
+        raise Unreadable(f"its setting is not understood: {told}".rstrip(".")) from None
 
 
-def _rounded(loss: float) -> float | None:
-    return None if math.isnan(loss) else float(f"{loss:.5g}")
+# ---- what a row must hold -----------------------------------------------------------------------
+
+_NUMBERS = {int, float}
+_WRONG = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
+
+
+class Unreadable(ValueError):
+    """A row that is no finished trial to this version; the message names the column and value."""
+
+
+class Column(NamedTuple):
+    """A column: its declaration in SQLite, how a value of it is read, and what that allows."""
+
+    sql: str
+    read: Callable[[Any], Any]
+    allowed: str
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError
+    return value if value.isprintable() else one_line(" ".join(value.split()))
+
+
+def _within(kind: type, least: float, most: float, value: Any) -> Any:
+    number = kind(value) if isinstance(value, (str, int)) else value
+    if type(number) is not kind or not least <= number <= most:
+        raise ValueError
+    return number
+
+
+def _json(kind: type, text: Any) -> Any:
+    value = json.loads(text) if isinstance(text, str) else None
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _notes(text: Any) -> dict[str, float]:
+    notes = _json(dict, text)
+    if not {*map(type, notes.values())} <= _NUMBERS:
+        raise TypeError
+    return notes
+
+
+def _curve(text: Any) -> list[tuple[int, float, float]]:
+    curve = [(i, e, math.nan if loss is None else loss) for i, e, loss in _json(list, text)]
+    for iteration, error, loss in curve:
+        if type(iteration) is not int or not {type(error), type(loss)} <= _NUMBERS:
+            raise TypeError
+        if not (0 <= iteration <= MOST and 0 <= error <= 1):
+            raise ValueError
+    if not curve:
+        raise ValueError
+    return [(iteration, error, float(loss)) for iteration, error, loss in curve]
+
+
+def whole(least: int, most: int) -> Column:
+    """Return a column of whole numbers."""
+    allowed = f"a whole number from {least} to {most:,}"
+    return Column("INTEGER NOT NULL", partial(_within, int, least, most), allowed)
+
+
+WORDS = Column("TEXT NOT NULL", _text, "a text")
+SECONDS = Column("REAL NOT NULL", partial(_within, float, 0.0, 1e12), "a number of seconds")
+_RATE = Column("REAL NOT NULL", partial(_within, float, 0.0, 1.0), "a number from 0 to 1")
+NAME = {"key": WORDS, "seed": whole(0, LAST_SEED), "protocol": WORDS}
+COLUMNS = {
+    **NAME,
+    "setting": WORDS,  # JSON
+    "error_rate": _RATE,
+    "lowest_error_rate": _RATE,
+    "iterations": whole(0, MOST),
+    "diverged": Column("INTEGER NOT NULL", lambda v: bool(_within(int, 0, 1, v)), "0 or 1"),
+    "seconds": SECONDS,
+    "empty_workers": whole(0, MOST),
+    "notes": Column("TEXT NOT NULL DEFAULT '{}'", _notes, "a JSON object of numbers"),
+    "curve": Column("TEXT NOT NULL", _curve, "a JSON list of [iteration, error rate, loss]"),
+    "device": WORDS,
+    "versions": WORDS,
+    "finished": WORDS,
+}
+ADDED_LATER = {"notes": "{}"}  # what a trial without the column has in it
+
+
+def checked(table: Mapping[str, Column], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's values as their columns read them; `Unreadable` where one is not allowed."""
+    values = {}
+    for name, column in table.items():
+        try:
+            values[name] = column.read(row[name])
+        except _WRONG:
+            found = f"is {reprlib.repr(row[name])}" if name in row else "is missing"
+            raise Unreadable(f"{name} {found}; it must be {column.allowed}") from None
+    return values
 
 
 # ---- CSV files: a line of column names, then a line per trial -----------------------------------
@@ -124,7 +226,7 @@ def _rounded(loss: float) -> float | None:
 
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
     """Write finished trials as CSV, atomically, in place of what was there."""
-    write_bytes(path, _rows_text(COLUMNS, [dict(zip(COLUMNS, COLUMNS)), *_rows(trials)]))
+    write_bytes(path, _line(COLUMNS) + _lines(COLUMNS, trials))
 
 
 def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
@@ -143,20 +245,21 @@ def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
             first = first.removesuffix(b"\r") + ",".join(["", *added]).encode() + end
         if others and not others.endswith(b"\n"):
             others += b"\n"
-        rows = _rows_text([*columns, *added], _rows(trials))
-        write_bytes(path, b"\n".join([first, others + rows]))
+        write_bytes(path, first + b"\n" + others + _lines([*columns, *added], trials))
 
 
-def _rows(trials: Iterable[Trial]) -> Iterator[dict[str, Any]]:
-    """Rows of trials, each of one line whatever a machine calls itself."""
-    for trial in trials:
-        row = trial.row()
-        yield {**row, **{name: " ".join(row[name].split()) for name in ("device", "versions")}}
+def _lines(columns: Iterable[str], trials: Iterable[Trial]) -> bytes:
+    """A line of each trial, whatever a machine calls itself."""
+    lines = []
+    for row in (trial.row() for trial in trials):
+        row.update({name: " ".join(row[name].split()) for name in ("device", "versions")})
+        lines.append(_line(row.get(name, "") for name in columns))
+    return b"".join(lines)
 
 
-def _rows_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+def _line(fields: Iterable[Any]) -> bytes:
     text = io.StringIO()
-    csv.DictWriter(text, list(columns), lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue().encode("utf-8")
 
 
@@ -170,21 +273,21 @@ def read_csv(
     `left_out` takes the lines that hold no trial that this version understands. Raises `BadInput`
     where the file cannot be read, or is no file of trials at all.
     """
+    # Line by line, and not by pandas: to it a quote too few, or a byte that is no UTF-8, is the end
+    # of the whole file, and here a trial never takes more than one line.
     left_out = LeftOut() if left_out is None else left_out
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); make it readable.") from error
-    if not content:
-        return []
     trials, setting_of = [], setting_reader()
     with _long_fields():
-        columns = _columns_of(path, content)
+        columns = _columns_of(path, content) if content else []
         for number, line in enumerate(content.split(b"\n")[1:], 2):
             try:
                 row = _row(columns, line)
-                if row is not None and _is_wanted(row, wanted):
-                    trials.append(Trial.from_row({**ADDED_LATER, **row}, setting_of))
+                if row and _is_wanted(row, wanted):
+                    trials.append(Trial.from_row(row, setting_of))
             except (Unreadable, UnknownName) as error:
                 left_out.add(path, f"line {number}", error)
     return trials
@@ -212,15 +315,12 @@ def _columns_of(path: Path, content: bytes) -> list[str]:
     return columns
 
 
-def _row(columns: Sequence[str], line: bytes) -> dict[str, str] | None:
-    """A line's values by column, without empty ones; None for an empty line.
-
-    A trial never takes more than one line, so that a broken one breaks no other.
-    """
+def _row(columns: Sequence[str], line: bytes) -> dict[str, str]:
+    """A line's values by column, without empty ones."""
     fields = _fields(line)
     if len(fields) > len(columns):
         raise Unreadable(f"it has {len(fields)} values for {len(columns)} columns")
-    return {name: field for name, field in zip(columns, fields) if field} or None
+    return {name: field for name, field in zip(columns, fields) if field}
 
 
 def _fields(line: bytes) -> list[str]:

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_records import TOLD, as_store
 from test_store import RESULT, SETTING, trial
+from test_trials import TOLD, as_store
 
 from fltrust_repro import archive
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput
-from fltrust_repro.records import COLUMNS
 from fltrust_repro.store import Store
+from fltrust_repro.trials import COLUMNS
 
 NAMES = ", ".join(COLUMNS)
 
@@ -98,6 +98,22 @@ def test_where_there_is_no_file_there_is_no_trial_and_no_file_is_made(tmp_path):
         assert store.failures() == {}
         assert store.claimed() == set()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_lent_is_answered_with_and_never_written(file):
+    with Store(file) as store:
+        other = replace(SETTING, epsilon=0.2)
+        store.lend([trial(2, device="first"), trial(9, device="first"), trial(1, other)])
+        store.lend([trial(9, device="second"), trial(8, protocol="0")])
+        found = [(one.seed, one.device) for one in store.find(SETTING)]
+        assert found == [(0, "cpu"), (1, "cpu"), (2, "cpu"), (9, "first")]
+        assert [one.seed for one in store.find(SETTING, range(2, 20))] == [2, 9]
+        assert [one.seed for one in store.find(other)] == [1]
+        assert sorted(one.seed for one in store.everything()) == [0, 1, 1, 2, 8, 9]
+        assert not store.has(trial(9).name)
+        assert store.add(trial(9)) == {trial(9).name}
+        assert [one.device for one in store.find(SETTING, [9])] == ["cpu"]
+    assert seeds(file) == [0, 1, 2, 9]
 
 
 @pytest.mark.parametrize("opened", [Archive, Store])

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fltrust_repro import backend, cli, downloads, processes, training
+from fltrust_repro import backend, downloads, processes, training
+from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import check_name
 
@@ -279,7 +280,7 @@ def refused(capsys):
 
     def run(command: str) -> str:
         with pytest.raises(SystemExit) as stop:
-            cli.main.main(command.split(), prog_name="python -m fltrust_repro")
+            commands.main(command.split(), prog_name="python -m fltrust_repro")
         out, err = capsys.readouterr()
         assert stop.value.code == 2, err
         return sentence(out, err)
@@ -346,8 +347,9 @@ USUAL = {
 }
 
 
-def all_commands(group=cli.main, words=()):
-    for name, command in group.commands.items():
+def all_commands(group=commands, words=()):
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         if isinstance(command, click.Group):
             yield from all_commands(command, (*words, name))
         elif name not in ("doctor", "fetch", "verify", "report"):  # they work for seconds
@@ -356,9 +358,9 @@ def all_commands(group=cli.main, words=()):
 
 def odd_calls(words):
     """Every option and argument of a command, each with every odd value of its kind."""
-    command = cli.main
+    command = commands
     for word in words:
-        command = command.commands[word]
+        command = command.get_command(None, word)
     usual = USUAL.get(words[0], [])
     for parameter in command.params:
         number = parameter.type.name in ("integer", "float")
@@ -382,7 +384,7 @@ def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(words, ca
     monkeypatch.setattr(training, "poisoned_examples", start)
     for call in odd_calls(words):
         with pytest.raises((SystemExit, Started)) as stop:
-            cli.main.main(call, prog_name="python -m fltrust_repro")
+            commands.main(call, prog_name="python -m fltrust_repro")
         out, err = capsys.readouterr()
         if isinstance(stop.value, SystemExit) and stop.value.code != 0:
             assert stop.value.code == 2, (call, err)
@@ -492,7 +494,7 @@ def real_mnist() -> Path:
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "ch-mnist", "ch-mnist-8"])
 def test_data_that_cannot_be_had_says_what_to_put_where(capsys, name):
     with pytest.raises(SystemExit) as stop:
-        cli.main.main(["run", "--dataset", name], prog_name="fltrust_repro")
+        commands.main(["run", "--dataset", name], prog_name="fltrust_repro")
     _, err = capsys.readouterr()
     last = err.strip().splitlines()[-1]
     assert stop.value.code == 2

@@ -162,7 +162,7 @@ def test_a_data_set_that_a_worker_lacks_is_named_before_any_trial(machine, tmp_p
     with Store(tmp_path / "trials.sqlite") as store:
         with pytest.raises(DataUnavailable, match=r"worker tcp://127.*ch-mnist"):
             run_missing(cells(SMALL, setting), [0], store, machine)
-        assert store.names() == set()
+        assert list(store.everything()) == []
 
 
 def refused(store_path, machine: Machine, match: str) -> None:

@@ -17,7 +17,8 @@ from fltrust_repro import compiled, downloads
 from fltrust_repro import doctor as module
 from fltrust_repro.errors import BadInput
 from fltrust_repro.machine import Blas, Cpu, Driver
-from fltrust_repro.store import COLUMNS, Store
+from fltrust_repro.store import Store
+from fltrust_repro.trials import COLUMNS
 
 REPOSITORY = Path(__file__).parents[1]
 CPU, CUDA = {"mxnet": "1.9.1"}, {"mxnet-cu112": "1.9.1"}

@@ -4,7 +4,15 @@ import pickle
 
 import pytest
 
-from fltrust_repro.errors import BadInput, DataUnavailable, Raised, UnknownName, choose, in_words
+from fltrust_repro.errors import (
+    BadInput,
+    DataUnavailable,
+    Raised,
+    UnknownName,
+    choose,
+    in_words,
+    one_line,
+)
 
 
 def caught(error: BaseException) -> BaseException:
@@ -86,3 +94,8 @@ def test_what_the_surroundings_lacked_is_tried_again_unless_the_users_code_asked
 def test_a_wrong_name_is_told_those_there_are_and_the_nearest(typed, hint):
     assert choose(typed, ("krum", "Bulyan")) == f"choose one of krum, Bulyan.{hint}"
     assert choose("bulyan", {"Bulyan": 1}).endswith("mean 'Bulyan'?")
+
+
+def test_control_characters_are_written_and_all_others_stay():
+    assert one_line("two\nlines\t\x1b[31m\u2028\u202e") == r"two\nlines\t\x1b[31m\u2028\u202e"
+    assert one_line("\u00b1 \u03b2 \u4e2d $x^{ |") == "\u00b1 \u03b2 \u4e2d $x^{ |"

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from fltrust_repro import claims, cli, fidelity, figures
+from fltrust_repro import claims, experiments, fidelity, figures, reproduction
+from fltrust_repro.__main__ import commands
+from fltrust_repro.archive import Archive
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.experiments import available, load_experiment
 from fltrust_repro.store import Store
@@ -35,10 +37,10 @@ def test_trials_come_from_files_and_store_each_seed_once_and_of_this_protocol(tm
     with Store(tmp_path / "s.sqlite") as store:
         for trial in (a_trial(cell.setting, 1, 0.5), a_trial(cell.setting, 2, 0.3), old):
             store.add(trial)
-        found = fidelity.finished(tmp_path, store)
+        found = reproduction.finished(store, tmp_path, [])
     errors = [(trial.seed, trial.result.error_rate) for trial in found[cell.setting]]
     assert errors == [(0, 0.1), (1, 0.5), (2, 0.3)]
-    assert list(fidelity.finished(tmp_path, Store(":memory:"))) == [cell.setting]
+    assert list(reproduction.finished(Archive(tmp_path / "none"), tmp_path, [])) == [cell.setting]
 
 
 def test_every_printed_value_has_a_line_and_missing_ones_their_hours():
@@ -80,7 +82,10 @@ def test_cells_with_too_few_trials_for_a_verdict_are_no_part_of_the_share_inside
     assert "10 of these (100%)" in fidelity.summary(frame)
 
 
-def test_trials_with_the_seeds_that_chose_the_readings_are_no_part_of_a_report(tmp_path):
+def test_trials_with_the_seeds_that_chose_the_readings_are_no_part_of_a_report(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(experiments, "published", lambda: tmp_path / "published")
     experiment = load_experiment("table7b")
     wrong, right = (
         [a_trial(cell.setting, seed, error) for cell in experiment.cells for seed in seeds]
@@ -89,16 +94,16 @@ def test_trials_with_the_seeds_that_chose_the_readings_are_no_part_of_a_report(t
     write_csv(tmp_path / "any.trials.csv", wrong[:5] + right)
     with Store(tmp_path / "s.sqlite") as store:
         store.add(*wrong)
-        both = fidelity.finished(tmp_path, store)
+        both = reproduction.finished(store, tmp_path, [])
     assert {len(some) for some in both.values()} == {13}
-    assert fidelity.reported(both) == {
+    assert reproduction.reported(both) == {
         cell.setting: [trial for trial in right if trial.setting == cell.setting]
         for cell in experiment.cells
     }
-    assert fidelity.reported({wrong[0].setting: wrong[:3]}) == {}
+    assert reproduction.reported({wrong[0].setting: wrong[:3]}) == {}
 
     arguments = ["--html", "--latex", "--out", str(tmp_path), "--store", str(store.path)]
-    result = CliRunner().invoke(cli.main, ["report", *arguments])
+    result = CliRunner().invoke(commands, ["report", *arguments])
     assert result.exit_code == 0, result.output
     assert "Seeds 0 to 9 chose the readings" in result.output
     frame = pd.read_csv(tmp_path / "fidelity.csv").query("experiment == 'table7b'")
@@ -112,7 +117,7 @@ def test_trials_with_the_seeds_that_chose_the_readings_are_no_part_of_a_report(t
 
 def test_every_experiment_that_chose_readings_is_none_of_the_papers():
     ours = {name for name in available() if name.startswith("readings")}
-    assert ours == set(fidelity.NOT_OF_THE_PAPER)
+    assert ours == {name for name in available() if load_experiment(name).published_by is None}
     assert not ours & {experiment.name for experiment in fidelity.all_experiments()}
 
 
@@ -127,7 +132,7 @@ def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path):
     (tmp_path / "figure4a.png").write_bytes(b"reproduce's own")
     for options in ([], ["--html"], ["--latex"]):
         arguments = ["report", *options, "--out", str(tmp_path), "--store", str(tmp_path / "none")]
-        assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+        assert CliRunner().invoke(commands, arguments).exit_code == 0
         assert (tmp_path / "figure4a.png").read_bytes() == b"reproduce's own"
         assert not list(tmp_path.glob("*.svg"))
         assert len(list(tmp_path.glob("*.png"))) == 1
@@ -162,7 +167,7 @@ def test_there_are_at_least_fifteen_claims_and_none_is_judged_without_numbers():
 
 def test_claims_fail_on_numbers_that_say_the_contrary():
     trials = {}
-    for name in sorted(set(available()) - set(fidelity.NOT_OF_THE_PAPER)):
+    for name in [experiment.name for experiment in fidelity.all_experiments()]:
         for cell in load_experiment(name).cells:
             # No attack does anything, training gets worse, and nothing depends on anything.
             trials[cell.setting] = [

@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from fltrust_repro import cli, fidelity, figures, literal, page
+from fltrust_repro import fidelity, figures, page, reproduction
+from fltrust_repro.__main__ import commands
+from fltrust_repro.archive import Archive
+from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import load_experiment
-from fltrust_repro.store import Store
 from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial, protocol_of, write_csv
 
@@ -236,9 +238,9 @@ def test_names_that_look_like_markup_stay_text():
     }
     tree = made([strange], trials)
     assert not list(tree.iter("img"))
-    shown = {(literal.one_line(row), literal.one_line(odd)) for row in rows}
+    shown = {(one_line(row), one_line(odd)) for row in rows}
     assert set(cells_of(tree, "table7b")) == shown
-    assert text(section(tree, "table7b").find("h2")) == literal.one_line(odd)
+    assert text(section(tree, "table7b").find("h2")) == one_line(odd)
 
 
 def test_the_same_numbers_give_the_same_bytes(experiments, trials):
@@ -247,8 +249,9 @@ def test_the_same_numbers_give_the_same_bytes(experiments, trials):
 
 
 @pytest.fixture
-def written(tmp_path):
-    """The page that the command writes for a few trials."""
+def written(tmp_path, monkeypatch):
+    """The page that the command writes for a few trials, where none is published."""
+    monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
     out = tmp_path / "results"
     out.mkdir()
     trials = {}
@@ -256,9 +259,9 @@ def written(tmp_path):
         trials.update(near(load_experiment(name).cells))
     write_csv(out / "some.trials.csv", [trial for some in trials.values() for trial in some])
     arguments = ["report", "--html", "--out", str(out), "--store", str(tmp_path / "none.sqlite")]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = CliRunner().invoke(commands, arguments)
     assert result.exit_code == 0, result.output
-    assert "fidelity.html" in result.output
+    assert f"Wrote {out / 'fidelity.md'}, .csv, .html" in result.output
     return out / "fidelity.html"
 
 
@@ -308,7 +311,7 @@ def test_a_browser_shows_all_tables_and_pictures_and_says_nothing(browser, writt
         " [...document.images].map(one => one.naturalWidth)]"
     )
     # A table of claims, one per table of the paper, and one per figure with a trial.
-    trials = fidelity.finished(written.parent, Store(":memory:"))
+    trials = reproduction.finished(Archive(written.parent / "none"), written.parent, [])
     known = [e for e in fidelity.all_experiments() if not e.figure or trials.keys() & e.settings]
     assert tables == 1 + len(known)
     assert len(pictures) == 2

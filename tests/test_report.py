@@ -13,9 +13,9 @@ from markdown_it import MarkdownIt
 from scipy import stats
 
 from fltrust_repro import report
+from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
-from fltrust_repro.literal import one_line
-from fltrust_repro.report import Measured, verdict
+from fltrust_repro.report import Measured, markdown, markdown_code, verdict
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial
@@ -141,7 +141,7 @@ def odd():
 
 def test_names_in_a_table_are_literal_in_markdown_and_on_a_terminal(odd):
     cells = [report.measure(cell, trials(cell, [0.1, 0.2])) for cell in odd.cells]
-    page = report.markdown(odd, cells, [])
+    page = report.page(odd, cells, [])
     rendered = MarkdownIt().enable("table").render(page)
     table = ElementTree.fromstring(f"<p>{rendered}</p>")
     shown = [one_line(name) for name in ODD]
@@ -168,7 +168,7 @@ def test_the_heading_says_which_error_rate_is_shown(experiment, cells):
     assert report.heading(experiment, cells).startswith("Testing error rate ±")
     lowest = replace(experiment, measure="lowest_error_rate")
     assert report.heading(lowest, cells).startswith("Lowest testing error rate ±")
-    assert "Lowest testing error rate" in report.markdown(lowest, cells, [])
+    assert "Lowest testing error rate" in report.page(lowest, cells, [])
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_the_table_marks_cells_outside_and_cells_with_too_few_trials(experiment)
         for cell, errors in zip(experiment.cells, [outside, few, [], []])
     ]
     text = report.table(experiment, cells, "github")
-    assert "0.30 ±0.01 (0.12, +0.18) *" in text
+    assert r"0.30 ±0.01 (0.12, +0.18) \*" in text
     assert "0.50 (0.52, -0.02) ?" in text
     assert report.summary_line(cells) == "1 outside, 1 too few trials"
 
@@ -217,7 +217,7 @@ def test_the_csv_has_one_line_per_cell(experiment, cells):
 
 
 def test_the_page_says_the_command_the_seeds_the_time_and_the_versions(experiment, cells, finished):
-    page = report.markdown(experiment, cells, [t for part in finished for t in part])
+    page = report.page(experiment, cells, [t for part in finished for t in part])
     assert page.startswith("# Mine\n")
     assert f"python -m fltrust_repro {experiment.command} --trials 3 --seed 0`" in page
     assert experiment.command.startswith("reproduce ")
@@ -240,3 +240,31 @@ def test_significance_and_interval_are_those_of_scipys_statistics(errors, others
     half = stats.sem(errors) * stats.t.ppf(0.975, len(errors) - 1)
     measured = report.Measured(None, tuple(errors), 0)
     assert measured.half_width == pytest.approx(half, abs=1e-12)
+
+
+# Leading and trailing space says nothing in a table or a span of code.
+TEXT = st.text(st.sampled_from("ab_ *`|\\[]()<>&~$!#-1.\n\t\x1b\u2028") | st.characters()).filter(
+    lambda text: text.strip() and text == text.strip()
+)
+RENDERER = MarkdownIt().enable("table")
+
+
+@given(TEXT)
+def test_a_cell_of_a_markdown_table_shows_the_text(text):
+    tokens = RENDERER.parse(f"| a | b |\n|---|---|\n| {markdown(text)} | 1 |")
+    shown = [token.children for token in tokens if token.type == "inline"]
+    assert len(shown) == 4
+    assert "".join(child.content for child in shown[2]) == one_line(text)
+    assert {child.type for child in shown[2]} <= {"text", "text_special"}
+
+
+@given(TEXT)
+def test_markdown_code_shows_the_text(text):
+    [_, inline, _] = RENDERER.parse(f"Command: {markdown_code(text)}")
+    *_, code = inline.children
+    assert (code.type, code.content) == ("code_inline", one_line(text))
+
+
+@pytest.mark.parametrize("name", ["no-attack", "trimmed-mean", "my_rule", "m = 50", "p = 0.5"])
+def test_common_names_are_left_as_they_are(name):
+    assert markdown(name) == name

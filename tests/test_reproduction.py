@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_store import trial
 
-from fltrust_repro import cli, processes
+from fltrust_repro import experiments, processes, sweep
+from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rules
+from fltrust_repro.errors import DataUnavailable
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
@@ -34,6 +37,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "one.toml").write_text(ONE)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "published", lambda: tmp_path / "published")
     assert load_experiment("one.toml").settings == (SETTING,)
     with Store("trials.sqlite") as store:
         store.add(trial(0, SETTING), trial(1, SETTING))
@@ -50,14 +54,14 @@ def call(capsys):
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.main.main([str(word) for word in words], prog_name="fltrust_repro")
+            commands.main([str(word) for word in words], prog_name="fltrust_repro")
         return stop.value.code, *capsys.readouterr()
 
     return run
 
 
 def reproduce(call, *more: str) -> tuple[int, str, str]:
-    return call("reproduce", "one.toml", "--trials", 2, "--out", "out", *more)
+    return call("reproduce", "one.toml", "--trials", 2, "--seed", 0, "--out", "out", *more)
 
 
 @pytest.fixture
@@ -123,7 +127,7 @@ def test_a_line_that_is_not_understood_does_not_keep_a_good_trial_out_of_the_fil
 def test_several_experiments_tell_once_what_is_not_understood(call, folder):
     (folder / "two.toml").write_text(ONE.replace("One", "Two"))
     (folder / "out" / "other.trials.csv").write_bytes(b"\xff\xfe\x00my thesis")
-    code, _, err = call("reproduce", "one.toml", "two.toml", "--trials", 2, "--out", "out")
+    code, _, err = reproduce(call, "two.toml")
     assert code == 0, err
     assert err.count("other.trials.csv: 1 entry not understood") == 1
 
@@ -143,7 +147,7 @@ def test_an_own_file_that_is_none_of_trials_is_refused_before_any_work(call, fol
 def test_a_folder_of_the_name_of_a_file_of_trials(call, folder):
     (folder / "out" / "other.trials.csv").mkdir()
     assert reproduce(call)[0] == 0
-    code, out, _ = call("status", "one.toml", "--trials", 2, "--out", "out")
+    code, out, _ = call("status", "one.toml", "--trials", 2, "--seed", 0, "--out", "out")
     assert code == 0
     assert "2, 0.333" in out
     (folder / "out" / "one.trials.csv").unlink()
@@ -151,3 +155,102 @@ def test_a_folder_of_the_name_of_a_file_of_trials(call, folder):
     code, _, err = reproduce(call, "--store", "fresh.sqlite")
     assert code == 2
     assert "one.trials.csv cannot be read" in err
+
+
+# ---- what is published --------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def published(folder):
+    """Two published trials, with seeds from 10 on, in a file of another name."""
+    theirs = [trial(seed, SETTING, device="theirs") for seed in (10, 11)]
+    write_csv(folder / "published" / "table.trials.csv", theirs)
+    return folder / "published"
+
+
+def test_published_trials_are_read_and_neither_copied_nor_run(call, folder, published):
+    before = contents(published)
+    code, out, err = call("reproduce", "one.toml", "--trials", 2, "--store", "fresh.sqlite")
+    assert code == 0, err
+    assert err.startswith("one: 2 trials at hand, 2 of them published, 0 to run\n")
+    assert out.splitlines()[-1] == "Wrote results/one.md, .csv"
+    assert "theirs" in (folder / "results" / "one.md").read_text()
+    assert contents(published) == before
+    assert not (folder / "results" / "one.trials.csv").exists()
+    with Store("fresh.sqlite") as store:
+        assert list(store.everything()) == []
+    code, out, err = call("status", "one.toml", "--trials", 2)
+    assert "2, 0.333" in out
+    assert "theirs" in call("show", "one.toml", "median", "plain", "--seed", 11)[1]
+
+
+def test_a_fresh_run_reads_no_published_trial(call, published):
+    with pytest.raises(AssertionError, match="a worker process was started"):
+        call("reproduce", "one.toml", "--trials", 2, "--fresh")
+    code, out, err = call("reproduce", "one.toml", "--fresh", "--out", published)
+    assert (code, out) == (2, "")
+    assert "holds what is published" in err
+
+
+def test_ones_own_trials_go_before_published_ones_and_are_kept_in_out(call, folder, published):
+    with Store("trials.sqlite") as store:
+        store.add(trial(10, SETTING, device="ours"), trial(11, SETTING, device="ours"))
+    code, out, err = call("reproduce", "one.toml", "--trials", 2)
+    assert code == 0
+    assert err.startswith("one: 2 trials at hand, 0 to run\n")
+    assert out.splitlines()[-1] == "Wrote results/one.md, .csv, .trials.csv"
+    for _ in range(2):
+        page = (folder / "results" / "one.md").read_text()
+        assert ", ours" in page
+        assert "theirs" not in page
+        call("reproduce", "one.toml", "--trials", 2, "--store", "fresh.sqlite")
+    assert len(read_csv(folder / "results" / "one.trials.csv")) == 2 + 2  # and seeds 0 and 1
+
+
+def test_the_published_folder_is_written_where_out_names_it(call, published):
+    assert reproduce(call, "--out", published)[0] == 0
+    assert [found.seed for found in read_csv(published / "one.trials.csv")] == [0, 1]
+
+
+def test_a_page_is_not_replaced_by_one_of_fewer_trials(call, folder):
+    assert reproduce(call)[0] == 0
+    before = contents(folder / "out")
+    code, out, _ = call("reproduce", "one.toml", "--trials", 1, "--seed", 0, "--out", "out")
+    assert code == 0
+    assert "1 trial, seed 0" in out
+    assert "out/one.md stays as it is: it is made of 2 trials, this table of 1." in out
+    assert "Wrote" not in out
+    assert contents(folder / "out") == before
+    (folder / "out" / "one.csv").write_text("no table at all")
+    assert "Wrote" in call("reproduce", "one.toml", "--trials", 1, "--seed", 0, "--out", "out")[1]
+
+
+def test_what_is_to_run_is_told_of_every_table_before_the_first_one_starts(
+    call, folder, published, capsys
+):
+    two = ONE.replace("One", "Two").replace("iterations = 20", "iterations = 40")
+    (folder / "two.toml").write_text("seconds = 1200\n" + two)
+    with pytest.raises(AssertionError, match="a worker process was started"):
+        call("reproduce", "one.toml", "two.toml", "--trials", 12)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "one: 2 trials at hand, 2 of them published, 10 to run, about 1 minute of a core",
+        "two: 0 trials at hand, 12 to run, about 4.0 hours of a core",
+    ]
+
+
+def test_trials_at_hand_are_shown_though_the_data_for_more_are_missing(
+    call, folder, published, monkeypatch
+):
+    def missing(*_, **__):
+        raise DataUnavailable("digits is not at hand.")
+
+    monkeypatch.setattr(sweep, "run_missing", missing)
+    code, out, err = call("reproduce", "one.toml", "--trials", 5)
+    assert code == 1
+    assert "One. Testing error rate" in out
+    assert "not run: digits is not at hand." in err
+    assert err.endswith("Not run for want of data: one.\n")

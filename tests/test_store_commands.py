@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fltrust_repro import cli
+from fltrust_repro import experiments
+from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rules
+from fltrust_repro.archive import Failure
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
-from fltrust_repro.store import Failure, Store
+from fltrust_repro.store import Store
 from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial, TrialName, protocol_of, write_csv
 
@@ -31,15 +33,17 @@ def trial(setting: Setting, seed: int, error_rate: float) -> Trial:
 
 
 @pytest.fixture
-def call(tmp_path, capsys):
-    """Run a command on a store and a folder of results of the test's own."""
+def call(tmp_path, capsys, monkeypatch):
+    """Run a command on a store and a folder of results of the test's own; nothing is published."""
+    monkeypatch.setattr(experiments, "published", lambda: tmp_path / "published")
     where = ["--store", str(tmp_path / "s.sqlite"), "--out", str(tmp_path / "out")]
 
     def run(*arguments: object, out: bool = True) -> tuple[int, str, str]:
         capsys.readouterr()
-        words = [str(argument) for argument in arguments] + (where if out else where[:2])
+        command, *others = map(str, arguments)
+        words = [command, *(where if out else where[:2]), *others]
         with pytest.raises(SystemExit) as stop:
-            cli.main.main(words, prog_name="fltrust_repro")
+            commands.main(words, prog_name="fltrust_repro")
         return stop.value.code, *capsys.readouterr()
 
     return run
@@ -59,7 +63,7 @@ def line_of(text: str, word: str) -> list[str]:
 
 
 def test_status_counts_the_trials_in_store_and_results_once_each(call, filled):
-    code, text, _ = call("status", "--trials", "2")
+    code, text, _ = call("status", "--trials", "2", "--seed", "0")
     assert code == 0
     missing_hours = (2 * 15 - 3) * 7.2 / 3600
     assert line_of(text, "table2a") == ["table2a", "3", "30", "0", "1", f"{missing_hours:.1f}"]
@@ -69,9 +73,28 @@ def test_status_counts_the_trials_in_store_and_results_once_each(call, filled):
 
 
 def test_status_of_an_experiment_shows_its_cells(call, filled):
-    code, text, _ = call("status", "table2a")
+    code, text, _ = call("status", "table2a", "--seed", "0")
     assert code == 0
     assert line_of(text, "krum") == ["krum", "1,", "0.100", "0", "0", "0", "2,", "0.700"]
+
+
+def test_status_counts_the_seeds_that_the_next_reproduce_would_use(call, tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(*(trial(FULL, seed, 0.8) for seed in (0, 9, 10, 11, 12, 60)))
+    for words, done in (([], "3"), (["--trials", 2], "2"), (["--seed", 0, "--trials", 11], "3")):
+        assert line_of(call("status", *words)[1], "table2a")[1] == done
+
+
+def test_what_is_published_counts_in_status_and_report_and_can_be_shown(call, tmp_path):
+    write_csv(tmp_path / "published" / "any.trials.csv", [trial(FULL, s, 0.8) for s in (10, 11)])
+    assert line_of(call("status")[1], "table2a")[1] == "2"
+    assert "error rate 0.8000" in call("show", "table2a", "krum", "full", "--seed", 10)[1]
+    code, text, _ = call("report")
+    assert code == 0
+    assert text.startswith("2 of the ")  # Table 4 has that cell, too
+    out = tmp_path / "out"
+    assert text.splitlines()[-1] == f"Wrote {out / 'fidelity.md'}, .csv"
+    assert [path.name for path in (tmp_path / "published").iterdir()] == ["any.trials.csv"]
 
 
 def test_status_makes_no_file_where_there_is_none(call, tmp_path):
@@ -96,12 +119,13 @@ def test_show_prints_a_curve_by_place_or_by_setting(call, filled, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["table2a", "krum", "full", "--seed", 9], "of seeds there are 0, 1"),
+        (["table2a", "krum", "full", "--seed", 9], "of seeds there are 0 to 1"),
         (["table2a", "median", "full"], "of seeds there is none"),
         (["table2a", "krum"], "give EXPERIMENT ROW COLUMN"),
         (["table2a", "krum", "half"], "no column 'half'; choose one of no-attack, gaussian"),
         (["table2a", "krum", "no-attack", "--seed", 4], "seed 4 failed: OSError: no"),
         (["table2a", "krum", "full", "--picture", "curve.jpg"], "neither .png nor .svg"),
+        (["table2a", "krum", "full", "--iterations", "5"], "--iterations is given, but table2a"),
     ],
 )
 def test_show_says_what_there_is_instead(call, filled, words, said):
@@ -123,6 +147,14 @@ def test_export_writes_a_row_per_trial_and_a_column_per_field(call, filled, tmp_
     assert set(FULL.as_dict()) <= set(frame.columns)
 
 
+def test_an_export_that_cannot_be_written_names_the_file(call, filled, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, errors = call("export", tmp_path / "file" / "t.csv", out=False)
+    assert code == 2
+    assert "give FILE a folder that you can write to" in errors
+    assert "--out" not in errors
+
+
 def test_export_refuses_another_kind_of_file(call, filled, tmp_path):
     code, _, errors = call("export", tmp_path / "t.xlsx", out=False)
     assert code == 2
@@ -135,7 +167,9 @@ def test_import_takes_stores_and_csv_files_and_keeps_what_was_there(call, filled
     files = [tmp_path / "other.sqlite", tmp_path / "out" / "table2a.trials.csv"]
     code, text, _ = call("import", *files, out=False)
     assert code == 0
-    assert text.splitlines() == [f"{file}: 1 of 2 trials are new" for file in files]
+    *lines, last = text.splitlines()
+    assert lines == [f"{file}: 1 of 2 trials are new" for file in files]
+    assert last == f"Wrote {tmp_path / 's.sqlite'}"
     with Store(tmp_path / "s.sqlite") as store:
         found = [(t.seed, t.result.error_rate) for t in store.find(FULL)]
         assert found == [(0, 0.8), (1, 0.6), (7, 0.4)]
@@ -247,6 +281,18 @@ def test_a_damaged_store_is_one_sentence(call, tmp_path, command):
     (line,) = err.splitlines()
     assert "s.sqlite' is damaged" in line
     assert "s.sqlite --store another.sqlite` saves the trials that can be read" in line
+
+
+@pytest.mark.parametrize("command", ["status", "import"])
+def test_a_store_in_memory_is_refused_since_its_trials_would_be_lost(
+    call, filled, tmp_path, command
+):
+    words = [tmp_path / "out" / "table2a.trials.csv"] * (command == "import")
+    code, text, errors = call(command, *words, "--store", ":memory:", out=command == "status")
+    assert (code, text) == (2, "")
+    assert errors == (
+        "Error: --store is ':memory:', which is lost as the command ends; give it a file.\n"
+    )
 
 
 def test_looking_at_a_store_leaves_nothing_beside_it(call, filled, tmp_path):

@@ -9,19 +9,19 @@ import json
 import sqlite3
 from dataclasses import fields, replace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_store import RESULT, SETTING, trial
+from test_store import RESULT, SETTING, assert_same, trial
 
 from fltrust_repro import settings
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive
-from fltrust_repro.errors import BadInput
-from fltrust_repro.records import COLUMNS, LeftOut
+from fltrust_repro.errors import BadInput, LeftOut
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trials import read_csv, write_csv
+from fltrust_repro.trials import COLUMNS, add_to_csv, read_csv, write_csv
 
 DEEP = "[" * 100_000
 TOLD = trial().row()
@@ -136,6 +136,62 @@ def test_whatever_a_line_holds_it_is_a_trial_or_left_out(tmp_path_factory, chang
     left_out.tell()
 
 
+def test_every_field_survives_a_csv_file(tmp_path):
+    written = [trial(seed) for seed in (3, 1)]
+    write_csv(tmp_path / "new" / "trials.csv", written)
+    for found, expected in zip(read_csv(tmp_path / "new" / "trials.csv"), written):
+        assert_same(found, expected)
+
+
+def test_a_trial_that_went_through_csv_and_store_gives_the_same_csv(tmp_path):
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    write_csv(first, [trial()])
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(read_csv(first)[0])
+        write_csv(second, store.find(SETTING))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_csv_file_cut_in_the_middle_gives_its_whole_lines(tmp_path):
+    path = tmp_path / "trials.csv"
+    write_csv(path, [trial(), trial(1)])
+    path.write_text(path.read_text()[:-40])
+    left_out = LeftOut()
+    assert [found.seed for found in read_csv(path, left_out)] == [0]
+    assert len(left_out) == 1
+
+
+def test_trials_are_added_behind_what_a_file_holds_byte_for_byte(tmp_path):
+    path = tmp_path / "trials.csv"
+    add_to_csv(path, [trial(0)])
+    add_to_csv(path, [])
+    odd = path.read_bytes() + b"a line of a newer version, \xff\n\n" + path.read_bytes()[-300:-1]
+    path.write_bytes(odd)
+    add_to_csv(path, [])
+    assert path.read_bytes() == odd
+    add_to_csv(path, [trial(1), trial(2)])
+    assert path.read_bytes().startswith(odd + b"\n")
+    assert [found.seed for found in read_csv(path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_rows_of_other_columns_stay_as_they_are_when_trials_are_added(tmp_path, end):
+    path = tmp_path / "trials.csv"
+    write_csv(path, [trial(0)])
+    older = pd.read_csv(path).drop(columns="notes").assign(newer="=7")
+    older.to_csv(path, index=False, lineterminator=end)
+    line = path.read_bytes().split(b"\n")[1]
+    add_to_csv(path, [trial(1)])
+    assert path.read_bytes().split(b"\n")[1] == line
+    assert [found.result.notes for found in read_csv(path)] == [{}, RESULT.notes]
+    assert list(pd.read_csv(path)["newer"].fillna("none")) == ["=7", "none"]
+
+
+def test_the_key_of_a_setting_is_the_same_whatever_is_spelled_out_and_in_what_order():
+    fields = SETTING.as_dict()
+    assert Setting.from_dict(dict(reversed(fields.items()))).key() == SETTING.key()
+
+
 def test_a_trial_of_the_most_iterations_is_read_back(tmp_path):
     setting = replace(SETTING, iterations=1_000_000)
     curve = [(i, 1 / 3, 0.12345) for i in range(10, 1_000_001, 10)]
@@ -208,7 +264,7 @@ def test_a_store_does_not_answer_with_trials_of_another_setting_under_its_key(tm
         assert store.find(SETTING) == store.find(replace(SETTING, rule="median")) == []
         assert store.error_rates(SETTING, range(9)) == []
         assert not store.has(trial().name)
-        assert store.names() == set()
+        assert list(store.everything()) == []
         assert store.add(trial()) == {trial().name}  # what it had stands in no one's way
         assert [found.seed for found in store.find(SETTING)] == [0]
         rows = store._connection.execute("SELECT setting FROM trials").fetchall()

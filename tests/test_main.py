@@ -15,7 +15,8 @@ import pandas as pd
 import pooch
 import pytest
 
-from fltrust_repro import cli, downloads, experiments, fidelity, processes, reproduction
+from fltrust_repro import downloads, experiments, fidelity, processes, reproduction
+from fltrust_repro.__main__ import commands
 from fltrust_repro.settings import FIELDS, Readings
 
 TINY = """
@@ -37,8 +38,9 @@ median = [0.30, 0.60]
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
-    """An empty current folder, no data of this machine, no mirror that answers."""
+    """An empty current folder, no data of this machine, none published, no mirror that answers."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "published", lambda: tmp_path / "published")
     monkeypatch.delenv("FLTRUST_DATA", raising=False)
     monkeypatch.setattr(downloads, "__file__", str(tmp_path / "package" / "downloads.py"))
     for name, source in downloads.SOURCES.items():
@@ -56,7 +58,7 @@ def call(capsys):
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.main.main([str(a) for a in arguments], prog_name="fltrust_repro")
+            commands.main([str(a) for a in arguments], prog_name="fltrust_repro")
         return stop.value.code, *capsys.readouterr()
 
     return run
@@ -163,13 +165,14 @@ def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
     code, out, err = call("reproduce", "tiny.toml", "--trials", 2, "--jobs", 1, "--out", "results")
     assert code == 0, err
     assert "A tiny table" in out
-    assert "2 trials, seeds 0 to 1" in out
+    assert "2 trials, seeds 10 to 11" in out
     assert "(0.30, " in out
     assert "(0.60, " in out
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {"tiny.csv", "tiny.md", "tiny.trials.csv"}
     assert list(pd.read_csv("results/tiny.csv")["trials"]) == [2, 2]
     assert len(pd.read_csv("results/tiny.trials.csv")) == 4
+    assert out.splitlines()[-1] == "Wrote results/tiny.md, .csv, .trials.csv"
     assert "# A tiny table" in (tmp_path / "results" / "tiny.md").read_text()
 
 
@@ -196,10 +199,10 @@ def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
     code, again, _ = call(*command)
     assert code == 0
     assert table.splitlines()[:5] == again.splitlines()[:5]
-    code, fresh, _ = call(*command, "--store", "fresh.sqlite")
+    code, fresh, err = call(*command, "--store", "fresh.sqlite")
     assert code == 0
     assert table.splitlines()[:5] == fresh.splitlines()[:5]
-    assert "Taken from results: 4 trials." in fresh
+    assert "tiny: 4 trials at hand, 0 to run" in err
     assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == written
 
 
@@ -219,11 +222,12 @@ def test_a_trial_that_two_tables_share_is_in_the_file_of_the_first(call, tmp_pat
 def test_trials_that_chose_the_readings_are_no_results_of_a_table(call, tmp_path):
     (tmp_path / "readings.toml").write_text(TINY)
     (tmp_path / "tiny.toml").write_text(TINY)
-    options = ("--jobs", 1, "--out", "results", "--store")
-    assert call("reproduce", "readings.toml", "--trials", 1, *options, "a.sqlite")[0] == 0
-    code, out, err = call("reproduce", "tiny.toml", "--trials", 1, *options, "b.sqlite")
+    options = ("--trials", 1, "--jobs", 1)
+    assert call("reproduce", "readings.toml", "--seed", 0, *options)[0] == 0
+    code, out, err = call("reproduce", "tiny.toml", *options)
     assert code == 0
-    assert "Taken from" not in out
+    assert "tiny: 0 trials at hand, 2 to run" in err
+    assert "1 trial, seed 10." in out
     assert "2/2 trials" in err
 
 
@@ -231,11 +235,11 @@ def test_more_trials_build_on_the_finished_ones(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     command = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results")
     _, out, _ = call(*command, "--trials", 1)
-    assert "1 trial, seed 0." in out
+    assert "1 trial, seed 10." in out
     code, out, err = call(*command, "--trials", 2)
     assert code == 0
     assert "2/2 trials" in err
-    assert "2 trials, seeds 0 to 1" in out
+    assert "2 trials, seeds 10 to 11" in out
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
@@ -432,6 +436,25 @@ def test_closed_streams_neither_lose_results_nor_end_in_success_unseen():
     assert piped("$P liste 2>/dev/full").returncode == 2
 
 
+def test_help_comes_without_the_libraries_that_commands_need():
+    code = (
+        "import sys; from fltrust_repro.__main__ import commands\n"
+        "try: commands(['--help'])\n"
+        "finally: print(sorted({'numpy', 'pandas', 'numba', 'mxnet', 'rich'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Run trials of one setting." in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_list_of_commands_says_what_each_command_says_of_itself(call):
+    told = call("--help")[1].split("Commands:\n")[1]
+    for name in commands.list_commands(None):
+        whole = commands.get_command(None, name).help
+        line = next(line for line in told.splitlines() if line.split()[0] == name)
+        assert whole.startswith(line.split(None, 1)[1].rstrip(".")), name
+
+
 STOPPED = "\nStopped. Finished trials are kept: the same command goes on.\n"
 
 
@@ -458,7 +481,7 @@ def test_an_interrupt_while_modules_load_is_quiet(number, wait):
         assert out
     else:
         assert command.returncode == 130
-        assert err in ("", STOPPED)
+        assert err in ("", "\nStopped.\n")
 
 
 def test_a_second_signal_does_not_disturb_the_end(tmp_path):
@@ -476,7 +499,7 @@ def test_a_second_signal_does_not_disturb_the_end(tmp_path):
 
 
 def test_python_that_drops_docstrings_is_named_as_the_cause():
-    code = "from fltrust_repro import backend; backend.mx"
+    code = "from fltrust_repro import experiments, backend; backend.mx"
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
     assert "BadInput: MXNet reads docstrings" in done.stderr.strip().splitlines()[-1]
     assert "PYTHONOPTIMIZE" in done.stderr
@@ -504,28 +527,23 @@ def test_more_numbers_than_an_array_holds_are_refused_before_training(tmp_path):
     assert last.startswith("Error: m = 300 workers and a model of d = 7,500,010 parameters")
 
 
-def test_an_own_experiment_does_not_take_a_published_tables_place(
-    call, tmp_path, no_processes, monkeypatch
-):
-    monkeypatch.setattr(experiments, "home", lambda: tmp_path / "experiments")
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "tiny.toml").write_text(TINY)
+def test_an_own_experiment_does_not_take_a_published_tables_place(call, tmp_path, no_processes):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "tiny.toml").write_text(TINY.replace("12", "13"))
+    (tmp_path / "mine" / "table7b.toml").write_text(TINY)
     no_processes()
-    there = ("--out", "experiments/results")
-    code, out, err = call("reproduce", "mine/tiny.toml", "--trials", 1, *there)
+    code, out, err = call("reproduce", "mine/table7b.toml", "--out", "published")
     assert (code, out) == (2, "")
     assert "rename your file" in err
-    assert not (tmp_path / "experiments" / "results").exists()
-    for taken in (["mine/tiny.toml", "--out", "own"], ["tiny"], ["experiments/tiny.toml"]):
-        with pytest.raises(AssertionError, match="a worker process was started"):
-            call("reproduce", *taken, "--trials", 1)
+    assert not (tmp_path / "published").exists()
+    with pytest.raises(AssertionError, match="a worker process was started"):
+        call("reproduce", "mine/table7b.toml")
 
 
 def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_processes, monkeypatch):
     seen = []
-    monkeypatch.setattr(reproduction, "reproduce", lambda figure, *_: seen.append(figure) or [])
+    monkeypatch.setattr(
+        reproduction, "reproduce", lambda orders, *_: seen.extend(orders) or ([], [])
+    )
     options = ("--vary", "c", "--values", 1, "--rule", "krum", *RUN[1:5], "--knowledge", "full")
     assert call("sweep", *options)[0] == 0
     assert seen[0].rows == ("no attack", "gaussian", "label-flip", "full")
@@ -560,7 +578,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
     repeated = "sweep --vary c --values 1,3 --rule krum --rule median --attack none"
     assert repeated in page
     assert "--jobs" not in page
-    assert "--iterations 6 --trials 2 --seed 0" in page
+    assert "--iterations 6 --trials 2 --seed 10" in page
 
 
 def test_sweep_takes_the_papers_attacks_where_none_is_named(call):
@@ -602,6 +620,7 @@ def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_processe
     assert out.startswith("0 of the ")
     page = (tmp_path / "results" / "fidelity.md").read_text()
     assert page.startswith("# Fidelity report")
+    assert out.splitlines()[-1].startswith("Wrote results/fidelity.md, .csv; results/")
     assert "not measured" in page
     assert (tmp_path / "results" / "table2a.tex").is_file()
     printed = [c.paper is not None for e in fidelity.all_experiments() for c in e.cells]
