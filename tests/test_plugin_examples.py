@@ -29,7 +29,7 @@ USES = {
 def run(folder: Path, *options: str) -> dict:
     """What `run` prints for one short trial."""
     told = {"--dataset": "digits", "--rule": "mean", "--workers": "10", "--compromised": "2"}
-    told |= {"--iterations": "20", "--jobs": "0", "--device": "cpu", "--data-dir": str(folder)}
+    told |= {"--iterations": "100", "--jobs": "0", "--device": "cpu", "--data-dir": str(folder)}
     told |= dict(zip(options[::2], options[1::2]))
     words = [word for option in told.items() for word in option]
     done = subprocess.run(
@@ -77,8 +77,8 @@ def test_the_attack_counts_what_it_notes(folder):
     run(folder, "--plugin", "inner_product.py", *USES["inner_product.py"])
     shown = subprocess.run(
         [sys.executable, "-m", "fltrust_repro", "show", "--plugin", "inner_product.py",
-         "--dataset", "digits", "--workers", "10", "--compromised", "2", "--iterations", "20",
+         "--dataset", "digits", "--workers", "10", "--compromised", "2", "--iterations", "100",
          *USES["inner_product.py"]],
         cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert '"rounds turned": 20' in shown.stdout
+    assert '"rounds turned": 100' in shown.stdout
