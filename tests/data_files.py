@@ -37,21 +37,22 @@ def alone(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("FLTRUST_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(downloads, "__file__", str(tmp_path / "package" / "downloads.py"))
-    for name, source in downloads.SOURCES.items():
+    for name, source in list(downloads.SOURCES.items()):
         below = tuple(path for path in source.elsewhere if not Path(path).is_absolute())
         mirrors = source.mirrors and ("http://127.0.0.1:9/",)
-        changed = replace(source, mirrors=mirrors, elsewhere=below)
-        monkeypatch.setitem(downloads.SOURCES, name, changed)
+        change_source(monkeypatch, name, mirrors=mirrors, elsewhere=below)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     readers.forget()
+
+
+def change_source(monkeypatch, name: str, **changed: object) -> None:
+    monkeypatch.setitem(downloads.SOURCES, name, replace(downloads.SOURCES[name], **changed))
 
 
 def tiny_mnist(monkeypatch) -> None:
     """MNIST is two training images and one test image of 2x2 pixels."""
     monkeypatch.setattr(readers, "IDX_SHAPES", ((2, 2, 2), (2,), (1, 2, 2), (1,)))
-    monkeypatch.setitem(
-        downloads.SOURCES, "mnist", replace(downloads.SOURCES["mnist"], registry=REGISTRY)
-    )
+    change_source(monkeypatch, "mnist", registry=REGISTRY)
 
 
 def sixteen_tiles(monkeypatch) -> None:

@@ -8,12 +8,22 @@ import http.server
 import os
 import socket
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import data_files
 import pytest
-from data_files import CONTENT, LABELS, REGISTRY, archive, idx, names_below, place, rng, tiles
+from data_files import (
+    CONTENT,
+    LABELS,
+    REGISTRY,
+    archive,
+    change_source,
+    idx,
+    names_below,
+    place,
+    rng,
+    tiles,
+)
 
 from fltrust_repro import downloads
 from fltrust_repro.datasets import fetch, load, status, verify
@@ -80,8 +90,7 @@ def test_the_message_names_the_files_that_are_missing_and_their_folder(tiny, tmp
 
 def test_system_folder_comes_last(tmp_path, monkeypatch):
     system = place(tmp_path / "system")
-    source = replace(downloads.SOURCES["fashion-mnist"], elsewhere=(system,))
-    monkeypatch.setitem(downloads.SOURCES, "fashion-mnist", source)
+    change_source(monkeypatch, "fashion-mnist", elsewhere=(system,))
     assert downloads.locate("fashion-mnist", [tmp_path])[0].parent == system
     own = place(tmp_path / "fashion-mnist")
     assert downloads.locate("fashion-mnist", [tmp_path])[0].parent == own
@@ -154,9 +163,7 @@ def mirrors(server, tiny, monkeypatch):
     files.update({f"{name}.gz": gzip.compress(content) for name, content in CONTENT.items()})
 
     def use(*names: str) -> list[str]:
-        addresses = tuple(f"{address}{name}/" for name in names)
-        source = replace(downloads.SOURCES["mnist"], mirrors=addresses)
-        monkeypatch.setitem(downloads.SOURCES, "mnist", source)
+        change_source(monkeypatch, "mnist", mirrors=tuple(f"{address}{name}/" for name in names))
         return asked
 
     return use
@@ -235,8 +242,7 @@ def test_no_mirror_reachable(tmp_path, monkeypatch):
     with socket.socket() as taken:  # bound but not listening: refused at once
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/"
-        source = replace(downloads.SOURCES["mnist"], mirrors=(address,))
-        monkeypatch.setitem(downloads.SOURCES, "mnist", source)
+        change_source(monkeypatch, "mnist", mirrors=(address,))
         with pytest.raises(DataUnavailable, match=r"cannot be downloaded .*no connection"):
             fetch("mnist", tmp_path)
 
@@ -245,8 +251,7 @@ def test_mirror_that_never_answers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", (0.2, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        source = replace(downloads.SOURCES["mnist"], mirrors=(address,))
-        monkeypatch.setitem(downloads.SOURCES, "mnist", source)
+        change_source(monkeypatch, "mnist", mirrors=(address,))
         with pytest.raises(DataUnavailable, match="timed out"):
             fetch("mnist", tmp_path)
 
@@ -297,18 +302,25 @@ def test_full_disk_is_not_blamed_on_the_mirror(mirrors, tmp_path, monkeypatch):
         fetch("mnist", tmp_path)
 
 
+def test_an_interrupted_download_leaves_nothing(mirrors, tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    mirrors("good")
+    monkeypatch.setattr(downloads, "check", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("mnist", tmp_path)
+    assert names_below(tmp_path) == []
+
+
 def test_ch_mnist_archive_is_downloaded_and_turned_into_the_cache(
     server, sixteen, tmp_path, monkeypatch
 ):
     address, files, _ = server
     files[downloads.TILES_ZIP] = archive(*tiles())
     digest = hashlib.sha256(files[downloads.TILES_ZIP]).hexdigest()
-    source = replace(
-        downloads.SOURCES["ch-mnist"],
-        mirrors=(f"{address}good/",),
-        registry={downloads.TILES_ZIP: f"sha256:{digest}"},
-    )
-    monkeypatch.setitem(downloads.SOURCES, "ch-mnist", source)
+    registry = {downloads.TILES_ZIP: f"sha256:{digest}"}
+    change_source(monkeypatch, "ch-mnist", mirrors=(f"{address}good/",), registry=registry)
     assert fetch("ch-mnist", tmp_path) == tmp_path / "ch-mnist"
     assert names_below(tmp_path) == [downloads.TILES_ZIP, downloads.TILES_CACHE]
     verify("ch-mnist", tmp_path)
