@@ -91,7 +91,7 @@ def trial_options(trials: int, first_seed: int) -> Callable:
 
     The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
     """
-    options = [
+    options: list[Callable] = [
         trials_option(trials),
         click.option("--seed", "first_seed", default=first_seed, show_default=True, metavar="S",
                      callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
