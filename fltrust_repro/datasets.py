@@ -136,13 +136,7 @@ def load(name: str, rng: np.random.Generator, data_dir: str | Path | None = None
 
     Where the paper draws the training examples, `rng` does; MNIST and Fashion-MNIST come split, and
     every call returns the same arrays. `data_dir` is looked in before $FLTRUST_DATA and data/.
-
-    Raises
-    ------
-    BadInput
-        Unknown name, no such directory, or a file that is not what it should be.
-    DataUnavailable
-        Not at hand, and every mirror failed.
+    Raises `DataUnavailable` where it is not at hand and every mirror failed, else `BadInput`.
     """
     return datasets[name].load(downloads.search_path(data_dir), rng)
 

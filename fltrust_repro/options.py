@@ -114,7 +114,7 @@ def trial_options(trials: int, first_seed: int) -> Callable:
 
     The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
     """
-    options = [
+    options: list[Callable] = [
         trials_option(trials),
         seed_option(first_seed),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",

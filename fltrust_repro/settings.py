@@ -21,6 +21,7 @@ from fltrust_repro.datasets import DEALINGS, data_digest, datasets
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.models import models
+from fltrust_repro.registry import Registry
 
 # The default of a field when trials were first stored, or before it was a choice, where it is
 # another now: what a stored setting that does not name the field means, and what names leave out.
@@ -216,14 +217,10 @@ class Setting:
 
         Of a plug-in's data set the examples count too, which are loaded for it.
         """
-        digests = {
-            datasets.digest(self.dataset),
-            models.digest(self.model),
-            rules.digest(self.rule),
-            attacks.digest(self.attack),
-            defenses.digest(self.defense),
-            data_digest(self.dataset),
-        }
+        registries: tuple[Registry[Any], ...] = (datasets, models, rules, attacks, defenses)
+        names = (self.dataset, self.model, self.rule, self.attack, self.defense)
+        digests = {registry.digest(name) for registry, name in zip(registries, names)}
+        digests.add(data_digest(self.dataset))
         return "+".join(sorted(filter(None, digests)))
 
     @classmethod
