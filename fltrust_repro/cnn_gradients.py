@@ -13,7 +13,6 @@ from fltrust_repro.gradients import Compiled, softmax_residual
 
 _SCORE_CHUNK = 25
 _HELD = 2**25 - 2**16  # bytes; the most that glibc learns from
-_SHARED_PASS = 48  # examples; more of the small CNN's layers would leave the core's cache
 
 
 @compiled
@@ -145,14 +144,14 @@ def _channels_first(x: np.ndarray, out: np.ndarray) -> None:
 
 
 @compiled
-def _cnn_forward(w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple) -> tuple:
+def _cnn_forward(w: np.ndarray, x: np.ndarray, layout: tuple) -> tuple:
     """Logits of the CNN for x (channels, n, height, width), and what the gradient needs again.
 
-    `ends` are where the eight parameters end in `w`, in Gluon's order; `sizes` are the filters of
-    both convolutions, the hidden units, the kernel and the pooling window's height.
+    `layout` holds where the eight parameters end in `w`, in Gluon's order, and the filters of both
+    convolutions, the hidden units, the kernel and the pooling window's height.
     """
+    ends, (f1, f2, hidden, kh, kw, ph) = layout
     _channels, n, height, width = x.shape
-    f1, f2, hidden, kh, kw, ph = sizes
     h1, w1 = height - kh + 1, width - kw + 1
     h2, w2 = h1 // ph - kh + 1, w1 // 2 - kw + 1
     columns1 = _patches(x, kh, kw)
@@ -169,32 +168,18 @@ def _cnn_forward(w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple) -
 
 
 @compiled
-def _cnn_steps(
-    w: np.ndarray,
-    x: np.ndarray,
-    labels: np.ndarray,
-    members: np.ndarray,
-    counts: np.ndarray,
-    rate: np.float32,
-    ends: np.ndarray,
-    sizes: tuple,
-    steps: np.ndarray,
-    losses: np.ndarray,
-) -> None:
-    """A step of gradient descent on each worker's batch-mean cross-entropy, by the chain rule.
+def _cnn_backward(w: np.ndarray, x: np.ndarray, labels: np.ndarray, layout: tuple) -> tuple:
+    """Losses of examples, and for each of the four layers its inputs and d loss / d outputs.
 
-    All workers are at the same model w, so that examples x with labels pass through it once,
-    whoever holds them; worker i's are `members[i, :counts[i]]`, its step is row i.
+    Columns of a convolution's belong to the examples in turn, rows of a dense layer's likewise.
     """
-    f1, f2, hidden, kh, kw, _ph = sizes
-    n = x.shape[1]
-    residual, units, flat, layer1, layer2 = _cnn_forward(w, x, ends, sizes)
+    ends, (f1, f2, hidden, kh, kw, _ph) = layout
+    residual, units, flat, layer1, layer2 = _cnn_forward(w, x, layout)
     columns1, z1, pool1, place1 = layer1
     columns2, z2, pool2, place2 = layer2
-    loss = np.empty(n)
-    for e in range(n):
+    loss = np.empty(x.shape[1])
+    for e in range(loss.size):
         loss[e] = softmax_residual(residual[e : e + 1], labels[e : e + 1])
-
     back = np.dot(residual, w[ends[5] : ends[6]].reshape(-1, hidden))
     d_units = np.where(units > 0, back, np.float32(0))
     _channels_first(np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1)), pool2)
@@ -203,30 +188,54 @@ def _cnn_steps(
     d_columns2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2)
     _patches_gradient(d_columns2, pool1, kh, kw)
     _bias_relu_pool_gradient(pool1, place1, z1)
-    d_z1 = z1.reshape(f1, -1)
+    convolutions = (columns1, z1.reshape(f1, -1)), (columns2, d_z2)
+    return loss, convolutions, ((flat, d_units), (units, residual))
 
+
+@compiled
+def _cnn_steps(
+    w: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    members: np.ndarray,
+    counts: np.ndarray,
+    rate: np.float32,
+    layout: tuple,
+    steps: np.ndarray,
+    losses: np.ndarray,
+) -> None:
+    """A step of gradient descent on each worker's batch-mean cross-entropy, by the chain rule.
+
+    All workers are at the same model w, so that examples x with labels pass through it once,
+    whoever holds them; worker i's are `members[i, :counts[i]]`, its step is row i.
+    """
+    ends, n = layout[0], x.shape[1]
+    loss, convolutions, dense = _cnn_backward(w, x, labels, layout)
     for i in range(counts.size):
         row, mine = steps[i], members[i, : counts[i]]
         if mine.size == 0:
             row[:] = 0
             continue
         losses[i] = loss[mine].mean()
-        # All parts of the gradient are linear in these, which are far smaller than the row.
+        # A layer's gradient is linear in that of its outputs, which is far smaller than the row.
         scale = np.float32(-rate / mine.size)
-        own_d_z1, own_d_z2 = _columns_of(d_z1, n, mine), _columns_of(d_z2, n, mine)
-        own_d_units, own_residual = d_units[mine], residual[mine]
-        for small in (own_d_z1, own_d_z2, own_d_units, own_residual):
-            small *= scale
-        row[: ends[0]].reshape(f1, -1)[:] = np.dot(own_d_z1, _columns_of(columns1, n, mine).T)
-        row[ends[0] : ends[1]] = _row_sums(own_d_z1)
-        row[ends[1] : ends[2]].reshape(f2, -1)[:] = np.dot(
-            own_d_z2, _columns_of(columns2, n, mine).T
-        )
-        row[ends[2] : ends[3]] = _row_sums(own_d_z2)
-        np.dot(own_d_units.T, flat[mine], row[ends[3] : ends[4]].reshape(hidden, -1))
-        row[ends[4] : ends[5]] = np.dot(_ones(mine.size), own_d_units)
-        row[ends[5] : ends[6]].reshape(-1, hidden)[:] = np.dot(own_residual.T, units[mine])
-        row[ends[6] :] = np.dot(_ones(mine.size), own_residual)
+        start = 0
+        for k in range(2):
+            columns, d_outputs = convolutions[k]
+            own = _columns_of(d_outputs, n, mine)
+            own *= scale
+            weight = row[start : ends[2 * k]].reshape(len(own), -1)
+            weight[:] = np.dot(own, _columns_of(columns, n, mine).T)
+            row[ends[2 * k] : ends[2 * k + 1]] = _row_sums(own)
+            start = ends[2 * k + 1]
+        for k in range(2):
+            inputs, d_outputs = dense[k]
+            own = d_outputs[mine]
+            own *= scale
+            stop = start + own.shape[1] * inputs.shape[1]
+            np.dot(own.T, inputs[mine], row[start:stop].reshape(own.shape[1], -1))
+            start = stop + own.shape[1]
+            row[stop:start] = np.dot(_ones(mine.size), own)
 
 
 @compiled
@@ -245,75 +254,38 @@ def _cnn_updates(
     batches: np.ndarray,
     labels: np.ndarray,
     counts: np.ndarray,
-    learning_rate: float,
+    rate: np.float32,
+    layout: tuple,
     updates: np.ndarray,
     losses: np.ndarray,
-    ends: np.ndarray,
-    sizes: tuple,
 ) -> None:
-    """Local SGD of every worker; those that hold few examples share a pass of the first round."""
+    """Local SGD of every worker, one after another."""
     rounds, workers, batch_size = batches.shape
-    rate = np.float32(learning_rate)
     step, unused = np.empty((1, w.size), dtype=np.float32), np.empty(1)
     everything = np.arange(batch_size).reshape(1, -1)
-    first = 0
-    while first < workers:
-        last, together = first + 1, counts[first]
-        while rounds == 1 and last < workers and together + counts[last] <= _SHARED_PASS:
-            together += counts[last]
-            last += 1
-        rows, truth = np.empty(together, dtype=np.int64), np.empty(together, dtype=labels.dtype)
-        members = np.zeros((last - first, batch_size), dtype=np.int64)
-        start = 0
-        for i in range(first, last):
-            stop = start + counts[i]
-            rows[start:stop] = batches[0, i, : counts[i]]
-            truth[start:stop] = labels[0, i, : counts[i]]
-            members[i - first, : counts[i]] = np.arange(start, stop)
-            start = stop
-        mine = updates[first:last]
-        _shared_pass(
-            w, x, rows, truth, members, counts[first:last], rate, mine, losses[first:last], ends,
-            sizes,
-        )  # fmt: skip
-        for r in range(1, rounds if together else 0):
-            batch = _gather_channels_first(x, batches[r, first, :together])
-            truth, local = labels[r, first, :together], w + mine[0]
-            one = counts[first : first + 1]
-            _cnn_steps(local, batch, truth, everything, one, rate, ends, sizes, step, unused)
-            mine[0] += step[0]
-        first = last
-
-
-@compiled
-def _shared_pass(
-    w: np.ndarray,
-    x: np.ndarray,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    members: np.ndarray,
-    counts: np.ndarray,
-    rate: np.float32,
-    updates: np.ndarray,
-    losses: np.ndarray,
-    ends: np.ndarray,
-    sizes: tuple,
-) -> None:
-    if rows.size == 0:
-        updates[:] = 0
-    else:
-        batch = _gather_channels_first(x, rows)
-        _cnn_steps(w, batch, labels, members, counts, rate, ends, sizes, updates, losses)
+    for i in range(workers):
+        one, update, size = counts[i : i + 1], updates[i : i + 1], counts[i]
+        if size == 0:
+            update[:] = 0
+        for r in range(rounds if size else 0):
+            batch, truth = _gather_channels_first(x, batches[r, i, :size]), labels[r, i, :size]
+            if r == 0:
+                loss = losses[i : i + 1]
+                _cnn_steps(w, batch, truth, everything, one, rate, layout, update, loss)
+            else:
+                local = w + update[0]
+                _cnn_steps(local, batch, truth, everything, one, rate, layout, step, unused)
+                update += step
 
 
 @compiled
 def _cnn_scores(
-    w: np.ndarray, x: np.ndarray, ends: np.ndarray, sizes: tuple, scores: np.ndarray, chunk: int
+    w: np.ndarray, x: np.ndarray, layout: tuple, scores: np.ndarray, chunk: int
 ) -> None:
     for start in range(0, len(x), chunk):
         rows = np.arange(start, min(start + chunk, len(x)))
         batch = _gather_channels_first(x, rows)
-        scores[start : start + rows.size] = _cnn_forward(w, batch, ends, sizes)[0]
+        scores[start : start + rows.size] = _cnn_forward(w, batch, layout)[0]
 
 
 def compiled_cnn(
@@ -325,8 +297,7 @@ def compiled_cnn(
     last = [((size - k + 1) // p - k + 1) // p for size, k, p in zip((height, width), kernel, pool)]
     flat = 50 * last[0] * last[1]
     lengths = [30 * channels * kh * kw, 30, 50 * 30 * kh * kw, 50, 200 * flat, 200, classes * 200]
-    ends = np.cumsum(lengths)
-    sizes = (30, 50, 200, kh, kw, pool[0])
+    layout = np.cumsum(lengths), (30, 50, 200, kh, kw, pool[0])
     # A block of this size, once freed, teaches glibc to hold on to what a pass frees. Else it gives
     # that back to the system and asks for it again, page by page, for longer than a pass computes.
     np.empty(_HELD, dtype=np.uint8)
@@ -340,21 +311,20 @@ def compiled_cnn(
         learning_rate: float,
         *out: np.ndarray,
     ) -> None:
-        if len(batches) == 1:
-            # Workers that share their examples share most of the work too.
-            names = batches[0].astype(np.int64) * classes + labels[0]
-            distinct, members = np.unique(names, return_inverse=True)
-            if 2 * distinct.size <= counts.sum():
-                rows, truth = np.divmod(distinct, classes)
-                members = members.reshape(names.shape)
-                rate = np.float32(learning_rate)
-                _shared_pass(w, x, rows, truth, members, counts, rate, *out, ends, sizes)
-                return
-        _cnn_updates(w, x, batches, labels, counts, learning_rate, *out, ends, sizes)
+        rate = np.float32(learning_rate)
+        # Workers that share their examples share most of the first round's work too.
+        names = batches[0].astype(np.int64) * classes + labels[0]
+        distinct, members = np.unique(names, return_inverse=True)
+        if len(batches) == 1 and 2 * distinct.size <= counts.sum():
+            rows, truth = np.divmod(distinct, classes)
+            batch, members = _gather_channels_first(x, rows), members.reshape(names.shape)
+            _cnn_steps(w, batch, truth, members, counts, rate, layout, *out)
+        else:
+            _cnn_updates(w, x, batches, labels, counts, rate, layout, *out)
 
     def scores(w: np.ndarray, x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), classes), dtype=np.float32)
-        _cnn_scores(w, x, ends, sizes, out, _SCORE_CHUNK)
+        _cnn_scores(w, x, layout, out, _SCORE_CHUNK)
         return out
 
     return Compiled(updates, scores)

@@ -106,6 +106,7 @@ class Round:
     notes: Counter[str] = field(default_factory=Counter)  # to be counted over the trial, by name
 
     def __post_init__(self) -> None:
+        _check_choice("knowledge", self.knowledge)
         object.__setattr__(self, "known", as_updates(self.known, "an attack"))
         rows, d = self.known.shape
         w_re = as_numbers(self.w_re, (d,), "an attack", "the received model")
@@ -133,6 +134,10 @@ class Attack:
     that they hold beside their own (`inject`: Dataset, share, generator, folders, function to call
     after each step -> PoisonedSet). `against` names the rules that it is made for, that of its
     own first.
+
+    >>> from fltrust_repro import trimmed_mean_attack
+    >>> trimmed_mean_attack([[-1, 1], [-2, 2], [-3, 3], [-4, 4]], c=1, b=1.0001).round(2)
+    array([[-2.,  2.]], dtype=float32)
     """
 
     name: str
@@ -166,9 +171,8 @@ class Attack:
         updates : NDArray or numpy array (m, d)
             Before-attack updates of all m workers, the compromised ones' in rows 0..c-1; with
             partial knowledge the others are not looked at.
-        c, knowledge, w_re : as in `Round`; the received model is zeros unless given.
-        seed : int
-            Of the attacker's draws.
+        c, knowledge, w_re : as in `Round`; the received model is zeros unless given
+        seed : int, of the attacker's draws
         rule, beta : str and int
             The master device's; unless given, the rule the attack is made for (else mean), and c.
         **parameters
@@ -178,10 +182,7 @@ class Attack:
         -------
         array (c, d), float32, of the kind that was given
 
-        Raises
-        ------
-        BadInput
-            What is given does not fit, or the attack crafts no updates.
+        Raises `BadInput` where what is given does not fit, or the attack crafts no updates.
         """
         user = f"attack {self.name!r}"
         if self.craft is None:
@@ -194,12 +195,10 @@ class Attack:
             self.limit.check(user, m, c, beta)
         master = Master(m, c, beta, rules[rule or next(iter(self.against), "mean")])
         chosen, rng = Parameters.from_dict(parameters), np.random.default_rng(seed)
-        _check_choice("knowledge", knowledge)
         knowledge = knowledge if self.has_knowledge else "full"
         known = rows[:c] if knowledge == "partial" else rows
-        received = np.zeros(rows.shape[1]) if w_re is None else w_re
-        step = Round(known, c, received, knowledge, rng, master, chosen)
-        return as_given(self.craft(step), updates)
+        w_re = np.zeros(rows.shape[1]) if w_re is None else w_re
+        return as_given(self.craft(Round(known, c, w_re, knowledge, rng, master, chosen)), updates)
 
     @property
     def summary(self) -> str:

@@ -43,54 +43,29 @@ EVALUATE_EVERY = 10  # iterations
 MOST_NUMBERS = 2**31 - 1  # in an array of MXNet's
 
 _PURPOSES = (
-    "split",
-    "partition",
-    "order",
-    "initial",
-    "batches",
-    "attack",
-    "selected",
-    "poisoned",
-    "validation",
-    "ties",
-    "back-gradient",
-    "distribution",
-)
+    "split", "partition", "order", "initial", "batches", "attack", "selected", "poisoned",
+    "validation", "ties", "back-gradient", "distribution",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrialResult:
     """What a trial found.
 
-    Attributes
-    ----------
-    error_rate : float
-        Share of wrong predictions of the final global model on the whole test set.
-    lowest_error_rate : float
-        Lowest one seen, every 10 iterations and at the end (Table 3).
-    iterations : int
-        Iterations done.
-    diverged : bool
-        Whether a parameter of the global model became NaN or infinite; training ends there.
-    seconds : float
-        Wall-clock time of the training, data loading left out.
-    curve : sequence of (iteration, error rate, training loss)
-        The loss is the benign workers' mean batch loss at the model before that iteration.
-    empty_workers : int
-        Workers that hold no training example (of the first deal) and send zero updates.
-    notes : dict of float by name
-        "attacked iterations"; what an attack counts, such as "lambda not found", in how many
-        iterations; "direction agreement", with partial knowledge: the share of parameters whose
-        changing direction the attacker's own updates tell right (4.2), mean over the iterations.
+    Its notes: "attacked iterations"; what an attack counts, such as "lambda not found", in how many
+    of them; with partial knowledge "direction agreement", the share of parameters whose changing
+    direction the attacker's own updates tell right (4.2), as a mean over them.
     """
 
-    error_rate: float
-    lowest_error_rate: float
-    iterations: int
-    diverged: bool
-    seconds: float
+    error_rate: float  # share of wrong predictions on the whole test set, final global model
+    lowest_error_rate: float  # of those in the curve (Table 3)
+    iterations: int  # done
+    diverged: bool  # whether a parameter became NaN or infinite, which ends training
+    seconds: float  # of training, by the clock, data loading left out
+    # Every 10 iterations and at the end: iteration, error rate, and the benign workers' mean batch
+    # loss at the model before that iteration.
     curve: Sequence[tuple[int, float, float]]
-    empty_workers: int
+    empty_workers: int  # without a training example (of the first deal): they send zero updates
     notes: dict[str, float] = field(default_factory=dict)
 
 

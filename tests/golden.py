@@ -1,7 +1,7 @@
 """Golden trials: tiny ones, whose error curves `golden.json` keeps for each kind of machine.
 
 `python tests/golden.py` writes this machine's anew, with the kernels that OpenBLAS takes by itself
-and with others that the CPU knows; it belongs to a change of `results.PROTOCOL`.
+and with others that the CPU knows; it belongs to a change of `training.PROTOCOL`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def problem(name: str, found: str, kind: str, known: dict) -> str | None:
     machines = known["machines"]
     if known["protocol"] != PROTOCOL:
         return (
-            f"results.PROTOCOL is {PROTOCOL}, tests/golden.json is of {known['protocol']}; write "
+            f"training.PROTOCOL is {PROTOCOL}, tests/golden.json is of {known['protocol']}; write "
             f"it anew: `{COMMAND}`"
         )
     if kind not in machines:
@@ -77,7 +77,7 @@ def problem(name: str, found: str, kind: str, known: dict) -> str | None:
     if found == machines[kind][name]:
         return None
     return (
-        f"{name} moved, but results.PROTOCOL is still {PROTOCOL}, so that trials of before and "
+        f"{name} moved, but training.PROTOCOL is still {PROTOCOL}, so that trials of before and "
         "after count as equal; if it is meant to move, raise PROTOCOL and write tests/golden.json "
         f"anew: `{COMMAND}`"
     )

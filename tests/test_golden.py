@@ -51,7 +51,7 @@ def test_the_same_numbers_are_no_problem():
 @pytest.mark.parametrize(
     ("found", "kind", "words"),
     [
-        ("[[10, 0.5, 2.0001]]", SKYLAKE, r"a moved, but results\.PROTOCOL is still"),
+        ("[[10, 0.5, 2.0001]]", SKYLAKE, r"a moved, but training\.PROTOCOL is still"),
         ("[[10, 0.2, 1.0]]", SKYLAKE, r"raise PROTOCOL.*python tests/golden\.py"),
         ("[[10, 0.5, 2.0]]", NEW, rf"differs .* from what {HASWELL[:13]}.* add it: `python"),
         ("[[10, 0.2, 1.1]]", NEW, "differs"),

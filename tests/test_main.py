@@ -344,7 +344,7 @@ from fltrust_repro.models import model
 @rule("middle-of-three")
 def middle_of_three(updates):
     """Median of the last three workers' updates."""
-    return updates[-3:].sort(axis=0)[1]
+    return np.sort(updates[-3:], axis=0)[1]
 
 
 @attack("shout")
