@@ -91,13 +91,14 @@ def _line(
     missing = {s: len(seeds) - len(done.get(s, ())) for s in experiment.settings}
     keys = {setting.key() for setting in missing}
     seconds = fidelity.seconds_of(experiment, finished)
+    left = sum(count * seconds[s] for s, count in missing.items() if count)  # 0 of an unknown time
     return {
         "experiment": experiment.name,
         "done": len(seeds) * len(missing) - sum(missing.values()),
         "of": len(seeds) * len(missing),
         "running": sum(name.key in keys for name in claimed),
         "failed": sum(name.key in keys for name in failures),
-        "core hours left": sum(count * seconds[s] for s, count in missing.items()) / 3600,
+        "core hours left": left / 3600,
     }
 
 
