@@ -178,7 +178,7 @@ def _show(
     several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
     told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
-    click.echo(report.table(experiment, cells, "simple") + "\n")
+    click.echo(report.table(cells, "simple") + "\n")
     if judged := report.summary_line(cells):
         click.echo(f"{judged}.  * outside the tolerance  ? too few trials to say")
     if before > now:

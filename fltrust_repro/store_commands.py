@@ -70,7 +70,9 @@ def status(
         for experiment in experiments:
             title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
             click.echo(f"{title}: trials done of {trials}, mean {what}\n")
-            click.echo(_cells_table(experiment, done) + "\n")
+            cells = fidelity.measured(experiment, done)
+            told = (f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors) for m in cells)
+            click.echo(report.arranged(cells, told, "simple") + "\n")
     else:
         lines = [
             _line(experiment, seeds, finished, done, failures, claimed)
@@ -100,14 +102,6 @@ def _line(
         "failed": sum(name.key in keys for name in failures),
         "core hours left": left / 3600,
     }
-
-
-def _cells_table(experiment: Experiment, done: fidelity.Trials) -> str:
-    lines: dict[str, dict[str, str]] = {}
-    for m in fidelity.measured(experiment, done):
-        text = f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors)
-        lines.setdefault(m.cell.row, {"": m.cell.row})[m.cell.column] = text
-    return report.rendered(list(lines.values()), "simple")
 
 
 def _print_failures(
