@@ -98,17 +98,12 @@ class Archive:
         self._columns("trials")
 
     def _unusable(self, error: OSError | sqlite3.Error) -> BadInput:
-        return BadInput(
-            f"{str(self.path)!r} is not a store of trials that can be read ({reason(error)}); give "
-            "--store, or `import`, another file."
-        )
+        why = f"is not a store of trials that can be read ({reason(error)})"
+        return BadInput(f"{str(self.path)!r} {why}; give --store, or `import`, another file.")
 
     def _refusal(self, problem: str, with_trials: bool = False) -> BadInput:
-        saving = f"; {self._saving()}" * with_trials
-        return BadInput(
-            f"store {str(self.path)!r} {problem}; give --store another file and keep the old one"
-            f"{saving}."
-        )
+        do = "give --store another file and keep the old one" + f"; {self._saving()}" * with_trials
+        return BadInput(f"store {str(self.path)!r} {problem}; {do}.")
 
     def _saving(self) -> str:
         return f"`import {self.path} --store another.sqlite` saves the trials that can be read"
@@ -130,9 +125,8 @@ class Archive:
             raise self._refusal(f"holds no plain table of {table}")
         ours = set(TABLES[table])
         if found and {*found, *(ours & set(ADDED_LATER))} != ours:
-            raise self._refusal(
-                f"holds other columns in its {table} than this version writes", table != "trials"
-            )
+            other = f"holds other columns in its {table} than this version writes"
+            raise self._refusal(other, with_trials=table != "trials")
         return found
 
     def _read(

@@ -190,4 +190,4 @@ def cost(hours: Sequence[float]) -> str:
 
 def latex(experiment: Experiment, trials: Trials) -> str:
     """Return a table as LaTeX (booktabs), each cell "ours ± interval (paper, difference)"."""
-    return report.table(experiment, measured(experiment, trials), "latex_booktabs") + "\n"
+    return report.table(measured(experiment, trials), "latex_booktabs") + "\n"

@@ -193,21 +193,21 @@ def _cell_text(m: Measured, judged: str) -> str:
     return f"{m.mean:.2f}{spread} ({m.cell.paper:.2f}, {m.difference:+.2f}){mark}"
 
 
-def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> str:
+def arranged(measured: Iterable[Measured], texts: Iterable[str], style: str) -> str:
+    """Arrange a text per cell as the paper's table, in a style of `rendered`."""
+    lines: dict[str, dict[str, str]] = {}
+    for m, text in zip(measured, texts):
+        lines.setdefault(m.cell.row, {"": m.cell.row})[m.cell.column] = text
+    return rendered(list(lines.values()), style)
+
+
+def table(measured: Sequence[Measured], style: str) -> str:
     """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)".
 
-    `style` is that of `rendered`. A star marks a cell outside the tolerance of `verdict`, a
-    question mark one with too few trials to say.
+    A star marks a cell outside the tolerance of `verdict`, a question mark one with too few trials
+    to say.
     """
-    texts = {
-        (m.cell.row, m.cell.column): _cell_text(m, judged)
-        for m, judged in zip(measured, verdicts(measured))
-    }
-    return rendered(
-        [{"": row, **{column: texts[row, column] for column in experiment.columns}}
-         for row in experiment.rows],
-        style,
-    )  # fmt: skip
+    return arranged(measured, map(_cell_text, measured, verdicts(measured)), style)
 
 
 def summary_line(measured: Sequence[Measured]) -> str:
@@ -249,7 +249,7 @@ def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[
         [
             f"# {markdown(experiment.title)}\n",
             f"{heading(experiment, measured)}.\n",
-            f"{table(experiment, measured, 'github')}\n",
+            f"{table(measured, 'github')}\n",
             *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
             *([f"{judged}. {_LEGEND}"] if judged else []),
             *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),

@@ -178,7 +178,7 @@ def _show(
     several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
     told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
-    click.echo(report.table(experiment, cells, "simple") + "\n")
+    click.echo(report.table(cells, "simple") + "\n")
     if judged := report.summary_line(cells):
         click.echo(f"{judged}.  * outside the tolerance  ? too few trials to say")
     if before > now:
@@ -238,17 +238,10 @@ def wrote(files: Iterable[Path]) -> str:
 
 def warn(trials: Sequence[Trial]) -> None:
     """Say what a reader of the numbers should know about these trials."""
-    empty = [t.result.empty_workers for t in trials if t.result.empty_workers]
-    if empty:
-        click.echo(
-            f"Note: in {len(empty)} of {len(trials)} trials some workers hold no training example "
-            f"(at most {max(empty)}) and send zero updates.",
-            err=True,
-        )
-    diverged = [t.seed for t in trials if t.result.diverged]
-    if diverged:
-        click.echo(
-            f"Note: the global model diverged with seeds {', '.join(map(str, diverged))}; the "
-            "error rate is that of the model with non-finite parameters.",
-            err=True,
-        )
+    if empty := [t.result.empty_workers for t in trials if t.result.empty_workers]:
+        where = f"in {len(empty)} of {len(trials)} trials some workers hold no training example"
+        click.echo(f"Note: {where} (at most {max(empty)}) and send zero updates.", err=True)
+    if diverged := [t for t in trials if t.result.diverged]:
+        where = f"the global model diverged with seeds {report.seeds(diverged)}"
+        what = "the error rate is that of the model with non-finite parameters"
+        click.echo(f"Note: {where}; {what}.", err=True)

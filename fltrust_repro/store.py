@@ -41,21 +41,17 @@ class Store(Archive):
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Transactions are begun in so many words: sqlite3's own begin too late for `claim`.
-        return contextlib.closing(
-            sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
-        )
+        opened = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+        return contextlib.closing(opened)
 
     def _unusable(self, error: OSError | sqlite3.Error) -> BadInput:
-        return BadInput(
-            f"store {str(self.path)!r} cannot be used ({reason(error)}); give --store another "
-            "file, in a folder that you can write to."
-        )
+        do = "give --store another file, in a folder that you can write to"
+        return BadInput(f"store {str(self.path)!r} cannot be used ({reason(error)}); {do}.")
 
     def _prepare(self) -> None:
         super()._prepare()
-        if self._connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
-        ).fetchone():
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
+        if self._connection.execute(query).fetchone():
             raise self._refusal("holds triggers, which would run as trials are written", True)
         found = {table: self._columns(table) for table in TABLES}
         self._log_ahead()
@@ -110,19 +106,17 @@ class Store(Archive):
                 yield
         except sqlite3.Error as error:
             self._check_place()
-            raise BadInput(
-                f"store {str(self.path)!r} could not be written ({error}); make room or rights "
-                "for it and run the same command again, which goes on where it stopped."
-            ) from error
+            do = "make room or rights for it and run the same command again, which goes on"
+            why = f"store {str(self.path)!r} could not be written ({error})"
+            raise BadInput(f"{why}; {do} where it stopped.") from error
         self._check_place()
 
     def _check_place(self) -> None:
         """Raise `BadInput` where the file was removed, moved or replaced; save its trials first."""
         if _place(self.path) == self._place:
             return
-        raise BadInput(
-            f"store {str(self.path)!r} is no longer where this command found it; {self._rescue()}."
-        )
+        gone = f"store {str(self.path)!r} is no longer where this command found it"
+        raise BadInput(f"{gone}; {self._rescue()}.")
 
     def _rescue(self) -> str:
         """Write what the open file holds to a new one; say where."""
@@ -170,9 +164,8 @@ class Store(Archive):
         """Write a row, in place of another of its name, but a trial in place of none."""
         names, marks = ", ".join(TABLES[table]), ", ".join("?" * len(values))
         replacing = " OR REPLACE" * (table != "trials")
-        self._connection.execute(
-            f"INSERT{replacing} INTO {table} ({names}) VALUES ({marks})", values
-        )
+        insert = f"INSERT{replacing} INTO {table} ({names}) VALUES ({marks})"
+        self._connection.execute(insert, values)
 
     def _forget(self, name: TrialName, *tables: str) -> None:
         for table in tables:
@@ -193,9 +186,8 @@ class Store(Archive):
     def renew_claims(self) -> None:
         """Keep this command's claims alive; to be called at least every few seconds."""
         with self._writing():
-            self._connection.execute(
-                "UPDATE claims SET renewed = ? WHERE owner = ?", (time.time(), self._owner)
-            )
+            renewed = "UPDATE claims SET renewed = ? WHERE owner = ?"
+            self._connection.execute(renewed, (time.time(), self._owner))
 
     def merge(self, path: Path) -> tuple[int, int]:
         """Take over the finished trials of another store, whatever protocol they are of.

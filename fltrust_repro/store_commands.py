@@ -69,7 +69,9 @@ def status(
         for experiment in experiments:
             title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
             click.echo(f"{title}: trials done of {trials}, mean {what}\n")
-            click.echo(_cells_table(experiment, done) + "\n")
+            cells = fidelity.measured(experiment, done)
+            told = (f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors) for m in cells)
+            click.echo(report.arranged(cells, told, "simple") + "\n")
     else:
         lines = [
             _line(experiment, seeds, finished, done, failures, claimed)
@@ -90,22 +92,15 @@ def _line(
     missing = {s: len(seeds) - len(done.get(s, ())) for s in experiment.settings}
     keys = {setting.key() for setting in missing}
     seconds = fidelity.seconds_of(experiment, finished)
+    left = sum(count * seconds[s] for s, count in missing.items() if count)  # 0 of an unknown time
     return {
         "experiment": experiment.name,
         "done": len(seeds) * len(missing) - sum(missing.values()),
         "of": len(seeds) * len(missing),
         "running": sum(name.key in keys for name in claimed),
         "failed": sum(name.key in keys for name in failures),
-        "core hours left": sum(count * seconds[s] for s, count in missing.items()) / 3600,
+        "core hours left": left / 3600,
     }
-
-
-def _cells_table(experiment: Experiment, done: fidelity.Trials) -> str:
-    lines: dict[str, dict[str, str]] = {}
-    for m in fidelity.measured(experiment, done):
-        text = f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors)
-        lines.setdefault(m.cell.row, {"": m.cell.row})[m.cell.column] = text
-    return report.rendered(list(lines.values()), "simple")
 
 
 def _print_failures(

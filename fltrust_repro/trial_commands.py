@@ -62,11 +62,9 @@ def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **field
 def _print_run(finished: list[Trial]) -> None:
     for trial in finished:
         result = trial.result
-        click.echo(
-            f"seed {trial.seed}: error rate {result.error_rate:.4f} (lowest "
-            f"{result.lowest_error_rate:.4f}), {result.iterations} iterations, "
-            f"{result.seconds:.1f} s"
-        )
+        rates = f"error rate {result.error_rate:.4f} (lowest {result.lowest_error_rate:.4f})"
+        took = f"{result.iterations} iterations, {result.seconds:.1f} s"
+        click.echo(f"seed {trial.seed}: {rates}, {took}")
     if errors := [trial.result.error_rate for trial in finished]:
         several = "s" * (len(errors) > 1)
         mean = statistics.fmean(errors)
@@ -157,10 +155,8 @@ def _check_names(chosen: list[Experiment], out: Path) -> None:
     for experiment in chosen:
         own = experiment.command != f"reproduce {experiment.name}"
         if names.count(experiment.name) > 1 or (own and experiment.name.lower() in taken):
-            raise BadInput(
-                f"another experiment is called {experiment.name!r} too, and its results are kept "
-                f"in {out}; rename your file, or give --out another folder."
-            )
+            same = f"another experiment is called {experiment.name!r} too, and its results are"
+            raise BadInput(f"{same} kept in {out}; rename your file, or give --out another folder.")
 
 
 _FIGURE_2 = {
@@ -243,9 +239,8 @@ def _numbers(text: str) -> list[float]:
     try:
         return [int(part) if part.strip().isdigit() else float(part) for part in text.split(",")]
     except ValueError:
-        raise BadInput(
-            f"--values is {shown(text)}; give numbers with commas between, as 5,10,20."
-        ) from None
+        allowed = "give numbers with commas between, as 5,10,20"
+        raise BadInput(f"--values is {shown(text)}; {allowed}.") from None
 
 
 def _as_typed(context: click.Context) -> list[str]:

@@ -93,9 +93,8 @@ class Trial:
         values = checked(COLUMNS, {**ADDED_LATER, **row})
         setting = setting_of(values["setting"])
         if setting.key() != values["key"]:
-            raise Unreadable(
-                f"key is {values['key']!r}; today's key of its setting is {setting.key()!r}"
-            )
+            today = f"today's key of its setting is {setting.key()!r}"
+            raise Unreadable(f"key is {values['key']!r}; {today}")
         result = TrialResult(**{name: values[name] for name in _RESULT})
         columns = ("seed", "device", "versions", "finished", "protocol")
         return cls(setting, result=result, **{name: values[name] for name in columns})

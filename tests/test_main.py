@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -625,3 +626,21 @@ def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_processe
     assert (tmp_path / "results" / "table2a.tex").is_file()
     printed = [c.paper is not None for e in fidelity.all_experiments() for c in e.cells]
     assert len(pd.read_csv(tmp_path / "results" / "fidelity.csv")) == sum(printed) > 140
+
+
+MAKE = ["make", "-n", "-C", str(Path(__file__).parent.parent), "PYTHON=python3", "EXTRA=cpu"]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+def test_make_hands_its_options_to_the_program():
+    options = ["TRIALS=3", "SEED=70", "JOBS=2", "FRESH=1", "DEVICE=cpu"]
+    for goal in ("table2", "paper"):
+        done = subprocess.run([*MAKE, goal, *options], capture_output=True, text=True, check=True)
+        lines = done.stdout.replace("\\\n", " ").splitlines()
+        (call,) = (line for line in lines if "fltrust_repro reproduce" in line)
+        for option in ("--trials '3'", "--seed '70'", "--jobs '2'", "--fresh", "--device"):
+            assert option in call
+    plain = subprocess.run([*MAKE, "table2"], capture_output=True, text=True)
+    assert "--fresh" not in plain.stdout
+    assert "--seed" not in plain.stdout  # the program's own is the reported one
+    assert "panels=abcde; else panels=ae" in plain.stdout

@@ -85,6 +85,17 @@ def test_status_counts_the_seeds_that_the_next_reproduce_would_use(call, tmp_pat
         assert line_of(call("status", *words)[1], "table2a")[1] == done
 
 
+def test_nothing_left_to_do_takes_no_time_though_it_is_not_known_how_long_a_trial_takes(
+    call, tmp_path, monkeypatch
+):
+    experiment = replace(load_experiment("table7b"), seconds=None)
+    monkeypatch.setattr("fltrust_repro.fidelity.all_experiments", lambda: [experiment])
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(*(trial(setting, 10, 0.2) for setting in experiment.settings))
+    assert line_of(call("status", "--trials", 1)[1], "table7b")[-1] == "0.0"
+    assert line_of(call("status", "--seed", 70)[1], "table7b")[-1] == "0.3"
+
+
 def test_what_is_published_counts_in_status_and_report_and_can_be_shown(call, tmp_path):
     write_csv(tmp_path / "published" / "any.trials.csv", [trial(FULL, s, 0.8) for s in (10, 11)])
     assert line_of(call("status")[1], "table2a")[1] == "2"
