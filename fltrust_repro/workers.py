@@ -160,7 +160,7 @@ class Learner:
         """Fill `updates` worker by worker, and return the losses (m,); waits for no device."""
         rounds, nd = len(batches.rows), backend.nd
         batch_of = _batches_on(self._ctx, x, batches)
-        received = _flatten([p.data(self._ctx) for p in self._statistics])
+        received = self._statistics and _flatten([p.data(self._ctx) for p in self._statistics])
         statistics = []
         losses = [nd.full(1, np.nan, ctx=self._ctx)] * len(batches.counts)
         w_re = w_re.as_in_context(self._ctx)
@@ -177,7 +177,7 @@ class Learner:
             if rounds > 1:
                 self._load(self._weights, w_re)
             updates[i] = update
-            if count and received is not None:
+            if count and self._statistics:
                 statistics.append(_flatten([p.data(self._ctx) for p in self._statistics]))
                 self._load(self._statistics, received)
         if statistics:
@@ -233,9 +233,8 @@ class Learner:
         return backend.nd.concat(*scores, dim=0).asnumpy().reshape(len(models), len(x), -1)
 
 
-def _flatten(arrays: list[NDArray]) -> NDArray | None:
-    flat = [array.reshape(-1) for array in arrays]
-    return backend.nd.concat(*flat, dim=0) if arrays else None
+def _flatten(arrays: list[NDArray]) -> NDArray:
+    return backend.nd.concat(*[array.reshape(-1) for array in arrays], dim=0)
 
 
 def _bytes_per_example(net: HybridBlock, shape: tuple[int, int, int]) -> int:
