@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -101,22 +101,15 @@ def _dropped_names() -> Iterator[None]:
                 module.__dict__.update(dict.fromkeys(aliases, older))
 
 
-_PARTS: dict[str, Callable[[ModuleType], Any]] = {
-    "mx": lambda mxnet: mxnet,
-    "nd": lambda mxnet: mxnet.nd,
-    "NDArray": lambda mxnet: mxnet.nd.NDArray,
-    "Context": lambda mxnet: mxnet.context.Context,
-}
-
-
 def __getattr__(name: str) -> Any:
-    """Return `mx`, `nd`, `NDArray` or `Context`; the first to ask imports MXNet.
+    """Return `mx`, `nd` or `NDArray`; the first to ask imports MXNet.
 
     The import takes seconds, for which commands that train nothing need not wait.
     """
-    if name not in _PARTS:
+    if name not in ("mx", "nd", "NDArray"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _PARTS[name](_mxnet())
+    mxnet = _mxnet()
+    return {"mx": mxnet, "nd": mxnet.nd, "NDArray": mxnet.nd.NDArray}[name]
 
 
 def gpu_count() -> int:

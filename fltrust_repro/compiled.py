@@ -43,7 +43,7 @@ def compiled(function: Callable | None = None, *, fastmath: bool | set[str] = Fa
     """
     if function is None:
         return partial(compiled, fastmath=fastmath)
-    dispatcher = numba.njit(function, fastmath=fastmath)
+    dispatcher: Any = numba.njit(function, fastmath=fastmath)
     module = Path(function.__code__.co_filename)
     if module.parent == _PACKAGE:
         with contextlib.suppress(OSError, SyntaxError, ValueError):  # a source that is not at hand
@@ -69,7 +69,7 @@ class _MachineCode(NullCache):
                 return CompileResult._rebuild(target_context, *pickle.loads(content[_DIGEST:]))
         return None
 
-    def save_overload(self, sig: Any, cres: CompileResult) -> None:
+    def save_overload(self, sig: Any, cres: Any) -> None:
         """Keep a compiled function, unless it holds addresses of this process."""
         if cres.lifted or cres.library.has_dynamic_globals:
             return
@@ -129,8 +129,8 @@ def folder() -> Path:
 
 
 def _places() -> Iterator[Path]:
-    if numba.config.CACHE_DIR:
-        yield Path(numba.config.CACHE_DIR)
+    if chosen := vars(numba.config)["CACHE_DIR"]:
+        yield Path(chosen)
     yield Path(importlib.util.cache_from_source(__file__)).parent
     with contextlib.suppress(RuntimeError):  # a user without a home
         yield Path("~/.cache", _PACKAGE.name).expanduser()

@@ -65,7 +65,7 @@ class Defense:
     """A named defense: a function that returns which workers to remove, at most `most` times c."""
 
     name: str
-    function: Callable[[Suspicion], np.ndarray] | None
+    function: Callable[[Suspicion], Any]
     most: int
 
     def removed(self, case: Suspicion) -> np.ndarray:
@@ -100,11 +100,10 @@ class Defense:
     @property
     def summary(self) -> str:
         """What `list` prints beside the name."""
-        return summary(self.function) if self.function else "Nothing is removed."
+        return summary(self.function)
 
 
 defenses: Registry[Defense] = Registry("defense")
-defenses.add("none", Defense("none", None, 0))
 
 
 def defense(name: str, most: int = 1) -> Callable:
@@ -120,6 +119,12 @@ def defense(name: str, most: int = 1) -> Callable:
         return function
 
     return register
+
+
+@defense("none", most=0)
+def no_defense(case: Suspicion) -> np.ndarray:
+    """Nothing is removed."""
+    return np.empty(0, dtype=np.int64)
 
 
 @defense("err")

@@ -72,7 +72,8 @@ def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
 @compiled(fastmath={"reassoc", "nsz", "contract"})
 def _wide_products(rows: np.ndarray, other: np.ndarray, out: np.ndarray) -> None:
     for i in range(len(rows)):
-        row, squares, across = rows[i], 0.0, 0.0
+        row = rows[i]
+        squares = across = np.float64(0)
         for j in range(row.size):
             value = np.float64(row[j])
             squares += value * value

@@ -87,7 +87,7 @@ def as_numbers(values: Any, shape: tuple[int | None, ...], user: str, what: str)
         given = "no array" if array.dtype.kind == "O" else f"{array.dtype} {array.shape}"
         raise BadInput(f"{user}: {what} must be numbers of shape {told}, not {given}.")
     with np.errstate(over="ignore"):
-        return np.require(array, np.float32, "CAWE")
+        return np.require(array, np.float32, ["C", "A", "W", "E"])
 
 
 def _on_host(values: Any) -> np.ndarray:

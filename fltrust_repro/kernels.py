@@ -7,6 +7,7 @@ the end of its sign; sums are float64. Beside its result each allocates one bloc
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def selection_network(n: int, first: int, stop: int) -> np.ndarray:
 
 
 @compiled
-def _order(bits: int) -> int:
+def _order(bits: np.int32) -> Any:
     # Turns float32 bits into an integer of the same order (and back: it is its own inverse). NaN
     # lands beyond the infinities, so that it counts as an extreme value.
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))

@@ -247,8 +247,8 @@ def poisoned_set(
 
 def _kept(file: Path, examples: int, data: Dataset) -> PoisonedSet:
     """Read a set that was kept; others may have written to its folder."""
-    images = (np.float32, (examples, *data.train_x.shape[1:]))
-    forms = {"x": images, "labels": (np.int32, (examples,)), "start": images}
+    form = (np.float32, (examples, *data.train_x.shape[1:]))
+    forms = {"x": form, "labels": (np.int32, (examples,)), "start": form}
     with readers.faults_of(file, "delete it, and it will be made again"):
         made = PoisonedSet(*readers.read_npz(file, forms))
         if made.labels.min() < 0 or made.labels.max() >= data.classes:
@@ -262,8 +262,8 @@ def _kept(file: Path, examples: int, data: Dataset) -> PoisonedSet:
 def _digest(data: Dataset, attack: BackGradient, rng: np.random.Generator) -> str:
     told = [VERSION, dataclasses.asdict(attack), rng.bit_generator.state["state"]]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    digest.update(np.ascontiguousarray(data.train_x))
-    digest.update(np.ascontiguousarray(data.train_y))
+    for array in (data.train_x, data.train_y):
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -239,6 +239,6 @@ def attack(
     def register(craft: Craft) -> Craft:
         entry = Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit, against=against)
         attacks.add(name, entry)
-        return entry.craft
+        return cast(Craft, entry.craft)
 
     return register

@@ -212,9 +212,10 @@ class Federation:
             self._shards = self._deal()
         if setting.selected == setting.workers:
             return self._shards, setting.compromised
-        drawn = self._rngs["selected"].choice(setting.workers, setting.selected, replace=False)
-        drawn.sort()  # the compromised ones, numbered from 0, stay first
-        compromised = int((drawn < setting.compromised).sum())
+        rng = self._rngs["selected"]
+        # In order, so that the compromised ones, numbered from 0, stay first.
+        drawn = np.sort(rng.choice(setting.workers, setting.selected, replace=False))
+        compromised = np.count_nonzero(drawn < setting.compromised)
         return Shards.of([self._shards[worker] for worker in drawn]), compromised
 
     def _crafted(self, updates: NDArray, c: int, w: NDArray) -> np.ndarray:

@@ -15,7 +15,7 @@ says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,10 +86,8 @@ class Learner:
         self._net = model.build(classes, shape)
         model.check_built(self._net)
         kind, magnitude = initial.split("-")
-        made = mx.init.Xavier(magnitude=float(magnitude))
-        self._net.initialize(
-            made if kind == "xavier" else mx.init.Uniform(float(magnitude)), ctx=ctx
-        )
+        by_name = {"xavier": partial(mx.init.Xavier, "uniform", "avg"), "uniform": mx.init.Uniform}
+        self._net.initialize(by_name[kind](float(magnitude)), ctx=ctx)
         two = mx.nd.zeros((2, *shape), ctx=ctx)
         model.check_logits(self._net(two), 2, classes)  # fixes the shapes that were deferred, too
         self._net.hybridize()
@@ -129,14 +127,13 @@ class Learner:
         updates : NDArray (m, d), w_i - w_re
         losses : array (m,), each worker's loss at w_re; NaN for one without examples.
         """
-        m, nd = len(batches.counts), backend.nd
         if self._compiled is None:
-            updates = nd.empty((m, w_re.size), ctx=self._ctx)
-            losses = self._loop(w_re, x, batches, learning_rate, updates)
+            updates, losses = self._loop(w_re.as_in_context(self._ctx), x, batches, learning_rate)
             # The one point of an iteration where the host waits for a GPU. It has to wait
             # somewhere: MXNet's asynchronous engine would pile up memory.
             return updates.as_in_context(backend.mx.cpu()), losses.asnumpy()
-        updates, losses = nd.empty((m, w_re.size)), np.full(m, np.nan)
+        m = len(batches.counts)
+        updates, losses = backend.nd.empty((m, w_re.size)), np.full(m, np.nan)
         self._compiled.updates(
             host_view(w_re),
             host_view(x),
@@ -150,47 +147,39 @@ class Learner:
         return updates, losses
 
     def _loop(
-        self,
-        w_re: NDArray,
-        x: NDArray,
-        batches: Batches,
-        learning_rate: float,
-        updates: NDArray,
-    ) -> NDArray:
-        """Fill `updates` worker by worker, and return the losses (m,); waits for no device."""
-        rounds, nd = len(batches.rows), backend.nd
+        self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
+    ) -> tuple[NDArray, NDArray]:
+        """Updates (m, d) and losses (m,), worker by worker, on the device; waits for none."""
+        m, rounds, nd = len(batches.counts), len(batches.rows), backend.nd
         batch_of = _batches_on(self._ctx, x, batches)
-        received = _flatten([p.data(self._ctx) for p in self._statistics])
+        received = self._statistics and _flatten([p.data(self._ctx) for p in self._statistics])
         statistics = []
-        losses = [nd.full(1, np.nan, ctx=self._ctx)] * len(batches.counts)
-        w_re = w_re.as_in_context(self._ctx)
+        updates = nd.empty((m, w_re.size), ctx=self._ctx)
+        losses = [nd.full(1, np.nan, ctx=self._ctx)] * m
         self._load(self._weights, w_re)
         for i, count in enumerate(batches.counts):
             update = 0.0
             for r in range(rounds if count else 0):
                 if r > 0:
                     self._load(self._weights, w_re + update)
-                loss = self._backward(*batch_of(r, i))
+                batch = batch_of(r, i)
+                with backend.mx.autograd.record():
+                    loss = self._objective(*batch)
+                loss.backward()
                 gradient = _flatten([p.grad(self._ctx) for p in self._weights])
                 update = update - learning_rate * gradient
                 losses[i] = loss if r == 0 else losses[i]
             if rounds > 1:
                 self._load(self._weights, w_re)
             updates[i] = update
-            if count and received is not None:
+            if count and self._statistics:
                 statistics.append(_flatten([p.data(self._ctx) for p in self._statistics]))
                 self._load(self._statistics, received)
         if statistics:
             # Each is one momentum step from the same start, so their mean is the momentum step
             # of the average batch statistics.
             self._load(self._statistics, nd.stack(*statistics).mean(axis=0))
-        return nd.concat(*losses, dim=0)
-
-    def _backward(self, x: NDArray, labels: NDArray) -> NDArray:
-        with backend.mx.autograd.record():
-            loss = self._objective(x, labels)
-        loss.backward()
-        return loss
+        return updates, nd.concat(*losses, dim=0)
 
     def _load(self, parameters: list[Any], flat: NDArray) -> None:
         start = 0
@@ -233,9 +222,8 @@ class Learner:
         return backend.nd.concat(*scores, dim=0).asnumpy().reshape(len(models), len(x), -1)
 
 
-def _flatten(arrays: list[NDArray]) -> NDArray | None:
-    flat = [array.reshape(-1) for array in arrays]
-    return backend.nd.concat(*flat, dim=0) if arrays else None
+def _flatten(arrays: list[NDArray]) -> NDArray:
+    return backend.nd.concat(*[array.reshape(-1) for array in arrays], dim=0)
 
 
 def _bytes_per_example(net: HybridBlock, shape: tuple[int, int, int]) -> int:
