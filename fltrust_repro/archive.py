@@ -178,6 +178,10 @@ class Archive:
         lent = (trial for some in self._lent.values() for trial in some.values())
         yield from (trial for trial in lent if trial.name not in own)
 
+    def names(self) -> set[TrialName]:
+        """Return the names of all finished trials."""
+        return {trial.name for trial in self.everything()}
+
     def has(self, name: TrialName) -> bool:
         """Whether the file has a finished trial."""
         return any(True for _ in self._trials(f"WHERE {SAME_NAME}", name))

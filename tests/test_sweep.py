@@ -502,8 +502,7 @@ def test_two_commands_on_one_store_run_no_trial_twice(tmp_path, undisturbed):
     commands = [start(store_path) for _ in range(2)]
     said = [command.communicate(timeout=300) for command in commands]
     assert [command.returncode for command in commands] == [0, 0], said
-    last_lines = [errors.strip().splitlines()[-1] for _, errors in said]
-    done = [int(re.match(r"(\d+)/", line)[1]) for line in last_lines]
+    done = [int(re.findall(r"(\d+)/\d+ trials done", errors)[-1]) for _, errors in said]
     assert sum(done) == SEEDS, said
     with Store(store_path) as store:
         assert numbers(store, [LONG]) == undisturbed
