@@ -23,7 +23,6 @@ import numpy as np
 from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, in_words, shown
 from fltrust_repro.files import check_name
-from fltrust_repro.plugins import files_of_plugins
 from fltrust_repro.registry import Registry, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
@@ -104,7 +103,7 @@ def load(name: str, rng: np.random.Generator, data_dir: str | Path | None = None
     except BadInput:
         raise
     except (Exception, SystemExit) as error:  # whatever a plug-in's loader runs into
-        problem = in_words(error, files_of_plugins()).rstrip(".: ")
+        problem = in_words(error).rstrip(".: ")
         raise BadInput(f"data set {name!r} does not load: {problem}.") from error
     return _checked(name, loaded)
 

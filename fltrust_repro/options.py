@@ -101,8 +101,8 @@ def trial_options(default: int) -> Callable:
                      callback=count("--seed", 0, LAST_SEED), help="Trials have seeds S, S+1, ..."),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="Where to compute; auto takes a GPU if MXNet sees one."),
-        click.option("--jobs", type=int, callback=count("--jobs", 1, MOST_JOBS),
-                     help="Worker processes; default one per core, on GPUs what fits."),
+        click.option("--jobs", type=int, callback=count("--jobs", 0, MOST_JOBS),
+                     help="Worker processes, 0 for none; default one per core, on GPUs what fits."),
         click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
         store_option,
         click.option("--scheduler", metavar="ADDRESS",
@@ -130,7 +130,7 @@ def trial_options(default: int) -> Callable:
                 check_address(scheduler)
             if device == "gpu" and scheduler is None:
                 resolve_device(device)
-            machine = Machine(device, jobs, data_dir, plugins, scheduler)
+            machine = Machine(device, jobs, data_dir, scheduler)
             command(seeds=seed_range(first_seed, trials), machine=machine, **others)
 
         return functools.reduce(lambda given, option: option(given), reversed(options), gathered)

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,13 +14,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from fltrust_repro.experiments import Cell
 from fltrust_repro.literal import one_line
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
 _LINE_SECONDS = 30  # between the lines of a log
 _REMEMBERED_SECONDS = 300  # the rate is that of the last minutes; trials differ
+
+
+class Cell(Protocol):
+    """Where the mean of a setting's trials stands in the table."""
+
+    @property
+    def row(self) -> str:
+        """Name of its row."""
+
+    @property
+    def column(self) -> str:
+        """Name of its column."""
+
+    @property
+    def setting(self) -> Setting:
+        """Whose trials count."""
 
 
 class Watch:
@@ -52,7 +68,7 @@ class Watch:
             self._errors[setting] += errors
         self._trials, self._done, self._failed, self._running = trials, 0, 0, 0
         self._changed: list[Setting] = []
-        self._waiting = ""  # what was said last
+        self._said = ""
         self._console = console or Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -99,11 +115,14 @@ class Watch:
         self._bar.update(self._task, total=self._bar.tasks[0].total - setting.iterations)
 
     def waits_for(self, owners: Sequence[str], trials: int) -> None:
-        """Say once which other commands run the trials that are left."""
-        line = f"waiting for {trials} trial{'s' * (trials > 1)} of {', '.join(owners)}"
-        if line != self._waiting:
+        """Say which other commands run the trials that are left."""
+        self.say(f"waiting for {trials} trial{'s' * (trials > 1)} of {', '.join(owners)}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the table; one that was said last is not repeated."""
+        if line != self._said:
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
-        self._waiting = line
+        self._said = line
 
     def update(self, running: int, iterations: int) -> None:
         """Say how many trials run now, and how many iterations are done."""

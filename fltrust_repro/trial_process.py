@@ -3,7 +3,7 @@
 The parent, or a Dask worker's start, prepares the process once; all else comes with each call, the
 plug-ins too. A call executes them anew, so that nothing they keep goes from trial to trial. It
 returns what it is asked for, or a `Raised` where an error ended it: an error of a user's own class
-might not survive the way back.
+might not survive the way back. A command may run these calls in its own process as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import functools
 import importlib.metadata
 import platform
 import random
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 from fltrust_repro import backend, cuda, datasets, machine
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, Raised
-from fltrust_repro.plugins import Plugin, files_of_plugins, run_afresh
+from fltrust_repro.plugins import Plugin, run_afresh
 from fltrust_repro.results import EVALUATE_EVERY, PROTOCOL, TrialResult
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import poisoned_examples, run_trial
@@ -48,16 +50,23 @@ def prepare(gpu: int, after_iteration: Callable[[], None]) -> None:
 
 
 def _told(call: Callable) -> Callable:
-    """Return an error of any kind, `sys.exit` too, instead of raising it."""
+    """Return an error of any kind, `sys.exit` too, instead of raising it; Ctrl-C is none."""
 
     @functools.wraps(call)
     def told(*args: Any) -> Any:
         try:
             return call(*args)
         except BaseException as error:
-            return Raised.of(error, files_of_plugins())
+            if isinstance(error, KeyboardInterrupt) and _hears_ctrl_c():
+                raise
+            return Raised.of(error)
 
     return told
+
+
+def _hears_ctrl_c() -> bool:
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def versions(gpu: int | None = None) -> str:
@@ -81,6 +90,19 @@ def versions(gpu: int | None = None) -> str:
     return ", ".join(found)
 
 
+@contextlib.contextmanager
+def _generators_seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that a process shares, from which a plug-in may draw; then restore."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
 def _trial(
     setting: Setting,
     seed: int,
@@ -89,18 +111,16 @@ def _trial(
     plugins: Sequence[Plugin],
     after_iteration: Callable[[], None] = lambda: None,
 ) -> TrialResult:
-    # Code of a plug-in may draw from the generators that a process shares.
-    random.seed(seed)
-    np.random.seed(seed)
-    run_afresh(plugins)
-    return run_trial(
-        setting,
-        seed,
-        device=device,
-        gpu=_process.gpu,
-        data_dir=data_dir,
-        after_iteration=after_iteration,
-    )
+    with _generators_seeded(seed):
+        run_afresh(plugins)
+        return run_trial(
+            setting,
+            seed,
+            device=device,
+            gpu=_process.gpu,
+            data_dir=data_dir,
+            after_iteration=after_iteration,
+        )
 
 
 @_told
