@@ -31,6 +31,7 @@ from fltrust_repro.options import (
     plugin_option,
     store_option,
 )
+from fltrust_repro.plugins import load_installed
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import Setting
 from fltrust_repro.store_commands import export_command, import_command, show, status
@@ -148,6 +149,8 @@ def list_everything(plugins: tuple[Path, ...]) -> None:
         "data sets": {name: summary(loader) for name, loader in datasets.datasets.items()},
         "experiments": {name: load_experiment(name).title for name in available()},
     }
+    for problem in load_installed():
+        click.echo(f"Note: {problem}", err=True)
     for title, lines in sections.items():
         click.echo(f"{title}:")
         for name, text in lines.items():

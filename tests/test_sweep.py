@@ -25,7 +25,7 @@ from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
-from fltrust_repro.sweep import _project, in_turns, run_missing
+from fltrust_repro.sweep import Place, _project, in_turns, run_missing
 from fltrust_repro.trial_process import Projection
 
 SMALL = Setting(
@@ -276,7 +276,7 @@ def crashes(tmp_path):
     path = tmp_path / "crashes.py"
     path.write_text(CRASHES)
     load_plugin(path)
-    yield lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2, plugins=(path,))
+    yield lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2)
     run_afresh([])
 
 
@@ -369,9 +369,10 @@ def test_what_processes_share_and_cannot_have_is_one_sentence(
         raise error
 
     monkeypatch.setattr(context.SpawnContext if part == "Value" else processes, part, fails)
+    message = f"cannot start .*{said}.*/dev/shm .*--shm-size.*--jobs"
+    with Store(tmp_path / "trials.sqlite") as store, pytest.raises(BadInput, match=message):
+        run_missing(cells(SMALL), [0], store, Machine(jobs=1))
     with Store(tmp_path / "trials.sqlite") as store:
-        with pytest.raises(BadInput, match=f"cannot start .*{said}.*/dev/shm .*--shm-size.*--jobs"):
-            run_missing(cells(SMALL), [0], store, Machine(jobs=1))
         assert store.claimed() == set()
 
 
@@ -431,7 +432,7 @@ def plugin(tmp_path):
             (tmp_path / file).write_text(texts.get(file.split(".")[0], usual))
         datasets._digests.clear()  # as in another process
         load_plugin(tmp_path / "plugin.py")
-        return Machine(jobs=1, plugins=(tmp_path / "plugin.py",))
+        return Machine(jobs=1)
 
     yield load
     run_afresh([])
@@ -581,7 +582,7 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
     fields = {"dataset": "digits", "iterations": 3600, "compromised": 2}
     settings = [Setting(**fields, workers=m, model=name) for m, name in
                 [(10, "lr"), (20, "lr"), (10, "resnet20")]]  # fmt: skip
-    hours = _project(OneGpu(), in_turns(settings, [0]), Machine(device="gpu"))
+    hours = _project(OneGpu(), in_turns(settings, [0]), Place("gpu"))
     assert sorted(tried) == [("digits", "lr", 20), ("digits", "resnet20", 10)]
     assert shares == [pytest.approx(0.2)]
     assert hours == (1 + 1 + 4) / 2
