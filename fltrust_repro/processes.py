@@ -107,7 +107,7 @@ class Executor:
         self.device = resolve_device(machine.device)
         self.meanwhile: Callable[[], None] = lambda: None
         self._machine, self._done = machine, 0
-        trial_process.prepare(0, self._count)
+        trial_process.prepare(0, self._count, is_the_commands=True)
 
     def _count(self) -> None:
         self._done += 1

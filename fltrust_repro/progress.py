@@ -165,7 +165,7 @@ class Watch:
         task = self._bar.tasks[0]
         changed = set(self._changed)
         news = [
-            f"{one_line(f'{cell.row} {cell.column}')} {self._mean(cell.setting)}"
+            f"{one_line(f'{cell.row} {cell.column}'.strip())} {self._mean(cell.setting)}"
             for cell in self._cells
             if cell.setting in changed
         ]

@@ -245,26 +245,25 @@ class Here:
             used = sorted(_globals(code) & known.keys())
             return [_text(code), *values, *map(known.get, used)]
         kind = thing if isinstance(thing, type) else type(thing)
+        of_fields, own = dataclasses.is_dataclass(kind), getattr(thing, "__dict__", {})
         file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
         users = self._is_the_users(kind.__module__, file)
-        if thing is not kind:
-            users |= dataclasses.is_dataclass(kind)  # an entry, or a part of one
+        if thing is kind:
+            own = {name: own[name] for name in own if not of_fields or not _is_made(own, name)}
+        else:
+            users |= of_fields  # an entry, or a part of one
         parts = [getattr(thing, name, None) for name in ("__func__", "__self__", "__wrapped__")]
-        own = getattr(thing, "__dict__", {}) if users else {}
-        generated = _of_dataclasses(own) if dataclasses.is_dataclass(kind) else ()
-        parts += [value for name, value in own.items() if name not in generated]
-        return [*parts, *kind.__mro__]
+        return [*parts, *kind.__mro__, *(own.values() if users else ())]
 
     def _is_the_users(self, module: str, file: str) -> bool:
         known = module.partition(".")[0] == self._package
         return known or (bool(file) and is_the_users(Path(file)))
 
 
-def _of_dataclasses(methods: Mapping[str, Any]) -> set[str]:
-    """Names of methods that were made from the fields, and have no text."""
-    codes = {name: getattr(method, "__code__", None) for name, method in methods.items()}
-    made = {name for name, code in codes.items() if code and code.co_filename == "<string>"}
-    return made | {"__repr__"}
+def _is_made(methods: Mapping[str, Any], name: str) -> bool:
+    """Whether a dataclass's method was made from its fields, and has no text."""
+    code = getattr(methods[name], "__code__", None)
+    return name == "__repr__" or (code is not None and code.co_filename == "<string>")
 
 
 def _content(cell: CellType) -> Any:

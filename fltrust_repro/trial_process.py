@@ -13,8 +13,6 @@ import functools
 import importlib.metadata
 import platform
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -39,14 +37,16 @@ class _Process:
 
     gpu: int = 0
     after_iteration: Callable[[], None] = lambda: None
+    is_the_commands: bool = False
 
 
 _process = _Process()
 
 
-def prepare(gpu: int, after_iteration: Callable[[], None]) -> None:
-    """Make this process ready for trials: its GPU, its end of the progress bar."""
+def prepare(gpu: int, after_iteration: Callable[[], None], is_the_commands: bool = False) -> None:
+    """Make this process ready for trials: its GPU, its end of the progress bar, whose it is."""
     _process.gpu, _process.after_iteration = gpu, after_iteration
+    _process.is_the_commands = is_the_commands
 
 
 def _told(call: Callable) -> Callable:
@@ -57,16 +57,11 @@ def _told(call: Callable) -> Callable:
         try:
             return call(*args)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and _hears_ctrl_c():
+            if isinstance(error, KeyboardInterrupt) and _process.is_the_commands:
                 raise
             return Raised.of(error)
 
     return told
-
-
-def _hears_ctrl_c() -> bool:
-    main = threading.current_thread() is threading.main_thread()
-    return main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def versions(gpu: int | None = None) -> str:

@@ -716,7 +716,7 @@ def test_values_are_looked_at_when_a_run_begins_and_not_meanwhile(cell):
 
 def test_what_has_no_text_is_refused_where_a_trial_would_be_named(cell):
     exec(CELL.replace("mean", "min"), {"__name__": "__main__"})
-    assert aggregation.rules["mine"]([[1], [3]], c=0).tolist() == [1]
+    assert aggregation.rules["mine"]([[2], [6]], c=0).tolist() == [1]
     with pytest.raises(BadInput, match=r"rule 'mine' has no text .* put it into a file"):
         Setting(rule="mine").plugin_key()
 

@@ -16,8 +16,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from multiprocessing import context
 
+import numpy as np
 import pytest
 
+import fltrust_repro as fl
 from fltrust_repro import datasets, processes
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
@@ -117,10 +119,10 @@ def undisturbed(tmp_path_factory):
         return numbers(store, [LONG])
 
 
-def start(store_path) -> subprocess.Popen:
+def start(store_path, *options: str) -> subprocess.Popen:
     """The command in a process group of its own, as a shell starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "fltrust_repro", *OPTIONS, "--store", str(store_path)],
+        [sys.executable, "-m", "fltrust_repro", *OPTIONS, *options, "--store", str(store_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A job in the background of a script, as these tests may be, hands on an ignored Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -586,3 +588,151 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
     assert sorted(tried) == [("digits", "lr", 20), ("digits", "resnet20", 10)]
     assert shares == [pytest.approx(0.2)]
     assert hours == (1 + 1 + 4) / 2
+
+
+# ---- run(), and trials in this process ----------------------------------------------------------
+
+
+def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_path):
+    store_path = tmp_path / "trials.sqlite"
+    with Store(store_path) as store:
+        store.add(*by_one_process.find(OTHER, [1]))
+    table = fl.run([OTHER, SMALL, OTHER], trials=2, seed=1, jobs=0, store=store_path)
+    expected = [*by_one_process.find(OTHER, [1, 2]), *by_one_process.find(SMALL, [1, 2])]
+    assert table["error_rate"].tolist() == [trial.result.error_rate for trial in expected]
+    assert table["seed"].tolist() == [1, 2, 1, 2]
+    assert table["rule"].tolist() == ["median", "median", "krum", "krum"]
+    assert list(table.columns) == [
+        *SMALL.as_dict(), "seed", "error_rate", "lowest_error_rate", "iterations_done", "diverged",
+        "seconds",
+    ]  # fmt: skip
+    assert table["diverged"].dtype == bool
+    with Store(store_path) as store:
+        assert len(store.names()) == 4
+    one = fl.run(SMALL, seed=1, jobs=0, store=store_path)
+    assert one.equals(table[2:3].reset_index(drop=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"settings": "krum"}, "settings hold 'k'; give one Setting, or several"),
+        ({"settings": [SMALL, None]}, "settings hold None"),
+        ({"trials": 0}, "trials is 0; give a whole number in"),
+        ({"seed": -1}, "seed is -1"),
+        ({"jobs": -1}, "jobs is -1; it must be a whole number of at least 0"),
+        ({"jobs": 1.5}, r"jobs is 1\.5"),
+        ({"device": "tpu"}, "device is 'tpu'; choose cpu, gpu or auto"),
+        ({"plugins": ["nowhere.py"]}, "does not exist"),
+        ({"scheduler": "here"}, "scheduler 'here' is not an address"),
+    ],
+)
+def test_what_run_refuses(tmp_path, arguments, said):
+    with pytest.raises(BadInput, match=said):
+        fl.run(**{"settings": SMALL, "store": tmp_path / "trials.sqlite", **arguments})
+
+
+def test_trials_in_this_process_leave_its_generators_as_they_were(tmp_path):
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.random()
+    random.seed(3)
+    np.random.seed(3)
+    fl.run(SMALL, jobs=0, store=tmp_path / "trials.sqlite")
+    assert (random.random(), np.random.random()) == expected
+
+
+SCRIPT = """
+import sys
+import fltrust_repro as fl
+
+FACTOR = 1.0
+
+@fl.rule("mine")
+def mine(updates):
+    \"\"\"Some share of the mean.\"\"\"
+    return updates.mean(axis=0) * FACTOR
+
+setting = dict(dataset="digits", workers=10, compromised=2, iterations=20)
+print(*(fl.run([fl.Setting(rule="mean", **setting), fl.Setting(rule=sys.argv[1], **setting)],
+               trials=2, jobs=int(sys.argv[2]), store=sys.argv[3])["error_rate"]))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs the script with a rule and a number of jobs; returns how it ended."""
+
+    def run(rule, jobs, source=SCRIPT, read=False):
+        (tmp_path / "script.py").write_text(source)
+        return subprocess.run(
+            [sys.executable, "-" if read else str(tmp_path / "script.py"), rule, str(jobs),
+             str(tmp_path / "trials.sqlite")],
+            input=source if read else None, text=True, capture_output=True, timeout=300,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_script_without_a_guard_or_a_file_runs_once_whatever_the_jobs(script):
+    found = [script("median", jobs, read=read) for jobs in (0, 1) for read in (False, True)]
+    assert [ended.returncode for ended in found] == [0] * 4, [ended.stderr for ended in found]
+    assert len({ended.stdout for ended in found}) == 1
+    assert found[0].stdout.count("\n") == 1
+    # Plain lines, since this is no terminal.
+    assert found[0].stderr.startswith("4/4 trials done, 0 failed, 0 running")
+    assert "; rule mean 0." in found[0].stderr
+
+
+def test_a_rule_of_the_script_itself_runs_in_this_process_and_anew_when_it_is_edited(script):
+    def rates(ended):
+        assert ended.returncode == 0, ended.stderr
+        return list(map(float, ended.stdout.split()))
+
+    mean, mine = rates(script("mine", 0))[:2], rates(script("mine", 0))[2:]
+    assert mean == mine
+    assert "trials done" not in script("mine", 0).stderr  # nothing was left to do
+    edited = rates(script("mine", 0, SCRIPT.replace("1.0", "0.0")))
+    assert edited[:2] == mean
+    assert min(edited[2:]) > max(mean)
+    assert rates(script("mine", 0))[2:] == mine
+
+
+def test_a_rule_of_the_script_itself_is_refused_where_other_processes_would_need_it(script):
+    ended = script("mine", 2)
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "rule 'mine' is defined in this script or notebook" in last
+    assert "jobs=0" in last
+    ended = script("mine", 0, read=True)
+    assert "rule 'mine' has no text" in ended.stderr.strip().splitlines()[-1]
+
+
+def test_ctrl_c_ends_trials_in_the_commands_own_process(tmp_path, undisturbed):
+    store_path = tmp_path / "trials.sqlite"
+    command = start(store_path, "--jobs", "0")
+    wait_for_first_trial(store_path, command)
+    os.killpg(command.pid, signal.SIGINT)
+    _, errors = command.communicate(timeout=60)
+    assert command.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert_the_same_command_goes_on(store_path, undisturbed)
+
+
+def test_three_failures_alike_end_a_run_and_keep_what_is_finished(crashes, tmp_path, capfd):
+    crash, _ = crashes
+    with Store(tmp_path / "trials.sqlite") as store:
+        mixed = cells(crash("raises"), SMALL)
+        finished, failed = run_missing(mixed, range(10), store, Machine(jobs=0))
+        assert 2 <= finished <= 3
+        assert len(failed) == len(store.failures()) == 3
+        assert store.claimed() == set()
+    assert (tmp_path / "raises").stat().st_size == 3
+    said = capfd.readouterr().err
+    assert re.search(
+        r"Stopped, since 3 trials failed alike: ZeroDivisionError: a bug of mine", said
+    )
+    assert re.search(r"kept, 1[45] more were not tried; `show` prints the traceback", said)
+    with pytest.raises(BadInput, match=r"2 of 2 trials failed.* ZeroDivisionError: a bug of mine"):
+        fl.run(crash("raises"), trials=2, jobs=0, store=tmp_path / "trials.sqlite")
