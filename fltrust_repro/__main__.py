@@ -77,7 +77,7 @@ def _run() -> None:
     from fltrust_repro.cli import main as commands
 
     _on_signals(_stop)
-    commands(prog_name="python -m fltrust_repro")
+    commands()
 
 
 def main() -> NoReturn:

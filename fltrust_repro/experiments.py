@@ -196,8 +196,8 @@ def _check_size(what: str, rows: int, columns: int) -> None:
 
 def directory() -> Path:
     """Return the folder `experiments/`: of the current directory, else of the repository."""
-    here, repository = Path("experiments"), Path(__file__).parent.parent / "experiments"
-    for folder in (here, repository):
+    package = Path(__file__).parent
+    for folder in (Path("experiments"), package.parent / "experiments", package / "paper"):
         if any(folder.glob("*.toml")):
             return folder
     raise BadInput(
