@@ -27,7 +27,7 @@ from weakref import WeakKeyDictionary
 
 from fltrust_repro import datasets
 from fltrust_repro.backend import check_device, gpu_count, resolve_device
-from fltrust_repro.errors import BadInput, in_words, shown
+from fltrust_repro.errors import BadInput, Raised, in_words, shown
 from fltrust_repro.plugins import Plugin
 from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
@@ -81,8 +81,8 @@ class Machine:
         whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
         if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
             raise BadInput(
-                f"jobs is {shown(self.jobs)}; it must be a whole number of at least 0, which runs "
-                f"trials in this process, and at most {MOST_JOBS:,}."
+                f"jobs is {shown(self.jobs)}; give a whole number of at most {MOST_JOBS:,}, or 0 "
+                "for trials in this process."
             )
         if self.scheduler is not None:
             check_address(self.scheduler)
@@ -91,8 +91,7 @@ class Machine:
 class Executor:
     """Where the trials of a sweep run; this one is the process itself, a call after the other.
 
-    A future of `submit` ends with `BrokenProcessPool`, or an error of the cluster's, where its
-    process died, and with no other: calls return their own errors.
+    Calls return their own errors as `Raised`.
 
     Attributes
     ----------
@@ -128,9 +127,16 @@ class Executor:
         call.set_result(function(*args))
         return call
 
-    def how_lost(self, call: Future) -> str:
-        """Say how the process of a call ended that broke off."""
-        return "the call was taken back" if call.cancelled() else in_words(call.exception())
+    def result(self, call: Future) -> Any:
+        """Wait for what a call returns; a `Raised` where its process broke off."""
+        try:
+            return call.result()
+        except Exception as error:
+            told = self._how_lost(call, error)
+            return Raised(told, told, None, once_more=True)
+
+    def _how_lost(self, call: Future, error: Exception) -> str:
+        return in_words(error)
 
     def share_gpus(self, memory: float) -> None:
         """Run more calls per GPU, where each fills a share of its memory."""
@@ -197,10 +203,9 @@ class LocalProcesses(Executor):
         self._calls[slot] = call
         return call
 
-    def how_lost(self, call: Future) -> str:
-        """Say by which signal or with which exit code the process of a call ended."""
-        if not isinstance(call.exception(), BrokenProcessPool):
-            return super().how_lost(call)
+    def _how_lost(self, call: Future, error: Exception) -> str:
+        if not isinstance(error, BrokenProcessPool):
+            return in_words(error)
         process, patience = self._processes[call], time.monotonic() + _PATIENCE_SECONDS
         # The pool's own thread asks the system for it too, and only one of the two is told.
         while process.exitcode is None and time.monotonic() < patience:

@@ -1,7 +1,7 @@
 """Many trials: in an order that shows whole tables early, none lost, none run twice.
 
-Only the command's own process writes to the store, each trial as it ends; the trials themselves run
-in processes of this machine or of a Dask cluster, or in this process, behind one `Executor`.
+Only the command's own process writes to the store, each trial as it ends; where the trials run is
+an `Executor`'s matter.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import Progress
 
 from fltrust_repro import datasets
 from fltrust_repro.aggregation import rules
@@ -30,7 +30,7 @@ from fltrust_repro.records import LAST_SEED
 from fltrust_repro.registry import Here, Owner
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import Trial, TrialName
+from fltrust_repro.trials import TrialName
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -67,9 +67,8 @@ def in_turns(settings: Iterable[Setting], seeds: Iterable[int]) -> list[Task]:
     the end.
     """
 
-    def work(setting: Setting) -> int:
-        per_iteration = setting.selected * setting.rounds * setting.batch_size
-        return setting.iterations * per_iteration
+    def work(one: Setting) -> int:
+        return one.iterations * one.selected * one.rounds * one.batch_size
 
     unique = sorted(dict.fromkeys(settings), key=work, reverse=True)
     return [Task(setting, seed) for seed in seeds for setting in unique]
@@ -87,104 +86,80 @@ def run(
     plugins: Iterable[str | Path] = (),
     scheduler: str | None = None,
 ) -> DataFrame:
-    """Run trials of one setting or several; what the store has already is not run again.
+    """Run trials that the store does not have yet, and return all that were asked for.
 
-    Can be interrupted at any time: each trial is stored as it ends, and the same call goes on.
+    Each is stored as it ends: after an interrupt the same call goes on.
 
     Parameters
     ----------
-    settings : Setting, or several in any iterable
+    settings : Setting, or an iterable of them
     trials, seed : int
         Of each setting those with seeds `seed`, `seed + 1`, ...
     jobs : int, optional
-        Worker processes; by default one per core, on GPUs as many as their memory holds. With 0
-        trials run in this process one after the other, as rules, attacks, defenses, models and
-        data sets do that a script or notebook defines itself. What the functions of these keep
-        in global variables goes on from trial to trial; a file's starts afresh with each.
+        Worker processes; by default one per core, on GPUs what their memory holds. With 0 trials
+        run in this process, one after the other, as those must of rules, attacks and the like that
+        a script or notebook registers itself. What these keep in global variables goes on from
+        trial to trial; what a file keeps begins anew with each.
     store : path
-        File of finished trials, which is made where there is none.
+        File of finished trials, made where there is none.
     device : {"auto", "cpu", "gpu"}
-    data_dir : path, optional
-        Where data sets are looked for first.
-    plugins : paths
-        Python files with rules and the like, as `load_plugin` takes them.
-    scheduler : str, optional
-        Address of a Dask scheduler, on whose workers the trials run.
+    data_dir : path, optional; where data sets are looked for first
+    plugins : iterable of paths, for `load_plugin`
+    scheduler : str, optional; address of a Dask scheduler, on whose workers the trials run
 
     Returns
     -------
     DataFrame
-        A row per trial, in the order of the settings, then of the seeds: all fields of the
-        setting, then seed, error_rate, lowest_error_rate, iterations_done, diverged, seconds.
+        A row per trial, by setting as given, then by seed: the fields of the setting, seed,
+        error_rate, lowest_error_rate, diverged, seconds, iterations_done.
 
     Raises
     ------
     BadInput
-        A value is wrong; or a trial failed. Then there is no table, which would be of fewer trials
-        than were asked for and look like any other; all others were run and are kept. Three
-        failures with the same message end the run.
-
-    Examples
-    --------
-    >>> import fltrust_repro as fl
-    >>> small = fl.Setting(dataset="digits", rule="median", iterations=20)
-    >>> table = fl.run(small, trials=2, jobs=0, store=":memory:")  # doctest: +SKIP
+        A value is wrong, or trials failed: a table without them would look like any other, with
+        means of fewer trials. All others are run first, and kept; but three failures with the same
+        message end the run.
     """
     chosen = list(dict.fromkeys([settings] if isinstance(settings, Setting) else settings))
-    if strange := [one for one in chosen if not isinstance(one, Setting)]:
-        raise BadInput(f"settings hold {shown(strange[0])}; give one Setting, or several.")
+    for one in chosen or [None]:
+        if not isinstance(one, Setting):
+            raise BadInput(f"settings hold {shown(one)}; give one Setting, or several.")
     for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or not least <= value <= LAST_SEED:
-            raise BadInput(
-                f"{name} is {shown(value)}; give a whole number in [{least}, {LAST_SEED}]."
-            )
+            raise BadInput(f"{name} is {shown(value)}; give a whole number of at least {least}.")
     for path in plugins:
         load_plugin(path)
     machine = Machine(device, jobs, None if data_dir is None else Path(data_dir), scheduler)
     seeds = range(seed, seed + trials)
     with Store(store) as opened:
-        failed = run_missing(_table(chosen), seeds, opened, machine).failed
+        failed = run_missing(_rows(chosen), seeds, opened, machine).failed
         found = [trial for setting in chosen for trial in opened.find(setting, seeds)]
     if failed:
-        first = failed[0]
         raise BadInput(
-            f"{len(failed)} of {len(chosen) * trials} trials failed, the first, with seed "
-            f"{first.name.seed}, with {first.message}; the others are kept in {str(store)!r}, and "
-            "the same call tries only these again."
-        ) from RuntimeError(first.details)
-    return _frame(found)
-
-
-def _table(settings: Sequence[Setting]) -> list[_Row]:
-    """A row for each setting, named by the fields in which it differs from the others."""
-    told = [setting.as_dict() for setting in settings]
-    varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
-    names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
-    return [_Row(name, "", setting) for name, setting in zip(names, settings)]
-
-
-def _frame(trials: Sequence[Trial]) -> DataFrame:
+            f"{len(failed)} of {len(chosen) * trials} trials failed, the first, of seed "
+            f"{failed[0].name.seed}, with {failed[0].message}; the others are kept in "
+            f"{str(store)!r}, and the same call tries only these again."
+        ) from RuntimeError(failed[0].details)
     from pandas import DataFrame  # which takes a while to load
 
-    rows: list[dict[str, Any]] = [
-        {
-            **trial.setting.as_dict(),
-            "seed": trial.seed,
-            "error_rate": trial.result.error_rate,
-            "lowest_error_rate": trial.result.lowest_error_rate,
-            "iterations_done": trial.result.iterations,
-            "diverged": trial.result.diverged,
-            "seconds": trial.result.seconds,
-        }
-        for trial in trials
-    ]
-    return DataFrame(rows)
+    frame = DataFrame([{**trial.setting.as_dict(), "seed": trial.seed} for trial in found])
+    for name in ("error_rate", "lowest_error_rate", "diverged", "seconds"):
+        frame[name] = [getattr(trial.result, name) for trial in found]
+    return frame.assign(iterations_done=[trial.result.iterations for trial in found])
 
 
 class _Row(NamedTuple):
     row: str
     column: str
     setting: Setting
+
+
+def _rows(settings: Sequence[Setting]) -> list[_Row]:
+    """A row for each setting, named by the fields in which it differs from the others."""
+    told = [setting.as_dict() for setting in settings]
+    varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
+    names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
+    return [_Row(name, "", setting) for name, setting in zip(names, settings)]
 
 
 def run_missing(
@@ -199,16 +174,12 @@ def run_missing(
 
     `announce` is told first how many hours the run will take, from a few iterations of one setting.
     While trials run, the means of their `measure` are shown. A trial that raises an error is
-    recorded as failed, and the rest goes on, until three have failed with the same error; one whose
-    process dies, or has no memory or file, is tried once more first. `BadInput`, such as a data set
-    that is not at hand, ends the run, and so does `KeyboardInterrupt`; what was finished is in the
-    store.
+    recorded as failed, and the rest goes on, until three have failed alike; one whose process
+    dies, or has no memory or file, is tried once more first. `BadInput`, such as a data set that is
+    not at hand, ends the run, and so does `KeyboardInterrupt`; what was finished is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)
-    for owner in owners:
-        if isinstance(owner, Here):
-            owner.refresh()
     for name in dict.fromkeys(setting.dataset for setting in settings):
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     finished = {trial.name for s in settings for trial in store.find(s, seeds)}
@@ -219,12 +190,12 @@ def run_missing(
     known = {setting: store.error_rates(setting, seeds, measure) for setting in settings}
     with _executor(machine, owners) as executor:
         place = Place(executor.device, machine.data_dir, plugins_for(owners))
-        executor.check_data(dict.fromkeys(setting.dataset for setting, _ in tasks), place.plugins)
+        executor.check_data(dict.fromkeys(task.setting.dataset for task in tasks), place.plugins)
         if announce is not None or executor.device == "gpu":
             hours = _project(executor, tasks, place)
+            if announce is not None and hours is not None:
+                announce(hours)
         _make_poisoned_sets(executor, tasks, place)
-        if announce is not None and hours is not None:
-            announce(hours)
         iterations = sum(task.setting.iterations for task in tasks)
         with Watch(cells, known, len(tasks), iterations, measure=measure) as watch:
             return Run(tasks, executor, store, place, watch).to_the_end()
@@ -239,16 +210,14 @@ class Place(NamedTuple):
 
 
 def _owners(settings: Iterable[Setting]) -> set[Owner]:
-    """Whose code the settings' names stand for, beside our own."""
-    kinds = {
-        "dataset": datasets.datasets,
-        "model": models,
-        "rule": rules,
-        "attack": attacks,
-        "defense": defenses,
-    }
-    found = (kinds[kind].owner(getattr(each, kind)) for each in settings for kind in kinds)
-    return set(filter(None, found))
+    """Whose code the settings' names stand for; of our own process's code as it is now."""
+    kinds = {"rule": rules, "attack": attacks, "defense": defenses, "model": models}
+    kinds["dataset"] = datasets.datasets
+    found = {kinds[kind].owner(getattr(each, kind)) for each in settings for kind in kinds} - {None}
+    for owner in found:
+        if isinstance(owner, Here):
+            owner.refresh()
+    return found
 
 
 @contextlib.contextmanager
@@ -258,8 +227,7 @@ def _executor(machine: Machine, owners: Iterable[Owner]) -> Iterator[Executor]:
         if isinstance(owner, Here) and not here:
             raise BadInput(
                 f"{owner.called} is defined in this script or notebook, which other processes do "
-                "not execute; run with jobs=0, in this one, or put it into a file and give that "
-                "to load_plugin."
+                "not run; use jobs=0, or put it into a file and give that to load_plugin."
             )
     if here:
         executor = Executor(machine)
@@ -278,7 +246,7 @@ def _executor(machine: Machine, owners: Iterable[Owner]) -> Iterator[Executor]:
 
 
 def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float | None:
-    """Hours that the tasks will take; None where the process that tried died, or an error arose.
+    """Hours that the tasks will take; None where a trial of a few iterations gave no answer.
 
     The setting with most workers is tried; on a GPU one of each model on each data set, one after
     the other in a process, since what the largest fills decides how many trials share the GPU.
@@ -287,17 +255,13 @@ def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float |
 
     by_workers = sorted((task.setting for task in tasks), key=lambda setting: setting.selected)
     most = by_workers[-1]
-    tried = {_kind(setting): setting for setting in by_workers}
-    if executor.device == "cpu":
-        tried = {_kind(most): most}
+    tried = {_kind(one): one for one in ([most] if executor.device == "cpu" else by_workers)}
     pace = {}
     for kind, setting in tried.items():
-        call = executor.submit(trial_process.project, setting, *place)
-        if _was_lost(call):
-            return None  # the trial itself will be tried, and its error told
-        if isinstance(projection := call.result(), Raised):
+        projection = executor.result(executor.submit(trial_process.project, setting, *place))
+        if isinstance(projection, Raised):
             projection.raise_if_mendable()
-            return None
+            return None  # the trial itself will meet it again, and tell
         pace[kind] = projection.seconds / setting.iterations
     executor.share_gpus(projection.gpu_share)
     usual = pace[_kind(most)]
@@ -314,23 +278,19 @@ def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place)
     from fltrust_repro import trial_process
 
     needed = {
-        (setting.dataset, setting.attack, setting.poisoned_share, seed): (setting, seed)
-        for setting, seed in tasks
-        if attacks[setting.attack].inject is not None
+        (task.setting.dataset, task.setting.attack, task.setting.poisoned_share, task.seed): task
+        for task in tasks
+        if attacks[task.setting.attack].inject is not None
     }
-    waiting, running = deque(needed.values()), set()
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not needed) as progress:
+    waiting = deque(needed.values())
+    with Progress(console=Console(stderr=True), disable=not needed) as progress:
         made = progress.add_task("poisoned sets", total=len(needed))
-        while waiting or running:
-            while waiting and len(running) < executor.slots():
-                arguments = (*waiting.popleft(), *place)
-                running.add(executor.submit(trial_process.make_poisoned_set, *arguments))
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for call in finished:
-                # Another error will come back when the trial itself makes its set.
-                if not _was_lost(call) and isinstance(raised := call.result(), Raised):
-                    raised.raise_if_mendable()
+        while waiting:
+            some = [waiting.popleft() for _ in range(min(len(waiting), executor.slots()))]
+            calls = [executor.submit(trial_process.make_poisoned_set, *t, *place) for t in some]
+            for call in calls:
+                if isinstance(raised := executor.result(call), Raised):
+                    raised.raise_if_mendable()  # any other the trial itself will meet again
                 progress.advance(made)
 
 
@@ -338,12 +298,7 @@ class Run:
     """Trials under way: which wait, which run here, and which another command has claimed."""
 
     def __init__(
-        self,
-        tasks: Iterable[Task],
-        executor: Executor,
-        store: Store,
-        place: Place,
-        watch: Watch,
+        self, tasks: Iterable[Task], executor: Executor, store: Store, place: Place, watch: Watch
     ) -> None:
         self._waiting, self._elsewhere = deque(tasks), deque[Task]()
         self._running: dict[Future, Task] = {}
@@ -351,7 +306,7 @@ class Run:
         self._place, self._attempts, self._messages = place, Counter[Task](), Counter[str]()
         self._finished, self._failed = 0, []
         self._before, self._renewed = executor.iterations(), time.monotonic()
-        executor.meanwhile = self._keep_up
+        executor.meanwhile = lambda: self._keep_up(running=1)
 
     def to_the_end(self) -> Outcome:
         """Run until every trial is finished or failed, here or by another command."""
@@ -361,21 +316,21 @@ class Run:
                 time.sleep(_WAKE_SECONDS)
             for call in wait(self._running, _WAKE_SECONDS, FIRST_COMPLETED).done:
                 self._settle(self._running.pop(call), call)
-            # Another command may have finished these, or died and left them.
-            if self._keep_up():
+            if self._keep_up(len(self._running)):
+                # The other command may have finished these, or died and left them.
                 self._waiting.extend(self._elsewhere)
                 self._elsewhere.clear()
         return Outcome(self._finished, self._failed)
 
-    def _keep_up(self) -> bool:
+    def _keep_up(self, running: int) -> bool:
         """Show how far it is; every few seconds keep the claims alive, and return True."""
-        self._watch.update(len(self._running), self._executor.iterations() - self._before)
+        self._watch.update(running, self._executor.iterations() - self._before)
         if time.monotonic() - self._renewed < _RENEW_SECONDS:
             return False
         self._renewed = time.monotonic()
         self._store.renew_claims()
         others = self._store.owners(task.name for task in self._elsewhere)
-        if others and not self._running:
+        if others and not running:
             self._watch.waits_for(others, len(self._elsewhere))
         return True
 
@@ -394,12 +349,7 @@ class Run:
                 self._elsewhere.append(task)
 
     def _settle(self, task: Task, call: Future) -> None:
-        """Store what a call gave; where its process died, try once more; record a failure."""
-        if _was_lost(call):
-            message = self._executor.how_lost(call)
-            told = Raised(message, message, None, once_more=True)
-        else:
-            told = call.result()
+        told = self._executor.result(call)
         if isinstance(told, Raised):
             self._failed_once(task, told)
             return
@@ -425,11 +375,3 @@ class Run:
                 f"Stopped, since {ALIKE} trials failed alike: {raised.message}. What is finished "
                 f"is kept, {left} more were not tried; `show` prints the traceback."
             )
-
-
-def _was_lost(call: Future) -> bool:
-    """Wait for a call; whether its process broke off."""
-    try:
-        return call.exception() is not None
-    except CancelledError:
-        return True

@@ -575,6 +575,9 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
             call.set_result(Projection(seconds, 0.1 * len(tried)))
             return call
 
+        def result(self, call):
+            return call.result()
+
         def share_gpus(self, memory):
             shares.append(memory)
 
@@ -603,8 +606,8 @@ def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_pat
     assert table["seed"].tolist() == [1, 2, 1, 2]
     assert table["rule"].tolist() == ["median", "median", "krum", "krum"]
     assert list(table.columns) == [
-        *SMALL.as_dict(), "seed", "error_rate", "lowest_error_rate", "iterations_done", "diverged",
-        "seconds",
+        *SMALL.as_dict(), "seed", "error_rate", "lowest_error_rate", "diverged", "seconds",
+        "iterations_done",
     ]  # fmt: skip
     assert table["diverged"].dtype == bool
     with Store(store_path) as store:
@@ -618,9 +621,9 @@ def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_pat
     [
         ({"settings": "krum"}, "settings hold 'k'; give one Setting, or several"),
         ({"settings": [SMALL, None]}, "settings hold None"),
-        ({"trials": 0}, "trials is 0; give a whole number in"),
+        ({"trials": 0}, "trials is 0; give a whole number of at least 1"),
         ({"seed": -1}, "seed is -1"),
-        ({"jobs": -1}, "jobs is -1; it must be a whole number of at least 0"),
+        ({"jobs": -1}, "jobs is -1; give a whole number of at most 1,000, or 0"),
         ({"jobs": 1.5}, r"jobs is 1\.5"),
         ({"device": "tpu"}, "device is 'tpu'; choose cpu, gpu or auto"),
         ({"plugins": ["nowhere.py"]}, "does not exist"),
