@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -32,9 +32,8 @@ from fltrust_repro.plugins import Plugin
 from fltrust_repro.threads import WORKER_ENVIRONMENT, environment
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
+MOST_JOBS = 1_000
 _PATIENCE_SECONDS = 10  # for the exit code of a process that died
-
-
 START_ONE = (
     "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
 )
@@ -49,9 +48,6 @@ def check_address(address: str) -> None:
         known = False
     if not known:
         raise BadInput(f"scheduler {address!r} is not an address; {START_ONE}")
-
-
-MOST_JOBS = 1_000
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,14 @@ class Machine:
             )
         if self.scheduler is not None:
             check_address(self.scheduler)
+
+
+class Place(NamedTuple):
+    """What every call is told of where it runs."""
+
+    device: str
+    data_dir: Path | None = None
+    plugins: tuple[Plugin, ...] = ()
 
 
 class Executor:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -36,6 +36,22 @@ class Cell(Protocol):
     @property
     def setting(self) -> Setting:
         """Whose trials count."""
+
+
+class Row(NamedTuple):
+    """A cell of a table with one column."""
+
+    row: str
+    column: str
+    setting: Setting
+
+
+def table_of(settings: Sequence[Setting]) -> list[Row]:
+    """Return a row for each setting, named by the fields in which it differs from the others."""
+    told = [setting.as_dict() for setting in settings]
+    varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
+    names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
+    return [Row(name, "", setting) for name, setting in zip(names, settings)]
 
 
 class Watch:

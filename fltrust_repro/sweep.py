@@ -23,9 +23,9 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, Raised, shown
 from fltrust_repro.models import models
-from fltrust_repro.plugins import Plugin, load_plugin, plugins_for
-from fltrust_repro.processes import Executor, LocalProcesses, Machine
-from fltrust_repro.progress import Cell, Watch
+from fltrust_repro.plugins import load_plugin, plugins_for
+from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
+from fltrust_repro.progress import Cell, Watch, table_of
 from fltrust_repro.records import LAST_SEED
 from fltrust_repro.registry import Here, Owner
 from fltrust_repro.settings import Setting
@@ -63,8 +63,7 @@ class Outcome(NamedTuple):
 def in_turns(settings: Iterable[Setting], seeds: Iterable[int]) -> list[Task]:
     """Every setting's first seed before any second, so that whole tables show early.
 
-    For each seed the settings with more work come first, so that no long trial is left alone at
-    the end.
+    The settings with more work come first, so that no long trial is left alone at the end.
     """
 
     def work(one: Setting) -> int:
@@ -132,7 +131,7 @@ def run(
     machine = Machine(device, jobs, None if data_dir is None else Path(data_dir), scheduler)
     seeds = range(seed, seed + trials)
     with Store(store) as opened:
-        failed = run_missing(_rows(chosen), seeds, opened, machine).failed
+        failed = run_missing(table_of(chosen), seeds, opened, machine).failed
         found = [trial for setting in chosen for trial in opened.find(setting, seeds)]
     if failed:
         raise BadInput(
@@ -146,20 +145,6 @@ def run(
     for name in ("error_rate", "lowest_error_rate", "diverged", "seconds"):
         frame[name] = [getattr(trial.result, name) for trial in found]
     return frame.assign(iterations_done=[trial.result.iterations for trial in found])
-
-
-class _Row(NamedTuple):
-    row: str
-    column: str
-    setting: Setting
-
-
-def _rows(settings: Sequence[Setting]) -> list[_Row]:
-    """A row for each setting, named by the fields in which it differs from the others."""
-    told = [setting.as_dict() for setting in settings]
-    varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
-    names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
-    return [_Row(name, "", setting) for name, setting in zip(names, settings)]
 
 
 def run_missing(
@@ -201,14 +186,6 @@ def run_missing(
             return Run(tasks, executor, store, place, watch).to_the_end()
 
 
-class Place(NamedTuple):
-    """What every call is told of where it runs."""
-
-    device: str
-    data_dir: Path | None = None
-    plugins: tuple[Plugin, ...] = ()
-
-
 def _owners(settings: Iterable[Setting]) -> set[Owner]:
     """Whose code the settings' names stand for; of our own process's code as it is now."""
     kinds = {"rule": rules, "attack": attacks, "defense": defenses, "model": models}
@@ -229,10 +206,8 @@ def _executor(machine: Machine, owners: Iterable[Owner]) -> Iterator[Executor]:
                 f"{owner.called} is defined in this script or notebook, which other processes do "
                 "not run; use jobs=0, or put it into a file and give that to load_plugin."
             )
-    if here:
-        executor = Executor(machine)
-    elif machine.scheduler is None:
-        executor = LocalProcesses(machine)
+    if machine.scheduler is None:
+        executor = Executor(machine) if here else LocalProcesses(machine)
     else:
         from fltrust_repro.cluster import Cluster  # needs Dask, which few have installed
 
@@ -286,7 +261,7 @@ def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place)
     with Progress(console=Console(stderr=True), disable=not needed) as progress:
         made = progress.add_task("poisoned sets", total=len(needed))
         while waiting:
-            some = [waiting.popleft() for _ in range(min(len(waiting), executor.slots()))]
+            some = [waiting.popleft() for _ in range(min(len(waiting), max(1, executor.slots())))]
             calls = [executor.submit(trial_process.make_poisoned_set, *t, *place) for t in some]
             for call in calls:
                 if isinstance(raised := executor.result(call), Raised):
@@ -369,8 +344,7 @@ class Run:
         self._messages[raised.message] += 1
         if self._messages[raised.message] == ALIKE:
             left = len(self._waiting) + len(self._elsewhere)
-            self._waiting.clear()
-            self._elsewhere.clear()
+            self._waiting, self._elsewhere = deque(), deque()
             self._watch.say(
                 f"Stopped, since {ALIKE} trials failed alike: {raised.message}. What is finished "
                 f"is kept, {left} more were not tried; `show` prints the traceback."

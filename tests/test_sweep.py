@@ -24,10 +24,10 @@ from fltrust_repro import datasets, processes
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin, run_afresh
-from fltrust_repro.processes import Machine
+from fltrust_repro.processes import Machine, Place
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
-from fltrust_repro.sweep import Place, _project, in_turns, run_missing
+from fltrust_repro.sweep import _project, in_turns, run_missing
 from fltrust_repro.trial_process import Projection
 
 SMALL = Setting(
