@@ -1,10 +1,9 @@
 """Plug-ins: a user's Python file, or what a pip package brings, with all modules they import.
 
 Each module of the user's own is read once. What runs afterwards, here, in other processes and on
-other machines, is the text that was read, whatever becomes of the files meanwhile. Installed
-packages, but for a plug-in's own, and the standard library are left to Python. What a plug-in
-registers belongs to it: it counts under the digest of its code, whoever defined the function, and
-it goes when the plug-in is loaded anew.
+other machines, is the text that was read, whatever becomes of the files meanwhile. Other installed
+packages and the standard library are left to Python. What a plug-in registers belongs to it: it
+counts under the digest of its code, whoever defined the function.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from fltrust_repro import backend
 from fltrust_repro.errors import BadInput, in_words
 from fltrust_repro.registry import Owner, Registry, is_the_users, registering
 
-GROUP = "fltrust_repro.plugins"
-"""The entry points by which a pip package names modules that register rules, attacks or models."""
+GROUP = "fltrust_repro.plugins"  # of entry points, with which a package names its modules
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,8 @@ class _FromText(SourceFileLoader):
 class Sources(MetaPathFinder):
     """A plug-in's modules by name: as long as it is in `sys.meta_path`, Python imports these.
 
-    Parameters
-    ----------
-    sources : sequence of Source
-        What is known already.
-    folder : str, optional
-        That of the plug-in's file, in which its modules are looked for first.
-    package : str, optional
-        Name of an installed package whose modules count as the user's.
-    complete : bool
-        While it is false, another module of the user's is read when it is first imported.
+    While it is not `complete`, another module of the user's is read when it is first imported: one
+    in the `folder` of the plug-in's file, on Python's path, or of an installed plug-in's `package`.
     """
 
     def __init__(
@@ -136,17 +126,14 @@ class Sources(MetaPathFinder):
         return self._known[name].spec() if name in self._known else None
 
     def _found(self, name: str, path: Sequence[str] | None) -> Source | None:
-        if name in sys.builtin_module_names:
-            return None
         spec = _found_by_python(name, path)
         own = name.partition(".")[0] == self._package
         if spec is not None and not own and not is_the_users(_place(spec)):
             return None  # a file beside the plug-in never stands in for an installed package
         if path is None and self._folder is not None:
             spec = PathFinder.find_spec(name, [self._folder]) or spec
-        if spec is None:
-            return None
-        return Source.read(name, str(_place(spec)), spec.submodule_search_locations)
+        folders = spec and spec.submodule_search_locations
+        return spec and Source.read(name, str(_place(spec)), folders)
 
     def read_all(self) -> None:
         """Read all that the code may import later, too."""
@@ -158,12 +145,11 @@ class Sources(MetaPathFinder):
                 waiting += list(self._known.values())[before:]
 
     def read(self, dotted: str) -> bool:
-        """Read a module, and the packages it is in; False where a part is none of the user's."""
+        """Read a module and the packages it is in; False where it is none of the user's."""
         folders: tuple[str, ...] | None = None
         for name in accumulate(dotted.split("."), "{}.{}".format):
-            known = "" not in name.split(".") and self.find_spec(name, folders) is not None
-            if not known:
-                return False
+            if "" in name.split(".") or self.find_spec(name, folders) is None:
+                break
             folders = self._known[name].folders
             if folders is None:
                 break
@@ -202,16 +188,8 @@ PLUGIN_PREFIX = "fltrust_repro_plugin_"
 class Plugin:
     """A plug-in's code as it was when it was loaded.
 
-    Attributes
-    ----------
-    called : str
-        What messages call it: its file, or its name and the distribution's.
-    module : str
-        The module that registers.
-    sources : tuple of Source
-        All of its modules.
-    version : str
-        Name and version of the distribution that brings it; empty for a file.
+    `called` is its file or its name, for messages; `module`, what registers; `version`, name and
+    version of the distribution that brings it, empty for a file.
     """
 
     called: str
@@ -241,10 +219,6 @@ class _Loaded:
     def digest(self) -> str:
         """Under which its entries count."""
         return self.plugin.digest
-
-    def is_current(self) -> bool:
-        """Whether all is as the files say."""
-        return all(source.is_current() for source in self.plugin.sources)
 
     def drop(self) -> None:
         """Take back what was registered, and the modules."""
@@ -278,7 +252,7 @@ def load_plugin(path: str | Path) -> ModuleType:
         raise BadInput(f"plug-in {str(path)!r} is not a Python file; its name must end in .py.")
     name = PLUGIN_PREFIX + hashlib.sha256(str(file).encode()).hexdigest()[:16]
     there = _loaded.get(name)
-    if there is None or not there.is_current():
+    if there is None or not all(source.is_current() for source in there.plugin.sources):
         try:
             source = Source.read(name, str(file))
         except OSError as error:
@@ -298,7 +272,11 @@ def load_installed() -> tuple[str, ...]:
     global _problems
     if _problems is None:
         _problems = ()  # also for a plug-in that asks meanwhile
-        _problems = tuple(filter(None, map(_problem_of, _installed())))
+        for plugin in _installed():
+            try:
+                _execute(plugin, Sources(package=plugin.module.partition(".")[0]))
+            except BadInput as error:
+                _problems += (str(error),)
     return _problems
 
 
@@ -312,14 +290,6 @@ def _installed() -> list[Plugin]:
                 plugin = Plugin(f"{point.name!r} of {version}", module, version=version)
                 found.setdefault(module, plugin)  # Python, too, takes the first on its path
     return [plugin for module, plugin in found.items() if module not in _loaded]
-
-
-def _problem_of(plugin: Plugin) -> str | None:
-    try:
-        _execute(plugin, Sources(package=plugin.module.partition(".")[0]))
-    except BadInput as error:
-        return str(error)
-    return None
 
 
 def plugins_for(used: Collection[Owner | None]) -> tuple[Plugin, ...]:

@@ -728,3 +728,20 @@ def test_a_script_replaces_nothing_but_its_own(cell, plugin):
     with pytest.raises(BadInput, match="'first' exists already"):
         cell(CELL.replace('"mine"', '"first"'))
     assert aggregation.rules.digest("krum") is None
+
+
+def test_a_module_that_a_plugin_loads_by_its_path_counts(plugin):
+    text = """
+import importlib.util, pathlib, sys
+path = pathlib.Path(__file__).with_name("by_path.py")
+spec = importlib.util.spec_from_file_location("by_path", path)
+HELP = sys.modules["by_path"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(HELP)
+HELP = HELP.X
+"""
+    keys = []
+    for value in (1, 2, 1):
+        plugin(f"X = {value}\n", "by_path.py")
+        load_plugin(plugin(text + USES))
+        keys.append(Setting(rule="first").plugin_key())
+    assert keys[0] == keys[2] != keys[1]
