@@ -56,9 +56,8 @@ class Source:
         """Return what Python needs to make the module from its text."""
         loader = _FromText(self) if self.path.endswith(".py") else None
         folders = None if self.folders is None else list(self.folders)
-        return importlib.util.spec_from_file_location(
-            self.name, self.path, loader=loader, submodule_search_locations=folders
-        )
+        options = {"loader": loader, "submodule_search_locations": folders}
+        return importlib.util.spec_from_file_location(self.name, self.path, **options)
 
     def imports(self) -> Iterator[str]:
         """Yield the dotted names that the text imports, wherever, also inside functions."""
@@ -150,8 +149,7 @@ class Sources(MetaPathFinder):
         for name in accumulate(dotted.split("."), "{}.{}".format):
             if "" in name.split(".") or self.find_spec(name, folders) is None:
                 break
-            folders = self._known[name].folders
-            if folders is None:
+            if (folders := self._known[name].folders) is None:
                 break
         return dotted in self._known
 
@@ -186,16 +184,12 @@ PLUGIN_PREFIX = "fltrust_repro_plugin_"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in's code as it was when it was loaded.
+    """A plug-in's code as it was when it was loaded."""
 
-    `called` is its file or its name, for messages; `module`, what registers; `version`, name and
-    version of the distribution that brings it, empty for a file.
-    """
-
-    called: str
-    module: str
+    called: str  # in messages
+    module: str  # that registers
     sources: tuple[Source, ...] = ()
-    version: str = ""
+    version: str = ""  # of an installed one, with its distribution's name
 
     @cached_property
     def digest(self) -> str:

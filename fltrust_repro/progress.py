@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from statistics import fmean
 from typing import NamedTuple, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fltrust_repro.literal import one_line
@@ -57,16 +58,8 @@ def table_of(settings: Sequence[Setting]) -> list[Row]:
 class Watch:
     """Shows how many trials are done, failed and running, the rate, the time left, and the means.
 
-    Parameters
-    ----------
-    cells : sequence of Cell
-        How the means are arranged; cells without a trial so far are left empty.
-    known : mapping of Setting to error rates
-        Of the trials that were finished before.
-    trials, iterations : int
-        How many are to be run.
-    measure : str
-        What the means are of: "error_rate" or "lowest_error_rate".
+    `cells` say how the means are arranged, `known` are the error rates of trials finished before,
+    `trials` and `iterations` how many are to be run, and `measure` names what the means are of.
     """
 
     def __init__(
@@ -101,7 +94,6 @@ class Watch:
             console=self._console,
             refresh_per_second=2,
             transient=True,
-            vertical_overflow="ellipsis",
         )
 
     def __enter__(self) -> Watch:
@@ -143,34 +135,26 @@ class Watch:
     def update(self, running: int, iterations: int) -> None:
         """Say how many trials run now, and how many iterations are done."""
         self._running = running
-        speed = self._bar.tasks[0].speed
-        self._bar.update(
-            self._task,
-            completed=min(iterations, self._bar.tasks[0].total),
-            description=self._counts(),
-            rate=f"{speed:.1f} it/s" if speed else "",
-        )
+        task = self._bar.tasks[0]
+        rate = f"{task.speed:.1f} it/s" if task.speed else ""
+        done = {"completed": min(iterations, task.total), "description": self._counts()}
+        self._bar.update(self._task, rate=rate, **done)
         due = time.monotonic() - self._last_line >= _LINE_SECONDS
         if due and not self._console.is_terminal:
             self._print_line()
 
     def _counts(self) -> str:
-        return (
-            f"{self._done}/{self._trials} trials done, {self._failed} failed, "
-            f"{self._running} running"
-        )
+        done = f"{self._done}/{self._trials} trials done"
+        return f"{done}, {self._failed} failed, {self._running} running"
 
     def _picture(self) -> Group:
-        what = self._measure.replace("_", " ")
-        table = Table(title=f"mean {what} so far (trials)", title_justify="left")
-        table.add_column("")
+        title = f"mean {self._measure.replace('_', ' ')} so far (trials)"
         columns = list(dict.fromkeys(cell.column for cell in self._cells))
-        for column in columns:
-            table.add_column(_literally(column))
+        headers = (Column(_literally(column)) for column in columns)
+        table = Table("", *headers, title=title, title_justify="left")
         for row in dict.fromkeys(cell.row for cell in self._cells):
             settings = {cell.column: cell.setting for cell in self._cells if cell.row == row}
-            means = (self._mean(settings.get(column)) for column in columns)
-            table.add_row(_literally(row), *means)
+            table.add_row(_literally(row), *(self._mean(settings.get(each)) for each in columns))
         return Group(table, self._bar)
 
     def _mean(self, setting: Setting | None) -> str:
@@ -178,25 +162,20 @@ class Watch:
         return f"{fmean(errors):.3f} ({len(errors)})" if errors else ""
 
     def _print_line(self) -> None:
-        task = self._bar.tasks[0]
-        changed = set(self._changed)
+        task, changed = self._bar.tasks[0], set(self._changed)
+        words = [self._counts()]
+        words += [f"{task.speed:.1f} it/s"] if task.speed else []
+        if task.time_remaining is not None:
+            words.append(f"{timedelta(seconds=round(task.time_remaining))} left")
         news = [
             f"{one_line(f'{cell.row} {cell.column}'.strip())} {self._mean(cell.setting)}"
             for cell in self._cells
             if cell.setting in changed
         ]
-        left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
-        rate = f", {task.speed:.1f} it/s" if task.speed else ""
-        line = "; ".join([self._counts() + rate + left, *news])
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text("; ".join([", ".join(words), *news])), soft_wrap=True)
         self._changed, self._last_line = [], time.monotonic()
 
 
 def _literally(name: str) -> Text:
     """A name as it is: a string would be read as rich's markup."""
     return Text(one_line(name))
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

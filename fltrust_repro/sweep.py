@@ -157,11 +157,11 @@ def run_missing(
 ) -> Outcome:
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
-    `announce` is told first how many hours the run will take, from a few iterations of one setting.
-    While trials run, the means of their `measure` are shown. A trial that raises an error is
-    recorded as failed, and the rest goes on, until three have failed alike; one whose process
-    dies, or has no memory or file, is tried once more first. `BadInput`, such as a data set that is
-    not at hand, ends the run, and so does `KeyboardInterrupt`; what was finished is in the store.
+    `announce` is told first how many hours it will take, from a few iterations of one setting;
+    meanwhile the means of `measure` are shown. A trial that raises an error is recorded as failed
+    and the rest goes on, until three have failed alike; one whose process dies, or has no memory or
+    file, is tried once more first. `BadInput`, such as a data set that is not at hand, ends the
+    run, and so does `KeyboardInterrupt`; what was finished is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)
@@ -231,7 +231,7 @@ def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float |
     by_workers = sorted((task.setting for task in tasks), key=lambda setting: setting.selected)
     most = by_workers[-1]
     tried = {_kind(one): one for one in ([most] if executor.device == "cpu" else by_workers)}
-    pace = {}
+    pace: dict[tuple[str, str], float] = {}
     for kind, setting in tried.items():
         projection = executor.result(executor.submit(trial_process.project, setting, *place))
         if isinstance(projection, Raised):
@@ -253,9 +253,9 @@ def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place)
     from fltrust_repro import trial_process
 
     needed = {
-        (task.setting.dataset, task.setting.attack, task.setting.poisoned_share, task.seed): task
-        for task in tasks
-        if attacks[task.setting.attack].inject is not None
+        (one.dataset, one.attack, one.poisoned_share, seed): (one, seed)
+        for one, seed in tasks
+        if attacks[one.attack].inject is not None
     }
     waiting = deque(needed.values())
     with Progress(console=Console(stderr=True), disable=not needed) as progress:
