@@ -42,23 +42,23 @@ class Cluster(Executor):
     """
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        if machine.scheduler.startswith("tls:") and Security().tls_ca_file is None:
+        self._machine, address = machine, machine.scheduler or ""
+        if address.startswith("tls:") and Security().tls_ca_file is None:
             raise BadInput(
-                f"scheduler {machine.scheduler!r} asks for TLS, and Dask knows no certificates "
+                f"scheduler {address!r} asks for TLS, and Dask knows no certificates "
                 "here; set distributed.comm.tls in Dask's configuration."
             )
         try:
             # Asked first: a client that gets no right answer tries for minutes, and then to close.
             with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
-                thread.submit(asyncio.run, _greet(machine.scheduler)).result()
+                thread.submit(asyncio.run, _greet(address)).result()
             self._client = distributed.Client(
-                machine.scheduler, timeout=_CONNECT_SECONDS, set_as_default=False
+                address, timeout=_CONNECT_SECONDS, set_as_default=False
             )
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             reason = str(error) or f"nothing that Dask understands in {_CONNECT_SECONDS} s"
             raise BadInput(
-                f"scheduler {machine.scheduler!r} does not answer ({reason}); {START_ONE}"
+                f"scheduler {address!r} does not answer ({reason}); {START_ONE}"
             ) from error
         self._done = 0
         self._client.subscribe_topic(_TOPIC, self._hear)

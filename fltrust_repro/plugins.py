@@ -52,12 +52,13 @@ class Source:
         """Whether the file still has the text that was read."""
         return self.read(self.name, self.path, self.folders) == self
 
-    def spec(self) -> ModuleSpec:
+    def spec(self) -> ModuleSpec | None:
         """Return what Python needs to make the module from its text."""
         loader = _FromText(self) if self.path.endswith(".py") else None
         folders = None if self.folders is None else list(self.folders)
-        options = {"loader": loader, "submodule_search_locations": folders}
-        return importlib.util.spec_from_file_location(self.name, self.path, **options)
+        return importlib.util.spec_from_file_location(
+            self.name, self.path, loader=loader, submodule_search_locations=folders
+        )
 
     def imports(self) -> Iterator[str]:
         """Yield the dotted names that the text imports, wherever, also inside functions."""
@@ -131,8 +132,9 @@ class Sources(MetaPathFinder):
             return None  # a file beside the plug-in never stands in for an installed package
         if path is None and self._folder is not None:
             spec = PathFinder.find_spec(name, [self._folder]) or spec
-        folders = spec and spec.submodule_search_locations
-        return spec and Source.read(name, str(_place(spec)), folders)
+        if spec is None:
+            return None
+        return Source.read(name, str(_place(spec)), spec.submodule_search_locations)
 
     def read_all(self) -> None:
         """Read all that the code may import later, too."""
@@ -171,13 +173,11 @@ def _found_by_python(name: str, path: Sequence[str] | None) -> ModuleSpec | None
 def _place(spec: ModuleSpec) -> Path:
     # A folder without __init__.py has no origin: it becomes a package with an empty one.
     if spec.has_location:
-        return Path(spec.origin)
+        return Path(spec.origin or "")
     if spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations))) / "__init__.py"
     return Path(sysconfig.get_path("stdlib"), spec.name)  # built in
 
-
-# --- plug-ins
 
 PLUGIN_PREFIX = "fltrust_repro_plugin_"
 

@@ -108,7 +108,7 @@ class Executor:
         from fltrust_repro import trial_process  # imports MXNet, which takes seconds
 
         self.device = resolve_device(machine.device)
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], object] = lambda: None
         self._machine, self._done = machine, 0
         trial_process.prepare(0, self._count, is_the_commands=True)
 
@@ -178,13 +178,10 @@ class LocalProcesses(Executor):
         self._processes = WeakKeyDictionary[Future, BaseProcess]()  # in which a call runs
 
     def _new_pool(self, slot: int) -> ProcessPoolExecutor:
-        self._pools[slot] = ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=self._spawn,
-            initializer=_start,
-            initargs=(self.gpu_of(slot), self._iterations),
-        )
-        return self._pools[slot]
+        told = (self.gpu_of(slot), self._iterations)
+        pool = ProcessPoolExecutor(1, self._spawn, initializer=_start, initargs=told)
+        self._pools[slot] = pool
+        return pool
 
     def gpu_of(self, slot: int) -> int:
         """Which GPU a slot's process uses: all of them in turn."""
@@ -198,12 +195,13 @@ class LocalProcesses(Executor):
         """Start a call in an idle process, a new one where the last one died."""
         slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
         with _set_up(), _interrupts_held(), environment(WORKER_ENVIRONMENT), _without_script():
+            pool = self._pools[slot] or self._new_pool(slot)
             try:
-                pool = self._pools[slot] or self._new_pool(slot)
                 call = pool.submit(function, *args)
             except BrokenProcessPool:
-                call = self._new_pool(slot).submit(function, *args)
-        [self._processes[call]] = self._pools[slot]._processes.values()
+                pool = self._new_pool(slot)
+                call = pool.submit(function, *args)
+        [self._processes[call]] = pool._processes.values()
         self._calls[slot] = call
         return call
 
@@ -288,7 +286,8 @@ def _start(gpu: int, iterations: Synchronized) -> None:
 
 def _end_with_command() -> None:
     # Returns however the command ended, kill -9 included; then nobody is left to take a result.
-    parent_process().join()
+    if command := parent_process():
+        command.join()
     os._exit(1)
 
 

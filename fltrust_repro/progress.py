@@ -77,7 +77,7 @@ class Watch:
             self._errors[setting] += errors
         self._trials, self._done, self._failed, self._running = trials, 0, 0, 0
         self._changed: list[Setting] = []
-        self._said = ""
+        self._iterations, self._said = iterations, ""
         self._console = console or Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -120,7 +120,8 @@ class Watch:
     def left_to_others(self, setting: Setting) -> None:
         """Count a trial that another command has finished meanwhile."""
         self._trials -= 1
-        self._bar.update(self._task, total=self._bar.tasks[0].total - setting.iterations)
+        self._iterations -= setting.iterations
+        self._bar.update(self._task, total=self._iterations)
 
     def waits_for(self, owners: Sequence[str], trials: int) -> None:
         """Say which other commands run the trials that are left."""
@@ -135,10 +136,9 @@ class Watch:
     def update(self, running: int, iterations: int) -> None:
         """Say how many trials run now, and how many iterations are done."""
         self._running = running
-        task = self._bar.tasks[0]
-        rate = f"{task.speed:.1f} it/s" if task.speed else ""
-        done = {"completed": min(iterations, task.total), "description": self._counts()}
-        self._bar.update(self._task, rate=rate, **done)
+        speed, done = self._bar.tasks[0].speed, min(iterations, self._iterations)
+        rate = f"{speed:.1f} it/s" if speed else ""
+        self._bar.update(self._task, completed=done, description=self._counts(), rate=rate)
         due = time.monotonic() - self._last_line >= _LINE_SECONDS
         if due and not self._console.is_terminal:
             self._print_line()
@@ -158,7 +158,7 @@ class Watch:
         return Group(table, self._bar)
 
     def _mean(self, setting: Setting | None) -> str:
-        errors = self._errors.get(setting)
+        errors = self._errors.get(setting) if setting else None
         return f"{fmean(errors):.3f} ({len(errors)})" if errors else ""
 
     def _print_line(self) -> None:

@@ -289,11 +289,10 @@ def _text(code: CodeType) -> str:
 
 def _package_that_calls() -> str:
     """Top-level package of the code that calls a decorator; of ours only a module's own body."""
-    frame = sys._getframe(2)
-    while _package_of(frame) == _OURS and frame.f_code.co_name != "<module>":
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package != _OURS or frame.f_code.co_name == "<module>":
+            break
         frame = frame.f_back
-    return _package_of(frame)
-
-
-def _package_of(frame: FrameType) -> str:
-    return frame.f_globals.get("__name__", "").partition(".")[0]
+    return package

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
@@ -27,7 +27,7 @@ from fltrust_repro.plugins import load_plugin, plugins_for
 from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
 from fltrust_repro.progress import Cell, Watch, table_of
 from fltrust_repro.records import LAST_SEED
-from fltrust_repro.registry import Here, Owner
+from fltrust_repro.registry import Here, Owner, Registry
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import TrialName
@@ -116,13 +116,11 @@ def run(
     ------
     BadInput
         A value is wrong, or trials failed: a table without them would look like any other, with
-        means of fewer trials. All others are run first, and kept; but three failures with the same
-        message end the run.
+        means of fewer trials. The others are run first, and kept; but three failures alike end it.
     """
     chosen = list(dict.fromkeys([settings] if isinstance(settings, Setting) else settings))
-    for one in chosen or [None]:
-        if not isinstance(one, Setting):
-            raise BadInput(f"settings hold {shown(one)}; give one Setting, or several.")
+    if strange := [one for one in chosen if not isinstance(one, Setting)] or not chosen:
+        raise BadInput(f"settings are {shown(strange)}; give one Setting, or several.")
     for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or not least <= value <= LAST_SEED:
             raise BadInput(f"{name} is {shown(value)}; give a whole number of at least {least}.")
@@ -188,9 +186,10 @@ def run_missing(
 
 def _owners(settings: Iterable[Setting]) -> set[Owner]:
     """Whose code the settings' names stand for; of our own process's code as it is now."""
-    kinds = {"rule": rules, "attack": attacks, "defense": defenses, "model": models}
-    kinds["dataset"] = datasets.datasets
-    found = {kinds[kind].owner(getattr(each, kind)) for each in settings for kind in kinds} - {None}
+    kinds: dict[str, Registry[Any]] = {"rule": rules, "attack": attacks, "defense": defenses}
+    kinds |= {"model": models, "dataset": datasets.datasets}
+    every = (kinds[kind].owner(getattr(each, kind)) for each in settings for kind in kinds)
+    found = {owner for owner in every if owner is not None}
     for owner in found:
         if isinstance(owner, Here):
             owner.refresh()
@@ -279,7 +278,7 @@ class Run:
         self._running: dict[Future, Task] = {}
         self._executor, self._store, self._watch = executor, store, watch
         self._place, self._attempts, self._messages = place, Counter[Task](), Counter[str]()
-        self._finished, self._failed = 0, []
+        self._finished, self._failed = 0, list[Failure]()
         self._before, self._renewed = executor.iterations(), time.monotonic()
         executor.meanwhile = lambda: self._keep_up(running=1)
 

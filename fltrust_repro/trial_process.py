@@ -169,7 +169,7 @@ def make_poisoned_set(
     device: str,
     data_dir: Path | None,
     plugins: Sequence[Plugin] = (),
-) -> Raised | None:
+) -> None:
     """Make the examples that a setting's attack injects; kept on disk, too large to send back."""
     run_afresh(plugins)
     poisoned_examples(setting, seed, data_dir)

@@ -619,8 +619,8 @@ def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"settings": "krum"}, "settings hold 'k'; give one Setting, or several"),
-        ({"settings": [SMALL, None]}, "settings hold None"),
+        ({"settings": "krum"}, "settings are .*; give one Setting, or several"),
+        ({"settings": [SMALL, None]}, r"settings are \[None\]"),
         ({"trials": 0}, "trials is 0; give a whole number of at least 1"),
         ({"seed": -1}, "seed is -1"),
         ({"jobs": -1}, "jobs is -1; give a whole number of at most 1,000, or 0"),
