@@ -455,8 +455,9 @@ def test_a_plugins_memory_is_that_of_one_trial_whatever_the_number_of_processes(
 
     by_one = found("one.sqlite", range(3), 1)
     # The last seed is now the first that a process runs.
-    by_two = found("two.sqlite", [2, 1], 2)
-    assert by_two == [trial for trial in by_one if trial[0].seed > 0]
+    for jobs in (2, 0):
+        found_anew = found(f"{jobs}.sqlite", [2, 1], jobs)
+        assert found_anew == [trial for trial in by_one if trial[0].seed > 0]
 
 
 def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, tmp_path):
