@@ -98,7 +98,7 @@ COMMANDS = {
     DIGITS + "--seed 9223372036854775807 --trials 2": ["--seed"],
     DIGITS + "--workers 99999999999999999999": ["workers is 99999999999999999999"],
     DIGITS + "--trials 0": ["--trials is 0", "at least 1"],
-    DIGITS + "--jobs -1": ["--jobs is 0", "at least 1"],
+    DIGITS + "--jobs -1": ["--jobs is -1", "at least 0"],
     "reproduce table2e --trials 0": ["--trials is 0", "at least 1"],
     "reproduce table2e --seed -3": ["--seed is -3", "at least 0"],
     # numbers without end
