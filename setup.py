@@ -1,19 +1,28 @@
 """Set-up: `pip install -e .[cpu]`, or `.[cuda]` on a machine with an NVIDIA driver."""
 
+import re
 from pathlib import Path
 
 from setuptools import setup
 
 HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "fltrust_repro/__init__.py").read_text())[1]
 
 setup(
     name="fltrust_repro",
-    version="0.1.0",
+    version=VERSION,
     description="Local model poisoning attacks to Byzantine-robust federated learning, in MXNet",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=["fltrust_repro"],
-    package_data={"fltrust_repro": ["page.html"]},
+    # The paper's experiments and what was found for them, so that an installed program has them.
+    packages=["fltrust_repro", "fltrust_repro.paper", "fltrust_repro.paper.results"],
+    package_dir={"fltrust_repro.paper": "experiments"},
+    package_data={
+        "fltrust_repro": ["page.html", "py.typed"],
+        "fltrust_repro.paper": ["*.toml"],
+        "fltrust_repro.paper.results": ["*.trials.csv"],
+    },
+    entry_points={"console_scripts": ["fltrust-repro = fltrust_repro.__main__:main"]},
     python_requires=">=3.9,<3.13",
     install_requires=[
         "click>=8.1,<9",
@@ -32,7 +41,6 @@ setup(
         "tabulate>=0.9,<1",
         "threadpoolctl>=3,<4",
         "tomli>=2,<3; python_version < '3.11'",
-        "tqdm>=4.66,<5",
     ],
     extras_require={
         # Both install a package called mxnet: exactly one of the two.

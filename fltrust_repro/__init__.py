@@ -22,11 +22,16 @@ Names are loaded when they are first used: MXNet, which takes seconds, with the 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
+
+from fltrust_repro.registry import Registry, RegistryModule
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_ROOMS = {
     "aggregation": ("bulyan", "krum", "mean", "median", "rule", "rules", "trimmed_mean"),
     "attacks": ("attack",),
     "datasets": ("Dataset", "dataset"),
@@ -36,23 +41,46 @@ _PLACES = {
     "models": ("model",),
     "plugins": ("load_plugin",),
     "settings": ("Readings", "Setting"),
+    "sweep": ("run",),
     "training": ("TrialResult", "run_trial"),
 }
-# Registries but that of the rules have the name of their module: `attacks.attacks["krum"]`.
-_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+_MODULES = {name: room for room, names in _ROOMS.items() for name in names}
 # Attacks as functions of the updates of all workers.
 _ATTACKS = {
     "gaussian_attack": "gaussian",
     "krum_attack": "krum",
     "trimmed_mean_attack": "trimmed-mean",
 }
-__all__ = sorted([*_MODULES, *_ATTACKS])
+# Rooms named as what they register: the module is looked into as its registry.
+_REGISTRIES = ("attacks", "datasets", "defenses", "models")
+__all__ = sorted([*_MODULES, *_ATTACKS, *_REGISTRIES])
+
+
+class _Package(ModuleType):
+    """Makes a room named as its registry one, when Python has imported it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _REGISTRIES and isinstance(value, ModuleType):
+            value.__class__ = RegistryModule
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def _installed() -> Sequence[str]:
+    return importlib.import_module(f"{__name__}.plugins").load_installed()
+
+
+Registry.look_further = staticmethod(_installed)
 
 
 def __getattr__(name: str) -> Any:
-    """Return one of `__all__`."""
+    """Return one of `__all__`; MXNet is imported with the first that needs it."""
     if name in _ATTACKS:
         return importlib.import_module(f"{__name__}.attacks").attacks[_ATTACKS[name]]
+    if name in _REGISTRIES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import click
 
 from fltrust_repro import machine
-from fltrust_repro.errors import BadInput, DataUnavailable, Raised, in_words
-from fltrust_repro.plugins import plugins_at
-from fltrust_repro.processes import START_ONE, Machine, check_address
+from fltrust_repro.errors import BadInput, DataUnavailable, Raised
+from fltrust_repro.plugins import Plugin
+from fltrust_repro.processes import START_ONE, Executor, Machine
 from fltrust_repro.training import PROTOCOL
 
 try:
@@ -35,33 +35,33 @@ _CONNECT_SECONDS = 10
 _TELL_SECONDS = 1  # between a worker's words about its iterations
 
 
-class Cluster:
-    """An `Executor` on the workers of a Dask scheduler.
+class Cluster(Executor):
+    """The workers of a Dask scheduler.
 
     Raises `BadInput` where the scheduler does not answer or its workers are not as they must be.
     """
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        check_address(machine.scheduler)
-        if machine.scheduler.startswith("tls:") and Security().tls_ca_file is None:
+        self._machine, address = machine, machine.scheduler or ""
+        if address.startswith("tls:") and Security().tls_ca_file is None:
             raise BadInput(
-                f"scheduler {machine.scheduler!r} asks for TLS, and Dask knows no certificates "
+                f"scheduler {address!r} asks for TLS, and Dask knows no certificates "
                 "here; set distributed.comm.tls in Dask's configuration."
             )
         try:
             # Asked first: a client that gets no right answer tries for minutes, and then to close.
-            asyncio.run(asyncio.wait_for(_greet(machine.scheduler), _CONNECT_SECONDS))
+            with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
+                thread.submit(asyncio.run, _greet(address)).result()
             self._client = distributed.Client(
-                machine.scheduler, timeout=_CONNECT_SECONDS, set_as_default=False
+                address, timeout=_CONNECT_SECONDS, set_as_default=False
             )
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             reason = str(error) or f"nothing that Dask understands in {_CONNECT_SECONDS} s"
             raise BadInput(
-                f"scheduler {machine.scheduler!r} does not answer ({reason}); {START_ONE}"
+                f"scheduler {address!r} does not answer ({reason}); {START_ONE}"
             ) from error
-        self._iterations = 0
-        self._client.subscribe_topic(_TOPIC, self._count)
+        self._done = 0
+        self._client.subscribe_topic(_TOPIC, self._hear)
         if not self.slots():
             click.echo("Waiting for a worker to join the cluster.", err=True)
             self._client.wait_for_workers(1)
@@ -71,8 +71,8 @@ class Cluster:
         resources = {"GPU": 1} if self.device == "gpu" else {}
         self._executor = self._client.get_executor(pure=False, resources=resources)
 
-    def _count(self, event: tuple[float, int]) -> None:
-        self._iterations += event[1]
+    def _hear(self, event: tuple[float, int]) -> None:
+        self._done += event[1]
 
     def _device(self) -> str:
         workers = self._client.scheduler_info()["workers"].values()
@@ -84,11 +84,11 @@ class Cluster:
             )
         return "gpu" if gpus and self._machine.device != "cpu" else "cpu"
 
-    def check_data(self, names: Iterable[str]) -> None:
+    def check_data(self, names: Iterable[str], plugins: Sequence[Plugin]) -> None:
         """Raise `DataUnavailable` where a worker has not, and cannot get, a data set."""
         from fltrust_repro.trial_process import look_around  # imports MXNet, which takes seconds
 
-        arguments = (list(names), self._machine.data_dir, plugins_at(self._machine.plugins))
+        arguments = (list(names), self._machine.data_dir, plugins)
         kinds = {}
         with self._plain_errors():
             asked = {
@@ -131,17 +131,6 @@ class Cluster:
         """Start a call on a free worker."""
         return self._executor.submit(function, *args)
 
-    def how_lost(self, call: Future) -> str:
-        """Say what the cluster tells of a call whose worker was lost."""
-        return "the cluster was lost" if call.cancelled() else in_words(call.exception())
-
-    def share_gpus(self, memory: float) -> None:
-        """Leave it to whoever starts the workers how many share a GPU."""
-
-    def iterations(self) -> int:
-        """How many iterations all calls have told of so far."""
-        return self._iterations
-
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._client.close()
@@ -169,7 +158,7 @@ class Cluster:
 
 
 async def _greet(address: str) -> None:
-    answer = await connect(address, timeout=_CONNECT_SECONDS)
+    answer = await asyncio.wait_for(connect(address), _CONNECT_SECONDS)
     await answer.close()
 
 

@@ -107,8 +107,7 @@ class Loader:
         except BadInput:
             raise
         except (Exception, SystemExit) as error:  # whatever a plug-in's loader runs into
-            code = getattr(self.function, "__code__", None)
-            problem = in_words(error, {code.co_filename} if code else ()).rstrip(".: ")
+            problem = in_words(error).rstrip(".: ")
             raise BadInput(f"data set {self.name!r} does not load: {problem}.") from error
         return _checked(self.name, loaded)
 

@@ -10,6 +10,7 @@ import reprlib
 import traceback
 from collections.abc import Collection
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import click
@@ -27,8 +28,10 @@ class DataUnavailable(BadInput):
     """A data set is neither at hand nor to be had; other experiments can still run."""
 
 
-class UnknownName(BadInput):
+class UnknownName(BadInput, KeyError):
     """A name that nothing is registered under; a plug-in that is not loaded may have it."""
+
+    __str__ = BadInput.__str__  # and not KeyError's, which quotes the sentence
 
 
 def shown(value: Any) -> str:
@@ -59,8 +62,23 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def in_words(error: BaseException, files: Collection[str] = ()) -> str:
-    """Return an error's kind and message in one line, and where in the user's `files` it arose.
+def _places(error: BaseException) -> list[str]:
+    """Where in the user's code an error passed: in a plug-in's, a script's or a notebook's."""
+
+    def is_the_users(frame: FrameType) -> bool:
+        module = frame.f_globals
+        of_a_plugin = getattr(module.get("__loader__"), "of_a_plugin", False)
+        return of_a_plugin or module.get("__name__") == "__main__"
+
+    return [
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if is_the_users(frame)
+    ]
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error's kind and message in one line, and where in the user's code it arose.
 
     A `BadInput` is its message alone: it says all that the user needs.
     """
@@ -70,9 +88,7 @@ def in_words(error: BaseException, files: Collection[str] = ()) -> str:
         text = "(a message that cannot be printed)"
     if not isinstance(error, BadInput):
         text = ": ".join(filter(None, [type(error).__name__, text]))
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{frame.filename}, line {frame.lineno}" for frame in frames
-              if frame.filename in files]  # fmt: skip
+    places = _places(error)
     return f"{text.rstrip('. ')} ({places[-1]})" if places else text
 
 
@@ -95,16 +111,15 @@ class Raised(NamedTuple):
     once_more: bool
 
     @classmethod
-    def of(cls, error: BaseException, files: Collection[str]) -> Raised:
-        """Describe an error, `files` being the user's."""
+    def of(cls, error: BaseException) -> Raised:
+        """Describe an error."""
         kinds = {DataUnavailable: "data unavailable", BadInput: "bad input"}
         mendable = next((kind for cls, kind in kinds.items() if isinstance(error, cls)), None)
-        users = any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
         return cls(
-            in_words(error, files),
+            in_words(error),
             "".join(traceback.format_exception(type(error), error, error.__traceback__)),
             mendable,
-            isinstance(error, (MemoryError, OSError)) and not users,
+            isinstance(error, (MemoryError, OSError)) and not _places(error),
         )
 
     def raise_if_mendable(self) -> None:

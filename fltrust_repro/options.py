@@ -11,18 +11,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fltrust_repro.backend import check_device, resolve_device
+from fltrust_repro.backend import resolve_device
 from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
-from fltrust_repro.processes import Machine, check_address
+from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.trials import LAST_SEED
 
 LONG_HOURS = 1.0
 MOST_TRIALS = 10_000  # per setting
-MOST_JOBS = 1_000
 
 
 def count(text: str, least: int, most: int) -> Callable:
@@ -129,7 +128,8 @@ def trial_options(trials: int, first_seed: int) -> Callable:
     ]  # fmt: skip
 
     def gather(trials: int, first_seed: int, **given: Any) -> dict[str, Any]:
-        where = [given.pop(n) for n in ("device", "jobs", "data_dir", "plugins", "scheduler")]
+        given.pop("plugins")  # are loaded
+        where = [given.pop(name) for name in ("device", "jobs", "data_dir", "scheduler")]
         return {**given, "machine": _machine(*where), "seeds": seed_range(first_seed, trials)}
 
     return _gathering(gather, options)
@@ -144,17 +144,15 @@ def seed_range(first: int, trials: int) -> range:
 
 
 def _machine(
-    device: str, jobs: int | None, data_dir: Path | None, plugins: tuple, scheduler: str | None
+    device: str, jobs: int | None, data_dir: Path | None, scheduler: str | None
 ) -> Machine:
     """The machine, checked now and not after what else takes time."""
-    check_device(device)
-    if scheduler is not None:
-        check_address(scheduler)
-    else:
+    machine = Machine(device, jobs, data_dir, scheduler)
+    if scheduler is None:
         search_path(data_dir)
         if device == "gpu":
             resolve_device(device)
-    return Machine(device, jobs, data_dir, plugins, scheduler)
+    return machine
 
 
 def _gathering(gather: Callable[..., dict[str, Any]], options: Sequence[Callable]) -> Callable:

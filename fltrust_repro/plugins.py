@@ -1,9 +1,9 @@
-"""Plug-ins: a user's Python file, and all modules of the user's own that it imports.
+"""Plug-ins: a user's Python file, or what a pip package brings, with all modules they import.
 
-Each is read once. What runs afterwards, here, in other processes and on other machines, is the text
-that was read, whatever becomes of the files meanwhile. Installed packages and the standard library
-are left to Python. What a plug-in registers belongs to it: it counts under the digest of its code,
-whoever defined the function, and it goes when the plug-in is loaded anew.
+Each module of the user's own is read once. What runs afterwards, here, in other processes and on
+other machines, is the text that was read, whatever becomes of the files meanwhile. Other installed
+packages and the standard library are left to Python. What a plug-in registers belongs to it: it
+counts under the digest of its code, whoever defined the function.
 """
 
 from __future__ import annotations
@@ -14,31 +14,21 @@ import importlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.metadata import distributions
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 
 from fltrust_repro import backend
 from fltrust_repro.errors import BadInput, in_words
-from fltrust_repro.registry import Registry, registering
+from fltrust_repro.registry import Owner, Registry, is_the_users, registering
 
-_INSTALLED = {"site-packages", "dist-packages"}
-_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
-_NOT_THE_USERS = {
-    _STANDARD_LIBRARY,
-    Path(sysconfig.get_path("platstdlib")).resolve(),
-    Path(__file__).resolve().parent,
-}
-
-
-def _is_the_users(path: Path) -> bool:
-    folders = {*path.parents, *path.resolve().parents}
-    return not _INSTALLED.intersection(path.parts) and not _NOT_THE_USERS & folders
+GROUP = "fltrust_repro.plugins"  # of entry points, with which a package names its modules
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class Source:
         """Whether the file still has the text that was read."""
         return self.read(self.name, self.path, self.folders) == self
 
-    def spec(self) -> ModuleSpec:
+    def spec(self) -> ModuleSpec | None:
         """Return what Python needs to make the module from its text."""
         loader = _FromText(self) if self.path.endswith(".py") else None
         folders = None if self.folders is None else list(self.folders)
@@ -89,6 +79,8 @@ class Source:
 class _FromText(SourceFileLoader):
     """Executes the text that was read, and no bytecode that Python kept of another."""
 
+    of_a_plugin = True  # by which errors know that it was the user's code
+
     def __init__(self, source: Source) -> None:
         super().__init__(source.name, source.path)
         self._text = source.text
@@ -105,22 +97,22 @@ class _FromText(SourceFileLoader):
 class Sources(MetaPathFinder):
     """A plug-in's modules by name: as long as it is in `sys.meta_path`, Python imports these.
 
-    Parameters
-    ----------
-    sources : sequence of Source
-        The plug-in's own file first.
-    complete : bool
-        While it is false, another module of the user's is read when it is first imported: from the
-        plug-in's folder, then from Python's path.
+    While it is not `complete`, another module of the user's is read when it is first imported: one
+    in the `folder` of the plug-in's file, on Python's path, or of an installed plug-in's `package`.
     """
 
-    def __init__(self, sources: Sequence[Source], complete: bool = False) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source] = (),
+        folder: str | None = None,
+        package: str | None = None,
+        complete: bool = False,
+    ) -> None:
         self._known = {source.name: source for source in sources}
-        self.complete = complete
-        self._folder = str(Path(sources[0].path).parent)
+        self._folder, self._package, self.complete = folder, package, complete
 
     def all(self) -> tuple[Source, ...]:
-        """Return what was read so far, the plug-in's own file first."""
+        """Return what was read so far."""
         return tuple(self._known.values())
 
     def find_spec(
@@ -134,12 +126,11 @@ class Sources(MetaPathFinder):
         return self._known[name].spec() if name in self._known else None
 
     def _found(self, name: str, path: Sequence[str] | None) -> Source | None:
-        if name in sys.builtin_module_names:
-            return None
-        spec = PathFinder.find_spec(name, path)
-        if spec is not None and not _is_the_users(_place(spec)):
+        spec = _found_by_python(name, path)
+        own = name.partition(".")[0] == self._package
+        if spec is not None and not own and not is_the_users(_place(spec)):
             return None  # a file beside the plug-in never stands in for an installed package
-        if path is None:
+        if path is None and self._folder is not None:
             spec = PathFinder.find_spec(name, [self._folder]) or spec
         if spec is None:
             return None
@@ -151,63 +142,66 @@ class Sources(MetaPathFinder):
         for source in waiting:  # grows meanwhile
             for dotted in source.imports():
                 before = len(self._known)
-                self._find_parts(dotted)
+                self.read(dotted)
                 waiting += list(self._known.values())[before:]
 
-    def _find_parts(self, dotted: str) -> None:
+    def read(self, dotted: str) -> bool:
+        """Read a module and the packages it is in; False where it is none of the user's."""
         folders: tuple[str, ...] | None = None
         for name in accumulate(dotted.split("."), "{}.{}".format):
             if "" in name.split(".") or self.find_spec(name, folders) is None:
-                return
-            folders = self._known[name].folders
-            if folders is None:
-                return
+                break
+            if (folders := self._known[name].folders) is None:
+                break
+        return dotted in self._known
 
     def add_imported(self, before: set[str]) -> None:
         """Read the modules of the user's that came in some other way since there were `before`."""
         for name in set() if self.complete else set(sys.modules) - before - set(self._known):
             file = getattr(sys.modules[name], "__file__", None)
-            if isinstance(file, str) and _is_the_users(Path(file)):
+            if isinstance(file, str) and is_the_users(Path(file)):
                 folders = getattr(sys.modules[name], "__path__", None)
                 self._known[name] = Source.read(name, file, folders)
+
+
+def _found_by_python(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    # Not the path alone: packages installed with `pip install -e` have finders of their own.
+    others = (finder for finder in sys.meta_path if not isinstance(finder, Sources))
+    return next(filter(None, (finder.find_spec(name, path) for finder in others)), None)
 
 
 def _place(spec: ModuleSpec) -> Path:
     # A folder without __init__.py has no origin: it becomes a package with an empty one.
     if spec.has_location:
-        return Path(spec.origin)
+        return Path(spec.origin or "")
     if spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations))) / "__init__.py"
-    return _STANDARD_LIBRARY / spec.name  # built in
+    return Path(sysconfig.get_path("stdlib"), spec.name)  # built in
 
-
-# --- plug-ins
 
 PLUGIN_PREFIX = "fltrust_repro_plugin_"
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in's code as it was when it was loaded: its own file first, then what it imports."""
+    """A plug-in's code as it was when it was loaded."""
 
-    sources: tuple[Source, ...]
-
-    @property
-    def path(self) -> str:
-        """Where the plug-in's file lies."""
-        return self.sources[0].path
+    called: str  # in messages
+    module: str  # that registers
+    sources: tuple[Source, ...] = ()
+    version: str = ""  # of an installed one, with its distribution's name
 
     @cached_property
     def digest(self) -> str:
         """Hash of the code, wherever it lies."""
-        own, *imported = self.sources
-        digest = hashlib.sha256(own.text)
-        for source in sorted(imported, key=lambda source: source.name):
-            digest.update(f"\0{source.name}\0".encode() + hashlib.sha256(source.text).digest())
+        texts = {source.name: source.text for source in self.sources}
+        digest = hashlib.sha256(self.version.encode() + texts.pop(self.module))
+        for name in sorted(texts):
+            digest.update(f"\0{name}\0".encode() + hashlib.sha256(texts[name]).digest())
         return digest.hexdigest()[:16]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Loaded:
     """A plug-in in this process: its code, which finder gives it to Python, what it registered."""
 
@@ -220,22 +214,22 @@ class _Loaded:
         """Under which its entries count."""
         return self.plugin.digest
 
-    def is_current(self) -> bool:
-        """Whether all is as the files say."""
-        there = all(name in registry for registry, name in self.entries)
-        return there and all(source.is_current() for source in self.plugin.sources)
-
     def drop(self) -> None:
         """Take back what was registered, and the modules."""
         for registry, name in self.entries:
             registry.remove(name)
-        for source in self.finder.all():
-            sys.modules.pop(source.name, None)
+        self.forget_modules()
         if self.finder in sys.meta_path:
             sys.meta_path.remove(self.finder)
 
+    def forget_modules(self) -> None:
+        """Have Python import them anew."""
+        for source in self.finder.all():
+            sys.modules.pop(source.name, None)
 
-_loaded: dict[str, _Loaded] = {}  # by the plug-in's path
+
+_loaded: dict[str, _Loaded] = {}  # by the module's name
+_problems: tuple[str, ...] | None = None  # of the installed ones; None until they are looked for
 
 
 def load_plugin(path: str | Path) -> ModuleType:
@@ -251,26 +245,52 @@ def load_plugin(path: str | Path) -> ModuleType:
     if file.suffix != ".py":
         raise BadInput(f"plug-in {str(path)!r} is not a Python file; its name must end in .py.")
     name = PLUGIN_PREFIX + hashlib.sha256(str(file).encode()).hexdigest()[:16]
-    there = _loaded.get(str(file))
-    if there is None or not there.is_current():
+    there = _loaded.get(name)
+    if there is None or not all(source.is_current() for source in there.plugin.sources):
         try:
             source = Source.read(name, str(file))
         except OSError as error:
             raise BadInput(f"plug-in {str(path)!r} cannot be read ({error.strerror}).") from error
         if there is not None:
-            _loaded.pop(str(file)).drop()
+            _loaded.pop(name).drop()
         importlib.invalidate_caches()
-        _execute(Plugin((source,)), Sources([source]))
+        _execute(Plugin(repr(str(file)), name), Sources([source], folder=str(file.parent)))
     return sys.modules[name]
 
 
-def plugins_at(paths: Iterable[str | Path]) -> tuple[Plugin, ...]:
-    """Return the plug-ins as they were loaded from these files; those that were not, now are."""
-    files = [str(Path(path).resolve()) for path in paths]
-    for file in files:
-        if file not in _loaded:
-            load_plugin(file)
-    return tuple(_loaded[file].plugin for file in dict.fromkeys(files))
+def load_installed() -> tuple[str, ...]:
+    """Load the plug-ins that installed packages bring, once; return what is wrong with any.
+
+    One that does not load leaves nothing, and stops nobody who does not use it.
+    """
+    global _problems
+    if _problems is None:
+        _problems = ()  # also for a plug-in that asks meanwhile
+        for plugin in _installed():
+            try:
+                _execute(plugin, Sources(package=plugin.module.partition(".")[0]))
+            except BadInput as error:
+                _problems += (str(error),)
+    return _problems
+
+
+def _installed() -> list[Plugin]:
+    found: dict[str, Plugin] = {}
+    for distribution in distributions():
+        for point in distribution.entry_points:
+            if point.group == GROUP:
+                version = f"{distribution.metadata['Name']} {distribution.version}"
+                module = point.value.partition(":")[0].strip()
+                plugin = Plugin(f"{point.name!r} of {version}", module, version=version)
+                found.setdefault(module, plugin)  # Python, too, takes the first on its path
+    return [plugin for module, plugin in found.items() if module not in _loaded]
+
+
+def plugins_for(used: Collection[Owner | None]) -> tuple[Plugin, ...]:
+    """Return what other processes need: every file that was loaded, and the installed ones used."""
+    return tuple(
+        loaded.plugin for loaded in _loaded.values() if not loaded.plugin.version or loaded in used
+    )
 
 
 def run_afresh(plugins: Iterable[Plugin]) -> None:
@@ -278,29 +298,28 @@ def run_afresh(plugins: Iterable[Plugin]) -> None:
 
     What a plug-in and the modules of the user's that it imports keep is gone: each trial starts so.
     """
+    global _problems
     while _loaded:
         _loaded.popitem()[1].drop()
     for plugin in plugins:
         _execute(plugin, Sources(plugin.sources, complete=True))
-
-
-def files_of_plugins() -> set[str]:
-    """Return the files of the user's whose code runs in this process."""
-    return {source.path for loaded in _loaded.values() for source in loaded.finder.all()}
+    _problems = None
 
 
 def _execute(plugin: Plugin, finder: Sources) -> None:
-    loaded, before = _Loaded(plugin, finder), set(sys.modules)
+    loaded = _Loaded(plugin, finder)
     sys.meta_path.insert(0, finder)
     try:
+        if not finder.read(plugin.module):
+            raise BadInput(f"there is no module {plugin.module!r}")
         finder.read_all()
         _check_namesakes(finder)
         if any(b"mxnet" in source.text for source in finder.all()):
             backend.mx  # noqa: B018  (a bare `import mxnet` fails with today's numpy)
-        spec = plugin.sources[0].spec()
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        loaded.forget_modules()  # the user may have imported them before
+        before = set(sys.modules)
         with registering(loaded):
-            spec.loader.exec_module(module)
+            importlib.import_module(plugin.module)
         sys.path[:] = dict.fromkeys(sys.path)  # a body that adds a folder does so for every trial
         finder.add_imported(before)
         finder.read_all()
@@ -309,11 +328,12 @@ def _execute(plugin: Plugin, finder: Sources) -> None:
         loaded.drop()
         if isinstance(error, KeyboardInterrupt):
             raise
-        problem = in_words(error, {source.path for source in finder.all()}).rstrip(".")
-        raise BadInput(f"plug-in {plugin.path!r} does not load: {problem}.") from error
-    loaded.plugin = plugin if finder.complete else Plugin(finder.all())
+        problem = in_words(error).rstrip(".")
+        raise BadInput(f"plug-in {plugin.called} does not load: {problem}.") from error
+    if not finder.complete:
+        loaded.plugin = replace(plugin, sources=finder.all())
     finder.complete = True
-    _loaded[plugin.path] = loaded
+    _loaded[plugin.module] = loaded
 
 
 def _check_namesakes(finder: Sources) -> None:
@@ -324,6 +344,6 @@ def _check_namesakes(finder: Sources) -> None:
             ours = texts.get(theirs.name, theirs)
             if ours.text != theirs.text:
                 raise BadInput(
-                    f"it imports {ours.path}, plug-in {other.plugin.path!r} imports {theirs.path}, "
+                    f"it imports {ours.path}, plug-in {other.plugin.called} imports {theirs.path}, "
                     f"and Python knows one module {ours.name!r} only; rename one of the files"
                 )

@@ -9,28 +9,36 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from fltrust_repro import datasets
-from fltrust_repro.backend import WORKER_ENVIRONMENT, environment, gpu_count, resolve_device
-from fltrust_repro.errors import BadInput, in_words
+from fltrust_repro.backend import (
+    WORKER_ENVIRONMENT,
+    check_device,
+    environment,
+    gpu_count,
+    resolve_device,
+)
+from fltrust_repro.errors import BadInput, Raised, in_words, shown
+from fltrust_repro.plugins import Plugin
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
+MOST_JOBS = 1_000
 _PATIENCE_SECONDS = 10  # for the exit code of a process that died
-
-
 START_ONE = (
     "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
 )
@@ -55,47 +63,96 @@ class Machine:
     ----------
     device : {"cpu", "gpu", "auto"}
     jobs : int, optional
-        Worker processes; by default one per core, on GPUs as many as their memory holds.
+        Worker processes; by default one per core, on GPUs as many as their memory holds. With 0
+        trials run in this process, one after the other.
     data_dir : Path, optional
-    plugins : tuple of Path
-        Files with a user's own rules, attacks or models, executed anew for every trial.
     scheduler : str, optional
         Address of a Dask scheduler, whose workers then run the trials.
+
+    A wrong value raises `BadInput`.
     """
 
     device: str = "cpu"
     jobs: int | None = None
     data_dir: Path | None = None
-    plugins: tuple[Path, ...] = field(default=())
     scheduler: str | None = None
 
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
+        if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
+            raise BadInput(
+                f"jobs is {shown(self.jobs)}; give a whole number of at most {MOST_JOBS:,}, or 0 "
+                "for trials in this process."
+            )
+        if self.scheduler is not None:
+            check_address(self.scheduler)
 
-class Executor(Protocol):
-    """What a sweep needs of the place where its trials run.
 
-    `device` is "cpu" or "gpu". A future of `submit` ends with `BrokenProcessPool`, or an error of
-    the cluster's, where its process died, and with no other: calls return their own errors.
-    """
+class Place(NamedTuple):
+    """What every call is told of where it runs."""
 
     device: str
+    data_dir: Path | None = None
+    plugins: tuple[Plugin, ...] = ()
 
-    def check_data(self, names: Iterable[str]) -> None:
-        """Raise `DataUnavailable` where a process would not find a data set."""
+
+class Executor:
+    """Where the trials of a sweep run; this one is the process itself, a call after the other.
+
+    Calls return their own errors as `Raised`.
+
+    Attributes
+    ----------
+    device : {"cpu", "gpu"}
+    meanwhile : function
+        Called after each iteration where `submit` returns only when the call has ended.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        from fltrust_repro import trial_process  # imports MXNet, which takes seconds
+
+        self.device = resolve_device(machine.device)
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._machine, self._done = machine, 0
+        trial_process.prepare(0, self._count, is_the_commands=True)
+
+    def _count(self) -> None:
+        self._done += 1
+        self.meanwhile()
+
+    def check_data(self, names: Iterable[str], plugins: Sequence[Plugin]) -> None:
+        """Raise `DataUnavailable` for a data set neither at hand nor to be had."""
+        for name in names:
+            datasets.fetch(name, self._machine.data_dir)
 
     def slots(self) -> int:
         """How many calls can run at the same time."""
+        return 1
 
     def submit(self, function: Callable, *args: Any) -> Future:
         """Start a call, of which there must be fewer than `slots()`."""
+        call: Future = Future()
+        call.set_result(function(*args))
+        return call
 
-    def how_lost(self, call: Future) -> str:
-        """Say how the process of a call ended that broke off."""
+    def result(self, call: Future) -> Any:
+        """Wait for what a call returns; a `Raised` where its process broke off."""
+        try:
+            return call.result()
+        except Exception as error:
+            told = self._how_lost(call, error)
+            return Raised(told, told, None, once_more=True)
+
+    def _how_lost(self, call: Future, error: Exception) -> str:
+        return in_words(error)
 
     def share_gpus(self, memory: float) -> None:
         """Run more calls per GPU, where each fills a share of its memory."""
 
     def iterations(self) -> int:
         """How many iterations all calls have told of so far."""
+        return self._done
 
     def close(self) -> None:
         """End the processes, which must be idle."""
@@ -111,12 +168,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class LocalProcesses:
-    """An `Executor` on this machine: on the CPU a process per core, on GPUs one or more each."""
+class LocalProcesses(Executor):
+    """Processes of this machine: on the CPU one per core, on GPUs one or more each."""
 
     def __init__(self, machine: Machine) -> None:
-        self.device = resolve_device(machine.device)
-        self._machine = machine
+        self.device, self._machine = resolve_device(machine.device), machine
         self._gpus = gpu_count() if self.device == "gpu" else 0
         self._spawn = get_context("spawn")
         with _set_up():
@@ -127,22 +183,14 @@ class LocalProcesses:
         self._processes = WeakKeyDictionary[Future, BaseProcess]()  # in which a call runs
 
     def _new_pool(self, slot: int) -> ProcessPoolExecutor:
-        self._pools[slot] = ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=self._spawn,
-            initializer=_start,
-            initargs=(self.gpu_of(slot), self._iterations),
-        )
-        return self._pools[slot]
+        told = (self.gpu_of(slot), self._iterations)
+        pool = ProcessPoolExecutor(1, self._spawn, initializer=_start, initargs=told)
+        self._pools[slot] = pool
+        return pool
 
     def gpu_of(self, slot: int) -> int:
         """Which GPU a slot's process uses: all of them in turn."""
         return slot % self._gpus if self._gpus else 0
-
-    def check_data(self, names: Iterable[str]) -> None:
-        """Raise `DataUnavailable` for a data set neither at hand nor to be had."""
-        for name in names:
-            datasets.fetch(name, self._machine.data_dir)
 
     def slots(self) -> int:
         """How many calls can run at the same time."""
@@ -151,20 +199,20 @@ class LocalProcesses:
     def submit(self, function: Callable, *args: Any) -> Future:
         """Start a call in an idle process, a new one where the last one died."""
         slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
-        with _set_up(), _interrupts_held(), environment(WORKER_ENVIRONMENT):
+        with _set_up(), _interrupts_held(), environment(WORKER_ENVIRONMENT), _without_script():
+            pool = self._pools[slot] or self._new_pool(slot)
             try:
-                pool = self._pools[slot] or self._new_pool(slot)
                 call = pool.submit(function, *args)
             except BrokenProcessPool:
-                call = self._new_pool(slot).submit(function, *args)
-        [self._processes[call]] = self._pools[slot]._processes.values()
+                pool = self._new_pool(slot)
+                call = pool.submit(function, *args)
+        [self._processes[call]] = pool._processes.values()
         self._calls[slot] = call
         return call
 
-    def how_lost(self, call: Future) -> str:
-        """Say by which signal or with which exit code the process of a call ended."""
-        if not isinstance(call.exception(), BrokenProcessPool):
-            return in_words(call.exception())
+    def _how_lost(self, call: Future, error: Exception) -> str:
+        if not isinstance(error, BrokenProcessPool):
+            return in_words(error)
         process, patience = self._processes[call], time.monotonic() + _PATIENCE_SECONDS
         # The pool's own thread asks the system for it too, and only one of the two is told.
         while process.exitcode is None and time.monotonic() < patience:
@@ -243,8 +291,19 @@ def _start(gpu: int, iterations: Synchronized) -> None:
 
 def _end_with_command() -> None:
     # Returns however the command ended, kill -9 included; then nobody is left to take a result.
-    parent_process().join()
+    if command := parent_process():
+        command.join()
     os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    # A new process would execute the user's script once more, and could not find a notebook.
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 @contextlib.contextmanager

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from statistics import fmean
+from typing import NamedTuple, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fltrust_repro.errors import one_line
-from fltrust_repro.experiments import Cell
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
@@ -22,19 +23,43 @@ _LINE_SECONDS = 30  # between the lines of a log
 _REMEMBERED_SECONDS = 300  # the rate is that of the last minutes; trials differ
 
 
+class Cell(Protocol):
+    """Where the mean of a setting's trials stands in the table."""
+
+    @property
+    def row(self) -> str:
+        """Name of its row."""
+
+    @property
+    def column(self) -> str:
+        """Name of its column."""
+
+    @property
+    def setting(self) -> Setting:
+        """Whose trials count."""
+
+
+class Row(NamedTuple):
+    """A cell of a table with one column."""
+
+    row: str
+    column: str
+    setting: Setting
+
+
+def table_of(settings: Sequence[Setting]) -> list[Row]:
+    """Return a row for each setting, named by the fields in which it differs from the others."""
+    told = [setting.as_dict() for setting in settings]
+    varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
+    names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
+    return [Row(name, "", setting) for name, setting in zip(names, settings)]
+
+
 class Watch:
     """Shows how many trials are done, failed and running, the rate, the time left, and the means.
 
-    Parameters
-    ----------
-    cells : sequence of Cell
-        How the means are arranged; cells without a trial so far are left empty.
-    known : mapping of Setting to error rates
-        Of the trials that were finished before.
-    trials, iterations : int
-        How many are to be run.
-    measure : str
-        What the means are of: "error_rate" or "lowest_error_rate".
+    `cells` say how the means are arranged, `known` are the error rates of trials finished before,
+    `trials` and `iterations` how many are to be run, and `measure` names what the means are of.
     """
 
     def __init__(
@@ -52,7 +77,7 @@ class Watch:
             self._errors[setting] += errors
         self._trials, self._done, self._failed, self._running = trials, 0, 0, 0
         self._changed: list[Setting] = []
-        self._waiting = ""  # what was said last
+        self._iterations, self._said = iterations, ""
         self._console = console or Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -69,7 +94,6 @@ class Watch:
             console=self._console,
             refresh_per_second=2,
             transient=True,
-            vertical_overflow="ellipsis",
         )
 
     def __enter__(self) -> Watch:
@@ -96,72 +120,62 @@ class Watch:
     def left_to_others(self, setting: Setting) -> None:
         """Count a trial that another command has finished meanwhile."""
         self._trials -= 1
-        self._bar.update(self._task, total=self._bar.tasks[0].total - setting.iterations)
+        self._iterations -= setting.iterations
+        self._bar.update(self._task, total=self._iterations)
 
     def waits_for(self, owners: Sequence[str], trials: int) -> None:
-        """Say once which other commands run the trials that are left."""
-        line = f"waiting for {trials} trial{'s' * (trials > 1)} of {', '.join(owners)}"
-        if line != self._waiting:
+        """Say which other commands run the trials that are left."""
+        self.say(f"waiting for {trials} trial{'s' * (trials > 1)} of {', '.join(owners)}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the table; one that was said last is not repeated."""
+        if line != self._said:
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
-        self._waiting = line
+        self._said = line
 
     def update(self, running: int, iterations: int) -> None:
         """Say how many trials run now, and how many iterations are done."""
         self._running = running
-        speed = self._bar.tasks[0].speed
-        self._bar.update(
-            self._task,
-            completed=min(iterations, self._bar.tasks[0].total),
-            description=self._counts(),
-            rate=f"{speed:.1f} it/s" if speed else "",
-        )
+        speed, done = self._bar.tasks[0].speed, min(iterations, self._iterations)
+        rate = f"{speed:.1f} it/s" if speed else ""
+        self._bar.update(self._task, completed=done, description=self._counts(), rate=rate)
         due = time.monotonic() - self._last_line >= _LINE_SECONDS
         if due and not self._console.is_terminal:
             self._print_line()
 
     def _counts(self) -> str:
-        return (
-            f"{self._done}/{self._trials} trials done, {self._failed} failed, "
-            f"{self._running} running"
-        )
+        done = f"{self._done}/{self._trials} trials done"
+        return f"{done}, {self._failed} failed, {self._running} running"
 
     def _picture(self) -> Group:
-        what = self._measure.replace("_", " ")
-        table = Table(title=f"mean {what} so far (trials)", title_justify="left")
-        table.add_column("")
+        title = f"mean {self._measure.replace('_', ' ')} so far (trials)"
         columns = list(dict.fromkeys(cell.column for cell in self._cells))
-        for column in columns:
-            table.add_column(_literally(column))
+        headers = (Column(_literally(column)) for column in columns)
+        table = Table("", *headers, title=title, title_justify="left")
         for row in dict.fromkeys(cell.row for cell in self._cells):
             settings = {cell.column: cell.setting for cell in self._cells if cell.row == row}
-            means = (self._mean(settings.get(column)) for column in columns)
-            table.add_row(_literally(row), *means)
+            table.add_row(_literally(row), *(self._mean(settings.get(each)) for each in columns))
         return Group(table, self._bar)
 
     def _mean(self, setting: Setting | None) -> str:
-        errors = self._errors.get(setting)
+        errors = self._errors.get(setting) if setting else None
         return f"{fmean(errors):.3f} ({len(errors)})" if errors else ""
 
     def _print_line(self) -> None:
-        task = self._bar.tasks[0]
-        changed = set(self._changed)
+        task, changed = self._bar.tasks[0], set(self._changed)
+        words = [self._counts()]
+        words += [f"{task.speed:.1f} it/s"] if task.speed else []
+        if task.time_remaining is not None:
+            words.append(f"{timedelta(seconds=round(task.time_remaining))} left")
         news = [
-            f"{one_line(f'{cell.row} {cell.column}')} {self._mean(cell.setting)}"
+            f"{one_line(f'{cell.row} {cell.column}'.strip())} {self._mean(cell.setting)}"
             for cell in self._cells
             if cell.setting in changed
         ]
-        left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
-        rate = f", {task.speed:.1f} it/s" if task.speed else ""
-        line = "; ".join([self._counts() + rate + left, *news])
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text("; ".join([", ".join(words), *news])), soft_wrap=True)
         self._changed, self._last_line = [], time.monotonic()
 
 
 def _literally(name: str) -> Text:
     """A name as it is: a string would be read as rich's markup."""
     return Text(one_line(name))
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

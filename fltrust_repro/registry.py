@@ -1,23 +1,48 @@
-"""Named rules, attacks, models and data sets, filled by decorators."""
+"""Named rules, attacks, models and data sets, filled by decorators, and whose code they are."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import dis
+import functools
+import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
 from fltrust_repro.errors import BadInput, UnknownName, choose, shown
 
 Entry = TypeVar("Entry")
 
+_OURS = __name__.partition(".")[0]
+_NOT_THE_USERS = {
+    Path(sysconfig.get_path("stdlib")).resolve(),
+    Path(sysconfig.get_path("platstdlib")).resolve(),
+    Path(__file__).resolve().parent,
+}
+
+
+def is_the_users(path: Path) -> bool:
+    """Whether a file of code is the user's own: no installed package's, Python's or ours."""
+    folders = {*path.parents, *path.resolve().parents}
+    return not {"site-packages", "dist-packages"}.intersection(path.parts) and not (
+        _NOT_THE_USERS & folders
+    )
+
 
 class Owner(Protocol):
     """Whose code registers entries: they count under its digest, and it can take them back."""
 
-    digest: str
+    @property
+    def digest(self) -> str:
+        """Hash of all that decides what the entries compute."""
+
     entries: list[tuple[Registry[Any], str]]
 
 
@@ -38,8 +63,12 @@ def registering(owner: Owner) -> Iterator[None]:
 class Registry(Mapping[str, Entry], Generic[Entry]):
     """The entries of one kind ("rule", "attack", ...) by the name a user types.
 
-    A name is registered once; an unknown one raises `BadInput` with the names there are.
+    A name is registered once; an unknown one raises `BadInput` with the names there are. What a
+    script or notebook registers itself may be registered again: a cell can be run twice.
     """
+
+    look_further: Callable[[], Sequence[str]] = staticmethod(lambda: ())
+    """Registers what installed packages bring; returns a sentence for each that is broken."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -53,40 +82,74 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """
         if not isinstance(name, str) or not name:
             raise BadInput(f"a {self.kind} has the name {name!r}; give a text that is not empty.")
-        if name in self._entries:
+        if name in self._entries and not isinstance(self._owners.get(name), Here):
             raise BadInput(f"{self.kind} {name!r} exists already; register yours by another name.")
+        owner = _owner
+        if owner is None and (package := _package_that_calls()) != _OURS:
+            owner = Here(f"{self.kind} {name!r}", entry, package)
         self._entries[name] = entry
         self._owners.pop(name, None)
-        if _owner is not None:
-            self._owners[name] = _owner
-            _owner.entries.append((self, name))
+        if owner is not None:
+            self._owners[name] = owner
+            owner.entries.append((self, name))
 
     def remove(self, name: str) -> None:
         """Take an entry back; nothing happens where there is none."""
         self._entries.pop(name, None)
         self._owners.pop(name, None)
 
-    def digest(self, name: str) -> str | None:
-        """Digest of the code of the plug-in that registered a name; None for a built-in one.
+    def owner(self, name: str) -> Owner | None:
+        """Return whose code a name stands for; None for a built-in one."""
+        if isinstance(self._owners.get(name), Here):
+            self.look_further()  # it may be an installed plug-in that a script has imported
+        return self._owners.get(name)
 
-        Stored with each trial, so that an edited plug-in never answers with old results.
+    def digest(self, name: str) -> str | None:
+        """Digest of the user's code that a name stands for; None for a built-in one.
+
+        Stored with each trial, so that edited code never answers with old results.
         """
-        owner = self._owners.get(name)
+        owner = self.owner(name)
         return None if owner is None else owner.digest
 
     def __getitem__(self, name: str) -> Entry:
+        problems = () if name in self._entries else self.look_further()
         if name in self._entries:
             return self._entries[name]
-        raise UnknownName(f"unknown {self.kind} {shown(name)}; {choose(name, self._entries)}")
+        choice = f"unknown {self.kind} {shown(name)}; {choose(name, self._entries)}"
+        raise UnknownName(" ".join([choice, *problems]))
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            self.look_further()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
+        self.look_further()
         return iter(self._entries)
 
     def __len__(self) -> int:
+        self.look_further()
         return len(self._entries)
+
+
+class RegistryModule(ModuleType, Mapping[str, Any]):
+    """A module that is looked into as the registry of its own name: `fl.attacks["krum"]`."""
+
+    @property
+    def _registry(self) -> Registry[Any]:
+        return vars(self)[self.__name__.rpartition(".")[2]]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._registry[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._registry)
+
+    def __len__(self) -> int:
+        return len(self._registry)
+
+    __eq__, __hash__ = ModuleType.__eq__, ModuleType.__hash__
 
 
 def summary(function: object) -> str:
@@ -97,7 +160,7 @@ def summary(function: object) -> str:
 
 def is_built_in(function: object) -> bool:
     """Whether a function is this package's own, and not a user's."""
-    return (getattr(function, "__module__", None) or "").startswith("fltrust_repro.")
+    return (getattr(function, "__module__", None) or "").startswith(f"{_OURS}.")
 
 
 def place_of(function: object) -> str:
@@ -113,3 +176,128 @@ def check_default(what: str, name: str, value: Any, kind: type[int] | type[float
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
         number = "whole number of at least 1" if kind is int else "finite number above 0"
         raise BadInput(f"{what}: {name} is {shown(value)}; give a {number}.")
+
+
+# --- code of the script or notebook that runs
+
+
+class Here:
+    """The owner of what a script or notebook registers itself: no other process can load it.
+
+    Its digest is that of the text of its functions and of what they use: numbers, text, arrays,
+    other functions, classes and modules of the user's. These values are looked at when it is
+    registered and at every `refresh`, and not in between, when functions may keep memory in them.
+    """
+
+    def __init__(self, called: str, entry: object, package: str) -> None:
+        self.called = called
+        self.entries: list[tuple[Registry[Any], str]] = []
+        self._entry, self._package, self._digest = entry, package, ""
+        with contextlib.suppress(BadInput):  # perhaps it is called, and no trial ever asks
+            self.refresh()
+
+    @property
+    def digest(self) -> str:
+        """Under which its entries count; `BadInput` where the text is not known."""
+        if not self._digest:
+            self.refresh()
+        return self._digest
+
+    def refresh(self) -> None:
+        """Look at the values anew."""
+        digest = hashlib.sha256()
+        try:
+            for part in self._told(self._entry, {}):
+                digest.update(hashlib.sha256(part).digest())
+        except (OSError, TypeError, SyntaxError) as error:
+            raise BadInput(
+                f"{self.called} has no text by which an edited one could be told from it "
+                f"({error}); put it into a file and give that to load_plugin or --plugin."
+            ) from error
+        self._digest = digest.hexdigest()[:16]
+
+    def _told(self, thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+        """Yield all that decides what a thing does."""
+        if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes)):
+            yield repr(thing).encode()
+        elif hasattr(thing, "dtype") and hasattr(thing, "tobytes"):
+            yield f"{thing.dtype}{thing.shape}".encode() + thing.tobytes()
+        elif id(thing) not in seen:
+            seen[id(thing)] = thing
+            name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", "")
+            yield f"{type(thing).__name__} {name}".encode()
+            for part in self._parts(thing):
+                yield from self._told(part, seen)
+
+    def _parts(self, thing: Any) -> Iterable[Any]:
+        if isinstance(thing, dict):
+            return [part for item in thing.items() for part in item]
+        if isinstance(thing, (set, frozenset)):
+            return sorted(thing, key=repr)
+        if isinstance(thing, (tuple, list)):
+            return thing
+        if isinstance(thing, functools.partial):
+            return [thing.func, thing.args, thing.keywords]
+        if isinstance(thing, ModuleType):
+            file = getattr(thing, "__file__", None) or ""
+            return [Path(file).read_bytes()] if self._is_the_users(thing.__name__, file) else []
+        if isinstance(thing, FunctionType):
+            cells = [_content(cell) for cell in thing.__closure__ or ()]
+            values = [thing.__defaults__, thing.__kwdefaults__, *cells]
+            code, known = thing.__code__, thing.__globals__
+            if not self._is_the_users(known.get("__name__", ""), code.co_filename):
+                return values
+            used = sorted(_globals(code) & known.keys())
+            return [_text(code), *values, *map(known.get, used)]
+        kind = thing if isinstance(thing, type) else type(thing)
+        of_fields, own = dataclasses.is_dataclass(kind), getattr(thing, "__dict__", {})
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+        users = self._is_the_users(kind.__module__, file)
+        if thing is kind:
+            own = {name: own[name] for name in own if not of_fields or not _is_made(own, name)}
+        else:
+            users |= of_fields  # an entry, or a part of one
+        parts = [getattr(thing, name, None) for name in ("__func__", "__self__", "__wrapped__")]
+        return [*parts, *kind.__mro__, *(own.values() if users else ())]
+
+    def _is_the_users(self, module: str, file: str) -> bool:
+        known = module.partition(".")[0] == self._package
+        return known or (bool(file) and is_the_users(Path(file)))
+
+
+def _is_made(methods: Mapping[str, Any], name: str) -> bool:
+    """Whether a dataclass's method was made from its fields, and has no text."""
+    code = getattr(methods[name], "__code__", None)
+    return name == "__repr__" or (code is not None and code.co_filename == "<string>")
+
+
+def _content(cell: CellType) -> Any:
+    with contextlib.suppress(ValueError):  # empty
+        return cell.cell_contents
+
+
+def _globals(code: CodeType) -> set[str]:
+    """Names of the globals that a function uses, and those defined inside it."""
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    own = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    return own.union(*map(_globals, inner))
+
+
+@functools.cache  # the text as it was when the function was registered
+def _text(code: CodeType) -> str:
+    if code.co_name != "<lambda>":
+        return inspect.getsource(code)
+    # Several may stand on one line, which is the text of each.
+    values = [value for value in code.co_consts if not isinstance(value, CodeType)]
+    return f"{inspect.getsource(code)}{code.co_code.hex()}{code.co_names}{values}"
+
+
+def _package_that_calls() -> str:
+    """Top-level package of the code that calls a decorator; of ours only a module's own body."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package != _OURS or frame.f_code.co_name == "<module>":
+            break
+        frame = frame.f_back
+    return package

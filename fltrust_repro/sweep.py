@@ -1,7 +1,7 @@
 """Many trials: in an order that shows whole tables early, none lost, none run twice.
 
-Only the command's own process writes to the store, each trial as it ends; the trials themselves run
-in processes of this machine or of a Dask cluster, behind the same `Executor`.
+Only the command's own process writes to the store, each trial as it ends; where the trials run is
+an `Executor`'s matter.
 """
 
 from __future__ import annotations
@@ -10,24 +10,32 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 from fltrust_repro import datasets
+from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
-from fltrust_repro.errors import Raised
-from fltrust_repro.experiments import Cell
-from fltrust_repro.plugins import Plugin, plugins_at
-from fltrust_repro.processes import Executor, LocalProcesses, Machine
-from fltrust_repro.progress import Watch
+from fltrust_repro.defenses import defenses
+from fltrust_repro.errors import BadInput, Raised, shown
+from fltrust_repro.models import models
+from fltrust_repro.plugins import load_plugin, plugins_for
+from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
+from fltrust_repro.progress import Cell, Watch, table_of
+from fltrust_repro.registry import Here, Owner, Registry
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import TrialName
+from fltrust_repro.trials import LAST_SEED, TrialName
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ATTEMPTS = 2
+ALIKE = 3  # failures with one message end a run
 _RENEW_SECONDS = 5
 _WAKE_SECONDS = 0.5
 
@@ -54,16 +62,86 @@ class Outcome(NamedTuple):
 def in_turns(settings: Iterable[Setting], seeds: Iterable[int]) -> list[Task]:
     """Every setting's first seed before any second, so that whole tables show early.
 
-    For each seed the settings with more work come first, so that no long trial is left alone at
-    the end.
+    The settings with more work come first, so that no long trial is left alone at the end.
     """
 
-    def work(setting: Setting) -> int:
-        per_iteration = setting.selected * setting.rounds * setting.batch_size
-        return setting.iterations * per_iteration
+    def work(one: Setting) -> int:
+        return one.iterations * one.selected * one.rounds * one.batch_size
 
     unique = sorted(dict.fromkeys(settings), key=work, reverse=True)
     return [Task(setting, seed) for seed in seeds for setting in unique]
+
+
+def run(
+    settings: Setting | Iterable[Setting],
+    trials: int = 1,
+    *,
+    seed: int = 0,
+    jobs: int | None = None,
+    store: str | Path = "trials.sqlite",
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    plugins: Iterable[str | Path] = (),
+    scheduler: str | None = None,
+) -> DataFrame:
+    """Run trials that the store does not have yet, and return all that were asked for.
+
+    Each is stored as it ends: after an interrupt the same call goes on.
+
+    Parameters
+    ----------
+    settings : Setting, or an iterable of them
+    trials, seed : int
+        Of each setting those with seeds `seed`, `seed + 1`, ...
+    jobs : int, optional
+        Worker processes; by default one per core, on GPUs what their memory holds. With 0 trials
+        run in this process, one after the other, as those must of rules, attacks and the like that
+        a script or notebook registers itself. What these keep in global variables goes on from
+        trial to trial; what a file keeps begins anew with each.
+    store : path
+        File of finished trials, made where there is none.
+    device : {"auto", "cpu", "gpu"}
+    data_dir : path, optional; where data sets are looked for first
+    plugins : iterable of paths, for `load_plugin`
+    scheduler : str, optional; address of a Dask scheduler, on whose workers the trials run
+
+    Returns
+    -------
+    DataFrame
+        A row per trial, by setting as given, then by seed: the fields of the setting, seed,
+        error_rate, lowest_error_rate, diverged, seconds, iterations_done.
+
+    Raises
+    ------
+    BadInput
+        A value is wrong, or trials failed: a table without them would look like any other, with
+        means of fewer trials. The others are run first, and kept; but three failures alike end it.
+    """
+    chosen = list(dict.fromkeys([settings] if isinstance(settings, Setting) else settings))
+    if strange := [one for one in chosen if not isinstance(one, Setting)] or not chosen:
+        raise BadInput(f"settings are {shown(strange)}; give one Setting, or several.")
+    for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or not least <= value <= LAST_SEED:
+            raise BadInput(f"{name} is {shown(value)}; give a whole number of at least {least}.")
+    for path in plugins:
+        load_plugin(path)
+    machine = Machine(device, jobs, None if data_dir is None else Path(data_dir), scheduler)
+    seeds = range(seed, seed + trials)
+    with Store(store) as opened:
+        failed = run_missing(table_of(chosen), seeds, opened, machine).failed
+        found = [trial for setting in chosen for trial in opened.find(setting, seeds)]
+    if failed:
+        raise BadInput(
+            f"{len(failed)} of {len(chosen) * trials} trials failed, the first, of seed "
+            f"{failed[0].name.seed}, with {failed[0].message}; the others are kept in "
+            f"{str(store)!r}, and the same call tries only these again."
+        ) from RuntimeError(failed[0].details)
+    from pandas import DataFrame  # which takes a while to load
+
+    frame = DataFrame([{**trial.setting.as_dict(), "seed": trial.seed} for trial in found])
+    for name in ("error_rate", "lowest_error_rate", "diverged", "seconds"):
+        frame[name] = [getattr(trial.result, name) for trial in found]
+    return frame.assign(iterations_done=[trial.result.iterations for trial in found])
 
 
 def run_missing(
@@ -71,18 +149,19 @@ def run_missing(
     seeds: Sequence[int],
     store: Store,
     machine: Machine,
-    announce: Callable[[float], None] = lambda hours: None,
+    announce: Callable[[float], None] | None = None,
     measure: str = "error_rate",
 ) -> Outcome:
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
-    `announce` is told first how many hours the run will take, from a few iterations of one setting.
-    While trials run, the means of their `measure` are shown. A trial that raises an error is
-    recorded as failed, and the rest goes on; one whose process dies, or has no memory or file, is
-    tried once more first. `BadInput`, such as a data set that is not at hand, ends the run, and so
-    does `KeyboardInterrupt`; what was finished is in the store.
+    `announce` is told first how many hours it will take, from a few iterations of one setting;
+    meanwhile the means of `measure` are shown. A trial that raises an error is recorded as failed
+    and the rest goes on, until three have failed alike; one whose process dies, or has no memory or
+    file, is tried once more first. `BadInput`, such as a data set that is not at hand, ends the
+    run, and so does `KeyboardInterrupt`; what was finished is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
+    owners = _owners(settings)
     for name in dict.fromkeys(setting.dataset for setting in settings):
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     finished = {trial.name for s in settings for trial in store.find(s, seeds)}
@@ -91,21 +170,42 @@ def run_missing(
     if not tasks:
         return Outcome(0, [])
     known = {setting: store.error_rates(setting, seeds, measure) for setting in settings}
-    with _executor(machine) as executor:
-        executor.check_data(dict.fromkeys(setting.dataset for setting, _ in tasks))
-        hours = _project(executor, tasks, machine)
-        _make_poisoned_sets(executor, tasks, machine)
-        if hours is not None:
-            announce(hours)
+    with _executor(machine, owners) as executor:
+        place = Place(executor.device, machine.data_dir, plugins_for(owners))
+        executor.check_data(dict.fromkeys(task.setting.dataset for task in tasks), place.plugins)
+        if announce is not None or executor.device == "gpu":
+            hours = _project(executor, tasks, place)
+            if announce is not None and hours is not None:
+                announce(hours)
+        _make_poisoned_sets(executor, tasks, place)
         iterations = sum(task.setting.iterations for task in tasks)
         with Watch(cells, known, len(tasks), iterations, measure=measure) as watch:
-            return Run(tasks, executor, store, machine, watch).to_the_end()
+            return Run(tasks, executor, store, place, watch).to_the_end()
+
+
+def _owners(settings: Iterable[Setting]) -> set[Owner]:
+    """Whose code the settings' names stand for; of our own process's code as it is now."""
+    kinds: dict[str, Registry[Any]] = {"rule": rules, "attack": attacks, "defense": defenses}
+    kinds |= {"model": models, "dataset": datasets.datasets}
+    every = (kinds[kind].owner(getattr(each, kind)) for each in settings for kind in kinds)
+    found = {owner for owner in every if owner is not None}
+    for owner in found:
+        if isinstance(owner, Here):
+            owner.refresh()
+    return found
 
 
 @contextlib.contextmanager
-def _executor(machine: Machine) -> Iterator[Executor]:
+def _executor(machine: Machine, owners: Iterable[Owner]) -> Iterator[Executor]:
+    here = machine.jobs == 0 and machine.scheduler is None
+    for owner in owners:
+        if isinstance(owner, Here) and not here:
+            raise BadInput(
+                f"{owner.called} is defined in this script or notebook, which other processes do "
+                "not run; use jobs=0, or put it into a file and give that to load_plugin."
+            )
     if machine.scheduler is None:
-        executor: Executor = LocalProcesses(machine)
+        executor = Executor(machine) if here else LocalProcesses(machine)
     else:
         from fltrust_repro.cluster import Cluster  # needs Dask, which few have installed
 
@@ -118,13 +218,8 @@ def _executor(machine: Machine) -> Iterator[Executor]:
     executor.close()
 
 
-def _place(executor: Executor, machine: Machine) -> tuple[str, Path | None, tuple[Plugin, ...]]:
-    """What every call is told of where it runs."""
-    return executor.device, machine.data_dir, plugins_at(machine.plugins)
-
-
-def _project(executor: Executor, tasks: Sequence[Task], machine: Machine) -> float | None:
-    """Hours that the tasks will take; None where the process that tried died, or an error arose.
+def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float | None:
+    """Hours that the tasks will take; None where a trial of a few iterations gave no answer.
 
     The setting with most workers is tried; on a GPU one of each model on each data set, one after
     the other in a process, since what the largest fills decides how many trials share the GPU.
@@ -133,17 +228,13 @@ def _project(executor: Executor, tasks: Sequence[Task], machine: Machine) -> flo
 
     by_workers = sorted((task.setting for task in tasks), key=lambda setting: setting.selected)
     most = by_workers[-1]
-    tried = {_kind(setting): setting for setting in by_workers}
-    if executor.device == "cpu":
-        tried = {_kind(most): most}
-    pace = {}
+    tried = {_kind(one): one for one in ([most] if executor.device == "cpu" else by_workers)}
+    pace: dict[tuple[str, str], float] = {}
     for kind, setting in tried.items():
-        call = executor.submit(trial_process.project, setting, *_place(executor, machine))
-        if _was_lost(call):
-            return None  # the trial itself will be tried, and its error told
-        if isinstance(projection := call.result(), Raised):
+        projection = executor.result(executor.submit(trial_process.project, setting, *place))
+        if isinstance(projection, Raised):
             projection.raise_if_mendable()
-            return None
+            return None  # the trial itself will meet it again, and tell
         pace[kind] = projection.seconds / setting.iterations
     executor.share_gpus(projection.gpu_share)
     usual = pace[_kind(most)]
@@ -155,67 +246,66 @@ def _kind(setting: Setting) -> tuple[str, str]:
     return setting.dataset, setting.model
 
 
-def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], machine: Machine) -> None:
+def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place) -> None:
     """Make the examples that attacks inject, one set per data set, share and seed."""
     from fltrust_repro import trial_process
 
     needed = {
-        (setting.dataset, setting.attack, setting.poisoned_share, seed): (setting, seed)
-        for setting, seed in tasks
-        if attacks[setting.attack].inject is not None
+        (one.dataset, one.attack, one.poisoned_share, seed): (one, seed)
+        for one, seed in tasks
+        if attacks[one.attack].inject is not None
     }
-    waiting, running = deque(needed.values()), set()
-    with tqdm(desc="poisoned sets", total=len(needed), disable=not needed) as progress:
-        while waiting or running:
-            while waiting and len(running) < executor.slots():
-                arguments = (*waiting.popleft(), *_place(executor, machine))
-                running.add(executor.submit(trial_process.make_poisoned_set, *arguments))
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for call in finished:
-                # Another error will come back when the trial itself makes its set.
-                if not _was_lost(call) and isinstance(raised := call.result(), Raised):
-                    raised.raise_if_mendable()
-                progress.update()
+    waiting = deque(needed.values())
+    with Progress(console=Console(stderr=True), disable=not needed) as progress:
+        made = progress.add_task("poisoned sets", total=len(needed))
+        while waiting:
+            some = [waiting.popleft() for _ in range(min(len(waiting), max(1, executor.slots())))]
+            calls = [executor.submit(trial_process.make_poisoned_set, *t, *place) for t in some]
+            for call in calls:
+                if isinstance(raised := executor.result(call), Raised):
+                    raised.raise_if_mendable()  # any other the trial itself will meet again
+                progress.advance(made)
 
 
 class Run:
     """Trials under way: which wait, which run here, and which another command has claimed."""
 
     def __init__(
-        self,
-        tasks: Iterable[Task],
-        executor: Executor,
-        store: Store,
-        machine: Machine,
-        watch: Watch,
+        self, tasks: Iterable[Task], executor: Executor, store: Store, place: Place, watch: Watch
     ) -> None:
         self._waiting, self._elsewhere = deque(tasks), deque[Task]()
         self._running: dict[Future, Task] = {}
         self._executor, self._store, self._watch = executor, store, watch
-        self._place = _place(executor, machine)
-        self._attempts: Counter[Task] = Counter()
-        self._finished, self._failed = 0, []
+        self._place, self._attempts, self._messages = place, Counter[Task](), Counter[str]()
+        self._finished, self._failed = 0, list[Failure]()
+        self._before, self._renewed = executor.iterations(), time.monotonic()
+        executor.meanwhile = lambda: self._keep_up(running=1)
 
     def to_the_end(self) -> Outcome:
         """Run until every trial is finished or failed, here or by another command."""
-        before, renewed = self._executor.iterations(), time.monotonic()
         while self._waiting or self._elsewhere or self._running:
             self._start_trials()
             if not self._running:
                 time.sleep(_WAKE_SECONDS)
             for call in wait(self._running, _WAKE_SECONDS, FIRST_COMPLETED).done:
                 self._settle(self._running.pop(call), call)
-            if time.monotonic() - renewed > _RENEW_SECONDS:
-                renewed = time.monotonic()
-                self._store.renew_claims()
-                others = self._store.owners(task.name for task in self._elsewhere)
-                if others and not self._running:
-                    self._watch.waits_for(others, len(self._elsewhere))
+            if self._keep_up(len(self._running)):
                 # The other command may have finished these, or died and left them.
                 self._waiting.extend(self._elsewhere)
                 self._elsewhere.clear()
-            self._watch.update(len(self._running), self._executor.iterations() - before)
         return Outcome(self._finished, self._failed)
+
+    def _keep_up(self, running: int) -> bool:
+        """Show how far it is; every few seconds keep the claims alive, and return True."""
+        self._watch.update(running, self._executor.iterations() - self._before)
+        if time.monotonic() - self._renewed < _RENEW_SECONDS:
+            return False
+        self._renewed = time.monotonic()
+        self._store.renew_claims()
+        others = self._store.owners(task.name for task in self._elsewhere)
+        if others and not running:
+            self._watch.waits_for(others, len(self._elsewhere))
+        return True
 
     def _start_trials(self) -> None:
         from fltrust_repro import trial_process
@@ -232,12 +322,7 @@ class Run:
                 self._elsewhere.append(task)
 
     def _settle(self, task: Task, call: Future) -> None:
-        """Store what a call gave; where its process died, try once more; record a failure."""
-        if _was_lost(call):
-            message = self._executor.how_lost(call)
-            told = Raised(message, message, None, once_more=True)
-        else:
-            told = call.result()
+        told = self._executor.result(call)
         if isinstance(told, Raised):
             self._failed_once(task, told)
             return
@@ -254,11 +339,11 @@ class Run:
         self._failed.append(Failure(task.name, raised.message, raised.details))
         self._store.add_failure(self._failed[-1])
         self._watch.failed()
-
-
-def _was_lost(call: Future) -> bool:
-    """Wait for a call; whether its process broke off."""
-    try:
-        return call.exception() is not None
-    except CancelledError:
-        return True
+        self._messages[raised.message] += 1
+        if self._messages[raised.message] == ALIKE:
+            left = len(self._waiting) + len(self._elsewhere)
+            self._waiting, self._elsewhere = deque(), deque()
+            self._watch.say(
+                f"Stopped, since {ALIKE} trials failed alike: {raised.message}. What is finished "
+                f"is kept, {left} more were not tried; `show` prints the traceback."
+            )

@@ -3,14 +3,15 @@
 The parent, or a Dask worker's start, prepares the process once; all else comes with each call, the
 plug-ins too. A call executes them anew, so that nothing they keep goes from trial to trial. It
 returns what it is asked for, or a `Raised` where an error ended it: an error of a user's own class
-might not survive the way back.
+might not survive the way back. A command may run these calls in its own process as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from fltrust_repro import backend, datasets, machine
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, Raised
-from fltrust_repro.plugins import Plugin, files_of_plugins, run_afresh
+from fltrust_repro.plugins import Plugin, run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import (
     EVALUATE_EVERY,
@@ -39,27 +40,44 @@ class _Process:
 
     gpu: int = 0
     after_iteration: Callable[[], None] = lambda: None
+    is_the_commands: bool = False
 
 
 _process = _Process()
 
 
-def prepare(gpu: int, after_iteration: Callable[[], None]) -> None:
-    """Make this process ready for trials: its GPU, its end of the progress bar."""
+def prepare(gpu: int, after_iteration: Callable[[], None], is_the_commands: bool = False) -> None:
+    """Make this process ready for trials: its GPU, its end of the progress bar, whose it is."""
     _process.gpu, _process.after_iteration = gpu, after_iteration
+    _process.is_the_commands = is_the_commands
 
 
 def _told(call: Callable) -> Callable:
-    """Return an error of any kind, `sys.exit` too, instead of raising it."""
+    """Return an error of any kind, `sys.exit` too, instead of raising it; Ctrl-C is none."""
 
     @functools.wraps(call)
     def told(*args: Any) -> Any:
         try:
             return call(*args)
         except BaseException as error:
-            return Raised.of(error, files_of_plugins())
+            if isinstance(error, KeyboardInterrupt) and _process.is_the_commands:
+                raise
+            return Raised.of(error)
 
     return told
+
+
+@contextlib.contextmanager
+def _generators_seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that a process shares, from which a plug-in may draw; then restore."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def _trial(
@@ -70,18 +88,16 @@ def _trial(
     plugins: Sequence[Plugin],
     after_iteration: Callable[[], None] = lambda: None,
 ) -> TrialResult:
-    # Code of a plug-in may draw from the generators that a process shares.
-    random.seed(seed)
-    np.random.seed(seed)
-    run_afresh(plugins)
-    return run_trial(
-        setting,
-        seed,
-        device=device,
-        gpu=_process.gpu,
-        data_dir=data_dir,
-        after_iteration=after_iteration,
-    )
+    with _generators_seeded(seed):
+        run_afresh(plugins)
+        return run_trial(
+            setting,
+            seed,
+            device=device,
+            gpu=_process.gpu,
+            data_dir=data_dir,
+            after_iteration=after_iteration,
+        )
 
 
 @_told
@@ -135,7 +151,7 @@ def make_poisoned_set(
     device: str,
     data_dir: Path | None,
     plugins: Sequence[Plugin] = (),
-) -> Raised | None:
+) -> None:
     """Make the examples that a setting's attack injects; kept on disk, too large to send back."""
     run_afresh(plugins)
     poisoned_examples(setting, seed, data_dir)

@@ -552,7 +552,9 @@ def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_processes, mon
 
 def test_readings_are_told_to_sweep_and_stand_in_the_command_that_repeats_it(call, monkeypatch):
     seen = []
-    monkeypatch.setattr(reproduction, "reproduce", lambda orders, *_: seen.extend(orders) or ([], []))
+    monkeypatch.setattr(
+        reproduction, "reproduce", lambda orders, *_: seen.extend(orders) or ([], [])
+    )
     told = ("--reading", "initial=xavier-1", "--reading", "base=before-attack")
     assert call("sweep", "--vary", "c", "--values", 1, "--rule", "krum", *RUN[1:5], *told)[0] == 0
     assert seen[0].command.endswith("--reading initial=xavier-1 --reading base=before-attack")

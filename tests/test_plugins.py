@@ -1,19 +1,31 @@
 """Registries and plug-ins: how a user's own rule, attack or model gets its name, and its digest."""
 
+import importlib
+import json
+import linecache
+import os
 import pickle
 import random
+import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from fltrust_repro import aggregation, attacks, defenses, models, plugins
+from fltrust_repro import aggregation, attacks, defenses, models
 from fltrust_repro import datasets as data_sets
 from fltrust_repro.backend import nd
 from fltrust_repro.datasets import datasets
 from fltrust_repro.errors import BadInput
-from fltrust_repro.plugins import PLUGIN_PREFIX, load_plugin, plugins_at, run_afresh
-from fltrust_repro.registry import Registry, summary
+from fltrust_repro.plugins import (
+    PLUGIN_PREFIX,
+    load_installed,
+    load_plugin,
+    plugins_for,
+    run_afresh,
+)
+from fltrust_repro.registry import Registry, registering, summary
 from fltrust_repro.settings import Setting
 
 RULE = '''
@@ -33,6 +45,13 @@ def no_plugins_left(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     run_afresh([])
+
+
+def loaded(*files):
+    """What other processes get of plug-ins."""
+    for file in files:
+        load_plugin(file)
+    return plugins_for(())
 
 
 @pytest.fixture
@@ -56,12 +75,29 @@ def test_a_registry_is_a_mapping_in_order_of_registration():
     assert "c" not in registry
 
 
+class Anybody:
+    """Code that is not of the script or notebook that runs."""
+
+    digest = "of anybody"
+
+    def __init__(self):
+        self.entries = []
+
+
 def test_a_name_is_registered_once():
     registry = Registry("rule")
-    registry.add("mean", 1)
+    with registering(Anybody()):
+        registry.add("mean", 1)
     with pytest.raises(BadInput, match="rule 'mean' exists already"):
         registry.add("mean", 2)
     assert registry["mean"] == 1
+
+
+def test_an_unknown_name_is_a_key_that_is_missing():
+    assert aggregation.rules.get("no such rule", 3) == 3
+    with pytest.raises(KeyError) as error:
+        attacks.attacks["no such attack"]
+    assert str(error.value).startswith("unknown attack 'no such attack'; choose one of none, ")
 
 
 def test_an_unknown_name_lists_the_names_and_suggests_a_near_one():
@@ -242,7 +278,7 @@ def test_every_module_that_a_plugin_imports_counts(plugin, tmp_path, how):
 
 def test_installed_packages_and_the_standard_library_do_not_count(plugin):
     file = plugin("import json, numpy.linalg, scipy.stats, fltrust_repro.models\n" + RULE)
-    [mine] = plugins_at([file])
+    [mine] = loaded(file)
     assert [source.path for source in mine.sources] == [str(file)]
 
 
@@ -370,7 +406,7 @@ def aggregated() -> float:
 
 def test_what_a_plugin_and_its_helpers_keep_does_not_outlive_a_fresh_start(plugin):
     plugin("calls = []\n", "helper.py")
-    plugins = plugins_at([plugin(STATEFUL)])
+    plugins = loaded(plugin(STATEFUL))
     assert [aggregated(), aggregated()] == [11, 22]
     run_afresh(plugins)
     assert [aggregated(), aggregated()] == [11, 22]
@@ -379,7 +415,7 @@ def test_what_a_plugin_and_its_helpers_keep_does_not_outlive_a_fresh_start(plugi
 def test_a_fresh_start_runs_the_code_that_was_loaded_whatever_the_files_say_now(plugin):
     helper, lazy = plugin("calls = []\n", "helper.py"), plugin("X = 5\n", "helped_later.py")
     file = plugin(STATEFUL)
-    sent = pickle.loads(pickle.dumps(plugins_at([file])))
+    sent = pickle.loads(pickle.dumps(loaded(file)))
     digest = aggregation.rules.digest("count")
     lazy.write_text("X = 6\n")
     file.unlink()
@@ -391,7 +427,7 @@ def test_a_fresh_start_runs_the_code_that_was_loaded_whatever_the_files_say_now(
 
 
 def test_a_fresh_start_forgets_other_plugins(plugin):
-    [mine] = plugins_at([plugin(RULE)])
+    [mine] = loaded(plugin(RULE))
     load_plugin(plugin(RULE.replace('"first"', '"other"'), "theirs/mine.py"))
     run_afresh([mine])
     assert "first" in aggregation.rules
@@ -399,7 +435,7 @@ def test_a_fresh_start_forgets_other_plugins(plugin):
 
 
 def test_a_folder_that_a_plugin_adds_to_pythons_path_is_there_once(plugin, tmp_path):
-    plugins = plugins_at([plugin(ELSEWHERE.format(folder=str(tmp_path)) + RULE)])
+    plugins = loaded(plugin(ELSEWHERE.format(folder=str(tmp_path)) + RULE))
     for _ in range(3):
         run_afresh(plugins)
     assert sys.path.count(str(tmp_path)) == 1
@@ -410,7 +446,7 @@ def test_a_folder_that_a_plugin_adds_to_pythons_path_is_there_once(plugin, tmp_p
 
 def test_plugins_with_one_file_name_are_two(plugin):
     files = [plugin(RULE.replace('"first"', f'"{name}"'), f"{name}/rule.py") for name in "ac"]
-    assert len(plugins_at([*files, files[0]])) == 2
+    assert len(loaded(*files, files[0])) == 2
     assert {"a", "c"} <= set(aggregation.rules)
 
 
@@ -438,4 +474,274 @@ def test_a_plugin_of_every_kind_is_forgotten_in_every_registry(plugin):
     assert all("x" in kind for kind in every)
     run_afresh([])
     assert not any("x" in kind for kind in every)
-    assert plugins.files_of_plugins() == set()
+    assert loaded() == ()
+
+
+# ---- plug-ins that pip packages bring -----------------------------------------------------------
+
+PACKAGE = {
+    "geo/__init__.py": "WEIGHT = 1\n",
+    "geo/memory.py": "calls = []\n",
+    "geo/rules.py": """
+from fltrust_repro.aggregation import rule
+from geo import WEIGHT, memory
+
+@rule("geo")
+def geo(updates):
+    '''Geometric median, nearly.'''
+    memory.calls.append(1)
+    return updates[0] * 0 + WEIGHT * len(memory.calls)
+""",
+}
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Puts a distribution where Python finds it, as pip does."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+
+    def install(name="geo-rules", version="1.0", module="geo.rules", **texts):
+        for file, text in {**PACKAGE, **texts}.items():
+            (site / file).parent.mkdir(exist_ok=True)
+            (site / file).write_text(text, encoding="utf-8")
+        info = site / f"{name.replace('-', '_')}.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[fltrust_repro.plugins]\nof-{name} = {module}\n")
+        run_afresh([])  # as in a new process
+        return site
+
+    yield install
+    run_afresh([])
+
+
+def test_a_name_of_an_installed_package_is_found_when_it_is_asked_for(installed):
+    installed()
+    assert "geo" not in sys.modules
+    assert Setting(rule="geo").rule == "geo"
+    assert aggregation.rules["geo"](np.ones((3, 2)), c=0).tolist() == [1, 1]
+    run_afresh([])
+    assert "geo" in list(aggregation.rules)
+    with pytest.raises(BadInput, match=r"choose one of mean, .*, geo\.$"):
+        aggregation.rules["xyzzy"]
+
+
+def test_an_installed_plugin_counts_by_name_version_and_text(installed):
+    def key(**changed):
+        installed(**changed)
+        return Setting(rule="geo").plugin_key()
+
+    first = key()
+    assert first
+    others = {
+        key(version="1.1"),
+        key(**{"geo/__init__.py": "WEIGHT = 2\n"}),
+        key(**{"geo/memory.py": "calls = [1]\n"}),
+        key(**{"geo/rules.py": PACKAGE["geo/rules.py"] + "# edited\n"}),
+    }
+    assert len(others | {first}) == 5
+    assert key() == first
+
+
+def test_an_installed_plugin_starts_afresh_and_travels_where_it_is_used(installed):
+    site = installed()
+    used = {aggregation.rules.owner("geo"), aggregation.rules.owner("krum")}
+    assert aggregation.rules.owner("geo") is None
+    assert "geo" in aggregation.rules
+    used = {aggregation.rules.owner("geo")}
+    assert plugins_for(()) == ()
+    [sent] = pickle.loads(pickle.dumps(plugins_for(used)))
+    digest = aggregation.rules.digest("geo")
+    for file in PACKAGE:  # another machine may not have it
+        (site / file).unlink()
+    for _ in range(2):
+        run_afresh([sent])
+        assert aggregation.rules["geo"](np.ones((3, 1)), c=0).tolist() == [1]
+        assert aggregation.rules["geo"](np.ones((3, 1)), c=0).tolist() == [2]
+    assert aggregation.rules.digest("geo") == digest
+
+
+def test_a_package_that_a_script_imported_by_itself_is_the_installed_one(installed):
+    installed()
+    own = importlib.import_module("geo.rules")
+    assert aggregation.rules["geo"].function is own.geo.__wrapped__
+    first = Setting(rule="geo").plugin_key()
+    installed(version="2")
+    assert Setting(rule="geo").plugin_key() not in ("", first)
+    installed()
+    assert Setting(rule="geo").plugin_key() == first
+    assert len(plugins_for({aggregation.rules.owner("geo")})) == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "module", "problem"),
+    [
+        ({"bad.py": "1 / 0"}, "bad", r"ZeroDivisionError: .*bad\.py, line 1\)"),
+        ({"bad.py": "import sys; sys.exit()"}, "bad", "SystemExit"),
+        ({"bad.py": "def ("}, "bad:rules", "SyntaxError"),
+        ({"bad.py": PACKAGE["geo/rules.py"].replace('"geo"', '"krum"')}, "bad", "'krum' exists"),
+        ({}, "not_there.rules", "there is no module 'not_there.rules'"),
+        ({}, "", "there is no module ''"),
+    ],
+)
+def test_a_broken_package_is_named_and_stops_nobody_else(installed, texts, module, problem):
+    installed("bad-rules", "0.1", module, **texts)
+    installed()
+    assert Setting(rule="geo").rule == "geo"
+    [said] = load_installed()
+    assert re.match(rf"plug-in 'of-bad-rules' of bad-rules 0\.1 does not load: .*{problem}", said)
+    with pytest.raises(BadInput, match=r"unknown rule 'xyzzy'.*bad-rules 0\.1 does not load"):
+        aggregation.rules["xyzzy"]
+
+
+def test_commands_take_what_packages_bring_and_say_which_are_broken(installed, tmp_path):
+    installed("bad-rules", "0.1", "bad", **{"bad.py": "1 / 0"})
+    path = os.pathsep.join([str(installed()), *filter(None, sys.path)])
+
+    def command(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "fltrust_repro", *words],
+            env={**os.environ, "PYTHONPATH": path}, text=True, capture_output=True, check=True,
+        )  # fmt: skip
+
+    listed = command("list")
+    assert "  geo            Geometric median, nearly." in listed.stdout
+    assert listed.stderr.count("bad-rules 0.1 does not load: ZeroDivisionError") == 1
+    options = "--dataset digits --rule geo --workers 4 --compromised 1 --iterations 3 --trials 3"
+    where = ("--store", str(tmp_path / "trials.sqlite"), "--json")
+    found = [
+        json.loads(command("run", *options.split(), "--jobs", str(jobs), *where).stdout)["trials"]
+        for jobs in (1, 0)
+    ]
+    assert found[0] == found[1]
+    assert [trial["seed"] for trial in found[0]] == [0, 1, 2]
+
+
+# ---- what a script or notebook registers itself -------------------------------------------------
+
+CELL = """
+from fltrust_repro.aggregation import rule
+
+FACTOR = 0.5
+
+def scaled(row):
+    return row * FACTOR
+
+@rule("mine")
+def mine(updates):
+    return scaled(updates.mean(axis=0))
+"""
+
+
+@pytest.fixture
+def cell(tmp_path):
+    """Runs cells as a notebook does: each is a text of its own, all share one module."""
+    notebook = {"__name__": "__main__"}
+
+    def run(text):
+        name = f"<cell {len(linecache.cache)}>"
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        exec(compile(text, name, "exec"), notebook)
+        return Setting(rule="mine").plugin_key()
+
+    yield run
+    aggregation.rules.remove("mine")
+
+
+def test_a_cell_may_be_run_again_and_counts_by_what_it_says(cell):
+    first = cell(CELL)
+    assert first
+    assert cell(CELL) == first
+    assert cell("# another cell\n") == first
+    edits = [
+        CELL.replace("mean(", "max("),
+        CELL.replace("row * FACTOR", "row * FACTOR + 1"),
+        CELL.replace("0.5", "0.25"),
+        CELL + "rule('mine')(lambda u: u[0])\n",
+        CELL + "rule('mine')(lambda u: u[1])\n",
+        CELL + "import functools\nrule('mine')(functools.partial(lambda k, u: u[k], 1))\n",
+        CELL + "import functools\nrule('mine')(functools.partial(lambda k, u: u[k], 2))\n",
+    ]
+    keys = [cell(edited) for edited in edits]
+    assert len({first, *keys}) == len(edits) + 1
+    assert [cell(edited) for edited in edits] == keys
+    assert aggregation.rules["mine"]([[1], [3], [5]], c=0).tolist() == [5]
+    assert cell(CELL) == first
+    assert aggregation.rules["mine"]([[1], [3]], c=0).tolist() == [1]
+
+
+MORE = """
+import dataclasses
+import numpy as np
+from fltrust_repro.aggregation import rule
+
+class Base:
+    scale = 1
+
+@dataclasses.dataclass
+class Scaled(Base):
+    factor: float = 2.0
+    weights = np.ones(3)
+
+    def __call__(self, updates):
+        return updates[0] * self.factor * self.scale * self.weights[0]
+
+rule("mine")(Scaled())
+"""
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("scale = 1", "scale = 2"),
+        ("= 2.0", "= 3.0"),
+        ("ones", "zeros"),
+        ("updates[0]", "updates[1]"),
+    ],
+)
+def test_an_object_counts_by_its_class_and_its_values(cell, edit):
+    first = cell(MORE)
+    assert cell(MORE.replace(*edit)) not in ("", first)
+    assert cell(MORE) == first
+
+
+def test_values_are_looked_at_when_a_run_begins_and_not_meanwhile(cell):
+    first = cell(CELL)
+    assert cell("FACTOR = 0.25\n") == first
+    aggregation.rules.owner("mine").refresh()
+    assert Setting(rule="mine").plugin_key() != first
+
+
+def test_what_has_no_text_is_refused_where_a_trial_would_be_named(cell):
+    exec(CELL.replace("mean", "min"), {"__name__": "__main__"})
+    assert aggregation.rules["mine"]([[2], [6]], c=0).tolist() == [1]
+    with pytest.raises(BadInput, match=r"rule 'mine' has no text .* put it into a file"):
+        Setting(rule="mine").plugin_key()
+
+
+def test_a_script_replaces_nothing_but_its_own(cell, plugin):
+    with pytest.raises(BadInput, match="'krum' exists already"):
+        cell(CELL.replace('"mine"', '"krum"'))
+    load_plugin(plugin(RULE))
+    with pytest.raises(BadInput, match="'first' exists already"):
+        cell(CELL.replace('"mine"', '"first"'))
+    assert aggregation.rules.digest("krum") is None
+
+
+def test_a_module_that_a_plugin_loads_by_its_path_counts(plugin):
+    text = """
+import importlib.util, pathlib, sys
+path = pathlib.Path(__file__).with_name("by_path.py")
+spec = importlib.util.spec_from_file_location("by_path", path)
+HELP = sys.modules["by_path"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(HELP)
+HELP = HELP.X
+"""
+    keys = []
+    for value in (1, 2, 1):
+        plugin(f"X = {value}\n", "by_path.py")
+        load_plugin(plugin(text + USES))
+        keys.append(Setting(rule="first").plugin_key())
+    assert keys[0] == keys[2] != keys[1]

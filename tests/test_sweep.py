@@ -16,13 +16,15 @@ from concurrent.futures import Future
 from dataclasses import replace
 from multiprocessing import context
 
+import numpy as np
 import pytest
 
+import fltrust_repro as fl
 from fltrust_repro import datasets, processes
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin, run_afresh
-from fltrust_repro.processes import Machine
+from fltrust_repro.processes import Machine, Place
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import _project, in_turns, run_missing
@@ -117,10 +119,10 @@ def undisturbed(tmp_path_factory):
         return numbers(store, [LONG])
 
 
-def start(store_path) -> subprocess.Popen:
+def start(store_path, *options: str) -> subprocess.Popen:
     """The command in a process group of its own, as a shell starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "fltrust_repro", *OPTIONS, "--store", str(store_path)],
+        [sys.executable, "-m", "fltrust_repro", *OPTIONS, *options, "--store", str(store_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A job in the background of a script, as these tests may be, hands on an ignored Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -276,7 +278,7 @@ def crashes(tmp_path):
     path = tmp_path / "crashes.py"
     path.write_text(CRASHES)
     load_plugin(path)
-    yield lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2, plugins=(path,))
+    yield lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2)
     run_afresh([])
 
 
@@ -369,9 +371,10 @@ def test_what_processes_share_and_cannot_have_is_one_sentence(
         raise error
 
     monkeypatch.setattr(context.SpawnContext if part == "Value" else processes, part, fails)
+    message = f"cannot start .*{said}.*/dev/shm .*--shm-size.*--jobs"
+    with Store(tmp_path / "trials.sqlite") as store, pytest.raises(BadInput, match=message):
+        run_missing(cells(SMALL), [0], store, Machine(jobs=1))
     with Store(tmp_path / "trials.sqlite") as store:
-        with pytest.raises(BadInput, match=f"cannot start .*{said}.*/dev/shm .*--shm-size.*--jobs"):
-            run_missing(cells(SMALL), [0], store, Machine(jobs=1))
         assert store.claimed() == set()
 
 
@@ -431,7 +434,7 @@ def plugin(tmp_path):
             (tmp_path / file).write_text(texts.get(file.split(".")[0], usual))
         datasets._digests.clear()  # as in another process
         load_plugin(tmp_path / "plugin.py")
-        return Machine(jobs=1, plugins=(tmp_path / "plugin.py",))
+        return Machine(jobs=1)
 
     yield load
     run_afresh([])
@@ -452,8 +455,9 @@ def test_a_plugins_memory_is_that_of_one_trial_whatever_the_number_of_processes(
 
     by_one = found("one.sqlite", range(3), 1)
     # The last seed is now the first that a process runs.
-    by_two = found("two.sqlite", [2, 1], 2)
-    assert by_two == [trial for trial in by_one if trial[0].seed > 0]
+    for jobs in (2, 0):
+        found_anew = found(f"{jobs}.sqlite", [2, 1], jobs)
+        assert found_anew == [trial for trial in by_one if trial[0].seed > 0]
 
 
 def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, tmp_path):
@@ -571,6 +575,9 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
             call.set_result(Projection(seconds, 0.1 * len(tried)))
             return call
 
+        def result(self, call):
+            return call.result()
+
         def share_gpus(self, memory):
             shares.append(memory)
 
@@ -580,7 +587,158 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
     fields = {"dataset": "digits", "iterations": 3600, "compromised": 2}
     settings = [Setting(**fields, workers=m, model=name) for m, name in
                 [(10, "lr"), (20, "lr"), (10, "resnet20")]]  # fmt: skip
-    hours = _project(OneGpu(), in_turns(settings, [0]), Machine(device="gpu"))
+    hours = _project(OneGpu(), in_turns(settings, [0]), Place("gpu"))
     assert sorted(tried) == [("digits", "lr", 20), ("digits", "resnet20", 10)]
     assert shares == [pytest.approx(0.2)]
     assert hours == (1 + 1 + 4) / 2
+
+
+# ---- run(), and trials in this process ----------------------------------------------------------
+
+
+def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_path):
+    store_path = tmp_path / "trials.sqlite"
+    with Store(store_path) as store:
+        store.add(*by_one_process.find(OTHER, [1]))
+    table = fl.run([OTHER, SMALL, OTHER], trials=2, seed=1, jobs=0, store=store_path)
+    expected = [*by_one_process.find(OTHER, [1, 2]), *by_one_process.find(SMALL, [1, 2])]
+    assert table["error_rate"].tolist() == [trial.result.error_rate for trial in expected]
+    assert table["seed"].tolist() == [1, 2, 1, 2]
+    assert table["rule"].tolist() == ["median", "median", "krum", "krum"]
+    assert list(table.columns) == [
+        *SMALL.as_dict(), "seed", "error_rate", "lowest_error_rate", "diverged", "seconds",
+        "iterations_done",
+    ]  # fmt: skip
+    assert table["diverged"].dtype == bool
+    with Store(store_path) as store:
+        assert len(store.names()) == 4
+    one = fl.run(SMALL, seed=1, jobs=0, store=store_path)
+    assert one.equals(table[2:3].reset_index(drop=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"settings": "krum"}, "settings are .*; give one Setting, or several"),
+        ({"settings": [SMALL, None]}, r"settings are \[None\]"),
+        ({"trials": 0}, "trials is 0; give a whole number of at least 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"jobs": -1}, "jobs is -1; give a whole number of at most 1,000, or 0"),
+        ({"jobs": 1.5}, r"jobs is 1\.5"),
+        ({"device": "tpu"}, "device is 'tpu'; choose cpu, gpu or auto"),
+        ({"plugins": ["nowhere.py"]}, "does not exist"),
+        ({"scheduler": "here"}, "scheduler 'here' is not an address"),
+    ],
+)
+def test_what_run_refuses(tmp_path, arguments, said):
+    with pytest.raises(BadInput, match=said):
+        fl.run(**{"settings": SMALL, "store": tmp_path / "trials.sqlite", **arguments})
+
+
+def test_trials_in_this_process_leave_its_generators_as_they_were(tmp_path):
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.random()
+    random.seed(3)
+    np.random.seed(3)
+    fl.run(SMALL, jobs=0, store=tmp_path / "trials.sqlite")
+    assert (random.random(), np.random.random()) == expected
+
+
+SCRIPT = """
+import sys
+import fltrust_repro as fl
+
+FACTOR = 1.0
+
+@fl.rule("mine")
+def mine(updates):
+    \"\"\"Some share of the mean.\"\"\"
+    return updates.mean(axis=0) * FACTOR
+
+setting = dict(dataset="digits", workers=10, compromised=2, iterations=20)
+print(*(fl.run([fl.Setting(rule="mean", **setting), fl.Setting(rule=sys.argv[1], **setting)],
+               trials=2, jobs=int(sys.argv[2]), store=sys.argv[3])["error_rate"]))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs the script with a rule and a number of jobs; returns how it ended."""
+
+    def run(rule, jobs, source=SCRIPT, read=False):
+        (tmp_path / "script.py").write_text(source)
+        return subprocess.run(
+            [sys.executable, "-" if read else str(tmp_path / "script.py"), rule, str(jobs),
+             str(tmp_path / ("read.sqlite" if read else "trials.sqlite"))],
+            input=source if read else None, text=True, capture_output=True, timeout=300,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_script_without_a_guard_or_from_stdin_runs_once_whatever_the_jobs(script):
+    found = [script("median", jobs=0), script("median", jobs=1, read=True)]
+    assert [ended.returncode for ended in found] == [0, 0], [ended.stderr for ended in found]
+    assert found[0].stdout == found[1].stdout
+    assert found[0].stdout.count("\n") == 1
+    # Plain lines, since this is no terminal.
+    assert found[0].stderr.startswith("4/4 trials done, 0 failed, 0 running")
+    assert "; rule mean 0." in found[0].stderr
+
+
+def test_a_rule_of_the_script_itself_runs_in_this_process_and_anew_when_it_is_edited(script):
+    def rates(ended):
+        assert ended.returncode == 0, ended.stderr
+        return list(map(float, ended.stdout.split()))
+
+    first = script("mine", 0)
+    mean, mine = rates(first)[:2], rates(first)[2:]
+    assert mean == mine
+    edited = rates(script("mine", 0, SCRIPT.replace("1.0", "0.0")))
+    assert edited[:2] == mean
+    assert min(edited[2:]) > max(mean)
+    again = script("mine", 0)
+    assert again.stdout == first.stdout
+    assert "trials done" not in again.stderr  # nothing was left to do
+
+
+def test_a_rule_of_the_script_itself_is_refused_where_other_processes_would_need_it(script):
+    ended = script("mine", 2)
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "rule 'mine' is defined in this script or notebook" in last
+    assert "jobs=0" in last
+
+
+def test_ctrl_c_ends_trials_in_the_commands_own_process(tmp_path, undisturbed):
+    store_path = tmp_path / "trials.sqlite"
+    command = start(store_path, "--jobs", "0")
+    wait_for_first_trial(store_path, command)
+    os.killpg(command.pid, signal.SIGINT)
+    _, errors = command.communicate(timeout=60)
+    assert command.returncode == 130, errors
+    assert "Traceback" not in errors
+    with Store(store_path) as store:
+        kept = numbers(store, [LONG])
+        assert kept == undisturbed[: len(kept)]
+        assert store.failures() == {}
+
+
+def test_three_failures_alike_end_a_run_and_keep_what_is_finished(crashes, tmp_path, capfd):
+    crash, _ = crashes
+    with Store(tmp_path / "trials.sqlite") as store:
+        mixed = cells(crash("raises"), SMALL)
+        finished, failed = run_missing(mixed, range(10), store, Machine(jobs=0))
+        assert 2 <= finished <= 3
+        assert len(failed) == len(store.failures()) == 3
+        assert store.claimed() == set()
+    assert (tmp_path / "raises").stat().st_size == 3
+    said = capfd.readouterr().err
+    assert re.search(
+        r"Stopped, since 3 trials failed alike: ZeroDivisionError: a bug of mine", said
+    )
+    assert re.search(r"kept, 1[45] more were not tried; `show` prints the traceback", said)
+    with pytest.raises(BadInput, match=r"2 of 2 trials failed.* ZeroDivisionError: a bug of mine"):
+        fl.run(crash("raises"), trials=2, jobs=0, store=tmp_path / "trials.sqlite")

@@ -21,7 +21,7 @@ import click
 
 from fltrust_repro import fidelity, trial_process
 from fltrust_repro.experiments import Cell
-from fltrust_repro.processes import LocalProcesses, Machine
+from fltrust_repro.processes import LocalProcesses, Machine, Place
 from fltrust_repro.progress import Watch
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
@@ -35,8 +35,7 @@ SHORT = Setting(dataset="digits", model="lr", rule="median", attack="trimmed-mea
 
 def overhead(folder: Path, trials: int) -> float:
     """Wall-clock time of the trials over the sum of their seconds per process."""
-    machine = Machine(jobs=JOBS)
-    executor = LocalProcesses(machine)
+    executor = LocalProcesses(Machine(jobs=JOBS))
     warm = [executor.submit(trial_process.project, SHORT, "cpu", None) for _ in range(JOBS)]
     for call in warm:
         call.result()
@@ -45,7 +44,7 @@ def overhead(folder: Path, trials: int) -> float:
     with Store(folder / "short.sqlite") as store:
         with Watch(cells, {}, len(tasks), trials * SHORT.iterations) as watch:
             started = time.perf_counter()
-            Run(tasks, executor, store, machine, watch).to_the_end()
+            Run(tasks, executor, store, Place(executor.device), watch).to_the_end()
             elapsed = time.perf_counter() - started
         seconds = sum(trial.result.seconds for trial in store.find(SHORT))
     executor.close()
