@@ -16,7 +16,7 @@ from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
-from fltrust_repro.processes import Machine
+from fltrust_repro.processes import MOST_JOBS, Machine
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.trials import LAST_SEED
 
