@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sys
 import traceback
 from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
-
-import click
 
 _LONGEST = 1_000  # characters of an error's own message
 _LONGEST_REASON = 200  # characters that are told of why something is left out
@@ -156,14 +155,14 @@ class LeftOut:
                 what = "entry" if len(broken) == 1 else "entries"
                 named = "; ".join(broken[:_NAMED] + more)
                 said = f"{len(broken):,} {what} not understood, left alone ({named})"
-                click.echo(f"Note: {file}: {said}.", err=True)
+                print(f"Note: {file}: {said}.", file=sys.stderr)
             if unknown:
                 names = ", ".join(dict.fromkeys(unknown))
                 said = f"{len(unknown):,} trial{'s' * (len(unknown) > 1)} left out"
-                click.echo(
+                print(
                     f"Note: {file}: {said}, of plug-ins that are not loaded ({names}); give "
                     "--plugin to read them.",
-                    err=True,
+                    file=sys.stderr,
                 )
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from fltrust_repro import datasets
+from fltrust_repro import backend, datasets
 from fltrust_repro.backend import (
     WORKER_ENVIRONMENT,
     check_device,
@@ -284,6 +284,7 @@ def _start(gpu: int, iterations: Synchronized) -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # MXNet takes these over and ends with exit code 255, which tells nothing of what happened.
+    backend.mx  # noqa: B018  (loaded now, and not after this)
     for crash in (signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS):
         signal.signal(crash, signal.SIG_DFL)
     trial_process.prepare(gpu, count)

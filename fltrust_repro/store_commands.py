@@ -17,7 +17,7 @@ from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.experiments import Experiment, available, load_experiment
+from fltrust_repro.experiments import Experiment, load_experiment, readable
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.models import models
 from fltrust_repro.options import (
@@ -32,6 +32,7 @@ from fltrust_repro.options import (
     trials_option,
     typed,
 )
+from fltrust_repro.plugins import load_installed
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
@@ -289,8 +290,10 @@ def list_everything(plugins: tuple[Path, ...]) -> None:
         "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},
         "data sets": {name: summary(loader) for name, loader in datasets.datasets.items()},
-        "experiments": {name: load_experiment(name).title for name in available()},
+        "experiments": {experiment.name: experiment.title for experiment in readable()},
     }
+    for problem in load_installed():
+        click.echo(f"Note: {problem}", err=True)
     for title, lines in sections.items():
         click.echo(f"{title}:")
         for name, text in lines.items():

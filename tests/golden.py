@@ -18,6 +18,7 @@ from pathlib import Path
 from fltrust_repro import machine, trial_process
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import PROTOCOL
+from fltrust_repro.trials import Trial
 
 FILE = Path(__file__).with_name("golden.json")
 COMMAND = "python tests/golden.py"
@@ -45,7 +46,9 @@ TRIALS = {
 
 def curve(setting: Setting) -> str:
     """Run a trial; its curve as the store keeps it."""
-    return trial_process.run(setting, 0, str(PROTOCOL), "cpu", None).row()["curve"]
+    told = trial_process.run(setting, 0, str(PROTOCOL), "cpu", None)
+    assert isinstance(told, Trial), told.details
+    return told.row()["curve"]
 
 
 def stored() -> dict:
