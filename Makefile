@@ -108,6 +108,7 @@ QUICK = not slow and not gpu and not cuda_wheel
 test: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 	.venv/bin/python -m pytest tests -n auto --dist loadfile $(if $(ALL),,-m "$(QUICK)")
 
 # What computes with matrix products or sorts columns, under each of OpenBLAS's kernels that this

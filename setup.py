@@ -65,6 +65,7 @@ setup(
             "distributed>=2024.8,<2027",
             "hypothesis>=6.80,<7",
             "markdown-it-py>=2.2,<5",
+            "mypy>=1.19,<1.20",  # the last for Python 3.9; what it finds changes, too
             "pyarrow>=14,<22",  # later ones need numpy 2
             "pytest>=7.4,<10",
             "pytest-xdist>=3.5,<4",

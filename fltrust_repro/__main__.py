@@ -98,7 +98,7 @@ class _Output(io.FileIO):
 
     fault: OSError | None = None
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: Any) -> int:
         if self.fault is None:
             try:
                 return super().write(content)
@@ -125,7 +125,7 @@ def _open_outputs() -> None:
         raise BadInput("standard output is closed; send it to a file, or to /dev/null.")
 
 
-def _on_signals(action: object) -> None:
+def _on_signals(action: Any) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as for a script's `&`
             signal.signal(number, action)
@@ -143,7 +143,7 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
 def main() -> NoReturn:
     """Run the command that was typed, and end the program with its exit code."""
     _on_signals(_leave)
-    code = 0
+    code: Any = 0
     try:
         _open_outputs()
         for name in sys.argv[1:2]:
@@ -158,7 +158,8 @@ def main() -> NoReturn:
     except SystemExit as end:
         code = end.code
     _on_signals(signal.SIG_IGN)
-    fault = sys.stdout.buffer.raw.fault
+    output: Any = sys.stdout.buffer
+    fault = output.raw.fault
     # A reader that goes early, as `head` does, has seen enough; a full disk has not.
     if fault and fault.errno != errno.EPIPE:
         problem = f"standard output could not be written ({fault.strerror})"

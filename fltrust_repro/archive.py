@@ -52,6 +52,7 @@ TABLES: dict[str, dict[str, Column]] = {
     },
 }
 Read = TypeVar("Read")
+Own = TypeVar("Own", bound="Archive")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Archive:
         """Close the file."""
         self._opened.close()
 
-    def __enter__(self) -> Archive:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -43,7 +43,7 @@ class Cluster(Executor):
 
     def __init__(self, machine: Machine) -> None:
         self._machine, address = machine, machine.scheduler or ""
-        if address.startswith("tls:") and Security().tls_ca_file is None:
+        if address.startswith("tls:") and getattr(Security(), "tls_ca_file", None) is None:
             raise BadInput(
                 f"scheduler {address!r} asks for TLS, and Dask knows no certificates "
                 "here; set distributed.comm.tls in Dask's configuration."

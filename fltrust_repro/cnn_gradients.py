@@ -289,7 +289,7 @@ def _cnn_scores(
 
 
 def compiled_cnn(
-    classes: int, shape: tuple[int, int, int], kernel: tuple[int, int], pool: tuple[int, int]
+    classes: int, shape: tuple[int, ...], kernel: tuple[int, int], pool: tuple[int, int]
 ) -> Compiled:
     """The CNN of Table 7a: 30 and 50 filters, 200 hidden units, no padding."""
     channels, height, width = shape

@@ -204,7 +204,7 @@ def _lr_scores(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndar
                 out[i + e, also] = bias[also] + (next_a[e] if e < 4 else next_b[e - 4])
 
 
-def compiled_lr(classes: int, _shape: tuple[int, int, int]) -> Compiled:
+def compiled_lr(classes: int, _shape: tuple[int, ...]) -> Compiled:
     """Multi-class logistic regression."""
 
     def updates(w: np.ndarray, x: np.ndarray, *rest: np.ndarray) -> None:

@@ -26,7 +26,7 @@ from fltrust_repro.registry import Registry, check_default
 if TYPE_CHECKING:
     from mxnet.gluon import HybridBlock
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (channels, height, width) of an example
 Build = Callable[[int, Shape], "HybridBlock"]
 Compiling = Callable[[int, Shape], Compiled]
 

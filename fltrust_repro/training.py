@@ -132,7 +132,7 @@ class Federation:
         self._setting, self._seed, self._attack = setting, seed, attacks[setting.attack]
         self._parameters, self._master = attackers_view(setting)
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
-        self._notes: Counter[str] = Counter()
+        self._notes: Any = Counter()  # a Counter may count in fractions
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
         self._dealt_y, self._holders = data.train_y, None
         if self._attack.inject is not None:
@@ -177,7 +177,7 @@ class Federation:
             own[:] = poisoning.checked_labels(attack.name, flipped, own.shape, data.classes)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
         if attacked and attack.craft is not None:
-            host_view(updates)[:c] = self._crafted(updates, c, w)
+            host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         # Step III: the master device aggregates.
         kept = updates if setting.defense == "none" else self._defended(updates, w)
         change = rules[setting.rule](kept, c=setting.c_left, beta=setting.at_master.beta)
@@ -218,14 +218,14 @@ class Federation:
         compromised = np.count_nonzero(drawn < setting.compromised)
         return Shards.of([self._shards[worker] for worker in drawn]), compromised
 
-    def _crafted(self, updates: NDArray, c: int, w: NDArray) -> np.ndarray:
-        """What the c compromised workers send, shape (c, d)."""
+    def _seen(self, updates: NDArray, c: int, w: NDArray) -> Round:
+        """What the attacker of c workers is given."""
         knowledge, rng = self._setting.knowledge or "full", self._rngs["attack"]
         known = updates[:c] if knowledge == "partial" else updates
         step = Round(known, c, w, knowledge, rng, self._master, self._parameters, self._notes)
         if step.partial:
             self._notes["direction agreement"] += direction_agreement(step, updates)
-        return self._attack.craft(step)
+        return step
 
     def _defended(self, updates: NDArray, w: NDArray) -> NDArray:
         """The updates that the defense leaves (Section 5)."""
@@ -279,7 +279,10 @@ def _injected(
     after_step: Callable[[float], None] = lambda loss: None,
 ) -> poisoning.PoisonedSet:
     rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
-    made = attacks[setting.attack].inject(data, setting.poisoned_share, rng, folders, after_step)
+    inject = attacks[setting.attack].inject
+    if inject is None:
+        raise BadInput(f"attack {setting.attack!r} injects no examples; back-gradient does.")
+    made = inject(data, setting.poisoned_share, rng, folders, after_step)
     return poisoning.checked_set(setting.attack, made, data)
 
 

@@ -147,7 +147,7 @@ def _text(value: Any) -> str:
     return value if value.isprintable() else one_line(" ".join(value.split()))
 
 
-def _within(kind: type, least: float, most: float, value: Any) -> Any:
+def _within(kind: Callable[[Any], Any], least: float, most: float, value: Any) -> Any:
     number = kind(value) if isinstance(value, (str, int)) else value
     if type(number) is not kind or not least <= number <= most:
         raise ValueError

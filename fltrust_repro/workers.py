@@ -76,7 +76,7 @@ class Learner:
         self,
         model: Model,
         classes: int,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         ctx: Context,
         seed: int,
         initial: str = "xavier-3",
@@ -226,7 +226,7 @@ def _flatten(arrays: list[NDArray]) -> NDArray:
     return backend.nd.concat(*[array.reshape(-1) for array in arrays], dim=0)
 
 
-def _bytes_per_example(net: HybridBlock, shape: tuple[int, int, int]) -> int:
+def _bytes_per_example(net: HybridBlock, shape: tuple[int, ...]) -> int:
     """Memory of all layers' outputs for one example."""
     layers = net(backend.mx.sym.var("data")).get_internals()
     _, one, _ = layers.infer_shape(data=(1, *shape))
