@@ -5,6 +5,9 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,22 @@ def test_an_example_prints_what_it_says(example):
     told: list[str] = []
     result = doctest.DocTestRunner().run(example, out=told.append)
     assert result.failed == 0, "".join(told)
+
+
+def test_the_lines_of_python_of_the_readme_run_as_a_script_and_take_up_what_they_left(tmp_path):
+    lines = re.search(r"```python\n(import numpy.+?)```", README.read_text("utf-8"), re.DOTALL)[1]
+    script = tmp_path / "lines.py"
+    script.write_text(lines + "print(len(table), table.error_rate.mean())\n", encoding="utf-8")
+    first, again = (
+        subprocess.run(
+            [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        for _ in range(2)
+    )
+    assert first.stdout == again.stdout
+    assert first.stdout.startswith("5 0.")
+    assert "5/5 trials" in first.stderr
+    assert "trials" not in again.stderr
 
 
 def test_every_rule_has_an_example():
