@@ -24,31 +24,22 @@ _CROWD = 2.0**-4  # half of the rows lie within this share of a row's own square
 
 
 def squared_distances(updates: Numbers) -> np.ndarray:
-    """Squared Euclidean distances between all rows.
+    """Squared Euclidean distances between all rows of updates (m, d).
 
-    Parameters
-    ----------
-    updates : array (m, d)
-
-    Returns
-    -------
-    float64 (m, m), exactly symmetric, zero diagonal
-        A row that holds a non-finite value is at infinite distance from every other row. A
-        distance comes from inner products, as |a|^2 + |b|^2 - 2 ab, and is within
-        1e-5 (|a|^2 + |b|^2) of the true one, where lengths are taken from one of the rows on if
-        most rows share a large part: products of float32 blocks of columns are summed in float64,
-        and where float32 is too narrow for the products these are float64 too. Allocates (m, m)
-        numbers and one block of columns.
-
-    Raises
-    ------
-    BadInput
-        Not a matrix of numbers.
+    Returns float64 (m, m), exactly symmetric with a zero diagonal. A row that holds a non-finite
+    value is at infinite distance from every other. A distance comes from inner products, as
+    |a|^2 + |b|^2 - 2 ab, and is within 1e-5 (|a|^2 + |b|^2) of the true one, where lengths are
+    taken from one of the rows on if most rows share a large part: products of float32 blocks of
+    columns are summed in float64, and where float32 is too narrow for the products these are
+    float64 too. Allocates (m, m) numbers and one block of columns.
     """
     array = as_updates(updates, "squared_distances")
     products, finite = _gram(array, None)
     squared = distances_from(products, finite)
-    if _crowded(squared, np.diag(products)):
+    near = squared < _CROWD * np.diag(products)[:, None]
+    # Whether half of all rows lie so close to one that products cancel: fewer, being an attacker's,
+    # can neither cause nor prevent it.
+    if (np.count_nonzero(near, axis=1) > len(squared) // 2).any():
         # From the row that half of all rows lie closest around: it is not far from most.
         middle = np.sort(squared, axis=1)[:, len(squared) // 2].argmin()
         squared = distances_from(*_gram(array, array[middle]))
@@ -92,20 +83,10 @@ def lengths_and_slopes(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return out
 
 
-def _crowded(squared: np.ndarray, lengths: np.ndarray) -> bool:
-    """Whether half of all rows lie so close to one that the difference of products cancels.
-
-    Close by its squared length. Fewer than half, being an attacker's, can neither cause that nor
-    prevent it.
-    """
-    near = squared < _CROWD * lengths[:, None]
-    return bool((np.count_nonzero(near, axis=1) > len(squared) // 2).any())
-
-
 def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, non-finite ones taken as 0, and which rows are finite.
+    """Inner products of all rows, or of their differences to `origin`, and which rows are finite.
 
-    Of the rows' differences to `origin`, unless that is None.
+    Non-finite rows are taken as 0.
     """
     m, d = array.shape
     finite = np.ones(m, dtype=bool)
@@ -166,11 +147,8 @@ def _ssyrk() -> Callable[..., None]:
 def lower_gram(block: np.ndarray, out: np.ndarray) -> None:
     """Inner products of all rows of a block: the lower triangle of `out`, the rest untouched.
 
-    Parameters
-    ----------
-    block : float32 (m, k)
-        k >= 1; columns one after another in memory, rows at any distance. It is not copied.
-    out : float32 (m, m), C-contiguous
+    `block`, float32 (m, k), k >= 1, has rows at any distance and is not copied; `out` is float32
+    (m, m), row after row.
     """
     m, k = block.shape
     rows = ctypes.c_int(block.strides[0] // block.itemsize)

@@ -1,9 +1,9 @@
 """The doors to rules, attacks and defenses: arrays come in and go out, and are checked, here alone.
 
 Inside, an array is a plain numpy array: float32, on the host, writable, row after row in memory. A
-user gives numpy's arrays, MXNet's or lists, of integers or floats of any width; beyond float32's
-range they become infinite. NaN and infinity are let in: to bear them is a rule's business. What
-comes back is of the kind that was given. Nothing here loads MXNet for a user who does not.
+user gives numpy's arrays, MXNet's or lists, of any numbers; beyond float32's range they become
+infinite. NaN and infinity are let in: to bear them is a rule's business. What comes back is of the
+kind that was given. Nothing here loads MXNet for a user who does not.
 """
 
 from __future__ import annotations
@@ -56,25 +56,10 @@ def is_ndarray(values: object) -> bool:
 
 
 def as_numbers(values: Any, shape: tuple[int | None, ...], user: str, what: str) -> np.ndarray:
-    """Take what a user gave for an array of numbers.
+    """Return what a user gave as a float32 array, sharing the memory of a float32 one on the host.
 
-    Parameters
-    ----------
-    values : NDArray, numpy array or what numpy makes an array of; integers or floats
-        The memory of a float32 array on the host is shared where it can be.
-    shape : tuple
-        What the shape has to be; None stands for any length from 1 on, m or d.
-    user, what : str
-        Who takes or gives the values, and what they are, for the message.
-
-    Returns
-    -------
-    numpy array, float32
-
-    Raises
-    ------
-    BadInput
-        Another shape, or no real numbers.
+    In `shape` None stands for any length from 1 on, m or d. Raises `BadInput`, in which `user`
+    takes or gives `what`, for another shape or for what holds no real numbers.
     """
     array = _on_host(values)
     fits = array.ndim == len(shape) and all(

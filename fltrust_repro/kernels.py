@@ -126,22 +126,10 @@ def _ranks(first: int, stop: int, n: int, user: str) -> None:
 
 
 def middle_mean(updates: Numbers, first: int, stop: int) -> np.ndarray:
-    """Mean of the order statistics first..stop-1 of each column.
+    """Mean of the order statistics first..stop-1 of each column of updates (m, d): float32 (d,).
 
-    Parameters
-    ----------
-    updates : array (m, d)
-    first, stop : int
-        0 <= first < stop <= m; rank 0 is the smallest value of a column.
-
-    Returns
-    -------
-    float32 (d,)
-
-    Raises
-    ------
-    BadInput
-        No matrix of numbers, or ranks that it does not have; the other two likewise.
+    Rank 0 is the smallest value. Raises `BadInput` for what is no matrix of numbers, or ranks that
+    it does not have, 0 <= first < stop <= m; the other two likewise.
     """
     array = as_updates(updates, "middle_mean")
     m, d = array.shape
@@ -215,22 +203,13 @@ def _sum_without_ends(
 
 
 def middle_means_without(updates: Numbers, first: int, stop: int) -> np.ndarray:
-    """For each row, the `middle_mean` of ranks first..stop-1 of the other m - 1 rows.
+    """For each row, the `middle_mean` of ranks first..stop-1 of the other rows: float32 (m, d).
 
     All from one sort: with the order statistics S of all m rows, leaving row i out removes from
     S[first] + ... + S[stop] the row's own value if it is among these, else the end that it
     moves out of the ranks: clip(delta_i, S[first], S[stop]) in every case. Where one end is so
-    large, or not finite, that it does not cancel, the sum is taken without it.
-
-    Parameters
-    ----------
-    updates : array (m, d)
-    first, stop : int
-        0 <= first < stop <= m - 1.
-
-    Returns
-    -------
-    float32 (m, d), each within float32 rounding of the largest value in its mean
+    large, or not finite, that it does not cancel, the sum is taken without it: each mean is within
+    float32 rounding of the largest value in it.
     """
     array = as_updates(updates, "middle_means_without")
     m = len(array)
@@ -271,21 +250,10 @@ def _mean_around_median(
 
 
 def mean_around_median(updates: Numbers, rows: np.ndarray, keep: int) -> np.ndarray:
-    """Mean of the `keep` values that lie closest to the median, in each column of some rows.
+    """Mean of the `keep` values closest to the median, in each column of some rows: float32 (d,).
 
-    Of two values equally far from the median, the smaller one is kept.
-
-    Parameters
-    ----------
-    updates : array (m, d)
-    rows : int (n,)
-        The rows that take part; they are not copied. In each column at least `keep` of their
-        values, and the median, have to be finite.
-    keep : int, 1 <= keep <= n
-
-    Returns
-    -------
-    float32 (d,)
+    Of two equally far from it, the smaller one is kept. `rows`, int (n,), are those that take part,
+    not copied; in each column their median and at least `keep` of their values must be finite.
     """
     array = as_updates(updates, "mean_around_median")
     _ranks(0, keep, len(rows), "mean_around_median")

@@ -48,25 +48,11 @@ def partition(
 ) -> Shards:
     """Deal the training examples to the workers (Section 4.1).
 
-    An example with label l goes to group l with probability p = `non_iid`, else to one of the
-    other groups uniformly, and within its group to a worker uniformly and independently. Where m
-    is no multiple of L, neighbouring groups share a worker: the L groups cut the interval [0, m)
-    into equal lengths, and an example falls on a point of its group's length.
-
-    Parameters
-    ----------
-    labels : int array (n,), values 0..classes-1
-    classes : int
-        L, the number of labels and of groups.
-    workers : int
-        m.
-    non_iid : float
-        p in (0, 1]; p = 1 / L deals independently of the label.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    Shards of the m workers, in the order of the groups; a worker may hold nothing.
+    An example with label l goes to group l with probability p = `non_iid` in (0, 1], else to one
+    of the other groups uniformly, and within its group to a worker uniformly and independently;
+    p = 1 / L deals independently of the label. Where m is no multiple of L, neighbouring groups
+    share a worker: the L groups cut the interval [0, m) into equal lengths, and an example falls on
+    a point of its group's length. Workers come in the groups' order; one may hold nothing.
     """
     group = _groups(labels, classes, non_iid, rng)
     point = (group + rng.random(len(labels))) * workers / classes

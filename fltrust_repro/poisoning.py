@@ -116,18 +116,10 @@ def outer_gradient(
     steps: int,
     rate: float,
 ) -> tuple[np.ndarray, float]:
-    """Gradient of the trained model's loss on the clean examples by the poisoned examples.
+    """Gradient (q, f) of the trained model's loss on the clean examples by the poisoned ones.
 
-    Parameters
-    ----------
-    poisoned, clean : float arrays (q, f) and (n, f), without the column of ones
-    poisoned_y, clean_y : one-hot labels (q, L) and (n, L)
-    steps, rate : of the inner gradient descent on all q + n examples
-
-    Returns
-    -------
-    gradient : float array (q, f)
-    loss : float, what it is the gradient of
+    From poisoned (q, f) and clean (n, f) examples, without the column of ones, and one-hot labels,
+    trained on together in so many steps of rate `rate`. Also returns the loss.
     """
     q = len(poisoned)
     x = with_bias(np.concatenate([poisoned, clean]))
@@ -154,23 +146,10 @@ def optimise(
     rng: np.random.Generator,
     after_step: Callable[[float], None] = lambda loss: None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find poisoned examples for a data set.
+    """Find poisoned examples for clean ones, float (n, f) in [0, 1], with int labels (n,).
 
-    Parameters
-    ----------
-    setting : BackGradient
-    x : float array (n, f), clean examples with values in [0, 1]
-    labels : int array (n,)
-    classes : int
-    rng : numpy.random.Generator, for the start
-    after_step : function, optional
-        Called after each outer step with the loss before it.
-
-    Returns
-    -------
-    poisoned : float array (q, f)
-    poisoned_labels : int array (q,)
-    start : float array (q, f), what `poisoned` started from
+    `after_step` is called after each outer step with the loss before it. Returns the poisoned
+    examples, float (q, f), their labels, int (q,), and what they started from, float (q, f).
     """
     chosen = rng.choice(len(x), setting.examples, replace=False)
     start = x[chosen]  # copies of random examples, each with a random other label
@@ -220,14 +199,9 @@ def poisoned_set(
     """Examples of the back-gradient attack for a data set (4.4), made once and kept.
 
     They lie as `back-gradient/*.npz` in the first of `directories` (then `data/`) that can be
-    written, under a name that tells the examples, the settings and the generator apart.
-
-    Raises
-    ------
-    BadInput
-        As `attack_of`.
-    DataUnavailable
-        No folder can be written, or a set that was kept is damaged.
+    written, under a name that tells the examples, the settings and the generator apart. Raises
+    `BadInput` as `attack_of` does, and `DataUnavailable` where no folder can be written or a set
+    that was kept is damaged.
     """
     attack = attack_of(data, share)
     problem = "the poisoned examples cannot be kept"

@@ -168,21 +168,16 @@ class Attack:
 
         Parameters
         ----------
-        updates : NDArray or numpy array (m, d)
+        updates : (m, d), numbers of any type
             Before-attack updates of all m workers, the compromised ones' in rows 0..c-1; with
             partial knowledge the others are not looked at.
         c, knowledge, w_re : as in `Round`; the received model is zeros unless given
-        seed : int, of the attacker's draws
-        rule, beta : str and int
-            The master device's; unless given, the rule the attack is made for (else mean), and c.
-        **parameters
-            Those of `Parameters`, as `epsilon=0.1`.
+        seed : of the attacker's draws
+        rule, beta : the master's; by default the rule the attack is made for, else mean, and c
+        **parameters : those of `Parameters`, as `epsilon=0.1`
 
-        Returns
-        -------
-        array (c, d), float32, of the kind that was given
-
-        Raises `BadInput` where what is given does not fit, or the attack crafts no updates.
+        Returns float32 (c, d), of the kind of array that was given. Raises `BadInput` where what is
+        given does not fit, or the attack crafts no updates.
         """
         user = f"attack {self.name!r}"
         if self.craft is None:

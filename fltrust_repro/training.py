@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fltrust_repro import backend, datasets, downloads, poisoning
-from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks, direction_agreement
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
@@ -28,7 +27,7 @@ from fltrust_repro.partition import (
     shuffle_workers,
 )
 from fltrust_repro.settings import Setting
-from fltrust_repro.threat import Master, Parameters, Round
+from fltrust_repro.threat import Round
 from fltrust_repro.workers import Learner
 
 if TYPE_CHECKING:
@@ -87,19 +86,10 @@ def run_trial(
     data_dir: str | Path | None = None,
     after_iteration: Callable[[], None] = lambda: None,
 ) -> TrialResult:
-    """Train once under the setting's attack and defense.
+    """Train once under the setting's attack and defense, on the CPU or GPU number `gpu`.
 
-    Parameters
-    ----------
-    setting : Setting
-    seed : int
-        Decides all that is random, each thing by a generator of its own.
-    device, gpu : {"cpu", "gpu"} and int
-        Where models are trained and tested, and on which GPU.
-    data_dir : path, optional
-        Where data sets are looked for first.
-    after_iteration : function, optional
-        Called after each iteration, for progress bars.
+    `seed` decides all that is random, each thing by a generator of its own; data sets are looked
+    for in `data_dir` first; `after_iteration` is called after each iteration, for progress bars.
 
     Raises
     ------
@@ -130,7 +120,7 @@ class Federation:
         self, setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None
     ) -> None:
         self._setting, self._seed, self._attack = setting, seed, attacks[setting.attack]
-        self._parameters, self._master = attackers_view(setting)
+        self._parameters, self._master = setting.parameters(), setting.at_master
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._notes: Any = Counter()  # a Counter may count in fractions
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
@@ -180,7 +170,7 @@ class Federation:
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         # Step III: the master device aggregates.
         kept = updates if setting.defense == "none" else self._defended(updates, w)
-        change = rules[setting.rule](kept, c=setting.c_left, beta=setting.at_master.beta)
+        change = self._master.rule(kept, c=setting.c_left, beta=self._master.beta)
         return to_ndarray(host_view(w) + host_view(change)), losses[c:]
 
     def error_rate(self, w: NDArray) -> float:
@@ -229,11 +219,9 @@ class Federation:
 
     def _defended(self, updates: NDArray, w: NDArray) -> NDArray:
         """The updates that the defense leaves (Section 5)."""
-        setting, (_, c, beta) = self._setting, self._setting.at_master
-        rule, rng = rules[setting.rule], self._rngs["ties"]
-        removed = defenses[setting.defense].removed(
-            Suspicion(updates, w, rule, c, beta, self._judge, rng)
-        )
+        master, rng = self._master, self._rngs["ties"]
+        case = Suspicion(updates, w, master.rule, master.c, master.beta, self._judge, rng)
+        removed = defenses[self._setting.defense].removed(case)
         return to_ndarray(np.delete(host_view(updates), removed, axis=0))
 
     def _judge(self, models: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -242,21 +230,6 @@ class Federation:
         user = f"defense {self._setting.defense!r}"
         checked = as_numbers(models, shape, user, "models that it has judged")
         return self.learner.judge(checked, self._validation_x, self._validation_y)
-
-
-def attackers_view(setting: Setting) -> tuple[Parameters, Master]:
-    """Return what the attacker chooses, and what it knows of the master device."""
-    readings = setting.readings
-    parameters = Parameters(
-        epsilon=setting.epsilon,
-        b=setting.b,
-        goal=setting.goal,
-        direction=readings.direction,
-        base=readings.base,
-        attacker_assumes=readings.attacker_assumes,
-        interval_space=readings.interval_space,
-    )
-    return parameters, Master(*setting.at_master, rules[setting.rule])
 
 
 @backend.one_thread()

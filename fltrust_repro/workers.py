@@ -1,15 +1,12 @@
 """Step II of federated learning: all workers' updates from the global model and their batches.
 
 `Learner` binds a model to a data set's shape and a device, and it alone knows the device: models
-and updates come and go as arrays of the host. It knows two ways to the same (m, d) matrix: a loop
-over the workers for any Gluon model, and a compiled formula (`gradients.py`) for the models that
-bring one, on the CPU.
+and updates come and go as arrays of the host. Two ways lead to the same (m, d) matrix: a loop over
+the workers for any Gluon model, and a compiled formula (`gradients.py`), on the CPU.
 
-On a GPU memory holds the data set, the (m, d) updates, and of activations those of one worker's
-batch at a time, or of a chunk of test examples: ResNet20 on 64 x 64 images with m = 100 needs no
-more of them than with m = 1. A worker's batch itself is never cut into chunks, whose statistics
-batch normalisation would take instead of the batch's; where it does not fit, the trial fails and
-says so.
+On a GPU memory holds the data set, the (m, d) updates, and the activations of one worker's batch at
+a time, or of a chunk of test examples. A batch is never cut, whose statistics batch normalisation
+takes; where it does not fit, the trial fails and says so.
 """
 
 from __future__ import annotations
@@ -54,22 +51,9 @@ def _objective() -> type[HybridBlock]:
 class Learner:
     """A model whose parameters are one flat vector: what workers train and what is tested.
 
-    Parameters
-    ----------
-    model : Model
-    classes : int
-    shape : (channels, height, width) of one example
-    ctx : MXNet context
-        Where it computes.
-    seed : int
-        Seeds the initial parameters.
-    initial : str
-        Which initializer of MXNet draws the weights, and its magnitude: "xavier-3" (Gluon's
-        default), "uniform-0.07"; biases are 0 (paper silent, README "Readings of the paper").
-
-    Attributes
-    ----------
-    initial : NDArray (d,), the initial global model.
+    It computes where `ctx` says. `seed` draws the initial global model, which `initial` keeps as an
+    NDArray (d,), by an initializer of MXNet and its magnitude: "xavier-3" (Gluon's default),
+    "uniform-0.07"; biases are 0 (paper silent, README "Readings of the paper").
     """
 
     def __init__(
@@ -117,15 +101,13 @@ class Learner:
         ----------
         w_re : NDArray (d,)
         x : NDArray (n, channels, height, width), all training examples, `resident`
-        batches : Batches
-            One batch per local round and worker; a worker without examples sends a zero update.
-        learning_rate : float
-            alpha, on the batch-mean cross-entropy.
+        batches : those of each local round; a worker without examples sends a zero update
+        learning_rate : alpha, on the batch-mean cross-entropy
 
         Returns
         -------
         updates : NDArray (m, d), w_i - w_re
-        losses : array (m,), each worker's loss at w_re; NaN for one without examples.
+        losses : float64 (m,), each worker's loss at w_re; NaN for one without examples
         """
         if self._compiled is None:
             updates, losses = self._loop(w_re.as_in_context(self._ctx), x, batches, learning_rate)
