@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, Numbers, as_given, as_updates, lent, taken_back
 from fltrust_repro.errors import BadInput
@@ -143,12 +143,7 @@ def mean(updates: np.ndarray) -> np.ndarray:
 
 @compiled
 def _krum(
-    squared: np.ndarray,
-    nearest: np.ndarray,
-    among: np.ndarray,
-    neighbours: int,
-    crafted: np.ndarray,
-    copies: int,
+    squared: Array, nearest: Array, among: Array, neighbours: int, crafted: Array, copies: int
 ) -> tuple[int, float]:
     # Scores are summed from the nearest on, so that models with the same distances have the same.
     choice, least = -1, np.inf

@@ -24,11 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from fltrust_repro.files import write_bytes
+
+Array = np.ndarray  # as compiled functions take them
 
 _PACKAGE = Path(__file__).parent
 _VERSIONS_KEPT = 4  # of a module

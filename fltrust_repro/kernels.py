@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.doors import Numbers, as_updates
 from fltrust_repro.errors import BadInput
 
@@ -62,13 +62,13 @@ def _order(bits: np.int32) -> Any:
 
 
 @compiled
-def _ordered(values: np.ndarray) -> None:
+def _ordered(values: Array) -> None:
     for j in range(values.size):
         values[j] = _order(values[j])
 
 
 @compiled
-def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
+def _sort_rows(block: Array, network: Array) -> None:
     # Sorts every column of an int32 block: a comparator works on two whole rows at once.
     for k in range(network.shape[0]):
         low, high = block[network[k, 0]], block[network[k, 1]]
@@ -81,12 +81,7 @@ def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
 
 @compiled
 def _sorted_block(
-    updates: np.ndarray,
-    rows: np.ndarray,
-    network: np.ndarray,
-    start: int,
-    width: int,
-    block: np.ndarray,
+    updates: Array, rows: Array, network: Array, start: int, width: int, block: Array
 ) -> None:
     # Columns start..start + width - 1 of some rows, sorted as far as the network does, as floats
     # over the block's memory.
@@ -100,21 +95,17 @@ def _sorted_block(
 
 
 @compiled
-def _middle_mean(
-    updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
-) -> None:
+def _middle_mean(updates: Array, network: Array, first: int, stop: int, out: Array) -> None:
     m, d = updates.shape
-    rows = np.arange(m)
-    block = np.zeros((m, columns), dtype=np.int32)
-    values = block.view(np.float32)
-    total = np.empty(columns, dtype=np.float64)
-    for start in range(0, d, columns):
-        width = min(columns, d - start)
+    block, total = np.zeros((m, _COLUMNS), dtype=np.int32), np.empty(_COLUMNS)
+    rows, values = np.arange(m), block.view(np.float32)
+    for start in range(0, d, _COLUMNS):
+        width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
         total[:] = 0.0
         for i in range(first, stop):
             row = values[i]
-            for j in range(columns):
+            for j in range(_COLUMNS):
                 total[j] += row[j]
         for j in range(width):
             out[start + j] = total[j] / (stop - first)
@@ -135,28 +126,26 @@ def middle_mean(updates: Numbers, first: int, stop: int) -> np.ndarray:
     m, d = array.shape
     _ranks(first, stop, m, "middle_mean")
     out = np.empty(d, dtype=np.float32)
-    _middle_mean(array, selection_network(m, first, stop), first, stop, _COLUMNS, out)
+    _middle_mean(array, selection_network(m, first, stop), first, stop, out)
     return out
 
 
 @compiled
 def _middle_means_without(
-    updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
+    updates: Array, network: Array, first: int, stop: int, out: Array
 ) -> None:
     m, d = updates.shape
-    rows = np.arange(m)
-    block = np.zeros((m, columns), dtype=np.int32)
-    values = block.view(np.float32)
-    total = np.empty(columns, dtype=np.float64)
+    block, total = np.zeros((m, _COLUMNS), dtype=np.int32), np.empty(_COLUMNS)
+    rows, values = np.arange(m), block.view(np.float32)
     scale = 1.0 / (stop - first)
-    for start in range(0, d, columns):
-        width = min(columns, d - start)
+    for start in range(0, d, _COLUMNS):
+        width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
         low, high = values[first], values[stop]
         total[:] = 0.0
         for i in range(first, stop + 1):
             row = values[i]
-            for j in range(columns):
+            for j in range(_COLUMNS):
                 total[j] += row[j]
         for i in range(m):
             row, target = updates[i, start : start + width], out[i, start : start + width]
@@ -173,7 +162,7 @@ def _middle_means_without(
 
 
 @compiled
-def _an_end_cancels(kept: np.ndarray, total: float) -> bool:
+def _an_end_cancels(kept: Array, total: float) -> bool:
     # Whether one of these sorted values so exceeds the others that total - value is not their sum.
     low, high = abs(kept[0]), abs(kept[-1])
     if low > high:
@@ -184,9 +173,7 @@ def _an_end_cancels(kept: np.ndarray, total: float) -> bool:
 
 
 @compiled
-def _sum_without_ends(
-    column: np.ndarray, kept: np.ndarray, scale: float, target: np.ndarray
-) -> None:
+def _sum_without_ends(column: Array, kept: Array, scale: float, target: Array) -> None:
     # Replaces the means of the rows whose leaving out takes one of the ends from the kept values,
     # given by their bits, by means of sums that never had it in them.
     bits, values = column.view(np.int32), kept.view(np.float32)
@@ -215,24 +202,17 @@ def middle_means_without(updates: Numbers, first: int, stop: int) -> np.ndarray:
     m = len(array)
     _ranks(first, stop, m - 1, "middle_means_without")
     out = np.empty_like(array)
-    _middle_means_without(array, sorting_network(m), first, stop, _COLUMNS, out)
+    _middle_means_without(array, sorting_network(m), first, stop, out)
     return out
 
 
 @compiled
-def _mean_around_median(
-    updates: np.ndarray,
-    rows: np.ndarray,
-    network: np.ndarray,
-    keep: int,
-    columns: int,
-    out: np.ndarray,
-) -> None:
+def _mean_around_median(updates: Array, rows: Array, network: Array, keep: int, out: Array) -> None:
     n, d = len(rows), updates.shape[1]
-    block = np.zeros((n, columns), dtype=np.int32)
+    block = np.zeros((n, _COLUMNS), dtype=np.int32)
     values = block.view(np.float32)
-    for start in range(0, d, columns):
-        width = min(columns, d - start)
+    for start in range(0, d, _COLUMNS):
+        width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
         for j in range(width):
             median = (np.float64(values[(n - 1) // 2, j]) + np.float64(values[n // 2, j])) / 2
@@ -260,5 +240,5 @@ def mean_around_median(updates: Numbers, rows: np.ndarray, keep: int) -> np.ndar
     if not np.isin(rows, np.arange(len(array))).all():
         raise BadInput(f"mean_around_median: rows {rows} are not all among {len(array)} updates.")
     out = np.empty(array.shape[1], dtype=np.float32)
-    _mean_around_median(array, rows, sorting_network(len(rows)), keep, _COLUMNS, out)
+    _mean_around_median(array, rows, sorting_network(len(rows)), keep, out)
     return out

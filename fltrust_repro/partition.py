@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Shards:
         return np.diff(self.starts)
 
 
-@dataclass(frozen=True)
-class Batches:
+class Batches(NamedTuple):
     """One batch per local round and worker; of worker i, only `[:, i, :counts[i]]` is real."""
 
     rows: np.ndarray  # int64 (rounds, m, batch size): which training examples
@@ -94,7 +94,7 @@ def shuffle_workers(shards: Shards, rng: np.random.Generator) -> Shards:
 
 
 @compiled
-def _draw(examples: np.ndarray, starts: np.ndarray, uniforms: np.ndarray, rows: np.ndarray) -> None:
+def _draw(examples: Array, starts: Array, uniforms: Array, rows: Array) -> None:
     # Floyd's algorithm: k different places out of n from k uniform numbers.
     rounds, workers, batch = uniforms.shape
     for r in range(rounds):

@@ -116,16 +116,8 @@ class Learner:
             return updates.as_in_context(backend.mx.cpu()), losses.asnumpy()
         m = len(batches.counts)
         updates, losses = backend.nd.empty((m, w_re.size)), np.full(m, np.nan)
-        self._compiled.updates(
-            host_view(w_re),
-            host_view(x),
-            batches.rows,
-            batches.labels,
-            batches.counts,
-            learning_rate,
-            host_view(updates),
-            losses,
-        )
+        given = host_view(w_re), host_view(x), tuple(batches)
+        self._compiled.updates(*given, learning_rate, host_view(updates), losses)
         return updates, losses
 
     def _loop(
