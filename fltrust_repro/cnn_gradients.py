@@ -114,23 +114,14 @@ def _columns_of(matrix: Array, n: int, examples: Array) -> Array:
 
 
 @compiled
-def _examples_first(x: Array) -> Array:
-    """(channels, n, height, width) -> (n, channels * height * width), as Gluon flattens."""
-    channels, n, height, width = x.shape
-    out = np.empty((n, channels, height * width), dtype=np.float32)
-    for c in range(channels):
-        for e in range(n):
-            out[e, c] = x[c, e].ravel()
-    return out.reshape(n, channels * height * width)
-
-
-@compiled
-def _channels_first(x: Array, out: Array) -> None:
-    channels, n, height, width = out.shape
-    source = x.reshape(n, channels, height, width)
-    for c in range(channels):
-        for e in range(n):
-            out[c, e] = source[e, c]
+def _swapped(x: Array) -> Array:
+    """(a, b, height, width) -> (b, a, height, width), one array after another in memory."""
+    first, second, height, width = x.shape
+    out = np.empty((second, first, height, width), dtype=np.float32)
+    for a in range(first):
+        for b in range(second):
+            out[b, a] = x[a, b]
+    return out
 
 
 @compiled
@@ -150,7 +141,7 @@ def _cnn_forward(w: Array, x: Array, layout: tuple) -> tuple:
     columns2 = _patches(pool1, kh, kw)
     z2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1), columns2).reshape(f2, n, h2, w2)
     pool2, place2 = _bias_relu_pool(z2, w[ends[2] : ends[3]], ph)
-    flat = _examples_first(pool2)
+    flat = _swapped(pool2).reshape(n, -1)  # as Gluon flattens
     dense1 = w[ends[3] : ends[4]].reshape(hidden, -1)
     units = np.maximum(np.dot(flat, dense1.T) + w[ends[4] : ends[5]], np.float32(0))
     logits = np.dot(units, w[ends[5] : ends[6]].reshape(-1, hidden).T) + w[ends[6] :]
@@ -172,8 +163,9 @@ def _cnn_backward(w: Array, x: Array, labels: Array, layout: tuple) -> tuple:
         loss[e] = softmax_residual(residual[e : e + 1], labels[e : e + 1])
     back = np.dot(residual, w[ends[5] : ends[6]].reshape(-1, hidden))
     d_units = np.where(units > 0, back, np.float32(0))
-    _channels_first(np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1)), pool2)
-    _bias_relu_pool_gradient(pool2, place2, z2)
+    d_flat = np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1))
+    d_pool2 = _swapped(d_flat.reshape(loss.size, f2, pool2.shape[2], pool2.shape[3]))
+    _bias_relu_pool_gradient(d_pool2, place2, z2)
     d_z2 = z2.reshape(f2, -1)
     d_columns2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2)
     _patches_gradient(d_columns2, pool1, kh, kw)

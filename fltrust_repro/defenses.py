@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.aggregation import Rule
-from fltrust_repro.doors import as_numbers, as_updates, lent_parts
+from fltrust_repro.doors import lent_parts, take_in
 from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import Registry, summary
 
@@ -38,10 +38,7 @@ class Suspicion:
     rng: np.random.Generator  # for ties
 
     def __post_init__(self) -> None:
-        updates = as_updates(self.updates, "a defense")
-        w_re = as_numbers(self.w_re, updates.shape[1:], "a defense", "the received model")
-        object.__setattr__(self, "updates", updates)
-        object.__setattr__(self, "w_re", w_re)
+        take_in(self, "a defense", "updates")
 
     @cached_property
     def impacts(self) -> tuple[np.ndarray, np.ndarray]:

@@ -91,6 +91,14 @@ def as_updates(values: Any, user: str) -> np.ndarray:
     return as_numbers(values, (None, None), user, "updates")
 
 
+def take_in(case: object, user: str, updates: str) -> None:
+    """Make a case's updates (m, d), the field of that name, and its `w_re` (d,) checked arrays."""
+    checked = as_updates(getattr(case, updates), user)
+    w_re = as_numbers(vars(case)["w_re"], checked.shape[1:], user, "the received model")
+    object.__setattr__(case, updates, checked)
+    object.__setattr__(case, "w_re", w_re)
+
+
 def as_given(result: np.ndarray, given: Any) -> Numbers:
     """Return a result as the kind of array that was given: an NDArray where that is one."""
     if not is_ndarray(given):

@@ -21,9 +21,9 @@ from fltrust_repro.doors import (
     Limit,
     Numbers,
     as_given,
-    as_numbers,
     as_updates,
     lent_parts,
+    take_in,
     taken_back,
 )
 from fltrust_repro.errors import BadInput, shown
@@ -107,10 +107,8 @@ class Round:
 
     def __post_init__(self) -> None:
         _check_choice("knowledge", self.knowledge)
-        object.__setattr__(self, "known", as_updates(self.known, "an attack"))
-        rows, d = self.known.shape
-        w_re = as_numbers(self.w_re, (d,), "an attack", "the received model")
-        object.__setattr__(self, "w_re", w_re)
+        take_in(self, "an attack", "known")
+        rows = len(self.known)
         fits = self.c == rows if self.partial else 1 <= self.c < rows
         if not fits:
             wanted = f"exactly these, {rows}" if self.partial else f"from 1 to {rows - 1}"

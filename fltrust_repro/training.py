@@ -137,7 +137,13 @@ class Federation:
         self.learner = Learner(
             models[setting.model], data.classes, shape, ctx, initial_seed, setting.readings.initial
         )
-        _check_size(setting.selected, self.learner.initial.size)
+        m, d = setting.selected, self.learner.initial.size
+        if m * d > MOST_NUMBERS:
+            raise BadInput(
+                f"m = {m:,} workers and a model of d = {d:,} parameters make {m * d:,} numbers, "
+                f"and an array of MXNet holds {MOST_NUMBERS:,}; take fewer workers or a smaller "
+                "model."
+            )
         chosen = self._rngs["validation"].permutation(len(data.test_y))[:VALIDATION_EXAMPLES]
         self._validation_y = data.test_y[chosen]
         self._train_x, self._test_x, self._validation_x = (
@@ -257,14 +263,6 @@ def _injected(
         raise BadInput(f"attack {setting.attack!r} injects no examples; back-gradient does.")
     made = inject(data, setting.poisoned_share, rng, folders, after_step)
     return poisoning.checked_set(setting.attack, made, data)
-
-
-def _check_size(m: int, d: int) -> None:
-    if m * d > MOST_NUMBERS:
-        raise BadInput(
-            f"m = {m:,} workers and a model of d = {d:,} parameters make {m * d:,} numbers, and "
-            f"an array of MXNet holds {MOST_NUMBERS:,}; take fewer workers or a smaller model."
-        )
 
 
 def _number(name: object, noted: Any) -> float:
