@@ -1,15 +1,14 @@
 """Squared distances between all updates, from inner products: what Krum and its attack look at.
 
-The products are scipy's BLAS's: the newest at hand, which knows the CPU where older ones do not.
-numpy 1.26 and MXNet 1.9 bring an OpenBLAS of their own; on a CPU newer than they are, these fall
-back to kernels of 2004, several times slower. scipy offers its own to C, and numba's `np.dot`
-calls it, too.
+The products are those of scipy's BLAS, the newest at hand, which numba's `np.dot` calls too: on a
+CPU newer than they are, numpy 1.26's and MXNet 1.9's fall back to kernels of 2004, several times
+slower.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -49,8 +48,8 @@ def squared_distances(updates: Numbers) -> np.ndarray:
 def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
     """Squared distances from the inner products (m, m) and which rows are finite.
 
-    Only the lower triangle of `products` is looked at: a product routine may round an entry and
-    its mirror image differently, and Krum would break a tie by that.
+    Only the lower triangle is looked at: a product routine may round an entry and its mirror image
+    differently, and Krum would break a tie by that.
     """
     norms = np.diag(products)
     squared = np.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
@@ -75,8 +74,8 @@ def _wide_products(rows: np.ndarray, other: np.ndarray, out: np.ndarray) -> None
 def lengths_and_slopes(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Squared length of each row, and its inner product with a direction: float64 (2, n).
 
-    In float64 also inside the sums: the Krum attack adds both up to distances that may be far
-    smaller, and no length of float32 values overflows.
+    Also summed in float64: the Krum attack adds both up to distances that may be far smaller, and
+    no length of float32 values overflows.
     """
     out = np.empty((2, len(rows)))
     _wide_products(rows, direction, out)
@@ -84,18 +83,13 @@ def lengths_and_slopes(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, or of their differences to `origin`, and which rows are finite.
-
-    Non-finite rows are taken as 0.
-    """
+    """Inner products of all rows, or their differences to `origin`, and which rows are finite."""
     m, d = array.shape
-    finite = np.ones(m, dtype=bool)
     products = _gram_of_blocks(array, origin)
     if not np.isfinite(products).all():
-        # A row is not finite, or float32 products overflowed.
-        for block, _ in _blocks(array, None):
-            finite &= np.isfinite(block).all(axis=1)
-        return _wide_gram_of_blocks(array, finite, origin), finite
+        # A row is not finite, and counts as 0, or float32 products overflowed.
+        finite = np.array([np.isfinite(row).all() for row in array])
+        return _gram_of_blocks(array, origin, finite), finite
     # Products of values as small as a row's are on average here are lost in float32. Rows of
     # zeros, from workers without examples, are right as they are.
     faint = np.diag(products) < d * np.finfo(np.float32).tiny
@@ -103,38 +97,27 @@ def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.
     faint[faint] = [(array[i] != zero).any() for i in np.flatnonzero(faint)]
     if faint.any():
         pairs = np.ix_(faint, faint)
-        products[pairs] = _wide_gram_of_blocks(array, faint, origin)[pairs]
-    return products, finite
+        products[pairs] = _gram_of_blocks(array, origin, faint)[pairs]
+    return products, np.ones(m, dtype=bool)
 
 
-def _blocks(
-    array: np.ndarray, origin: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, np.ndarray | np.float32]]:
-    """Blocks of columns, and what of `origin` belongs to them."""
-    for start in range(0, array.shape[1], _COLUMNS):
-        columns = slice(start, start + _COLUMNS)
-        yield array[:, columns], np.float32(0) if origin is None else origin[columns]
-
-
-def _gram_of_blocks(array: np.ndarray, origin: np.ndarray | None) -> np.ndarray:
-    m = len(array)
-    products, part = np.zeros((m, m)), np.zeros((m, m), dtype=np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for block, start in _blocks(array, origin):
-            lower_gram(block if origin is None else block - start, part)
-            products += part
-    return products
-
-
-def _wide_gram_of_blocks(
-    array: np.ndarray, rows: np.ndarray, origin: np.ndarray | None
+def _gram_of_blocks(
+    array: np.ndarray, origin: np.ndarray | None, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """Inner products in float64 of the rows marked, which are finite; 0 for the others."""
-    products = np.zeros((len(array), len(array)))
-    for block, start in _blocks(array, origin):
-        wide = np.where(rows[:, None], block, np.float32(0)).astype(np.float64)
-        wide = np.where(rows[:, None], wide - start, 0.0)
-        products += wide @ wide.T
+    """Inner products of all rows; or in float64, of those marked, which are finite, else 0."""
+    m, d = array.shape
+    products, part = np.zeros((m, m)), np.zeros((m, m), dtype=np.float32)
+    for start in range(0, d, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        block, shift = array[:, columns], np.float32(0) if origin is None else origin[columns]
+        if rows is None:
+            with np.errstate(invalid="ignore", over="ignore"):
+                lower_gram(block if origin is None else block - shift, part)
+                products += part
+        else:
+            wide = np.zeros(block.shape)
+            np.subtract(block, shift, out=wide, where=rows[:, None], dtype=np.float64)
+            products += wide @ wide.T
     return products
 
 
