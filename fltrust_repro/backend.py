@@ -243,9 +243,6 @@ def one_thread() -> Iterator[None]:
         _limit_mxnet(threads_of_mxnet)
 
 
-_EngineFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-
-
 class _EngineContext(ctypes.Structure):
     _fields_ = (("device_type", ctypes.c_int), ("device_id", ctypes.c_int))
 
@@ -259,7 +256,7 @@ def _limit_mxnet(count: int) -> int:
     except AttributeError:  # a build without OpenMP
         return 1
 
-    @_EngineFunction
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
     def tell(run_context: int | None, parameter: int | None) -> None:
         former.append(had())
         give(count)

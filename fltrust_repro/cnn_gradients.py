@@ -98,10 +98,7 @@ def _bias_relu_pool_gradient(gradient: Array, place: Array, z: Array) -> None:
 
 @compiled
 def _columns_of(matrix: Array, n: int, examples: Array) -> Array:
-    """Of a matrix whose columns belong to n examples in turn, the columns of some of these.
-
-    Of all of them in turn it is the matrix itself, which saves most workers a copy.
-    """
+    """Columns of some of n examples; of all in turn the matrix itself, which saves a copy."""
     if examples.size == n and (examples == np.arange(n)).all():
         return matrix
     rows, per = matrix.shape[0], matrix.shape[1] // n
@@ -150,10 +147,7 @@ def _cnn_forward(w: Array, x: Array, layout: tuple) -> tuple:
 
 @compiled
 def _cnn_backward(w: Array, x: Array, labels: Array, layout: tuple) -> tuple:
-    """Losses of examples, and for each of the four layers its inputs and d loss / d outputs.
-
-    Columns of a convolution's belong to the examples in turn, rows of a dense layer's likewise.
-    """
+    """Losses of examples, and for each of the four layers its inputs and d loss / d outputs."""
     ends, (f1, f2, hidden, kh, kw, _ph) = layout
     residual, units, flat, layer1, layer2 = _cnn_forward(w, x, layout)
     columns1, z1, pool1, place1 = layer1

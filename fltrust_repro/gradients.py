@@ -1,8 +1,7 @@
 """Exact updates of all workers for LR, compiled for the CPU; `cnn_gradients.py` has the CNN's.
 
-The Gluon models in `models.py` are the definition; a test holds these formulas against them. What
-is written here is their gradient, worker by worker, with batches gathered straight into the
-core's cache: MXNet's own operators spend most of a small batch on dispatch and memory.
+The Gluon models in `models.py` are the definition, against which a test holds these formulas.
+Batches go straight into the core's cache: MXNet's operators spend most of a small one on dispatch.
 """
 
 from __future__ import annotations
@@ -114,10 +113,7 @@ def _linear_weight_gradient(residual: Array, x: Array, rows: Array, out: Array) 
 
 @compiled
 def _lr_gradient(w: Array, x: Array, rows: Array, labels: Array, gradient: Array) -> float:
-    """Gradient of the batch-mean cross-entropy of LR on the examples `rows`.
-
-    `w` and `gradient` hold the weight (L, features), then the bias (L,).
-    """
+    """Gradient of the loss of LR, weight (L, features) then bias (L,), on the examples `rows`."""
     features = x.shape[1]
     classes = w.size // (features + 1)
     cut = classes * features

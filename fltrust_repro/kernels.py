@@ -1,7 +1,7 @@
 """Means of each column's order statistics: what trimmed mean, median and Bulyan are made of.
 
-Compiled loops over blocks of columns that stay in the cache. NaN ranks beyond the infinities, at
-the end of its sign; sums are float64. Beside its result each allocates one block of columns.
+Compiled loops over one block of columns that stays in the cache. NaN ranks beyond the infinities,
+at the end of its sign; sums are float64.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def sorting_network(n: int) -> np.ndarray:
 def selection_network(n: int, first: int, stop: int) -> np.ndarray:
     """The comparators of `sorting_network` that bring ranks first..stop-1 to their places.
 
-    There they are in any order. From the last comparator on, one is left out if whatever comes
-    after it treats its two places alike: both below these ranks, both among them or both above.
+    There they are in any order. From the last on, one is left out if whatever comes after it treats
+    its two places alike: both below these ranks, both among them or both above.
     """
     below, among, above, told_apart = range(4)
     place = [below] * first + [among] * (stop - first) + [above] * (n - stop)

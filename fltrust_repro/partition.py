@@ -65,8 +65,7 @@ def share_groups(
 ) -> Shards:
     """Give every worker all examples of its group, for data sets too small to be dealt.
 
-    Parameters as in `partition`. Where m is no multiple of L, a worker belongs to the group that
-    holds the middle of its stretch of [0, m).
+    As in `partition`; a worker belongs to the group that holds the middle of its stretch of [0, m).
     """
     group = _groups(labels, classes, non_iid, rng)
     own = ((np.arange(workers) + 0.5) * classes / workers).astype(np.int64)
@@ -116,10 +115,7 @@ def _draw(examples: Array, starts: Array, uniforms: Array, rows: Array) -> None:
 def sample_batches(
     shards: Shards, labels: np.ndarray, batch_size: int, rounds: int, rng: np.random.Generator
 ) -> Batches:
-    """Draw min(batch_size, examples held) of each worker's examples without replacement.
-
-    Drawn afresh for each of the `rounds` local rounds; `labels` are the training examples'.
-    """
+    """Draw min(batch_size, examples held) of each worker's examples in each round, none twice."""
     counts = np.minimum(shards.sizes, batch_size)
     uniforms = rng.random((rounds, len(shards), batch_size))
     rows = np.zeros(uniforms.shape, dtype=np.int64)

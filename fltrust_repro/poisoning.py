@@ -91,10 +91,10 @@ def with_bias(x: np.ndarray) -> np.ndarray:
 def descend(
     x: np.ndarray, y: np.ndarray, steps: int, rate: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradient descent of softmax regression from w = 0.
+    """Gradient descent of softmax regression from w = 0, with all that reverse mode needs.
 
-    Returns the final model (L, f), and the model (steps, L, f) and the probabilities
-    (steps, n, L) before each step, which is all that reverse mode needs.
+    Returns the final model (L, f), and models (steps, L, f) and probabilities (steps, n, L) before
+    each step.
     """
     n, classes = y.shape
     w = np.zeros((classes, x.shape[1]), dtype=x.dtype)

@@ -134,11 +134,9 @@ class Setting:
     @property
     def at_master(self) -> Master:
         """The workers that send an update in one iteration; c and beta shrink with their number."""
-
-        def share(count: int) -> int:
-            return math.ceil(count * self.selected / self.workers)
-
-        return Master(self.selected, share(self.compromised), share(self.beta), rules[self.rule])
+        counts = self.compromised, self.beta
+        c, beta = (math.ceil(count * self.selected / self.workers) for count in counts)
+        return Master(self.selected, c, beta, rules[self.rule])
 
     def parameters(self) -> Parameters:
         """What the attacker chooses."""
@@ -207,16 +205,13 @@ class Setting:
     def key(self) -> str:
         """Return a stable name of the setting, whatever the order or spelling-out of its fields.
 
-        Fields are left out where they have the default that they were introduced with, so that
-        neither a field added later nor a default changed later renames the settings there were.
+        Fields are left out that have the default they were introduced with, so that neither a later
+        field nor a later default renames the settings there were.
         """
         return _key_of(self)
 
     def plugin_key(self) -> str:
-        """Hash of the plug-ins that registered the setting's names; empty without any.
-
-        Of a plug-in's data set the examples count too, which are loaded for it.
-        """
+        """Hash of the plug-ins that registered the setting's names, and of their data; or empty."""
         registries: tuple[Registry[Any], ...] = (datasets, models, rules, attacks, defenses)
         names = (self.dataset, self.model, self.rule, self.attack, self.defense)
         digests = {registry.digest(name) for registry, name in zip(registries, names)}

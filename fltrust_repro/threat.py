@@ -1,7 +1,6 @@
 """The threat model (paper, Section 2.3): what an attacker knows and chooses, and how one is asked.
 
-In the space of updates `delta_i = w_i - w_re`, where the received global model is the origin. An
-attack is a function of a `Round`, the attacker's view of one iteration, registered by a name.
+In the space of updates `delta_i = w_i - w_re`, where the received global model is the origin.
 """
 
 from __future__ import annotations
@@ -91,10 +90,7 @@ class Master:
 
 @dataclass(frozen=True)
 class Round:
-    """What an attack is given in one iteration; NDArrays are taken, too.
-
-    Raises `BadInput` where the arrays and c do not fit each other.
-    """
+    """What an attack is given in one iteration; `BadInput` where the arrays and c do not fit."""
 
     known: np.ndarray  # float32, before-attack updates; (m, d), with partial knowledge (c, d)
     c: int  # compromised workers that take part, at least 1: rows 0..c-1
@@ -121,7 +117,6 @@ class Round:
 
 
 Craft = Callable[[Round], Any]
-Poison = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -130,8 +125,7 @@ class Attack:
 
     Data are attacked by the labels of the compromised workers' batches (`poison`), or by examples
     that they hold beside their own (`inject`: Dataset, share, generator, folders, function to call
-    after each step -> PoisonedSet). `against` names the rules that it is made for, that of its
-    own first.
+    after each step -> PoisonedSet). `against` are the rules it is made for, its own first.
 
     >>> from fltrust_repro import trimmed_mean_attack
     >>> trimmed_mean_attack([[-1, 1], [-2, 2], [-3, 3], [-4, 4]], c=1, b=1.0001).round(2)
@@ -140,7 +134,7 @@ class Attack:
 
     name: str
     craft: Craft | None = None
-    poison: Poison | None = None
+    poison: Callable[[np.ndarray, int], np.ndarray] | None = None
     inject: Callable[..., PoisonedSet] | None = None
     has_knowledge: bool = False
     limit: Limit | None = None
@@ -222,11 +216,10 @@ def attack(
     limit: Limit | None = None,
     against: tuple[str, ...] = (),
 ) -> Callable[[Craft], Craft]:
-    """Register a function `(Round) -> array (c, d)` as attack `name`.
+    """Register a function `(Round) -> array (c, d)` as attack `name`; what it returns is checked.
 
     `has_knowledge` says whether full and partial knowledge make a difference; without it the
     attack is given all m before-attack updates. `against` names the rules that it is made for.
-    What the function returns is checked: `BadInput` for another shape or for no numbers.
     """
 
     def register(craft: Craft) -> Craft:

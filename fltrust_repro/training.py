@@ -126,7 +126,7 @@ class Federation:
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
         self._dealt_y, self._holders = data.train_y, None
         if self._attack.inject is not None:
-            made = _injected(setting, seed, data, data_dir)
+            made = poisoned_examples(setting, seed, data_dir, data=data)
             who = setting.distribution, setting.compromised, self._rngs["distribution"]
             self._holders = poisoning.holders(len(made.x), *who)
             data = poisoning.with_examples(data, made)
@@ -244,23 +244,14 @@ def poisoned_examples(
     seed: int,
     data_dir: str | Path | None,
     after_step: Callable[[float], None] = lambda loss: None,
+    data: datasets.Dataset | None = None,
 ) -> poisoning.PoisonedSet:
     """Return the examples that an attack injects into a trial; made at the first call, and kept."""
-    data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
-    return _injected(setting, seed, data, data_dir, after_step)
-
-
-def _injected(
-    setting: Setting,
-    seed: int,
-    data: datasets.Dataset,
-    data_dir: str | Path | None,
-    after_step: Callable[[float], None] = lambda loss: None,
-) -> poisoning.PoisonedSet:
-    rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
     inject = attacks[setting.attack].inject
     if inject is None:
         raise BadInput(f"attack {setting.attack!r} injects no examples; back-gradient does.")
+    data = data or datasets.load(setting.dataset, generator(seed, "split"), data_dir)
+    rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
     made = inject(data, setting.poisoned_share, rng, folders, after_step)
     return poisoning.checked_set(setting.attack, made, data)
 
