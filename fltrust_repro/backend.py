@@ -84,8 +84,7 @@ def _mxnet() -> ModuleType:
 def _dropped_names() -> Iterator[None]:
     """Give numpy the names that it dropped, for MXNet's import; MXNet alone keeps them."""
     added = {name: type_ for name, type_ in _DROPPED.items() if name not in np.__dict__}
-    for name, type_ in added.items():
-        setattr(np, name, type_)
+    vars(np).update(added)
     try:
         yield
     finally:

@@ -53,7 +53,7 @@ def compiled(function: Callable | None = None, *, fastmath: bool | set[str] = Fa
 
 
 class _MachineCode(NullCache):
-    """Machine code by the signature of a call, as numba asks for it; what fails counts as not there."""
+    """Machine code by the signature of a call, as numba asks for it; None where anything fails."""
 
     def __init__(self, version: str, function: Callable) -> None:
         self._version, self._name = version, function.__qualname__

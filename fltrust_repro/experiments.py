@@ -44,7 +44,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Varied:
-    """A parameter that figures vary: its axis, its field, and the paper's values, which are assumed."""
+    """A parameter that figures vary: its axis, its setting field, the paper's values, assumed."""
 
     label: str
     field: str

@@ -34,6 +34,15 @@ class Shards:
         """How many examples each worker holds, shape (m,); 0 is possible."""
         return np.diff(self.starts)
 
+    def shuffled(self, rng: np.random.Generator) -> Shards:
+        """Number the workers at random, so that the first c are c random ones."""
+        return Shards.of([self[i] for i in rng.permutation(len(self))])
+
+    def with_examples(self, holders: np.ndarray, first: int) -> Shards:
+        """Give worker `holders[j]` the example first + j, beside its own."""
+        own = (first + np.flatnonzero(holders == worker) for worker in range(len(self)))
+        return Shards.of([np.concatenate([self[i], extra]) for i, extra in enumerate(own)])
+
 
 class Batches(NamedTuple):
     """One batch per local round and worker; of worker i, only `[:, i, :counts[i]]` is real."""
@@ -79,17 +88,6 @@ def _groups(
     elsewhere = rng.integers(1, classes, n) if classes > 1 else np.zeros(n, dtype=np.int64)
     stays = rng.random(n) < non_iid
     return np.where(stays, labels, (labels + elsewhere) % classes)
-
-
-def append_examples(shards: Shards, holders: np.ndarray, first: int) -> Shards:
-    """Give worker `holders[j]` the example first + j, beside its own."""
-    own = (first + np.flatnonzero(holders == worker) for worker in range(len(shards)))
-    return Shards.of([np.concatenate([shards[i], extra]) for i, extra in enumerate(own)])
-
-
-def shuffle_workers(shards: Shards, rng: np.random.Generator) -> Shards:
-    """Number the workers at random, so that the first c are c random ones."""
-    return Shards.of([shards[i] for i in rng.permutation(len(shards))])
 
 
 @compiled

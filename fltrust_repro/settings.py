@@ -182,9 +182,8 @@ class Setting:
         if rule.limit is not None:
             rule.limit.check(f"rule {rule.name!r}", m, c, beta)
             if defense.most > 0:
-                left = m - defense.most * c
                 after = f"rule {rule.name!r} after defense {defense.name!r}"
-                rule.limit.check(after, left, self.c_left, beta)
+                rule.limit.check(after, m - defense.most * c, self.c_left, beta)
         if attack.limit is not None:
             attack.limit.check(f"attack {attack.name!r}", m, c, beta)
         if self.goal == "deviation" and attack.has_knowledge and self.knowledge == "partial":

@@ -18,14 +18,7 @@ from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.doors import as_numbers
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
-from fltrust_repro.partition import (
-    Shards,
-    append_examples,
-    partition,
-    sample_batches,
-    share_groups,
-    shuffle_workers,
-)
+from fltrust_repro.partition import Shards, partition, sample_batches, share_groups
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
 from fltrust_repro.workers import Learner
@@ -104,7 +97,9 @@ def run_trial(
         w, losses = federation.iterate(w, iteration)
         diverged = not np.isfinite(host_view(w)).all()
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
-            curve.append((iteration, federation.error_rate(w), _mean_loss(losses)))
+            known = losses[~np.isnan(losses)].astype(np.float64)
+            loss = float(known.mean()) if known.size else float("nan")
+            curve.append((iteration, federation.error_rate(w), loss))
         after_iteration()
         if diverged:
             break
@@ -196,10 +191,10 @@ class Federation:
         deal = share_groups if setting.readings.dealing == "shared" else partition
         shards = deal(self._dealt_y, self._data.classes, setting.workers, setting.non_iid, rng)
         if setting.readings.worker_order == "shuffled":
-            shards = shuffle_workers(shards, generator(self._seed, "order"))
+            shards = shards.shuffled(generator(self._seed, "order"))
         if self._holders is None:
             return shards
-        return append_examples(shards, self._holders, len(self._dealt_y))
+        return shards.with_examples(self._holders, len(self._dealt_y))
 
     def _taking_part(self) -> tuple[Shards, int]:
         """The workers selected in this iteration, and how many of them are compromised."""
@@ -263,8 +258,3 @@ def _number(name: object, noted: Any) -> float:
         raise BadInput(f"the attack notes {name!r} as {noted!r}; notes are numbers.")
     number = value.item()
     return int(number) if isinstance(number, bool) else number
-
-
-def _mean_loss(losses: np.ndarray) -> float:
-    known = losses[~np.isnan(losses)].astype(np.float64)
-    return float(known.mean()) if known.size else float("nan")

@@ -170,7 +170,7 @@ class Learner:
     def judge(
         self, models: np.ndarray, x: NDArray, labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Error rates and mean losses of models (k, d), float64 (k,); logits not finite lose infinity."""
+        """Error rates and mean losses of models (k, d), float64 (k,); inf for logits not finite."""
         scores = self._scores(models, x).astype(np.float64)
         errors = (scores.argmax(axis=2) != labels).mean(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
