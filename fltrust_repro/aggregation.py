@@ -59,8 +59,7 @@ class Rule:
         """
         rows, known = self._checked(updates, c, beta)
         result = self.function(lent(rows, self.function), **known)
-        user = f"rule {self.name!r}"
-        shape = (rows.shape[1],)
+        user, shape = f"rule {self.name!r}", rows.shape[1:]
         return as_given(taken_back(result, shape, self.function, user, "its result"), updates)
 
     def without_each(self, updates: Numbers, *, c: int, beta: int | None = None) -> WithoutEach:

@@ -106,9 +106,8 @@ class KrumProblem:
     ) -> tuple[float, bool]:
         """Return the largest lambda found, and whether Krum picks w'_1 with it.
 
-        From Equation 3's on, for the first number of copies tried, lambda is halved until Krum
-        picks w'_1 or lambda < 1e-5; then again with the next number of copies. `assumed` says how
-        many compromised models Krum assumes when there are so many copies.
+        From Equation 3's on it is halved, for each number of copies tried, until Krum picks w'_1 or
+        lambda < 1e-5; of so many copies, Krum assumes `assumed(copies)` compromised models.
         """
         start = self.upper_bound(tries[0], assumed(tries[0]))
         for copies in tries:

@@ -153,10 +153,7 @@ def check_device(name: str) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """Turn `cpu`, `gpu` or `auto` into the device at hand, `cpu` or `gpu`.
-
-    Raises `BadInput` for another name, and for `gpu` where MXNet sees none.
-    """
+    """Return the device at hand; `BadInput` for `gpu` where there is none, and for another name."""
     check_device(name)
     if name == "auto":
         return "gpu" if gpu_count() else "cpu"

@@ -158,15 +158,10 @@ class Attack:
     ) -> Numbers:
         """Craft what the c compromised workers send, in one iteration and outside of a trial.
 
-        Parameters
-        ----------
-        updates : (m, d), numbers of any type
-            Before-attack updates of all m workers, the compromised ones' in rows 0..c-1; with
-            partial knowledge the others are not looked at.
-        c, knowledge, w_re : as in `Round`; the received model is zeros unless given
-        seed : of the attacker's draws
-        rule, beta : the master's; by default the rule the attack is made for, else mean, and c
-        **parameters : those of `Parameters`, as `epsilon=0.1`
+        Of the before-attack updates (m, d), numbers of any type, rows 0..c-1 are the compromised
+        workers'; with partial knowledge the others are not looked at. Unless given, the received
+        model `w_re` is zeros, the master's rule what the attack is made for, else mean, its beta c.
+        `seed` is of the attacker's draws; `parameters` are those of `Parameters`, as `epsilon=0.1`.
 
         Returns float32 (c, d), of the kind of array that was given. Raises `BadInput` where what is
         given does not fit, or the attack crafts no updates.

@@ -83,13 +83,8 @@ def run_trial(
 
     `seed` decides all that is random, each thing by a generator of its own; data sets are looked
     for in `data_dir` first; `after_iteration` is called after each iteration, for progress bars.
-
-    Raises
-    ------
-    BadInput, DataUnavailable
-        The model cannot take the data set's examples, or these are not at hand or damaged.
-    MemoryError
-        The GPU's memory ran out.
+    Raises `BadInput` or `DataUnavailable` where the model cannot take the data set's examples, or
+    these are not at hand or damaged, and `MemoryError` where the GPU's memory ran out.
     """
     federation = Federation(setting, seed, backend.context(device, gpu), data_dir)
     w, diverged, curve, started = federation.learner.initial, False, [], time.perf_counter()

@@ -95,19 +95,11 @@ class Learner:
     def updates(
         self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
     ) -> tuple[NDArray, np.ndarray]:
-        """Local SGD of every worker from the received global model (Section 2.1, Step II).
+        """Local SGD of every worker from the received global model w_re, (d,) (2.1, Step II).
 
-        Parameters
-        ----------
-        w_re : NDArray (d,)
-        x : NDArray (n, channels, height, width), all training examples, `resident`
-        batches : those of each local round; a worker without examples sends a zero update
-        learning_rate : alpha, on the batch-mean cross-entropy
-
-        Returns
-        -------
-        updates : NDArray (m, d), w_i - w_re
-        losses : float64 (m,), each worker's loss at w_re; NaN for one without examples
+        On batches of `x`, all training examples, `resident`; `learning_rate` is alpha, on the
+        batch-mean cross-entropy. Returns the updates w_i - w_re, NDArray (m, d), and each worker's
+        loss at w_re, (m,); a worker without examples sends zeros, its loss is NaN.
         """
         if self._compiled is None:
             updates, losses = self._loop(w_re.as_in_context(self._ctx), x, batches, learning_rate)
