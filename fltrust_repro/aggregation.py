@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, Numbers, as_given, as_updates, lent, taken_back
 from fltrust_repro.errors import BadInput
@@ -51,29 +51,15 @@ class Rule:
     leave_one_out: LeaveOneOut | None = None
 
     def __call__(self, updates: Numbers, *, c: int, beta: int | None = None) -> Numbers:
-        """Aggregate updates of shape (m, d) to shape (d,).
+        """Aggregate updates (m, d), an array or list of any numbers; beta is c unless given.
 
-        Parameters
-        ----------
-        updates : NDArray or numpy array (m, d), numbers of any type
-            The rule of a plug-in gets a copy, which it may change.
-        c, beta : int
-            beta is c unless given.
-
-        Returns
-        -------
-        array (d,), float32, of the kind that was given
-
-        Raises
-        ------
-        BadInput
-            What is given or what the rule returns has another shape or holds no numbers, or m, c
-            and beta are beyond the rule's limit.
+        Returns float32 (d,), of the kind of array that was given. A plug-in's rule gets a copy,
+        which it may change. Raises `BadInput` where what is given or what the rule returns has
+        another shape or holds no numbers, or m, c and beta are beyond the rule's limit.
         """
         rows, known = self._checked(updates, c, beta)
         result = self.function(lent(rows, self.function), **known)
-        user = f"rule {self.name!r}"
-        shape = (rows.shape[1],)
+        user, shape = f"rule {self.name!r}", rows.shape[1:]
         return as_given(taken_back(result, shape, self.function, user, "its result"), updates)
 
     def without_each(self, updates: Numbers, *, c: int, beta: int | None = None) -> WithoutEach:
@@ -103,9 +89,7 @@ rules: Registry[Rule] = Registry("rule")
 
 
 def rule(
-    name: str,
-    limit: Limit | None = None,
-    leave_one_out: LeaveOneOut | None = None,
+    name: str, limit: Limit | None = None, leave_one_out: LeaveOneOut | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function `(updates[, c][, beta]) -> (d,)` as aggregation rule `name`.
 
@@ -116,8 +100,7 @@ def rule(
     def register(function: Callable[..., np.ndarray]) -> Callable[..., Numbers]:
         signature = inspect.signature(function)
         parameters = tuple(signature.parameters)[1:]
-        strange = sorted(set(parameters) - {"c", "beta"})
-        if strange:
+        if strange := sorted(set(parameters) - {"c", "beta"}):
             raise BadInput(
                 f"rule {name!r} takes {', '.join(strange)}; after the updates a rule may take c "
                 "and beta only."
@@ -137,12 +120,8 @@ def rule(
     return register
 
 
-def _mean_without(updates: np.ndarray) -> np.ndarray:
-    # Not (total - own) / (m - 1): one large value would leave nothing of the others.
-    return middle_means_without(updates, 0, len(updates) - 1)
-
-
-@rule("mean", leave_one_out=_mean_without)
+# Without one not as (total - own) / (m - 1): a large value would leave nothing of the others.
+@rule("mean", leave_one_out=lambda rows: middle_means_without(rows, 0, len(rows) - 1))
 def mean(updates: np.ndarray) -> np.ndarray:
     """Mean of each parameter (not robust).
 
@@ -163,12 +142,7 @@ def mean(updates: np.ndarray) -> np.ndarray:
 
 @compiled
 def _krum(
-    squared: np.ndarray,
-    nearest: np.ndarray,
-    among: np.ndarray,
-    neighbours: int,
-    crafted: np.ndarray,
-    copies: int,
+    squared: Array, nearest: Array, among: Array, neighbours: int, crafted: Array, copies: int
 ) -> tuple[int, float]:
     # Scores are summed from the nearest on, so that models with the same distances have the same.
     choice, least = -1, np.inf
@@ -202,10 +176,7 @@ def _krum(
 class Crowd:
     """Models as Krum sees them: by their squared distances, each one's others from the nearest on.
 
-    Parameters
-    ----------
-    squared : float64 (n, n)
-        As `squared_distances` returns them.
+    `squared` is float64 (n, n), as `squared_distances` returns it.
     """
 
     def __init__(self, squared: np.ndarray) -> None:
@@ -223,16 +194,9 @@ class Crowd:
     ) -> tuple[int, float]:
         """Return which model Krum selects, and its score: the first of those with the least.
 
-        A score sums squared distances to so many nearest neighbours, itself not counted.
-
-        Parameters
-        ----------
-        neighbours : int
-        among : bool (n,), optional
-            Which models take part; by default all.
-        crafted, copies : float64 (n,) and int, optional
-            Copies of one more model come first, at these squared distances. If Krum selects
-            them, that is number -1.
+        A score sums squared distances to so many nearest neighbours, itself not counted. Models
+        marked in `among`, bool (n,), take part, by default all. Copies of one more model come
+        first, at squared distances `crafted`, float64 (n,); if Krum selects them, that is -1.
         """
         among = self._everyone if among is None else among
         crafted = self._squared[0] if crafted is None else crafted
@@ -290,14 +254,10 @@ def bulyan(updates: np.ndarray, c: int) -> np.ndarray:
     return mean_around_median(updates, selected, m - 4 * c)
 
 
-def _trimmed_mean_without(updates: np.ndarray, beta: int) -> np.ndarray:
-    return middle_means_without(updates, beta, len(updates) - 1 - beta)
-
-
 @rule(
     "trimmed-mean",
     Limit("m - 2 beta", lambda m, c, beta: m - 2 * beta),
-    leave_one_out=_trimmed_mean_without,
+    leave_one_out=lambda rows, beta: middle_means_without(rows, beta, len(rows) - 1 - beta),
 )
 def trimmed_mean(updates: np.ndarray, beta: int) -> np.ndarray:
     """Mean of each parameter without its beta largest and beta smallest values.
@@ -311,12 +271,10 @@ def trimmed_mean(updates: np.ndarray, beta: int) -> np.ndarray:
     return middle_mean(updates, beta, len(updates) - beta)
 
 
-def _median_without(updates: np.ndarray) -> np.ndarray:
-    left = len(updates) - 1
-    return middle_means_without(updates, (left - 1) // 2, left // 2 + 1)
-
-
-@rule("median", leave_one_out=_median_without)
+@rule(
+    "median",
+    leave_one_out=lambda rows: middle_means_without(rows, len(rows) // 2 - 1, (len(rows) + 1) // 2),
+)
 def median(updates: np.ndarray) -> np.ndarray:
     """Median of each parameter; for even m the mean of the middle two.
 

@@ -40,8 +40,8 @@ def gaussian(step: Round) -> np.ndarray:
 def changing_direction(step: Round) -> np.ndarray:
     """Signs s of how the global model would change (3.1): +1 where it grows, else -1.
 
-    The sign of the mean of the known before-attack updates; with `direction="rule"`, where these
-    are everyone's, of what the aggregation rule itself would output.
+    Of the mean of the known updates; with `direction="rule"`, where these are everyone's, of what
+    the aggregation rule itself would output.
     """
     if step.parameters.direction == "rule" and not step.partial:
         change = step.master.rule(step.known, c=step.master.c, beta=step.master.beta)
@@ -66,9 +66,8 @@ _LARGEST = float(np.finfo(np.float32).max)  # lambda, as an update that can be s
 class KrumProblem:
     """Equations 2 and 4: the largest lambda for which Krum picks `w'_1 = base - lambda s`.
 
-    Squared distances are all that Krum looks at, and that between `w'_1` and a benign model is
-    a quadratic in lambda; so the n benign models' distances are computed once, and trying a
-    lambda costs O(n^2).
+    The squared distance between `w'_1` and a benign model is a quadratic in lambda; so those of the
+    n benign models are computed once, and trying a lambda costs O(n^2).
     """
 
     squared: np.ndarray  # float64 (n, n), between the benign models
@@ -107,9 +106,8 @@ class KrumProblem:
     ) -> tuple[float, bool]:
         """Return the largest lambda found, and whether Krum picks w'_1 with it.
 
-        From Equation 3's on, for the first number of copies tried, lambda is halved until Krum
-        picks w'_1 or lambda < 1e-5; then again with the next number of copies. `assumed` says how
-        many compromised models Krum assumes when there are so many copies.
+        From Equation 3's on it is halved, for each number of copies tried, until Krum picks w'_1 or
+        lambda < 1e-5; of so many copies, Krum assumes `assumed(copies)` compromised models.
         """
         start = self.upper_bound(tries[0], assumed(tries[0]))
         for copies in tries:
@@ -122,10 +120,9 @@ class KrumProblem:
 
 
 def krum_problem(step: Round, direction: np.ndarray) -> tuple[KrumProblem, np.ndarray]:
-    """What Krum will see of the models that the attacker knows to be benign (3.2).
+    """What Krum will see of the models that the attacker knows to be benign (3.2), and w'_1's base.
 
-    Partial knowledge: the c own before-attack ones; full: those of the m - c others. Returns the
-    update, shape (d,), from which w'_1 lies lambda against the direction, too.
+    Partial knowledge: the c own before-attack ones; full: those of the m - c others.
     """
     distances = squared_distances(step.known)
     benign = slice(0 if step.partial else step.c, None)
@@ -172,10 +169,8 @@ def krum_attack(step: Round) -> np.ndarray:
 
     With the deviation goal (Appendix B), w'_1 = w_re - lambda.
     """
-    if step.parameters.goal == "deviation":
-        direction = np.ones_like(step.known[0])
-    else:
-        direction = changing_direction(step)
+    deviates = step.parameters.goal == "deviation"
+    direction = np.ones_like(step.known[0]) if deviates else changing_direction(step)
     problem, base = krum_problem(step, direction)
     scale, found = largest_lambda(problem, step)
     step.notes["lambda not found"] += not found
@@ -212,9 +207,8 @@ def trimmed_mean_attack(step: Round) -> np.ndarray:
 
     With the deviation goal (Appendix B), on the side where that moves trimmed mean further.
     """
-    direction = (
-        -farther_side(step) if step.parameters.goal == "deviation" else changing_direction(step)
-    )
+    deviates = step.parameters.goal == "deviation"
+    direction = -farther_side(step) if deviates else changing_direction(step)
     near, far = (estimated_interval if step.partial else benign_interval)(step, direction)
     out = step.rng.random((step.c, near.size), dtype=np.float32)
     out *= far - near
@@ -223,10 +217,7 @@ def trimmed_mean_attack(step: Round) -> np.ndarray:
 
 
 def farther_side(step: Round) -> np.ndarray:
-    """+1 where values above all benign ones move trimmed mean further than values below, else -1.
-
-    "Further" is from what trimmed mean gives before the attack (Equation 5).
-    """
+    """+1 where values above all benign ones move trimmed mean further from where it is, else -1."""
     before = trimmed_mean(step.known, step.master.beta)
     one = np.ones_like(before)
 

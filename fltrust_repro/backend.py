@@ -1,10 +1,8 @@
 """The only module that imports MXNet: makes it importable, picks the device, shares memory.
 
-MXNet 1.9.1 is older than today's numpy and CUDA packages; what its import needs from its
-surroundings is set right here, for as long as it takes, and nothing else has to know.
-
-Trials have one thread each, so that sums have one order and numbers do not depend on a machine's
-cores: worker processes from their start, a process of a user's own while a trial runs in it.
+MXNet 1.9.1 is older than today's numpy and CUDA packages; what its import needs is set right here,
+for as long as it takes. Trials have one thread each, so that sums have one order and numbers do not
+depend on a machine's cores: worker processes from their start, a user's own while a trial runs.
 """
 
 from __future__ import annotations
@@ -86,8 +84,7 @@ def _mxnet() -> ModuleType:
 def _dropped_names() -> Iterator[None]:
     """Give numpy the names that it dropped, for MXNet's import; MXNet alone keeps them."""
     added = {name: type_ for name, type_ in _DROPPED.items() if name not in np.__dict__}
-    for name, type_ in added.items():
-        setattr(np, name, type_)
+    vars(np).update(added)
     try:
         yield
     finally:
@@ -129,8 +126,7 @@ def gpu_memory_share(index: int) -> float:
 def workspace(ctx: Context) -> int:
     """Bytes that the intermediate arrays of one step may take: a sixteenth of a GPU's memory.
 
-    Of all its memory and not of what is free, so that the order of floating point sums does not
-    depend on what else runs there.
+    Not of what is free, so that sums have one order whatever else runs there.
     """
     _, total = _mxnet().context.gpu_memory_info(ctx.device_id)
     return total // 16
@@ -157,10 +153,7 @@ def check_device(name: str) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """Turn `cpu`, `gpu` or `auto` into the device at hand, `cpu` or `gpu`.
-
-    Raises `BadInput` for another name, and for `gpu` where MXNet sees none.
-    """
+    """Return the device at hand; `BadInput` for `gpu` where there is none, and for another name."""
     check_device(name)
     if name == "auto":
         return "gpu" if gpu_count() else "cpu"
@@ -185,8 +178,7 @@ def is_gpu(ctx: Context) -> bool:
 def host_view(array: NDArray) -> np.ndarray:
     """Return a numpy array over the memory of a float32 CPU NDArray: no copy, writable.
 
-    Waits for what MXNet still computes on it. The view keeps the NDArray alive. `BadInput` for
-    another type, whose memory would be read as what it is not.
+    Waits for what MXNet still computes on it, and keeps it alive. `BadInput` for another type.
     """
     if array.dtype != np.float32:
         raise BadInput(f"an NDArray of {np.dtype(array.dtype)} came where float32 is needed.")
@@ -212,10 +204,7 @@ def to_ndarray(array: np.ndarray) -> NDArray:
 
 @contextlib.contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while, such as that in which processes start.
-
-    Then the environment is as before, whatever changed it meanwhile.
-    """
+    """Set environment variables for a while; then all is as before, whoever changed it."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -232,10 +221,9 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def one_thread() -> Iterator[None]:
     """Compute with one thread, also where libraries were loaded with more; then restore theirs.
 
-    It does not matter who imported numpy, numba or MXNet, when, and with what environment: BLAS,
-    OpenMP, numba and the thread in which MXNet computes are told. Two things are beyond it: several
-    such threads (MXNET_CPU_WORKER_NTHREADS, by default 1), and operators that MXNet prepared with
-    several threads before, which it takes again for arrays of the very same shapes.
+    BLAS, OpenMP, numba and the thread in which MXNet computes are told, whoever imported them when.
+    Beyond it are several such threads (MXNET_CPU_WORKER_NTHREADS, by default 1), and operators that
+    MXNet prepared with several threads before, and takes again for arrays of the same shapes.
     """
     import numba
     import scipy.linalg.cython_blas  # noqa: F401  (numba's products call it: a BLAS to be limited)
@@ -251,18 +239,12 @@ def one_thread() -> Iterator[None]:
         _limit_mxnet(threads_of_mxnet)
 
 
-_EngineFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-
-
 class _EngineContext(ctypes.Structure):
     _fields_ = (("device_type", ctypes.c_int), ("device_id", ctypes.c_int))
 
 
 def _limit_mxnet(count: int) -> int:
-    """Give the thread in which MXNet computes on the CPU that many of OpenMP's; return how many.
-
-    OpenMP counts for each thread by itself, so that it has to be told in that very thread.
-    """
+    """Tell OpenMP its threads, in the thread in which MXNet computes; return the former number."""
     mx, told, former = _mxnet(), threading.Event(), []
     library = mx.base._LIB
     try:
@@ -270,7 +252,7 @@ def _limit_mxnet(count: int) -> int:
     except AttributeError:  # a build without OpenMP
         return 1
 
-    @_EngineFunction
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
     def tell(run_context: int | None, parameter: int | None) -> None:
         former.append(had())
         give(count)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.gradients import Compiled, softmax_residual
 
-_SCORE_CHUNK = 25
+_SCORE_CHUNK = 25  # examples
 _HELD = 2**25 - 2**16  # bytes; the most that glibc learns from
 
 
 @compiled
-def _patches(x: np.ndarray, kh: int, kw: int) -> np.ndarray:
+def _patches(x: Array, kh: int, kw: int) -> Array:
     channels, n, height, width = x.shape
     oh, ow = height - kh + 1, width - kw + 1
     out = np.empty((channels * kh * kw, n, oh, ow), dtype=np.float32)
@@ -32,7 +32,7 @@ def _patches(x: np.ndarray, kh: int, kw: int) -> np.ndarray:
 
 
 @compiled
-def _patches_gradient(columns: np.ndarray, x_gradient: np.ndarray, kh: int, kw: int) -> None:
+def _patches_gradient(columns: Array, x_gradient: Array, kh: int, kw: int) -> None:
     channels, n, height, width = x_gradient.shape
     oh, ow = height - kh + 1, width - kw + 1
     source = columns.reshape(channels * kh * kw, n, oh, ow)
@@ -55,7 +55,7 @@ def _larger(
 
 
 @compiled
-def _bias_relu_pool(z: np.ndarray, bias: np.ndarray, ph: int) -> tuple[np.ndarray, np.ndarray]:
+def _bias_relu_pool(z: Array, bias: Array, ph: int) -> tuple[Array, Array]:
     """Max pooling of relu(z + bias), and where in z[f, e] each maximum lies, or -1 for relu's 0.
 
     Windows are two wide and ph = 1 or 2 high; written out like this, a row of them is one loop for
@@ -85,7 +85,7 @@ def _bias_relu_pool(z: np.ndarray, bias: np.ndarray, ph: int) -> tuple[np.ndarra
 
 
 @compiled
-def _bias_relu_pool_gradient(gradient: np.ndarray, place: np.ndarray, z: np.ndarray) -> None:
+def _bias_relu_pool_gradient(gradient: Array, place: Array, z: Array) -> None:
     # Writes d loss / d z into z, whose values are no longer needed.
     images = z.reshape(len(place), -1)
     values = gradient.reshape(place.shape)
@@ -97,11 +97,8 @@ def _bias_relu_pool_gradient(gradient: np.ndarray, place: np.ndarray, z: np.ndar
 
 
 @compiled
-def _columns_of(matrix: np.ndarray, n: int, examples: np.ndarray) -> np.ndarray:
-    """Of a matrix whose columns belong to n examples in turn, the columns of some of these.
-
-    Of all of them in turn it is the matrix itself, which saves most workers a copy.
-    """
+def _columns_of(matrix: Array, n: int, examples: Array) -> Array:
+    """Columns of some of n examples; of all in turn the matrix itself, which saves a copy."""
     if examples.size == n and (examples == np.arange(n)).all():
         return matrix
     rows, per = matrix.shape[0], matrix.shape[1] // n
@@ -114,37 +111,18 @@ def _columns_of(matrix: np.ndarray, n: int, examples: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _ones(n: int) -> np.ndarray:
-    return np.ones(n, dtype=np.float32)
+def _swapped(x: Array) -> Array:
+    """(a, b, height, width) -> (b, a, height, width), one array after another in memory."""
+    first, second, height, width = x.shape
+    out = np.empty((second, first, height, width), dtype=np.float32)
+    for a in range(first):
+        for b in range(second):
+            out[b, a] = x[a, b]
+    return out
 
 
 @compiled
-def _row_sums(matrix: np.ndarray) -> np.ndarray:
-    return np.dot(matrix, _ones(matrix.shape[1]))  # numba's own sums along an axis are slow
-
-
-@compiled
-def _examples_first(x: np.ndarray) -> np.ndarray:
-    """(channels, n, height, width) -> (n, channels * height * width), as Gluon flattens."""
-    channels, n, height, width = x.shape
-    out = np.empty((n, channels, height * width), dtype=np.float32)
-    for c in range(channels):
-        for e in range(n):
-            out[e, c] = x[c, e].ravel()
-    return out.reshape(n, channels * height * width)
-
-
-@compiled
-def _channels_first(x: np.ndarray, out: np.ndarray) -> None:
-    channels, n, height, width = out.shape
-    source = x.reshape(n, channels, height, width)
-    for c in range(channels):
-        for e in range(n):
-            out[c, e] = source[e, c]
-
-
-@compiled
-def _cnn_forward(w: np.ndarray, x: np.ndarray, layout: tuple) -> tuple:
+def _cnn_forward(w: Array, x: Array, layout: tuple) -> tuple:
     """Logits of the CNN for x (channels, n, height, width), and what the gradient needs again.
 
     `layout` holds where the eight parameters end in `w`, in Gluon's order, and the filters of both
@@ -160,7 +138,7 @@ def _cnn_forward(w: np.ndarray, x: np.ndarray, layout: tuple) -> tuple:
     columns2 = _patches(pool1, kh, kw)
     z2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1), columns2).reshape(f2, n, h2, w2)
     pool2, place2 = _bias_relu_pool(z2, w[ends[2] : ends[3]], ph)
-    flat = _examples_first(pool2)
+    flat = _swapped(pool2).reshape(n, -1)  # as Gluon flattens
     dense1 = w[ends[3] : ends[4]].reshape(hidden, -1)
     units = np.maximum(np.dot(flat, dense1.T) + w[ends[4] : ends[5]], np.float32(0))
     logits = np.dot(units, w[ends[5] : ends[6]].reshape(-1, hidden).T) + w[ends[6] :]
@@ -168,11 +146,8 @@ def _cnn_forward(w: np.ndarray, x: np.ndarray, layout: tuple) -> tuple:
 
 
 @compiled
-def _cnn_backward(w: np.ndarray, x: np.ndarray, labels: np.ndarray, layout: tuple) -> tuple:
-    """Losses of examples, and for each of the four layers its inputs and d loss / d outputs.
-
-    Columns of a convolution's belong to the examples in turn, rows of a dense layer's likewise.
-    """
+def _cnn_backward(w: Array, x: Array, labels: Array, layout: tuple) -> tuple:
+    """Losses of examples, and for each of the four layers its inputs and d loss / d outputs."""
     ends, (f1, f2, hidden, kh, kw, _ph) = layout
     residual, units, flat, layer1, layer2 = _cnn_forward(w, x, layout)
     columns1, z1, pool1, place1 = layer1
@@ -182,8 +157,9 @@ def _cnn_backward(w: np.ndarray, x: np.ndarray, labels: np.ndarray, layout: tupl
         loss[e] = softmax_residual(residual[e : e + 1], labels[e : e + 1])
     back = np.dot(residual, w[ends[5] : ends[6]].reshape(-1, hidden))
     d_units = np.where(units > 0, back, np.float32(0))
-    _channels_first(np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1)), pool2)
-    _bias_relu_pool_gradient(pool2, place2, z2)
+    d_flat = np.dot(d_units, w[ends[3] : ends[4]].reshape(hidden, -1))
+    d_pool2 = _swapped(d_flat.reshape(loss.size, f2, pool2.shape[2], pool2.shape[3]))
+    _bias_relu_pool_gradient(d_pool2, place2, z2)
     d_z2 = z2.reshape(f2, -1)
     d_columns2 = np.dot(w[ends[1] : ends[2]].reshape(f2, -1).T, d_z2)
     _patches_gradient(d_columns2, pool1, kh, kw)
@@ -194,22 +170,14 @@ def _cnn_backward(w: np.ndarray, x: np.ndarray, labels: np.ndarray, layout: tupl
 
 @compiled
 def _cnn_steps(
-    w: np.ndarray,
-    x: np.ndarray,
-    labels: np.ndarray,
-    members: np.ndarray,
-    counts: np.ndarray,
-    rate: np.float32,
-    layout: tuple,
-    steps: np.ndarray,
-    losses: np.ndarray,
+    w: Array, x: Array, labels: Array, held: tuple, rate: np.float32, layout: tuple, out: tuple
 ) -> None:
     """A step of gradient descent on each worker's batch-mean cross-entropy, by the chain rule.
 
     All workers are at the same model w, so that examples x with labels pass through it once,
-    whoever holds them; worker i's are `members[i, :counts[i]]`, its step is row i.
+    whoever holds them: worker i those of `members[i, :counts[i]]`, and its step is row i.
     """
-    ends, n = layout[0], x.shape[1]
+    (members, counts), (steps, losses), ends, n = held, out, layout[0], x.shape[1]
     loss, convolutions, dense = _cnn_backward(w, x, labels, layout)
     for i in range(counts.size):
         row, mine = steps[i], members[i, : counts[i]]
@@ -226,7 +194,8 @@ def _cnn_steps(
             own *= scale
             weight = row[start : ends[2 * k]].reshape(len(own), -1)
             weight[:] = np.dot(own, _columns_of(columns, n, mine).T)
-            row[ends[2 * k] : ends[2 * k + 1]] = _row_sums(own)
+            ones = np.ones(own.shape[1], dtype=np.float32)  # numba's sums along an axis are slow
+            row[ends[2 * k] : ends[2 * k + 1]] = np.dot(own, ones)
             start = ends[2 * k + 1]
         for k in range(2):
             inputs, d_outputs = dense[k]
@@ -235,11 +204,11 @@ def _cnn_steps(
             stop = start + own.shape[1] * inputs.shape[1]
             np.dot(own.T, inputs[mine], row[start:stop].reshape(own.shape[1], -1))
             start = stop + own.shape[1]
-            row[stop:start] = np.dot(_ones(mine.size), own)
+            row[stop:start] = np.dot(np.ones(mine.size, dtype=np.float32), own)
 
 
 @compiled
-def _gather_channels_first(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _gather_channels_first(x: Array, rows: Array) -> Array:
     batch = np.empty((x.shape[1], rows.size, x.shape[2], x.shape[3]), dtype=np.float32)
     for e in range(rows.size):
         for c in range(x.shape[1]):
@@ -249,41 +218,31 @@ def _gather_channels_first(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 @compiled
 def _cnn_updates(
-    w: np.ndarray,
-    x: np.ndarray,
-    batches: np.ndarray,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    rate: np.float32,
-    layout: tuple,
-    updates: np.ndarray,
-    losses: np.ndarray,
+    w: Array, x: Array, batches: tuple, rate: np.float32, layout: tuple, out: tuple
 ) -> None:
     """Local SGD of every worker, one after another."""
-    rounds, workers, batch_size = batches.shape
+    (rows, labels, counts), (updates, losses) = batches, out
+    rounds, workers, batch_size = rows.shape
     step, unused = np.empty((1, w.size), dtype=np.float32), np.empty(1)
     everything = np.arange(batch_size).reshape(1, -1)
     for i in range(workers):
-        one, update, size = counts[i : i + 1], updates[i : i + 1], counts[i]
+        update, size = updates[i : i + 1], counts[i]
         if size == 0:
             update[:] = 0
         for r in range(rounds if size else 0):
-            batch, truth = _gather_channels_first(x, batches[r, i, :size]), labels[r, i, :size]
+            batch, truth = _gather_channels_first(x, rows[r, i, :size]), labels[r, i, :size]
+            held = everything, counts[i : i + 1]
             if r == 0:
-                loss = losses[i : i + 1]
-                _cnn_steps(w, batch, truth, everything, one, rate, layout, update, loss)
+                _cnn_steps(w, batch, truth, held, rate, layout, (update, losses[i : i + 1]))
             else:
-                local = w + update[0]
-                _cnn_steps(local, batch, truth, everything, one, rate, layout, step, unused)
+                _cnn_steps(w + update[0], batch, truth, held, rate, layout, (step, unused))
                 update += step
 
 
 @compiled
-def _cnn_scores(
-    w: np.ndarray, x: np.ndarray, layout: tuple, scores: np.ndarray, chunk: int
-) -> None:
-    for start in range(0, len(x), chunk):
-        rows = np.arange(start, min(start + chunk, len(x)))
+def _cnn_scores(w: Array, x: Array, layout: tuple, scores: Array) -> None:
+    for start in range(0, len(x), _SCORE_CHUNK):
+        rows = np.arange(start, min(start + _SCORE_CHUNK, len(x)))
         batch = _gather_channels_first(x, rows)
         scores[start : start + rows.size] = _cnn_forward(w, batch, layout)[0]
 
@@ -302,29 +261,21 @@ def compiled_cnn(
     # that back to the system and asks for it again, page by page, for longer than a pass computes.
     np.empty(_HELD, dtype=np.uint8)
 
-    def updates(
-        w: np.ndarray,
-        x: np.ndarray,
-        batches: np.ndarray,
-        labels: np.ndarray,
-        counts: np.ndarray,
-        learning_rate: float,
-        *out: np.ndarray,
-    ) -> None:
-        rate = np.float32(learning_rate)
+    def updates(w: Array, x: Array, batches: tuple, learning_rate: float, *out: Array) -> None:
+        (rows, labels, counts), rate = batches, np.float32(learning_rate)
         # Workers that share their examples share most of the first round's work too.
-        names = batches[0].astype(np.int64) * classes + labels[0]
+        names = rows[0].astype(np.int64) * classes + labels[0]
         distinct, members = np.unique(names, return_inverse=True)
-        if len(batches) == 1 and 2 * distinct.size <= counts.sum():
-            rows, truth = np.divmod(distinct, classes)
-            batch, members = _gather_channels_first(x, rows), members.reshape(names.shape)
-            _cnn_steps(w, batch, truth, members, counts, rate, layout, *out)
+        if len(rows) == 1 and 2 * distinct.size <= counts.sum():
+            shared, truth = np.divmod(distinct, classes)
+            batch, held = _gather_channels_first(x, shared), (members.reshape(names.shape), counts)
+            _cnn_steps(w, batch, truth, held, rate, layout, out)
         else:
-            _cnn_updates(w, x, batches, labels, counts, rate, layout, *out)
+            _cnn_updates(w, x, batches, rate, layout, out)
 
-    def scores(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def scores(w: Array, x: Array) -> Array:
         out = np.empty((len(x), classes), dtype=np.float32)
-        _cnn_scores(w, x, layout, out, _SCORE_CHUNK)
+        _cnn_scores(w, x, layout, out)
         return out
 
     return Compiled(updates, scores)

@@ -1,9 +1,8 @@
 """The decorator of all compiled functions, and where their machine code waits for the next process.
 
 numba's own cache knows machine code by the file of its function alone, although it holds that of
-the functions called; it needs a place to write; and a damaged file of it stops every process. Here
-machine code is known by the sources of all that it can hold, and wherever it cannot be kept or
-read, the function is compiled anew.
+the functions called; and a damaged file of it stops every process. Here it is known by the sources
+of all that it can hold, and where it cannot be kept or read, the function is compiled anew.
 """
 
 from __future__ import annotations
@@ -24,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from fltrust_repro.files import write_bytes
+
+Array = np.ndarray  # as compiled functions take them
 
 _PACKAGE = Path(__file__).parent
 _VERSIONS_KEPT = 4  # of a module
@@ -38,8 +40,7 @@ _DIGEST = 32  # bytes of SHA-256, ahead of the machine code
 def compiled(function: Callable | None = None, *, fastmath: bool | set[str] = False) -> Any:
     """Compile a function with numba at its first call: `@compiled`, `@compiled(fastmath=True)`.
 
-    The machine code of this package's functions is kept for other processes. numba's settings, and
-    the user's own functions, stay as they are.
+    The machine code of this package's functions is kept for other processes.
     """
     if function is None:
         return partial(compiled, fastmath=fastmath)
@@ -52,10 +53,7 @@ def compiled(function: Callable | None = None, *, fastmath: bool | set[str] = Fa
 
 
 class _MachineCode(NullCache):
-    """What numba asks for a function's machine code, by the signature of a call.
-
-    Whatever goes wrong, as a full disk or a file cut short, counts as code that is not there.
-    """
+    """Machine code by the signature of a call, as numba asks for it; None where anything fails."""
 
     def __init__(self, version: str, function: Callable) -> None:
         self._version, self._name = version, function.__qualname__

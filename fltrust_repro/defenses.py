@@ -2,8 +2,7 @@
 
 A defense judges every worker by two global models on a small validation set, A with the worker's
 update among those aggregated and B without it; `E_A - E_B` is its error rate impact, `L_A - L_B`
-its loss impact. The c workers of largest impact are removed, ties broken at random: broken by
-position, they would always touch the compromised workers, who come first.
+its loss impact. Ties are broken at random: the compromised workers come first.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.aggregation import Rule
-from fltrust_repro.doors import as_numbers, as_updates, lent_parts
+from fltrust_repro.doors import lent_parts, take_in
 from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import Registry, summary
 
@@ -38,10 +37,7 @@ class Suspicion:
     rng: np.random.Generator  # for ties
 
     def __post_init__(self) -> None:
-        updates = as_updates(self.updates, "a defense")
-        w_re = as_numbers(self.w_re, updates.shape[1:], "a defense", "the received model")
-        object.__setattr__(self, "updates", updates)
-        object.__setattr__(self, "w_re", w_re)
+        take_in(self, "a defense", "updates")
 
     @cached_property
     def impacts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -69,10 +65,7 @@ class Defense:
     most: int
 
     def removed(self, case: Suspicion) -> np.ndarray:
-        """Return which workers to remove: different integers in [0, m), at most `most` times c.
-
-        Raises `BadInput` where the function returns anything else.
-        """
+        """Return which workers to remove; `BadInput` where the function tells anything else."""
         answer = self.function(lent_parts(case, self.function))
         try:
             told = np.asarray(answer.asnumpy() if hasattr(answer, "asnumpy") else answer)
@@ -107,10 +100,7 @@ defenses: Registry[Defense] = Registry("defense")
 
 
 def defense(name: str, most: int = 1) -> Callable:
-    """Register a function `(Suspicion) -> workers to remove` as defense `name`.
-
-    It returns their numbers, integers of shape (k,), at most `most` times c of them.
-    """
+    """Register a function `(Suspicion) -> workers to remove`, int (k,), k <= `most` times c."""
     if isinstance(most, bool) or not isinstance(most, int) or most < 0:
         raise BadInput(f"defense {name!r} has most = {most!r}; give a whole number, at least 0.")
 

@@ -1,15 +1,14 @@
 """Squared distances between all updates, from inner products: what Krum and its attack look at.
 
-The products are scipy's BLAS's: the newest at hand, which knows the CPU where older ones do not.
-numpy 1.26 and MXNet 1.9 bring an OpenBLAS of their own; on a CPU newer than they are, these fall
-back to kernels of 2004, several times slower. scipy offers its own to C, and numba's `np.dot`
-calls it, too.
+The products are those of scipy's BLAS, the newest at hand, which numba's `np.dot` calls too: on a
+CPU newer than they are, numpy 1.26's and MXNet 1.9's fall back to kernels of 2004, several times
+slower.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -24,31 +23,22 @@ _CROWD = 2.0**-4  # half of the rows lie within this share of a row's own square
 
 
 def squared_distances(updates: Numbers) -> np.ndarray:
-    """Squared Euclidean distances between all rows.
+    """Squared Euclidean distances between all rows of updates (m, d).
 
-    Parameters
-    ----------
-    updates : array (m, d)
-
-    Returns
-    -------
-    float64 (m, m), exactly symmetric, zero diagonal
-        A row that holds a non-finite value is at infinite distance from every other row. A
-        distance comes from inner products, as |a|^2 + |b|^2 - 2 ab, and is within
-        1e-5 (|a|^2 + |b|^2) of the true one, where lengths are taken from one of the rows on if
-        most rows share a large part: products of float32 blocks of columns are summed in float64,
-        and where float32 is too narrow for the products these are float64 too. Allocates (m, m)
-        numbers and one block of columns.
-
-    Raises
-    ------
-    BadInput
-        Not a matrix of numbers.
+    Returns float64 (m, m), exactly symmetric with a zero diagonal. A row that holds a non-finite
+    value is at infinite distance from every other. A distance comes from inner products, as
+    |a|^2 + |b|^2 - 2 ab, and is within 1e-5 (|a|^2 + |b|^2) of the true one, where lengths are
+    taken from one of the rows on if most rows share a large part: products of float32 blocks of
+    columns are summed in float64, and where float32 is too narrow for the products these are
+    float64 too. Allocates (m, m) numbers and one block of columns.
     """
     array = as_updates(updates, "squared_distances")
     products, finite = _gram(array, None)
     squared = distances_from(products, finite)
-    if _crowded(squared, np.diag(products)):
+    near = squared < _CROWD * np.diag(products)[:, None]
+    # Whether half of all rows lie so close to one that products cancel: fewer, being an attacker's,
+    # can neither cause nor prevent it.
+    if (np.count_nonzero(near, axis=1) > len(squared) // 2).any():
         # From the row that half of all rows lie closest around: it is not far from most.
         middle = np.sort(squared, axis=1)[:, len(squared) // 2].argmin()
         squared = distances_from(*_gram(array, array[middle]))
@@ -58,8 +48,8 @@ def squared_distances(updates: Numbers) -> np.ndarray:
 def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
     """Squared distances from the inner products (m, m) and which rows are finite.
 
-    Only the lower triangle of `products` is looked at: a product routine may round an entry and
-    its mirror image differently, and Krum would break a tie by that.
+    Only the lower triangle is looked at: a product routine may round an entry and its mirror image
+    differently, and Krum would break a tie by that.
     """
     norms = np.diag(products)
     squared = np.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
@@ -84,37 +74,22 @@ def _wide_products(rows: np.ndarray, other: np.ndarray, out: np.ndarray) -> None
 def lengths_and_slopes(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Squared length of each row, and its inner product with a direction: float64 (2, n).
 
-    In float64 also inside the sums: the Krum attack adds both up to distances that may be far
-    smaller, and no length of float32 values overflows.
+    Also summed in float64: the Krum attack adds both up to distances that may be far smaller, and
+    no length of float32 values overflows.
     """
     out = np.empty((2, len(rows)))
     _wide_products(rows, direction, out)
     return out
 
 
-def _crowded(squared: np.ndarray, lengths: np.ndarray) -> bool:
-    """Whether half of all rows lie so close to one that the difference of products cancels.
-
-    Close by its squared length. Fewer than half, being an attacker's, can neither cause that nor
-    prevent it.
-    """
-    near = squared < _CROWD * lengths[:, None]
-    return bool((np.count_nonzero(near, axis=1) > len(squared) // 2).any())
-
-
 def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, non-finite ones taken as 0, and which rows are finite.
-
-    Of the rows' differences to `origin`, unless that is None.
-    """
+    """Inner products of all rows, or their differences to `origin`, and which rows are finite."""
     m, d = array.shape
-    finite = np.ones(m, dtype=bool)
     products = _gram_of_blocks(array, origin)
     if not np.isfinite(products).all():
-        # A row is not finite, or float32 products overflowed.
-        for block, _ in _blocks(array, None):
-            finite &= np.isfinite(block).all(axis=1)
-        return _wide_gram_of_blocks(array, finite, origin), finite
+        # A row is not finite, and counts as 0, or float32 products overflowed.
+        finite = np.array([np.isfinite(row).all() for row in array])
+        return _gram_of_blocks(array, origin, finite), finite
     # Products of values as small as a row's are on average here are lost in float32. Rows of
     # zeros, from workers without examples, are right as they are.
     faint = np.diag(products) < d * np.finfo(np.float32).tiny
@@ -122,38 +97,27 @@ def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.
     faint[faint] = [(array[i] != zero).any() for i in np.flatnonzero(faint)]
     if faint.any():
         pairs = np.ix_(faint, faint)
-        products[pairs] = _wide_gram_of_blocks(array, faint, origin)[pairs]
-    return products, finite
+        products[pairs] = _gram_of_blocks(array, origin, faint)[pairs]
+    return products, np.ones(m, dtype=bool)
 
 
-def _blocks(
-    array: np.ndarray, origin: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, np.ndarray | np.float32]]:
-    """Blocks of columns, and what of `origin` belongs to them."""
-    for start in range(0, array.shape[1], _COLUMNS):
-        columns = slice(start, start + _COLUMNS)
-        yield array[:, columns], np.float32(0) if origin is None else origin[columns]
-
-
-def _gram_of_blocks(array: np.ndarray, origin: np.ndarray | None) -> np.ndarray:
-    m = len(array)
-    products, part = np.zeros((m, m)), np.zeros((m, m), dtype=np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for block, start in _blocks(array, origin):
-            lower_gram(block if origin is None else block - start, part)
-            products += part
-    return products
-
-
-def _wide_gram_of_blocks(
-    array: np.ndarray, rows: np.ndarray, origin: np.ndarray | None
+def _gram_of_blocks(
+    array: np.ndarray, origin: np.ndarray | None, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """Inner products in float64 of the rows marked, which are finite; 0 for the others."""
-    products = np.zeros((len(array), len(array)))
-    for block, start in _blocks(array, origin):
-        wide = np.where(rows[:, None], block, np.float32(0)).astype(np.float64)
-        wide = np.where(rows[:, None], wide - start, 0.0)
-        products += wide @ wide.T
+    """Inner products of all rows; or in float64, of those marked, which are finite, else 0."""
+    m, d = array.shape
+    products, part = np.zeros((m, m)), np.zeros((m, m), dtype=np.float32)
+    for start in range(0, d, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        block, shift = array[:, columns], np.float32(0) if origin is None else origin[columns]
+        if rows is None:
+            with np.errstate(invalid="ignore", over="ignore"):
+                lower_gram(block if origin is None else block - shift, part)
+                products += part
+        else:
+            wide = np.zeros(block.shape)
+            np.subtract(block, shift, out=wide, where=rows[:, None], dtype=np.float64)
+            products += wide @ wide.T
     return products
 
 
@@ -166,11 +130,8 @@ def _ssyrk() -> Callable[..., None]:
 def lower_gram(block: np.ndarray, out: np.ndarray) -> None:
     """Inner products of all rows of a block: the lower triangle of `out`, the rest untouched.
 
-    Parameters
-    ----------
-    block : float32 (m, k)
-        k >= 1; columns one after another in memory, rows at any distance. It is not copied.
-    out : float32 (m, m), C-contiguous
+    `block`, float32 (m, k), k >= 1, has rows at any distance and is not copied; `out` is float32
+    (m, m), row after row.
     """
     m, k = block.shape
     rows = ctypes.c_int(block.strides[0] // block.itemsize)

@@ -1,9 +1,9 @@
 """The doors to rules, attacks and defenses: arrays come in and go out, and are checked, here alone.
 
 Inside, an array is a plain numpy array: float32, on the host, writable, row after row in memory. A
-user gives numpy's arrays, MXNet's or lists, of integers or floats of any width; beyond float32's
-range they become infinite. NaN and infinity are let in: to bear them is a rule's business. What
-comes back is of the kind that was given. Nothing here loads MXNet for a user who does not.
+user gives numpy's arrays, MXNet's or lists, of any numbers; beyond float32's range they become
+infinite. NaN and infinity are let in: to bear them is a rule's business. What comes back is of the
+kind that was given. Nothing here loads MXNet for a user who does not.
 """
 
 from __future__ import annotations
@@ -56,25 +56,10 @@ def is_ndarray(values: object) -> bool:
 
 
 def as_numbers(values: Any, shape: tuple[int | None, ...], user: str, what: str) -> np.ndarray:
-    """Take what a user gave for an array of numbers.
+    """Return what a user gave as a float32 array, sharing the memory of a float32 one on the host.
 
-    Parameters
-    ----------
-    values : NDArray, numpy array or what numpy makes an array of; integers or floats
-        The memory of a float32 array on the host is shared where it can be.
-    shape : tuple
-        What the shape has to be; None stands for any length from 1 on, m or d.
-    user, what : str
-        Who takes or gives the values, and what they are, for the message.
-
-    Returns
-    -------
-    numpy array, float32
-
-    Raises
-    ------
-    BadInput
-        Another shape, or no real numbers.
+    In `shape` None stands for any length from 1 on, m or d. Raises `BadInput`, in which `user`
+    takes or gives `what`, for another shape or for what holds no real numbers.
     """
     array = _on_host(values)
     fits = array.ndim == len(shape) and all(
@@ -104,6 +89,14 @@ def _on_host(values: Any) -> np.ndarray:
 def as_updates(values: Any, user: str) -> np.ndarray:
     """Take a matrix of updates (m, d), m and d at least 1, as `as_numbers` does."""
     return as_numbers(values, (None, None), user, "updates")
+
+
+def take_in(case: object, user: str, updates: str) -> None:
+    """Make a case's updates (m, d), the field of that name, and its `w_re` (d,) checked arrays."""
+    checked = as_updates(getattr(case, updates), user)
+    w_re = as_numbers(vars(case)["w_re"], checked.shape[1:], user, "the received model")
+    object.__setattr__(case, updates, checked)
+    object.__setattr__(case, "w_re", w_re)
 
 
 def as_given(result: np.ndarray, given: Any) -> Numbers:

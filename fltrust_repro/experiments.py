@@ -1,20 +1,16 @@
 """experiments/*.toml -> settings: one file per table and figure of the paper, or of a user's own.
 
 title = "..."
-published_by = "..." # optional: whose numbers `paper` are, for a table or figure that was published
-measure = "lowest_error_rate"   # optional: the default is "error_rate", of the final model
-seconds = 5          # optional: of one trial on one CPU core, to say what missing cells cost
-[setting]            # what all cells share
-[rows]               # per row: name = { setting fields }
-[columns]            # per column likewise; it wins over the row
-[paper]              # optional: row = [the paper's value for each column, nan for none]
+published_by = "..."           # optional: whose numbers `paper` are
+measure = "lowest_error_rate"  # optional: the default is "error_rate", of the final model
+seconds = 5                    # optional: of one trial on one CPU core
+[setting]                      # what all cells share
+[rows]                         # per row: name = { setting fields }
+[columns]                      # per column likewise; it wins over the row
+[paper]                        # optional: row = [the paper's value for each column, nan for none]
 
-A figure has, in place of rows and columns:
-
-vary = "c"           # one of `VARIED`: what the horizontal axis shows
-values = [5, 10]     # optional: the default is in `VARIED`
-[panels]             # per panel: name = { setting fields }
-[lines]              # per line likewise; it wins over the panel
+In place of rows and columns a figure has `vary = "c"` (one of `VARIED`, the horizontal axis),
+`values = [5, 10]` (optional), [panels] and [lines], of which the line wins, as rows are written.
 """
 
 from __future__ import annotations
@@ -48,10 +44,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Varied:
-    """A parameter that figures vary: its axis, its setting field, the values of the paper.
-
-    The paper's text does not print the points of its figures; the values are assumed.
-    """
+    """A parameter that figures vary: its axis, its setting field, the paper's values, assumed."""
 
     label: str
     field: str
@@ -183,7 +176,15 @@ def _arranged(
 ) -> Experiment:
     _check_size(len(rows), len(columns))
     paper = paper or {}
-    _check_paper(paper, rows, len(columns))
+    for row, values in paper.items():
+        if row not in rows:
+            raise BadInput(f"[paper] names {shown(row)}, which is no row; {choose(row, rows)}")
+        are_rates = isinstance(values, list) and all(
+            value != value or (_is_number(value) and 0 <= value <= 1) for value in values
+        )
+        if not are_rates or len(values) != len(columns):
+            wanted = f"a list of {len(columns)} numbers from 0 to 1, or nan, one per column"
+            raise BadInput(f"[paper] {row} must be {wanted}.")
     cells = []
     for row, of_row in rows.items():
         printed = paper.get(row, [math.nan] * len(columns))
@@ -200,18 +201,6 @@ def _check_size(rows: int, columns: int) -> None:
     if rows * columns > MOST_CELLS:
         given = f"{rows:,} rows of {columns:,} cells"
         raise BadInput(f"there are {given}; at most {MOST_CELLS:,} cells can be.")
-
-
-def _check_paper(paper: Fields, rows: Fields, columns: int) -> None:
-    for row, values in paper.items():
-        if row not in rows:
-            raise BadInput(f"[paper] names {shown(row)}, which is no row; {choose(row, rows)}")
-        are_rates = isinstance(values, list) and all(
-            value != value or (_is_number(value) and 0 <= value <= 1) for value in values
-        )
-        if not are_rates or len(values) != columns:
-            wanted = f"a list of {columns} numbers from 0 to 1, or nan, one per column"
-            raise BadInput(f"[paper] {row} must be {wanted}.")
 
 
 def _is_number(value: Any) -> bool:
@@ -263,21 +252,18 @@ def load_experiment(name: str | Path) -> Experiment:
         wanted = f"give the path of a .toml file, or {choose(name, known)}"
         raise BadInput(f"unknown experiment {shown(name)}; {wanted}")
     check_name(f"the name of {str(file)!r}", file.stem)
-    return _build(file, _read(file))
-
-
-def _read(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
-            content = opened.read(MOST_BYTES + 1)
+            text = opened.read(MOST_BYTES + 1)
     except OSError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}); make it readable.") from error
-    if len(content) > MOST_BYTES:
+    if len(text) > MOST_BYTES:
         raise BadInput(f"{file} has more than {MOST_BYTES:,} bytes; no experiment needs them.")
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
+        content = tomllib.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{file} is not valid TOML in UTF-8: {error}.") from error
+    return _build(file, content)
 
 
 def _build(file: Path, content: Fields) -> Experiment:

@@ -1,41 +1,40 @@
 """Exact updates of all workers for LR, compiled for the CPU; `cnn_gradients.py` has the CNN's.
 
-The Gluon models in `models.py` are the definition; a test holds these formulas against them. What
-is written here is their gradient, worker by worker, with batches gathered straight into the
-core's cache: MXNet's own operators spend most of a small batch on dispatch and memory.
+The Gluon models in `models.py` are the definition, against which a test holds these formulas.
+Batches go straight into the core's cache: MXNet's operators spend most of a small one on dispatch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg.blas import sgemm
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 
 
 class Compiled(NamedTuple):
     """What a compiled model offers, both on numpy arrays.
 
-    `updates(w, x, rows, labels, counts, learning_rate, updates, losses)` fills the last two as
+    `updates(w, x, (rows, labels, counts), learning_rate, updates, losses)` fills the last two as
     `workers.Learner.updates` describes them; `scores(w, x)` returns logits (n, classes), and
     `scores_of_all`, where it is faster than one by one, those (k, n, classes) of models (k, d).
     """
 
     updates: Callable[..., None]
-    scores: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    scores_of_all: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    scores: Callable[[Array, Array], Array]
+    scores_of_all: Callable[[Array, Array], Array] | None = None
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: Array) -> Array:
     """Probabilities of the labels: logits (..., L) -> (..., L)."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def cross_entropy(logits: Array, labels: Array) -> Array:
     """Loss of each example: logits (..., n, L) and labels (n,) -> (..., n)."""
     top = logits.max(axis=-1)
     log_total = top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
@@ -43,7 +42,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
+def softmax_residual(logits: Array, labels: Array) -> float:
     """Turn logits (n, L) into d loss / d logits in place; return the mean `cross_entropy`."""
     n, classes = logits.shape
     loss = 0.0
@@ -63,21 +62,8 @@ def softmax_residual(logits: np.ndarray, labels: np.ndarray) -> float:
     return loss / n
 
 
-@compiled
-def _descend(update: np.ndarray, gradient: np.ndarray, learning_rate: float, start: bool) -> None:
-    rate = np.float32(learning_rate)
-    if start:
-        for j in range(update.size):
-            update[j] = -rate * gradient[j]
-    else:
-        for j in range(update.size):
-            update[j] -= rate * gradient[j]
-
-
 @compiled(fastmath=True)
-def _linear(
-    x: np.ndarray, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray
-) -> None:
+def _linear(x: Array, rows: Array, weight: Array, bias: Array, out: Array) -> None:
     # Four examples per pass over the weights, read where the data set lies: the copy of a batch
     # would cost as much as the products.
     n, features = rows.size, x.shape[1]
@@ -105,9 +91,7 @@ def _linear(
 
 
 @compiled(fastmath=True)
-def _linear_weight_gradient(
-    residual: np.ndarray, x: np.ndarray, rows: np.ndarray, out: np.ndarray
-) -> None:
+def _linear_weight_gradient(residual: Array, x: Array, rows: Array, out: Array) -> None:
     # Four examples per pass over the gradient, for the same reason.
     n, features = rows.size, x.shape[1]
     whole = n - n % 4
@@ -128,13 +112,8 @@ def _linear_weight_gradient(
 
 
 @compiled
-def _lr_gradient(
-    w: np.ndarray, x: np.ndarray, rows: np.ndarray, labels: np.ndarray, gradient: np.ndarray
-) -> float:
-    """Gradient of the batch-mean cross-entropy of LR on the examples `rows`.
-
-    `w` and `gradient` hold the weight (L, features), then the bias (L,).
-    """
+def _lr_gradient(w: Array, x: Array, rows: Array, labels: Array, gradient: Array) -> float:
+    """Gradient of the loss of LR, weight (L, features) then bias (L,), on the examples `rows`."""
     features = x.shape[1]
     classes = w.size // (features + 1)
     cut = classes * features
@@ -149,27 +128,22 @@ def _lr_gradient(
 
 @compiled
 def _lr_updates(
-    w: np.ndarray,
-    x: np.ndarray,
-    batches: np.ndarray,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    learning_rate: float,
-    updates: np.ndarray,
-    losses: np.ndarray,
+    w: Array, x: Array, batches: tuple, learning_rate: float, updates: Array, losses: Array
 ) -> None:
-    gradient = np.empty(w.size, dtype=np.float32)
+    rows, labels, counts = batches
+    rate, gradient = np.float32(learning_rate), np.empty(w.size, dtype=np.float32)
     for i in range(counts.size):
-        update = updates[i]
+        update, mine = updates[i], slice(0, counts[i])
         if counts[i] == 0:
             update[:] = 0
             continue
-        for r in range(batches.shape[0]):
-            local = w if r == 0 else w + update
-            mine = slice(0, counts[i])
-            loss = _lr_gradient(local, x, batches[r, i, mine], labels[r, i, mine], gradient)
-            _descend(update, gradient, learning_rate, r == 0)
-            losses[i] = loss if r == 0 else losses[i]
+        losses[i] = _lr_gradient(w, x, rows[0, i, mine], labels[0, i, mine], gradient)
+        for j in range(w.size):
+            update[j] = -rate * gradient[j]
+        for r in range(1, len(rows)):
+            _lr_gradient(w + update, x, rows[r, i, mine], labels[r, i, mine], gradient)
+            for j in range(w.size):
+                update[j] -= rate * gradient[j]
 
 
 @compiled(fastmath=True)
@@ -180,7 +154,7 @@ def _add_products(sums: tuple, values: tuple, weight: np.float32) -> tuple:
 
 
 @compiled(fastmath=True)
-def _lr_scores(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+def _lr_scores(x: Array, weight: Array, bias: Array, out: Array) -> None:
     # Eight examples and two classes per pass, read where they lie: a BLAS copies so many examples
     # first, which takes longer than the products. At the end of either, the last one comes again.
     n, classes = out.shape
@@ -207,16 +181,16 @@ def _lr_scores(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndar
 def compiled_lr(classes: int, _shape: tuple[int, ...]) -> Compiled:
     """Multi-class logistic regression."""
 
-    def updates(w: np.ndarray, x: np.ndarray, *rest: np.ndarray) -> None:
+    def updates(w: Array, x: Array, *rest: Any) -> None:
         _lr_updates(w, x.reshape(len(x), -1), *rest)
 
-    def scores(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def scores(w: Array, x: Array) -> Array:
         out = np.empty((len(x), classes), dtype=np.float32)
         weight, bias = w[:-classes].reshape(classes, -1), w[-classes:]
         _lr_scores(x.reshape(len(x), -1), weight, bias, out)
         return out
 
-    def scores_of_all(models: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def scores_of_all(models: Array, x: Array) -> Array:
         k, d = models.shape
         weights = models[:, : d - classes].reshape(k * classes, -1)
         # scipy brings a newer BLAS than numpy; transposed, it takes both arrays without a copy.

@@ -1,7 +1,7 @@
 """Means of each column's order statistics: what trimmed mean, median and Bulyan are made of.
 
-Compiled loops over blocks of columns that stay in the cache. NaN ranks beyond the infinities, at
-the end of its sign; sums are float64. Beside its result each allocates one block of columns.
+Compiled loops over one block of columns that stays in the cache. NaN ranks beyond the infinities,
+at the end of its sign; sums are float64.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.doors import Numbers, as_updates
 from fltrust_repro.errors import BadInput
 
@@ -40,8 +40,8 @@ def sorting_network(n: int) -> np.ndarray:
 def selection_network(n: int, first: int, stop: int) -> np.ndarray:
     """The comparators of `sorting_network` that bring ranks first..stop-1 to their places.
 
-    There they are in any order. From the last comparator on, one is left out if whatever comes
-    after it treats its two places alike: both below these ranks, both among them or both above.
+    There they are in any order. From the last on, one is left out if whatever comes after it treats
+    its two places alike: both below these ranks, both among them or both above.
     """
     below, among, above, told_apart = range(4)
     place = [below] * first + [among] * (stop - first) + [above] * (n - stop)
@@ -62,13 +62,13 @@ def _order(bits: np.int32) -> Any:
 
 
 @compiled
-def _ordered(values: np.ndarray) -> None:
+def _ordered(values: Array) -> None:
     for j in range(values.size):
         values[j] = _order(values[j])
 
 
 @compiled
-def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
+def _sort_rows(block: Array, network: Array) -> None:
     # Sorts every column of an int32 block: a comparator works on two whole rows at once.
     for k in range(network.shape[0]):
         low, high = block[network[k, 0]], block[network[k, 1]]
@@ -81,12 +81,7 @@ def _sort_rows(block: np.ndarray, network: np.ndarray) -> None:
 
 @compiled
 def _sorted_block(
-    updates: np.ndarray,
-    rows: np.ndarray,
-    network: np.ndarray,
-    start: int,
-    width: int,
-    block: np.ndarray,
+    updates: Array, rows: Array, network: Array, start: int, width: int, block: Array
 ) -> None:
     # Columns start..start + width - 1 of some rows, sorted as far as the network does, as floats
     # over the block's memory.
@@ -100,21 +95,17 @@ def _sorted_block(
 
 
 @compiled
-def _middle_mean(
-    updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
-) -> None:
+def _middle_mean(updates: Array, network: Array, first: int, stop: int, out: Array) -> None:
     m, d = updates.shape
-    rows = np.arange(m)
-    block = np.zeros((m, columns), dtype=np.int32)
-    values = block.view(np.float32)
-    total = np.empty(columns, dtype=np.float64)
-    for start in range(0, d, columns):
-        width = min(columns, d - start)
+    block, total = np.zeros((m, _COLUMNS), dtype=np.int32), np.empty(_COLUMNS)
+    rows, values = np.arange(m), block.view(np.float32)
+    for start in range(0, d, _COLUMNS):
+        width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
         total[:] = 0.0
         for i in range(first, stop):
             row = values[i]
-            for j in range(columns):
+            for j in range(_COLUMNS):
                 total[j] += row[j]
         for j in range(width):
             out[start + j] = total[j] / (stop - first)
@@ -126,49 +117,35 @@ def _ranks(first: int, stop: int, n: int, user: str) -> None:
 
 
 def middle_mean(updates: Numbers, first: int, stop: int) -> np.ndarray:
-    """Mean of the order statistics first..stop-1 of each column.
+    """Mean of the order statistics first..stop-1 of each column of updates (m, d): float32 (d,).
 
-    Parameters
-    ----------
-    updates : array (m, d)
-    first, stop : int
-        0 <= first < stop <= m; rank 0 is the smallest value of a column.
-
-    Returns
-    -------
-    float32 (d,)
-
-    Raises
-    ------
-    BadInput
-        No matrix of numbers, or ranks that it does not have; the other two likewise.
+    Rank 0 is the smallest value. Raises `BadInput` for what is no matrix of numbers, or ranks that
+    it does not have, 0 <= first < stop <= m; the other two likewise.
     """
     array = as_updates(updates, "middle_mean")
     m, d = array.shape
     _ranks(first, stop, m, "middle_mean")
     out = np.empty(d, dtype=np.float32)
-    _middle_mean(array, selection_network(m, first, stop), first, stop, _COLUMNS, out)
+    _middle_mean(array, selection_network(m, first, stop), first, stop, out)
     return out
 
 
 @compiled
 def _middle_means_without(
-    updates: np.ndarray, network: np.ndarray, first: int, stop: int, columns: int, out: np.ndarray
+    updates: Array, network: Array, first: int, stop: int, out: Array
 ) -> None:
     m, d = updates.shape
-    rows = np.arange(m)
-    block = np.zeros((m, columns), dtype=np.int32)
-    values = block.view(np.float32)
-    total = np.empty(columns, dtype=np.float64)
+    block, total = np.zeros((m, _COLUMNS), dtype=np.int32), np.empty(_COLUMNS)
+    rows, values = np.arange(m), block.view(np.float32)
     scale = 1.0 / (stop - first)
-    for start in range(0, d, columns):
-        width = min(columns, d - start)
+    for start in range(0, d, _COLUMNS):
+        width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
         low, high = values[first], values[stop]
         total[:] = 0.0
         for i in range(first, stop + 1):
             row = values[i]
-            for j in range(columns):
+            for j in range(_COLUMNS):
                 total[j] += row[j]
         for i in range(m):
             row, target = updates[i, start : start + width], out[i, start : start + width]
@@ -185,7 +162,7 @@ def _middle_means_without(
 
 
 @compiled
-def _an_end_cancels(kept: np.ndarray, total: float) -> bool:
+def _an_end_cancels(kept: Array, total: float) -> bool:
     # Whether one of these sorted values so exceeds the others that total - value is not their sum.
     low, high = abs(kept[0]), abs(kept[-1])
     if low > high:
@@ -196,9 +173,7 @@ def _an_end_cancels(kept: np.ndarray, total: float) -> bool:
 
 
 @compiled
-def _sum_without_ends(
-    column: np.ndarray, kept: np.ndarray, scale: float, target: np.ndarray
-) -> None:
+def _sum_without_ends(column: Array, kept: Array, scale: float, target: Array) -> None:
     # Replaces the means of the rows whose leaving out takes one of the ends from the kept values,
     # given by their bits, by means of sums that never had it in them.
     bits, values = column.view(np.int32), kept.view(np.float32)
@@ -215,45 +190,29 @@ def _sum_without_ends(
 
 
 def middle_means_without(updates: Numbers, first: int, stop: int) -> np.ndarray:
-    """For each row, the `middle_mean` of ranks first..stop-1 of the other m - 1 rows.
+    """For each row, the `middle_mean` of ranks first..stop-1 of the other rows: float32 (m, d).
 
     All from one sort: with the order statistics S of all m rows, leaving row i out removes from
     S[first] + ... + S[stop] the row's own value if it is among these, else the end that it
     moves out of the ranks: clip(delta_i, S[first], S[stop]) in every case. Where one end is so
-    large, or not finite, that it does not cancel, the sum is taken without it.
-
-    Parameters
-    ----------
-    updates : array (m, d)
-    first, stop : int
-        0 <= first < stop <= m - 1.
-
-    Returns
-    -------
-    float32 (m, d), each within float32 rounding of the largest value in its mean
+    large, or not finite, that it does not cancel, the sum is taken without it: each mean is within
+    float32 rounding of the largest value in it.
     """
     array = as_updates(updates, "middle_means_without")
     m = len(array)
     _ranks(first, stop, m - 1, "middle_means_without")
     out = np.empty_like(array)
-    _middle_means_without(array, sorting_network(m), first, stop, _COLUMNS, out)
+    _middle_means_without(array, sorting_network(m), first, stop, out)
     return out
 
 
 @compiled
-def _mean_around_median(
-    updates: np.ndarray,
-    rows: np.ndarray,
-    network: np.ndarray,
-    keep: int,
-    columns: int,
-    out: np.ndarray,
-) -> None:
+def _mean_around_median(updates: Array, rows: Array, network: Array, keep: int, out: Array) -> None:
     n, d = len(rows), updates.shape[1]
-    block = np.zeros((n, columns), dtype=np.int32)
+    block = np.zeros((n, _COLUMNS), dtype=np.int32)
     values = block.view(np.float32)
-    for start in range(0, d, columns):
-        width = min(columns, d - start)
+    for start in range(0, d, _COLUMNS):
+        width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
         for j in range(width):
             median = (np.float64(values[(n - 1) // 2, j]) + np.float64(values[n // 2, j])) / 2
@@ -271,26 +230,15 @@ def _mean_around_median(
 
 
 def mean_around_median(updates: Numbers, rows: np.ndarray, keep: int) -> np.ndarray:
-    """Mean of the `keep` values that lie closest to the median, in each column of some rows.
+    """Mean of the `keep` values closest to the median, in each column of some rows: float32 (d,).
 
-    Of two values equally far from the median, the smaller one is kept.
-
-    Parameters
-    ----------
-    updates : array (m, d)
-    rows : int (n,)
-        The rows that take part; they are not copied. In each column at least `keep` of their
-        values, and the median, have to be finite.
-    keep : int, 1 <= keep <= n
-
-    Returns
-    -------
-    float32 (d,)
+    Of two equally far from it, the smaller one is kept. `rows`, int (n,), are those that take part,
+    not copied; in each column their median and at least `keep` of their values must be finite.
     """
     array = as_updates(updates, "mean_around_median")
     _ranks(0, keep, len(rows), "mean_around_median")
     if not np.isin(rows, np.arange(len(array))).all():
         raise BadInput(f"mean_around_median: rows {rows} are not all among {len(array)} updates.")
     out = np.empty(array.shape[1], dtype=np.float32)
-    _mean_around_median(array, rows, sorting_network(len(rows)), keep, _COLUMNS, out)
+    _mean_around_median(array, rows, sorting_network(len(rows)), keep, out)
     return out

@@ -4,9 +4,8 @@
     def mlp(classes: int, shape: Shape) -> HybridBlock:
         '''One line that `list` shows.'''
 
-The block maps examples (n, *shape), shape = (channels, height, width), to float32 logits (n,
-classes), which is checked before a trial begins. A model may bring an exact compiled formula for
-the updates of all workers (`gradients.py`); any other one runs in a loop.
+The block maps examples (n, *shape) to float32 logits (n, classes), checked before a trial begins. A
+model may bring a compiled formula for all workers' updates (`gradients.py`); others run in a loop.
 """
 
 from __future__ import annotations

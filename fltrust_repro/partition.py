@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro.compiled import compiled
+from fltrust_repro.compiled import Array, compiled
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,17 @@ class Shards:
         """How many examples each worker holds, shape (m,); 0 is possible."""
         return np.diff(self.starts)
 
+    def shuffled(self, rng: np.random.Generator) -> Shards:
+        """Number the workers at random, so that the first c are c random ones."""
+        return Shards.of([self[i] for i in rng.permutation(len(self))])
 
-@dataclass(frozen=True)
-class Batches:
+    def with_examples(self, holders: np.ndarray, first: int) -> Shards:
+        """Give worker `holders[j]` the example first + j, beside its own."""
+        own = (first + np.flatnonzero(holders == worker) for worker in range(len(self)))
+        return Shards.of([np.concatenate([self[i], extra]) for i, extra in enumerate(own)])
+
+
+class Batches(NamedTuple):
     """One batch per local round and worker; of worker i, only `[:, i, :counts[i]]` is real."""
 
     rows: np.ndarray  # int64 (rounds, m, batch size): which training examples
@@ -48,25 +57,11 @@ def partition(
 ) -> Shards:
     """Deal the training examples to the workers (Section 4.1).
 
-    An example with label l goes to group l with probability p = `non_iid`, else to one of the
-    other groups uniformly, and within its group to a worker uniformly and independently. Where m
-    is no multiple of L, neighbouring groups share a worker: the L groups cut the interval [0, m)
-    into equal lengths, and an example falls on a point of its group's length.
-
-    Parameters
-    ----------
-    labels : int array (n,), values 0..classes-1
-    classes : int
-        L, the number of labels and of groups.
-    workers : int
-        m.
-    non_iid : float
-        p in (0, 1]; p = 1 / L deals independently of the label.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    Shards of the m workers, in the order of the groups; a worker may hold nothing.
+    An example with label l goes to group l with probability p = `non_iid` in (0, 1], else to one
+    of the other groups uniformly, and within its group to a worker uniformly and independently;
+    p = 1 / L deals independently of the label. Where m is no multiple of L, neighbouring groups
+    share a worker: the L groups cut the interval [0, m) into equal lengths, and an example falls on
+    a point of its group's length. Workers come in the groups' order; one may hold nothing.
     """
     group = _groups(labels, classes, non_iid, rng)
     point = (group + rng.random(len(labels))) * workers / classes
@@ -79,8 +74,7 @@ def share_groups(
 ) -> Shards:
     """Give every worker all examples of its group, for data sets too small to be dealt.
 
-    Parameters as in `partition`. Where m is no multiple of L, a worker belongs to the group that
-    holds the middle of its stretch of [0, m).
+    As in `partition`; a worker belongs to the group that holds the middle of its stretch of [0, m).
     """
     group = _groups(labels, classes, non_iid, rng)
     own = ((np.arange(workers) + 0.5) * classes / workers).astype(np.int64)
@@ -96,19 +90,8 @@ def _groups(
     return np.where(stays, labels, (labels + elsewhere) % classes)
 
 
-def append_examples(shards: Shards, holders: np.ndarray, first: int) -> Shards:
-    """Give worker `holders[j]` the example first + j, beside its own."""
-    own = (first + np.flatnonzero(holders == worker) for worker in range(len(shards)))
-    return Shards.of([np.concatenate([shards[i], extra]) for i, extra in enumerate(own)])
-
-
-def shuffle_workers(shards: Shards, rng: np.random.Generator) -> Shards:
-    """Number the workers at random, so that the first c are c random ones."""
-    return Shards.of([shards[i] for i in rng.permutation(len(shards))])
-
-
 @compiled
-def _draw(examples: np.ndarray, starts: np.ndarray, uniforms: np.ndarray, rows: np.ndarray) -> None:
+def _draw(examples: Array, starts: Array, uniforms: Array, rows: Array) -> None:
     # Floyd's algorithm: k different places out of n from k uniform numbers.
     rounds, workers, batch = uniforms.shape
     for r in range(rounds):
@@ -130,10 +113,7 @@ def _draw(examples: np.ndarray, starts: np.ndarray, uniforms: np.ndarray, rows: 
 def sample_batches(
     shards: Shards, labels: np.ndarray, batch_size: int, rounds: int, rng: np.random.Generator
 ) -> Batches:
-    """Draw min(batch_size, examples held) of each worker's examples without replacement.
-
-    Drawn afresh for each of the `rounds` local rounds; `labels` are the training examples'.
-    """
+    """Draw min(batch_size, examples held) of each worker's examples in each round, none twice."""
     counts = np.minimum(shards.sizes, batch_size)
     uniforms = rng.random((rounds, len(shards), batch_size))
     rows = np.zeros(uniforms.shape, dtype=np.int64)

@@ -1,10 +1,8 @@
 """Data poisoning: what compromised workers do to their training data (paper, Sections 4.1, 4.4).
 
 Label flipping, and the back-gradient attack of Munoz-Gonzalez et al. (2017): find examples with
-which training ends in a model of largest loss, by following the gradient of that loss through the
-training itself. Their reversal of gradient descent is approximate; here the trajectory is kept,
-which for softmax regression is small, so that reverse mode is exact, and Hessian-vector products
-are written out:
+which training ends in a model of largest loss, following its gradient through the training itself;
+here with the trajectory kept and Hessian-vector products written out, so that it is exact:
 
     p = softmax(x w^T),   gradient = (p - y)^T x / n,   H v = (p * (r - <p, r>))^T x / n,  r = x v^T
 
@@ -93,10 +91,10 @@ def with_bias(x: np.ndarray) -> np.ndarray:
 def descend(
     x: np.ndarray, y: np.ndarray, steps: int, rate: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradient descent of softmax regression from w = 0.
+    """Gradient descent of softmax regression from w = 0, with all that reverse mode needs.
 
-    Returns the final model (L, f), and the model (steps, L, f) and the probabilities
-    (steps, n, L) before each step, which is all that reverse mode needs.
+    Returns the final model (L, f), and models (steps, L, f) and probabilities (steps, n, L) before
+    each step.
     """
     n, classes = y.shape
     w = np.zeros((classes, x.shape[1]), dtype=x.dtype)
@@ -116,18 +114,10 @@ def outer_gradient(
     steps: int,
     rate: float,
 ) -> tuple[np.ndarray, float]:
-    """Gradient of the trained model's loss on the clean examples by the poisoned examples.
+    """Gradient (q, f) of the trained model's loss on the clean examples by the poisoned ones.
 
-    Parameters
-    ----------
-    poisoned, clean : float arrays (q, f) and (n, f), without the column of ones
-    poisoned_y, clean_y : one-hot labels (q, L) and (n, L)
-    steps, rate : of the inner gradient descent on all q + n examples
-
-    Returns
-    -------
-    gradient : float array (q, f)
-    loss : float, what it is the gradient of
+    From poisoned (q, f) and clean (n, f) examples, without the column of ones, and one-hot labels,
+    trained on together in so many steps of rate `rate`. Also returns the loss.
     """
     q = len(poisoned)
     x = with_bias(np.concatenate([poisoned, clean]))
@@ -154,23 +144,10 @@ def optimise(
     rng: np.random.Generator,
     after_step: Callable[[float], None] = lambda loss: None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find poisoned examples for a data set.
+    """Find poisoned examples for clean ones, float (n, f) in [0, 1], with int labels (n,).
 
-    Parameters
-    ----------
-    setting : BackGradient
-    x : float array (n, f), clean examples with values in [0, 1]
-    labels : int array (n,)
-    classes : int
-    rng : numpy.random.Generator, for the start
-    after_step : function, optional
-        Called after each outer step with the loss before it.
-
-    Returns
-    -------
-    poisoned : float array (q, f)
-    poisoned_labels : int array (q,)
-    start : float array (q, f), what `poisoned` started from
+    `after_step` is called after each outer step with the loss before it. Returns the poisoned
+    examples, float (q, f), their labels, int (q,), and what they started from, float (q, f).
     """
     chosen = rng.choice(len(x), setting.examples, replace=False)
     start = x[chosen]  # copies of random examples, each with a random other label
@@ -190,11 +167,19 @@ def optimise(
     return poisoned, poisoned_labels, start
 
 
-def attack_of(data: Dataset, share: float) -> BackGradient:
-    """Return the attack's settings for a share of poisoned examples, at least one.
+def poisoned_set(
+    data: Dataset,
+    share: float,
+    rng: np.random.Generator,
+    directories: Sequence[Path],
+    after_step: Callable[[float], None] = lambda loss: None,
+) -> PoisonedSet:
+    """Examples of the back-gradient attack for a share of a data set (4.4), made once and kept.
 
-    Raises `BadInput` where softmax regression cannot be poisoned: fewer than two labels, or
-    features outside [0, 1].
+    They lie as `back-gradient/*.npz` in the first of `directories` (then `data/`) that can be
+    written, under a name that tells the examples, the settings and the generator apart. Raises
+    `BadInput` where softmax regression cannot be poisoned, having less than two labels or features
+    outside [0, 1]; `DataUnavailable` where no folder can be written or a kept set is damaged.
     """
     if len(np.unique(data.train_y)) < 2:
         raise BadInput(
@@ -207,29 +192,7 @@ def attack_of(data: Dataset, share: float) -> BackGradient:
             f"data set {data.name!r} has features from {low:.3g} to {high:.3g}; the back-gradient "
             "attack needs pixels from 0 to 1, as the image data sets have them."
         )
-    return BackGradient(examples=max(round(share * len(data.train_y)), 1))
-
-
-def poisoned_set(
-    data: Dataset,
-    share: float,
-    rng: np.random.Generator,
-    directories: Sequence[Path],
-    after_step: Callable[[float], None] = lambda loss: None,
-) -> PoisonedSet:
-    """Examples of the back-gradient attack for a data set (4.4), made once and kept.
-
-    They lie as `back-gradient/*.npz` in the first of `directories` (then `data/`) that can be
-    written, under a name that tells the examples, the settings and the generator apart.
-
-    Raises
-    ------
-    BadInput
-        As `attack_of`.
-    DataUnavailable
-        No folder can be written, or a set that was kept is damaged.
-    """
-    attack = attack_of(data, share)
+    attack = BackGradient(examples=max(round(share * len(data.train_y)), 1))
     problem = "the poisoned examples cannot be kept"
     folder = downloads.writable_folder("back-gradient", directories, problem)
     file = folder / f"{data.name}-{attack.examples}-{_digest(data, attack, rng)}.npz"
@@ -270,10 +233,7 @@ def _digest(data: Dataset, attack: BackGradient, rng: np.random.Generator) -> st
 def holders(
     count: int, distribution: str, compromised: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Which compromised worker gets each poisoned example (Section 4.4).
-
-    Worker 0 for "single-worker"; for "uniform" any of so many.
-    """
+    """Who gets each poisoned example (4.4): worker 0 for "single-worker", any for "uniform"."""
     if distribution == "single-worker":
         return np.zeros(count, dtype=np.int64)
     return rng.integers(0, max(compromised, 1), count)

@@ -11,9 +11,9 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
@@ -22,6 +22,7 @@ from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.models import models
 from fltrust_repro.registry import Registry
+from fltrust_repro.threat import CHOICES, Master, Parameters
 
 # The default of a field when trials were first stored, or before it was a choice, where it is
 # another now: what a stored setting that does not name the field means, and what names leave out.
@@ -31,14 +32,6 @@ MOST = 1_000_000
 MOST_EXAMPLES = 100_000_000  # drawn in one iteration, all workers together
 
 
-class MasterView(NamedTuple):
-    """What the master device sees in one iteration: m updates, c of them maybe compromised."""
-
-    m: int
-    c: int
-    beta: int
-
-
 def _field(default: Any, text: str, *others: str, attackers: bool = False) -> Any:
     """A field, its help text, and what else may be chosen."""
     choices = tuple(filter(None, (default, *others))) if others else ()
@@ -46,7 +39,10 @@ def _field(default: Any, text: str, *others: str, attackers: bool = False) -> An
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_attackers = partial(_field, attackers=True)  # only an attacker reads it
+def _attackers(name: str, text: str) -> Any:
+    """A field that only an attacker reads, with the default and choices of its parameter."""
+    others = CHOICES.get(name, ())[1:]
+    return _field(getattr(Parameters, name), text, *others, attackers=True)
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,11 @@ class Readings:
     `dealing` None is the data set's own.
     """
 
-    direction: str = _attackers("mean", "of this update s is the sign", "rule")
+    direction: str = _attackers("direction", "of this update s is the sign")
     worker_order: str = _field("shuffled", "whose first c attack", "grouped")
-    attacker_assumes: str = _attackers("zero", "bad models in its Krum", "added", "c")
-    base: str = _attackers("received", "the Krum attack's start", "before-attack")
-    interval_space: str = _attackers("update", "of [w_max, b w_max]", "model")
+    attacker_assumes: str = _attackers("attacker_assumes", "bad models in its Krum")
+    base: str = _attackers("base", "the Krum attack's start")
+    interval_space: str = _attackers("interval_space", "of [w_max, b w_max]")
     dealing: str | None = _field(None, "by data set", *DEALINGS)
     master_assumes: str = _field("c", "compromised, after a defense", "zero")
     initial: str = _field("xavier-3", "", "xavier-2.24", "xavier-1", "uniform-0.07")
@@ -90,17 +86,17 @@ class Setting:
     compromised: int = _field(20, "Compromised among them, c.")
     non_iid: float = _field(0.5, "Degree of non-IID, p.")
     beta: int = _field(None, "Values trimmed per end by trimmed mean; default c.")
-    epsilon: float = _attackers(0.01, "Largest distance of crafted models.")
-    b: float = _attackers(2.0, "Interval of the trimmed mean attack.")
+    epsilon: float = _attackers("epsilon", "Largest distance of crafted models.")
+    b: float = _attackers("b", "Interval of the trimmed mean attack.")
     iterations: int = _field(None, "Iterations; default the model's.")
     batch_size: int = _field(None, "Examples per batch; default the data set's.")
     learning_rate: float = _field(None, "alpha on the mean loss; default the data set's.")
     rounds: int = _field(1, "Local rounds of SGD per iteration.")
     selected: int = _field(None, "Workers selected per iteration; default all.")
-    poisoned_fraction: float = _attackers(1.0, "Share of iterations attacked.")
-    goal: str = _attackers("directed-deviation", "What is maximised", "deviation")
-    poisoned_share: float = _attackers(0.04, "Share of examples poisoned (4.4).")
-    distribution: str = _attackers("uniform", "Holders", "single-worker")
+    poisoned_fraction: float = _field(1.0, "Share of iterations attacked.", attackers=True)
+    goal: str = _attackers("goal", "What is maximised")
+    poisoned_share: float = _field(0.04, "Share of examples poisoned (4.4).", attackers=True)
+    distribution: str = _field("uniform", "Holders", "single-worker", attackers=True)
     readings: Readings = dataclasses.field(default_factory=Readings)
 
     def __post_init__(self) -> None:
@@ -136,13 +132,16 @@ class Setting:
             object.__setattr__(self, name, value)
 
     @property
-    def at_master(self) -> MasterView:
-        """The workers that send an update in one iteration, and how c and beta shrink with them."""
+    def at_master(self) -> Master:
+        """The workers that send an update in one iteration; c and beta shrink with their number."""
+        counts = self.compromised, self.beta
+        c, beta = (math.ceil(count * self.selected / self.workers) for count in counts)
+        return Master(self.selected, c, beta, rules[self.rule])
 
-        def share(count: int) -> int:
-            return math.ceil(count * self.selected / self.workers)
-
-        return MasterView(self.selected, share(self.compromised), share(self.beta))
+    def parameters(self) -> Parameters:
+        """What the attacker chooses."""
+        values = self.as_dict()
+        return Parameters(**{one.name: values[one.name] for one in dataclasses.fields(Parameters)})
 
     @property
     def c_left(self) -> int:
@@ -172,21 +171,19 @@ class Setting:
             ("beta", trims_enough, at_least_c),
             ("non_iid", 0 < self.non_iid <= 1, "in (0, 1]"),
             ("learning_rate", 0 < self.learning_rate < math.inf, "a finite number above 0"),
-            ("epsilon", 0 <= self.epsilon < math.inf, "finite and at least 0"),
-            ("b", 1 < self.b < math.inf, "a finite number above 1"),
         ):
             if not holds:
                 raise BadInput(f"{name} is {shown(given[name])}; it must be {allowed}.")
+        self.parameters()  # checks its own
 
     def _check_limits(self) -> None:
-        rule, attack, defense = rules[self.rule], attacks[self.attack], defenses[self.defense]
-        m, c, beta = self.at_master
+        attack, defense, master = attacks[self.attack], defenses[self.defense], self.at_master
+        m, c, beta, rule = master.m, master.c, master.beta, master.rule
         if rule.limit is not None:
             rule.limit.check(f"rule {rule.name!r}", m, c, beta)
             if defense.most > 0:
-                left = m - defense.most * c
                 after = f"rule {rule.name!r} after defense {defense.name!r}"
-                rule.limit.check(after, left, self.c_left, beta)
+                rule.limit.check(after, m - defense.most * c, self.c_left, beta)
         if attack.limit is not None:
             attack.limit.check(f"attack {attack.name!r}", m, c, beta)
         if self.goal == "deviation" and attack.has_knowledge and self.knowledge == "partial":
@@ -207,16 +204,13 @@ class Setting:
     def key(self) -> str:
         """Return a stable name of the setting, whatever the order or spelling-out of its fields.
 
-        Fields are left out where they have the default that they were introduced with, so that
-        neither a field added later nor a default changed later renames the settings there were.
+        Fields are left out that have the default they were introduced with, so that neither a later
+        field nor a later default renames the settings there were.
         """
         return _key_of(self)
 
     def plugin_key(self) -> str:
-        """Hash of the plug-ins that registered the setting's names; empty without any.
-
-        Of a plug-in's data set the examples count too, which are loaded for it.
-        """
+        """Hash of the plug-ins that registered the setting's names, and of their data; or empty."""
         registries: tuple[Registry[Any], ...] = (datasets, models, rules, attacks, defenses)
         names = (self.dataset, self.model, self.rule, self.attack, self.defense)
         digests = {registry.digest(name) for registry, name in zip(registries, names)}

@@ -1,7 +1,6 @@
 """The threat model (paper, Section 2.3): what an attacker knows and chooses, and how one is asked.
 
-In the space of updates `delta_i = w_i - w_re`, where the received global model is the origin. An
-attack is a function of a `Round`, the attacker's view of one iteration, registered by a name.
+In the space of updates `delta_i = w_i - w_re`, where the received global model is the origin.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from fltrust_repro.doors import (
     Limit,
     Numbers,
     as_given,
-    as_numbers,
     as_updates,
     lent_parts,
+    take_in,
     taken_back,
 )
 from fltrust_repro.errors import BadInput, shown
@@ -91,10 +90,7 @@ class Master:
 
 @dataclass(frozen=True)
 class Round:
-    """What an attack is given in one iteration; NDArrays are taken, too.
-
-    Raises `BadInput` where the arrays and c do not fit each other.
-    """
+    """What an attack is given in one iteration; `BadInput` where the arrays and c do not fit."""
 
     known: np.ndarray  # float32, before-attack updates; (m, d), with partial knowledge (c, d)
     c: int  # compromised workers that take part, at least 1: rows 0..c-1
@@ -107,10 +103,8 @@ class Round:
 
     def __post_init__(self) -> None:
         _check_choice("knowledge", self.knowledge)
-        object.__setattr__(self, "known", as_updates(self.known, "an attack"))
-        rows, d = self.known.shape
-        w_re = as_numbers(self.w_re, (d,), "an attack", "the received model")
-        object.__setattr__(self, "w_re", w_re)
+        take_in(self, "an attack", "known")
+        rows = len(self.known)
         fits = self.c == rows if self.partial else 1 <= self.c < rows
         if not fits:
             wanted = f"exactly these, {rows}" if self.partial else f"from 1 to {rows - 1}"
@@ -123,7 +117,6 @@ class Round:
 
 
 Craft = Callable[[Round], Any]
-Poison = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -132,8 +125,7 @@ class Attack:
 
     Data are attacked by the labels of the compromised workers' batches (`poison`), or by examples
     that they hold beside their own (`inject`: Dataset, share, generator, folders, function to call
-    after each step -> PoisonedSet). `against` names the rules that it is made for, that of its
-    own first.
+    after each step -> PoisonedSet). `against` are the rules it is made for, its own first.
 
     >>> from fltrust_repro import trimmed_mean_attack
     >>> trimmed_mean_attack([[-1, 1], [-2, 2], [-3, 3], [-4, 4]], c=1, b=1.0001).round(2)
@@ -142,7 +134,7 @@ class Attack:
 
     name: str
     craft: Craft | None = None
-    poison: Poison | None = None
+    poison: Callable[[np.ndarray, int], np.ndarray] | None = None
     inject: Callable[..., PoisonedSet] | None = None
     has_knowledge: bool = False
     limit: Limit | None = None
@@ -166,23 +158,13 @@ class Attack:
     ) -> Numbers:
         """Craft what the c compromised workers send, in one iteration and outside of a trial.
 
-        Parameters
-        ----------
-        updates : NDArray or numpy array (m, d)
-            Before-attack updates of all m workers, the compromised ones' in rows 0..c-1; with
-            partial knowledge the others are not looked at.
-        c, knowledge, w_re : as in `Round`; the received model is zeros unless given
-        seed : int, of the attacker's draws
-        rule, beta : str and int
-            The master device's; unless given, the rule the attack is made for (else mean), and c.
-        **parameters
-            Those of `Parameters`, as `epsilon=0.1`.
+        Of the before-attack updates (m, d), numbers of any type, rows 0..c-1 are the compromised
+        workers'; with partial knowledge the others are not looked at. Unless given, the received
+        model `w_re` is zeros, the master's rule what the attack is made for, else mean, its beta c.
+        `seed` is of the attacker's draws; `parameters` are those of `Parameters`, as `epsilon=0.1`.
 
-        Returns
-        -------
-        array (c, d), float32, of the kind that was given
-
-        Raises `BadInput` where what is given does not fit, or the attack crafts no updates.
+        Returns float32 (c, d), of the kind of array that was given. Raises `BadInput` where what is
+        given does not fit, or the attack crafts no updates.
         """
         user = f"attack {self.name!r}"
         if self.craft is None:
@@ -229,11 +211,10 @@ def attack(
     limit: Limit | None = None,
     against: tuple[str, ...] = (),
 ) -> Callable[[Craft], Craft]:
-    """Register a function `(Round) -> array (c, d)` as attack `name`.
+    """Register a function `(Round) -> array (c, d)` as attack `name`; what it returns is checked.
 
     `has_knowledge` says whether full and partial knowledge make a difference; without it the
     attack is given all m before-attack updates. `against` names the rules that it is made for.
-    What the function returns is checked: `BadInput` for another shape or for no numbers.
     """
 
     def register(craft: Craft) -> Craft:

@@ -12,23 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fltrust_repro import backend, datasets, downloads, poisoning
-from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks, direction_agreement
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.doors import as_numbers
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
-from fltrust_repro.partition import (
-    Shards,
-    append_examples,
-    partition,
-    sample_batches,
-    share_groups,
-    shuffle_workers,
-)
+from fltrust_repro.partition import Shards, partition, sample_batches, share_groups
 from fltrust_repro.settings import Setting
-from fltrust_repro.threat import Master, Parameters, Round
+from fltrust_repro.threat import Round
 from fltrust_repro.workers import Learner
 
 if TYPE_CHECKING:
@@ -87,26 +79,12 @@ def run_trial(
     data_dir: str | Path | None = None,
     after_iteration: Callable[[], None] = lambda: None,
 ) -> TrialResult:
-    """Train once under the setting's attack and defense.
+    """Train once under the setting's attack and defense, on the CPU or GPU number `gpu`.
 
-    Parameters
-    ----------
-    setting : Setting
-    seed : int
-        Decides all that is random, each thing by a generator of its own.
-    device, gpu : {"cpu", "gpu"} and int
-        Where models are trained and tested, and on which GPU.
-    data_dir : path, optional
-        Where data sets are looked for first.
-    after_iteration : function, optional
-        Called after each iteration, for progress bars.
-
-    Raises
-    ------
-    BadInput, DataUnavailable
-        The model cannot take the data set's examples, or these are not at hand or damaged.
-    MemoryError
-        The GPU's memory ran out.
+    `seed` decides all that is random, each thing by a generator of its own; data sets are looked
+    for in `data_dir` first; `after_iteration` is called after each iteration, for progress bars.
+    Raises `BadInput` or `DataUnavailable` where the model cannot take the data set's examples, or
+    these are not at hand or damaged, and `MemoryError` where the GPU's memory ran out.
     """
     federation = Federation(setting, seed, backend.context(device, gpu), data_dir)
     w, diverged, curve, started = federation.learner.initial, False, [], time.perf_counter()
@@ -114,7 +92,9 @@ def run_trial(
         w, losses = federation.iterate(w, iteration)
         diverged = not np.isfinite(host_view(w)).all()
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
-            curve.append((iteration, federation.error_rate(w), _mean_loss(losses)))
+            known = losses[~np.isnan(losses)].astype(np.float64)
+            loss = float(known.mean()) if known.size else float("nan")
+            curve.append((iteration, federation.error_rate(w), loss))
         after_iteration()
         if diverged:
             break
@@ -130,13 +110,13 @@ class Federation:
         self, setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None
     ) -> None:
         self._setting, self._seed, self._attack = setting, seed, attacks[setting.attack]
-        self._parameters, self._master = attackers_view(setting)
+        self._parameters, self._master = setting.parameters(), setting.at_master
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._notes: Any = Counter()  # a Counter may count in fractions
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
         self._dealt_y, self._holders = data.train_y, None
         if self._attack.inject is not None:
-            made = _injected(setting, seed, data, data_dir)
+            made = poisoned_examples(setting, seed, data_dir, data=data)
             who = setting.distribution, setting.compromised, self._rngs["distribution"]
             self._holders = poisoning.holders(len(made.x), *who)
             data = poisoning.with_examples(data, made)
@@ -147,7 +127,13 @@ class Federation:
         self.learner = Learner(
             models[setting.model], data.classes, shape, ctx, initial_seed, setting.readings.initial
         )
-        _check_size(setting.selected, self.learner.initial.size)
+        m, d = setting.selected, self.learner.initial.size
+        if m * d > MOST_NUMBERS:
+            raise BadInput(
+                f"m = {m:,} workers and a model of d = {d:,} parameters make {m * d:,} numbers, "
+                f"and an array of MXNet holds {MOST_NUMBERS:,}; take fewer workers or a smaller "
+                "model."
+            )
         chosen = self._rngs["validation"].permutation(len(data.test_y))[:VALIDATION_EXAMPLES]
         self._validation_y = data.test_y[chosen]
         self._train_x, self._test_x, self._validation_x = (
@@ -180,7 +166,7 @@ class Federation:
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         # Step III: the master device aggregates.
         kept = updates if setting.defense == "none" else self._defended(updates, w)
-        change = rules[setting.rule](kept, c=setting.c_left, beta=setting.at_master.beta)
+        change = self._master.rule(kept, c=setting.c_left, beta=self._master.beta)
         return to_ndarray(host_view(w) + host_view(change)), losses[c:]
 
     def error_rate(self, w: NDArray) -> float:
@@ -200,10 +186,10 @@ class Federation:
         deal = share_groups if setting.readings.dealing == "shared" else partition
         shards = deal(self._dealt_y, self._data.classes, setting.workers, setting.non_iid, rng)
         if setting.readings.worker_order == "shuffled":
-            shards = shuffle_workers(shards, generator(self._seed, "order"))
+            shards = shards.shuffled(generator(self._seed, "order"))
         if self._holders is None:
             return shards
-        return append_examples(shards, self._holders, len(self._dealt_y))
+        return shards.with_examples(self._holders, len(self._dealt_y))
 
     def _taking_part(self) -> tuple[Shards, int]:
         """The workers selected in this iteration, and how many of them are compromised."""
@@ -229,11 +215,9 @@ class Federation:
 
     def _defended(self, updates: NDArray, w: NDArray) -> NDArray:
         """The updates that the defense leaves (Section 5)."""
-        setting, (_, c, beta) = self._setting, self._setting.at_master
-        rule, rng = rules[setting.rule], self._rngs["ties"]
-        removed = defenses[setting.defense].removed(
-            Suspicion(updates, w, rule, c, beta, self._judge, rng)
-        )
+        master, rng = self._master, self._rngs["ties"]
+        case = Suspicion(updates, w, master.rule, master.c, master.beta, self._judge, rng)
+        removed = defenses[self._setting.defense].removed(case)
         return to_ndarray(np.delete(host_view(updates), removed, axis=0))
 
     def _judge(self, models: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -244,54 +228,22 @@ class Federation:
         return self.learner.judge(checked, self._validation_x, self._validation_y)
 
 
-def attackers_view(setting: Setting) -> tuple[Parameters, Master]:
-    """Return what the attacker chooses, and what it knows of the master device."""
-    readings = setting.readings
-    parameters = Parameters(
-        epsilon=setting.epsilon,
-        b=setting.b,
-        goal=setting.goal,
-        direction=readings.direction,
-        base=readings.base,
-        attacker_assumes=readings.attacker_assumes,
-        interval_space=readings.interval_space,
-    )
-    return parameters, Master(*setting.at_master, rules[setting.rule])
-
-
 @backend.one_thread()
 def poisoned_examples(
     setting: Setting,
     seed: int,
     data_dir: str | Path | None,
     after_step: Callable[[float], None] = lambda loss: None,
+    data: datasets.Dataset | None = None,
 ) -> poisoning.PoisonedSet:
     """Return the examples that an attack injects into a trial; made at the first call, and kept."""
-    data = datasets.load(setting.dataset, generator(seed, "split"), data_dir)
-    return _injected(setting, seed, data, data_dir, after_step)
-
-
-def _injected(
-    setting: Setting,
-    seed: int,
-    data: datasets.Dataset,
-    data_dir: str | Path | None,
-    after_step: Callable[[float], None] = lambda loss: None,
-) -> poisoning.PoisonedSet:
-    rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
     inject = attacks[setting.attack].inject
     if inject is None:
         raise BadInput(f"attack {setting.attack!r} injects no examples; back-gradient does.")
+    data = data or datasets.load(setting.dataset, generator(seed, "split"), data_dir)
+    rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
     made = inject(data, setting.poisoned_share, rng, folders, after_step)
     return poisoning.checked_set(setting.attack, made, data)
-
-
-def _check_size(m: int, d: int) -> None:
-    if m * d > MOST_NUMBERS:
-        raise BadInput(
-            f"m = {m:,} workers and a model of d = {d:,} parameters make {m * d:,} numbers, and "
-            f"an array of MXNet holds {MOST_NUMBERS:,}; take fewer workers or a smaller model."
-        )
 
 
 def _number(name: object, noted: Any) -> float:
@@ -301,8 +253,3 @@ def _number(name: object, noted: Any) -> float:
         raise BadInput(f"the attack notes {name!r} as {noted!r}; notes are numbers.")
     number = value.item()
     return int(number) if isinstance(number, bool) else number
-
-
-def _mean_loss(losses: np.ndarray) -> float:
-    known = losses[~np.isnan(losses)].astype(np.float64)
-    return float(known.mean()) if known.size else float("nan")

@@ -1,15 +1,12 @@
 """Step II of federated learning: all workers' updates from the global model and their batches.
 
 `Learner` binds a model to a data set's shape and a device, and it alone knows the device: models
-and updates come and go as arrays of the host. It knows two ways to the same (m, d) matrix: a loop
-over the workers for any Gluon model, and a compiled formula (`gradients.py`) for the models that
-bring one, on the CPU.
+and updates come and go as arrays of the host. Two ways lead to the same (m, d) matrix: a loop over
+the workers for any Gluon model, and a compiled formula (`gradients.py`), on the CPU.
 
-On a GPU memory holds the data set, the (m, d) updates, and of activations those of one worker's
-batch at a time, or of a chunk of test examples: ResNet20 on 64 x 64 images with m = 100 needs no
-more of them than with m = 1. A worker's batch itself is never cut into chunks, whose statistics
-batch normalisation would take instead of the batch's; where it does not fit, the trial fails and
-says so.
+On a GPU memory holds the data set, the (m, d) updates, and the activations of one worker's batch at
+a time, or of a chunk of test examples. A batch is never cut, whose statistics batch normalisation
+takes; where it does not fit, the trial fails and says so.
 """
 
 from __future__ import annotations
@@ -54,22 +51,9 @@ def _objective() -> type[HybridBlock]:
 class Learner:
     """A model whose parameters are one flat vector: what workers train and what is tested.
 
-    Parameters
-    ----------
-    model : Model
-    classes : int
-    shape : (channels, height, width) of one example
-    ctx : MXNet context
-        Where it computes.
-    seed : int
-        Seeds the initial parameters.
-    initial : str
-        Which initializer of MXNet draws the weights, and its magnitude: "xavier-3" (Gluon's
-        default), "uniform-0.07"; biases are 0 (paper silent, README "Readings of the paper").
-
-    Attributes
-    ----------
-    initial : NDArray (d,), the initial global model.
+    It computes where `ctx` says. `seed` draws the initial global model, which `initial` keeps as an
+    NDArray (d,), by an initializer of MXNet and its magnitude: "xavier-3" (Gluon's default),
+    "uniform-0.07"; biases are 0 (paper silent, README "Readings of the paper").
     """
 
     def __init__(
@@ -111,21 +95,11 @@ class Learner:
     def updates(
         self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
     ) -> tuple[NDArray, np.ndarray]:
-        """Local SGD of every worker from the received global model (Section 2.1, Step II).
+        """Local SGD of every worker from the received global model w_re, (d,) (2.1, Step II).
 
-        Parameters
-        ----------
-        w_re : NDArray (d,)
-        x : NDArray (n, channels, height, width), all training examples, `resident`
-        batches : Batches
-            One batch per local round and worker; a worker without examples sends a zero update.
-        learning_rate : float
-            alpha, on the batch-mean cross-entropy.
-
-        Returns
-        -------
-        updates : NDArray (m, d), w_i - w_re
-        losses : array (m,), each worker's loss at w_re; NaN for one without examples.
+        On batches of `x`, all training examples, `resident`; `learning_rate` is alpha, on the
+        batch-mean cross-entropy. Returns the updates w_i - w_re, NDArray (m, d), and each worker's
+        loss at w_re, (m,); a worker without examples sends zeros, its loss is NaN.
         """
         if self._compiled is None:
             updates, losses = self._loop(w_re.as_in_context(self._ctx), x, batches, learning_rate)
@@ -134,16 +108,8 @@ class Learner:
             return updates.as_in_context(backend.mx.cpu()), losses.asnumpy()
         m = len(batches.counts)
         updates, losses = backend.nd.empty((m, w_re.size)), np.full(m, np.nan)
-        self._compiled.updates(
-            host_view(w_re),
-            host_view(x),
-            batches.rows,
-            batches.labels,
-            batches.counts,
-            learning_rate,
-            host_view(updates),
-            losses,
-        )
+        given = host_view(w_re), host_view(x), tuple(batches)
+        self._compiled.updates(*given, learning_rate, host_view(updates), losses)
         return updates, losses
 
     def _loop(
@@ -196,10 +162,7 @@ class Learner:
     def judge(
         self, models: np.ndarray, x: NDArray, labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Error rates and mean cross-entropies of models (k, d) on examples x, float64 (k,) each.
-
-        A model with non-finite logits has infinite loss.
-        """
+        """Error rates and mean losses of models (k, d), float64 (k,); inf for logits not finite."""
         scores = self._scores(models, x).astype(np.float64)
         errors = (scores.argmax(axis=2) != labels).mean(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):

@@ -10,7 +10,6 @@ from fltrust_repro.partition import (
     partition,
     sample_batches,
     share_groups,
-    shuffle_workers,
 )
 
 LABELS = np.arange(1000) % 7
@@ -111,7 +110,7 @@ def test_the_generator_decides_the_partition():
 
 def test_shuffling_numbers_the_same_shards_otherwise():
     shards = deal(np.arange(300) % 10, 10, 30, 0.8)
-    shuffled = shuffle_workers(shards, np.random.default_rng(3))
+    shuffled = shards.shuffled(np.random.default_rng(3))
     before = [tuple(shards[i]) for i in range(30)]
     after = [tuple(shuffled[i]) for i in range(30)]
     assert sorted(before) == sorted(after)
@@ -120,7 +119,7 @@ def test_shuffling_numbers_the_same_shards_otherwise():
 
 def test_after_shuffling_any_worker_may_be_the_first():
     shards = of_sizes(*range(1, 6))
-    firsts = [len(shuffle_workers(shards, np.random.default_rng(k))[0]) for k in range(500)]
+    firsts = [len(shards.shuffled(np.random.default_rng(k))[0]) for k in range(500)]
     np.testing.assert_allclose(np.bincount(firsts, minlength=6)[1:], 100, atol=45)
 
 

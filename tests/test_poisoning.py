@@ -14,7 +14,7 @@ from fltrust_repro import datasets, figures, poisoning
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import cross_entropy
-from fltrust_repro.partition import Shards, append_examples
+from fltrust_repro.partition import Shards
 from fltrust_repro.poisoning import BackGradient, descend, flip_labels, optimise, with_bias
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import generator, poisoned_examples, run_trial
@@ -260,7 +260,7 @@ def test_poisoned_examples_are_drawn_as_the_pictures_name_says(tmp_path):
 
 def test_examples_are_appended_to_what_their_holders_have():
     shards = Shards.of([np.array([0, 1]), np.array([2]), np.array([], dtype=np.int64)])
-    out = append_examples(shards, np.array([1, 0, 1]), 3)
+    out = shards.with_examples(np.array([1, 0, 1]), 3)
     assert [out[i].tolist() for i in range(3)] == [[0, 1, 4], [2, 3, 5], []]
 
 

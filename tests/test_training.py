@@ -140,7 +140,8 @@ def test_selected_workers_are_drawn_anew_and_attacked_by_identity(watched, monke
     # Hypergeometric: 5 of 20 workers, 4 compromised; none among them in 28% of the iterations.
     assert result.notes["attacked iterations"] == len(known) == pytest.approx(144, abs=20)
     assert 1.2 < fmean(known) < 1.6
-    assert setting.at_master == (5, 1, 1)
+    master = setting.at_master
+    assert (master.m, master.c, master.beta) == (5, 1, 1)
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0, 0), (0.25, 5), (0.5, 10), (1, 20)])

@@ -24,7 +24,7 @@ from fltrust_repro.backend import host_view
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
-from fltrust_repro.training import attackers_view, generator
+from fltrust_repro.training import generator
 
 SECTION = "attacks"
 SEARCH, ANEW = "search for lambda", "distances anew at each halving"
@@ -69,7 +69,7 @@ def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row
     c, rng = setting.compromised, generator(0, "attack")
     updates, knowledge = host_view(iteration.updates), setting.knowledge or "full"
     known = updates[:c] if knowledge == "partial" else updates
-    parameters, master = attackers_view(setting)
+    parameters, master = setting.parameters(), setting.at_master
     step = Round(known, c, iteration.w, knowledge, rng, master, parameters)
 
     def row(case: str, call: Callable[[], Any], who: str = "fltrust_repro", note: str = "") -> Row:

@@ -28,7 +28,7 @@ from fltrust_repro.models import models
 from fltrust_repro.partition import partition, sample_batches
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
-from fltrust_repro.training import attackers_view, generator
+from fltrust_repro.training import generator
 from fltrust_repro.workers import Learner
 
 SECTION = "stages"
@@ -71,7 +71,7 @@ class Iteration:
         self.x, self.test_x = map(self.learner.resident, (data.train_x, data.test_x))
         self.w = self.learner.initial
         self.rng = generator(0, "batches")
-        self.parameters, self.master = attackers_view(setting)
+        self.parameters, self.master = setting.parameters(), setting.at_master
 
     def sample(self) -> None:
         """Draw the workers' batches."""
