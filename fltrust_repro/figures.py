@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment
@@ -19,8 +17,6 @@ from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
-
-_NUMBERS = "Numbers"  # under which a PNG keeps the digest of what it shows
 
 # A name is not to be read as mathematics or TeX, whatever its dollars and braces.
 _LITERAL: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
@@ -37,33 +33,16 @@ _STYLES: tuple[dict[str, Any], ...] = (
 _DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
 _GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.6}
 # The same numbers give the same bytes: no date, and not which Matplotlib.
-_METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "png": {"Software": None}}
+_METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {"Software": None}}
 
 
 def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> None:
     """Write NAME.png and NAME.svg: mean lines, with a band of the 95% confidence interval.
 
-    A picture that shows these numbers already stays as it is. Points without trials are left out.
+    Points without trials are left out.
     """
-    png, svg = (folder / f"{experiment.name}.{kind}" for kind in ("png", "svg"))
-    there = _shows(png, _digest(experiment, measured))
-    if not there or not svg.is_file():
-        write_bytes(svg, picture(experiment, measured, "svg"))
-    if not there:  # the last: it says for both what they show
-        write_bytes(png, picture(experiment, measured, "png"))
-
-
-def _digest(experiment: Experiment, measured: Sequence[Measured]) -> str:
-    shown = [(m.cell.row, m.cell.column, m.errors) for m in measured]
-    return hashlib.sha256(repr((experiment.figure, shown)).encode()).hexdigest()
-
-
-def _shows(path: Path, numbers: str) -> bool:
-    try:
-        with Image.open(path) as found:
-            return found.info.get(_NUMBERS) == numbers
-    except OSError:  # no file, no picture, or not a whole one
-        return False
+    for kind in _METADATA:
+        write_bytes(folder / f"{experiment.name}.{kind}", picture(experiment, measured, kind))
 
 
 def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> bytes:
@@ -88,8 +67,7 @@ def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> 
         # Afterwards, since a legend leaves out names that begin with an underscore.
         for text, line in zip(legend.get_texts(), frame.lines):
             text.set_text(one_line(line))
-        numbers = {_NUMBERS: _digest(experiment, measured)} if kind == "png" else {}
-        return _bytes(drawn, kind, 150, numbers)
+        return _bytes(drawn, kind)
 
 
 def _draw_panel(
@@ -114,9 +92,9 @@ def _draw_panel(
     axis.grid(**_GRID)
 
 
-def _bytes(drawn: Any, kind: str, dpi: int, more: Mapping[str, str] | None = None) -> bytes:
+def _bytes(drawn: Any, kind: str, dpi: int = 150) -> bytes:
     content = io.BytesIO()
-    drawn.savefig(content, format=kind, dpi=dpi, metadata={**_METADATA[kind], **(more or {})})
+    drawn.savefig(content, format=kind, dpi=dpi, metadata=_METADATA[kind])
     return content.getvalue()
 
 
@@ -149,7 +127,7 @@ def draw_trial(trial: Trial, path: Path) -> None:
     axis.set_ylim(0)
     axis.grid(**_GRID)
     axis.legend(fontsize=8)
-    write_bytes(path, _bytes(drawn, kind, 150))
+    write_bytes(path, _bytes(drawn, kind))
 
 
 def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:

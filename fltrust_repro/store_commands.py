@@ -11,7 +11,7 @@ from typing import Any
 import click
 import pandas as pd
 
-from fltrust_repro import datasets, fidelity, figures, page, report, reproduction
+from fltrust_repro import datasets, fidelity, figures, report, reproduction
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.attacks import attacks
@@ -268,13 +268,13 @@ def report_command(
         "fidelity.csv": frame.to_csv(index=False),
     }
     if as_html:
-        texts["fidelity.html"] = page.html(experiments, trials, frame)
+        texts["fidelity.html"] = fidelity.html(experiments, trials, frame)
     if as_latex:
         tables = (experiment for experiment in experiments if experiment.figure is None)
         texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
     for name, text in texts.items():
         write_text(out / name, text)
-    click.echo(f"{fidelity.summary(frame)} {fidelity.seeds_told()}")
+    click.echo(f"{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
     for line in fidelity.outside(frame):
         click.echo(line)
     click.echo(reproduction.wrote(out / name for name in texts))
