@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.archive import SAME_NAME, SCHEMA, TABLES, Archive, Failure, reason, started
+from fltrust_repro.archive import SAME_NAME, SCHEMA, Archive, Failure, reason, started
 from fltrust_repro.errors import BadInput
-from fltrust_repro.trials import COLUMNS, Trial, TrialName
+from fltrust_repro.trials import COLUMNS, TABLES, Trial, TrialName
 
 _WAIT_SECONDS = 60  # for another command that writes
 _BATCH = 1000  # trials that are taken over in one transaction
@@ -62,19 +62,16 @@ class Store(Archive):
             self._connection.execute("DELETE FROM trials WHERE 0")
 
     def _log_ahead(self) -> None:
-        """Let readers never wait for the writer, nor a writer's crash for a reader's recovery.
-
-        Where several commands make the same store at once, SQLite does not wait by itself.
-        """
+        """Let readers never wait for the writer, nor a writer's crash for a reader's recovery."""
+        # Where several commands make the same store at once, SQLite does not wait by itself.
         for left in reversed(range(_WAIT_SECONDS * 20)):
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
+                return
             except sqlite3.OperationalError as error:
                 if not left or "locked" not in str(error):
                     raise
-                time.sleep(1 / 20)
-            else:
-                return
+            time.sleep(1 / 20)
 
     def _migrate(self, found: dict[str, list[str]]) -> None:
         for table, columns in TABLES.items():
@@ -113,10 +110,9 @@ class Store(Archive):
 
     def _check_place(self) -> None:
         """Raise `BadInput` where the file was removed, moved or replaced; save its trials first."""
-        if _place(self.path) == self._place:
-            return
-        gone = f"store {str(self.path)!r} is no longer where this command found it"
-        raise BadInput(f"{gone}; {self._rescue()}.")
+        if _place(self.path) != self._place:
+            gone = f"store {str(self.path)!r} is no longer where this command found it"
+            raise BadInput(f"{gone}; {self._rescue()}.")
 
     def _rescue(self) -> str:
         """Write what the open file holds to a new one; say where."""
@@ -148,8 +144,7 @@ class Store(Archive):
                     # What else has this name is not understood: kept, and no longer in the way.
                     aside = f"UPDATE trials SET key = key || ' aside ' || rowid WHERE {SAME_NAME}"
                     self._connection.execute(aside, trial.name)
-                    row = trial.row()
-                    self._insert("trials", *(row[name] for name in COLUMNS))
+                    self._insert("trials", *map(trial.row().get, COLUMNS))
                     added.add(trial.name)
                 self._forget(trial.name, "claims", "failures")
         return added
@@ -177,8 +172,8 @@ class Store(Archive):
         False if it is finished by now, or if another command that is alive has claimed it.
         """
         with self._writing():
-            claims = self._claims(f"WHERE {SAME_NAME} AND owner <> ?", (*name, self._owner))
-            if self.has(name) or claims:
+            others = self._claims(f"WHERE {SAME_NAME} AND owner <> ?", *name, self._owner)
+            if self.has(name) or others:
                 return False
             self._insert("claims", *name, self._owner, self._host, self._pid, time.time())
         return True
@@ -190,10 +185,10 @@ class Store(Archive):
             self._connection.execute(renewed, (time.time(), self._owner))
 
     def merge(self, path: Path) -> tuple[int, int]:
-        """Take over the finished trials of another store, whatever protocol they are of.
+        """Take over the finished trials of another store, of a damaged one what can be read.
 
-        Returns how many trials it has, and how many of these were new. The other store is only
-        read, and of a damaged one what can be read. Raises `BadInput` where the file is no store.
+        Returns how many it has, and how many of these were new. Raises `BadInput` where the file is
+        no store.
         """
         found = added = 0
         with Archive(path) as other:

@@ -180,32 +180,42 @@ def _curve(text: Any) -> list[tuple[int, float, float]]:
     return [(iteration, error, float(loss)) for iteration, error, loss in curve]
 
 
-def whole(least: int, most: int) -> Column:
-    """Return a column of whole numbers."""
+def _whole(least: int, most: int) -> Column:
     allowed = f"a whole number from {least} to {most:,}"
     return Column("INTEGER NOT NULL", partial(_within, int, least, most), allowed)
 
 
-WORDS = Column("TEXT NOT NULL", _text, "a text")
-SECONDS = Column("REAL NOT NULL", partial(_within, float, 0.0, 1e12), "a number of seconds")
+_WORDS = Column("TEXT NOT NULL", _text, "a text")
+_SECONDS = Column("REAL NOT NULL", partial(_within, float, 0.0, 1e12), "a number of seconds")
 _RATE = Column("REAL NOT NULL", partial(_within, float, 0.0, 1.0), "a number from 0 to 1")
-NAME = {"key": WORDS, "seed": whole(0, LAST_SEED), "protocol": WORDS}
+_NAME = {"key": _WORDS, "seed": _whole(0, LAST_SEED), "protocol": _WORDS}
 COLUMNS = {
-    **NAME,
-    "setting": WORDS,  # JSON
+    **_NAME,
+    "setting": _WORDS,  # JSON
     "error_rate": _RATE,
     "lowest_error_rate": _RATE,
-    "iterations": whole(0, MOST),
+    "iterations": _whole(0, MOST),
     "diverged": Column("INTEGER NOT NULL", lambda v: bool(_within(int, 0, 1, v)), "0 or 1"),
-    "seconds": SECONDS,
-    "empty_workers": whole(0, MOST),
+    "seconds": _SECONDS,
+    "empty_workers": _whole(0, MOST),
     "notes": Column("TEXT NOT NULL DEFAULT '{}'", _notes, "a JSON object of numbers"),
     "curve": Column("TEXT NOT NULL", _curve, "a JSON list of [iteration, error rate, loss]"),
-    "device": WORDS,
-    "versions": WORDS,
-    "finished": WORDS,
+    "device": _WORDS,
+    "versions": _WORDS,
+    "finished": _WORDS,
 }
 ADDED_LATER = {"notes": "{}"}  # what a trial without the column has in it
+TABLES: dict[str, dict[str, Column]] = {  # of a store
+    "trials": COLUMNS,
+    "failures": {**_NAME, "message": _WORDS, "details": Column("TEXT NOT NULL", str, "a text")},
+    "claims": {
+        **_NAME,
+        "owner": _WORDS,
+        "host": _WORDS,
+        "pid": _whole(-1, 2**31 - 1),
+        "renewed": _SECONDS,
+    },
+}
 
 
 def checked(table: Mapping[str, Column], row: Mapping[str, Any]) -> dict[str, Any]:
