@@ -26,10 +26,9 @@ from fltrust_repro.options import (
     out_option,
     plugin_option,
     seed_option,
-    seed_range,
+    seeds_option,
     setting_options,
     store_option,
-    trials_option,
     typed,
 )
 from fltrust_repro.plugins import load_installed
@@ -41,25 +40,16 @@ from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, read_csv
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
-@trials_option(fidelity.PAPER_TRIALS)
-@seed_option(FIRST_SEED)
+@seeds_option(fidelity.PAPER_TRIALS, FIRST_SEED)
 @store_option
 @out_option
 @plugin_option
-def status(
-    names: tuple[str, ...],
-    trials: int,
-    first_seed: int,
-    store_path: Path,
-    out: Path,
-    plugins: tuple[Path, ...],
-) -> None:
+def status(names: tuple[str, ...], seeds: range, store_path: Path, out: Path) -> None:
     """Say what is done and what is missing: of all experiments, or cell by cell of those named.
 
     Counts the trials that `reproduce` with the same --trials and --seed would use: those in the
     store, in OUT, and published with the program.
     """
-    seeds = seed_range(first_seed, trials)
     experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
     with Archive(store_path) as store:
         finished = reproduction.finished(store, out, experiments)
@@ -69,15 +59,12 @@ def status(
     if names:
         for experiment in experiments:
             title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
-            click.echo(f"{title}: trials done of {trials}, mean {what}\n")
+            click.echo(f"{title}: trials done of {len(seeds)}, mean {what}\n")
             cells = fidelity.measured(experiment, done)
             told = (f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors) for m in cells)
             click.echo(report.arranged(cells, told, "simple") + "\n")
     else:
-        lines = [
-            _line(experiment, seeds, finished, done, failures, claimed)
-            for experiment in experiments
-        ]
+        lines = [_line(one, seeds, finished, done, failures, claimed) for one in experiments]
         click.echo(report.rendered(lines, "simple", ".1f"))
     _print_failures(experiments, failures)
 
@@ -134,7 +121,6 @@ def show(
     picture: Path | None,
     store_path: Path,
     out: Path,
-    plugins: tuple[Path, ...],
     **fields: Any,
 ) -> None:
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
@@ -146,10 +132,10 @@ def show(
             f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
             "`show table2a krum full --seed 10`, or the setting by options."
         )
-    others = ("place", "first_seed", "picture", "store_path", "out", "plugins")
-    if place and (given := [option for name, option in typed(context) if name not in others]):
-        raise BadInput(f"{given[0]} is given, but {' '.join(place)} decides it; leave it out.")
     if place:
+        own = {*fields, "readings"}
+        if given := [option for name, option in typed(context) if name in own]:
+            raise BadInput(f"{given[0]} is given, but {' '.join(place)} decides it; leave it out.")
         setting = load_experiment(place[0]).choose(place[1:2], place[2:])[0].setting
     else:
         setting = Setting.from_dict(fields)
@@ -181,16 +167,11 @@ def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial
     raise BadInput(f"no finished trial has this setting and seed {seed}; of seeds {there}.")
 
 
-_NAME = TrialName._fields
-_SETTING = list(FIELDS)
-_OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
-
-
 @click.command("export")
 @click.argument("file", type=FILE)
 @store_option
 @plugin_option
-def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> None:
+def export_command(file: Path, store_path: Path) -> None:
     """Write all finished trials as one table, a column per setting field: FILE.csv or .parquet."""
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
@@ -198,7 +179,9 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
     with Archive(store_path) as store:
         lines = [{**trial.setting.as_dict(), **trial.row()} for trial in store.everything()]
         store.left_out.tell()
-    frame = pd.DataFrame(lines, columns=[*_NAME, *_SETTING, *_OTHERS])
+    first = dict.fromkeys([*TrialName._fields, *FIELDS])
+    others = [name for name in COLUMNS if name not in {*first, "setting"}]
+    frame = pd.DataFrame(lines, columns=[*first, *others])
     content = io.BytesIO()
     if file.suffix == ".csv":
         frame.apply(lambda column: column.map(_no_formula)).to_csv(content, index=False)
@@ -206,9 +189,8 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
         try:
             frame.to_parquet(content, index=False)
         except ImportError as error:
-            raise BadInput(
-                'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
-            ) from error
+            need = 'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
+            raise BadInput(need) from error
     write_bytes(file, content.getvalue())
     click.echo(f"{len(frame)} trials. {reproduction.wrote([file])}")
 
@@ -223,7 +205,7 @@ def _no_formula(value: Any) -> Any:
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @store_option
 @plugin_option
-def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:
+def import_command(files: tuple[Path, ...], store_path: Path) -> None:
     """Take over the finished trials of other stores, or of .trials.csv files.
 
     A trial that is there already stays as it is; what is no trial is named and left out.
@@ -249,9 +231,7 @@ def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Pat
 @plugin_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True, help="Write OUT/fidelity.html, one page, too.")
-def report_command(
-    store_path: Path, out: Path, plugins: tuple[Path, ...], as_latex: bool, as_html: bool
-) -> None:
+def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
     """Set every number that the paper prints beside ours, and check its claims in words.
 
     Reads the trials in the store, in OUT and those published with the program; runs none. Those
@@ -261,7 +241,6 @@ def report_command(
     experiments = fidelity.all_experiments()
     with Archive(store_path) as store:
         trials = reproduction.reported(reproduction.finished(store, out, experiments))
-        store.left_out.tell()
     frame = fidelity.as_frame(experiments, trials)
     texts = {
         "fidelity.md": fidelity.markdown(experiments, trials, frame),
@@ -282,7 +261,7 @@ def report_command(
 
 @click.command("list")
 @plugin_option
-def list_everything(plugins: tuple[Path, ...]) -> None:
+def list_everything() -> None:
     """List rules, attacks, models, data sets and experiments, one line each."""
     sections = {
         "rules": {name: summary(rule.function) for name, rule in rules.items()},
