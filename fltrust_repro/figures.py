@@ -33,16 +33,18 @@ _STYLES: tuple[dict[str, Any], ...] = (
 _DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
 _GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.6}
 # The same numbers give the same bytes: no date, and not which Matplotlib.
-_METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {"Software": None}}
+_METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
-def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> None:
+def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> list[Path]:
     """Write NAME.png and NAME.svg: mean lines, with a band of the 95% confidence interval.
 
-    Points without trials are left out.
+    Points without trials are left out. Returns the files.
     """
-    for kind in _METADATA:
-        write_bytes(folder / f"{experiment.name}.{kind}", picture(experiment, measured, kind))
+    files = {kind: folder / f"{experiment.name}.{kind}" for kind in _METADATA}
+    for kind, file in files.items():
+        write_bytes(file, picture(experiment, measured, kind))
+    return list(files.values())
 
 
 def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> bytes:
@@ -76,10 +78,10 @@ def _draw_panel(
     frame: Any = experiment.figure
     for line, style in zip(frame.lines, cycle(_STYLES)):
         row = [cells[frame.row(panel, line), column] for column in experiment.columns]
-        known = [(x, m) for x, m in zip(frame.values, row) if m.errors]
-        x = [value for value, _ in known]
-        mean = np.array([m.mean for _, m in known])
-        half = np.nan_to_num([m.half_width for _, m in known])
+        known = [m for m in row if m.errors]
+        x = [value for value, m in zip(frame.values, row) if m.errors]
+        mean = np.array([m.mean for m in known])
+        half = np.nan_to_num([m.half_width for m in known])
         axis.plot(x, mean, markersize=4, linewidth=1.2, **style)
         axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15)
     axis.set_title(one_line(panel))
@@ -130,7 +132,7 @@ def draw_trial(trial: Trial, path: Path) -> None:
     write_bytes(path, _bytes(drawn, kind))
 
 
-def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:
+def draw_poisoned(made: PoisonedSet, path: Path) -> None:
     """Write a picture with poisoned examples, each under the example that it started from.
 
     The label that training is given stands above each pair.
@@ -138,24 +140,24 @@ def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 
     kind = check_picture(path)
     from matplotlib.figure import Figure
 
-    shown = min(columns * rows, len(made.x))
-    rows = -(-shown // columns)
+    columns, shown = 12, list(zip(made.start, made.x, made.labels))[:48]
+    rows = -(-len(shown) // columns)
     drawn = Figure(figsize=(0.6 * columns, 1.5 * rows), layout="constrained")
     axes = drawn.subplots(2 * rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for i in range(shown):
+    for i, (start, end, label) in enumerate(shown):
         row, column = divmod(i, columns)
-        for offset, image in enumerate((made.start[i], made.x[i])):
-            axes[2 * row + offset, column].imshow(image[0], cmap="gray", vmin=0, vmax=1)
-        axes[2 * row, column].set_title(f"{made.labels[i]}", fontsize=7, pad=2)
+        above, below = axes[2 * row : 2 * row + 2, column]
+        above.imshow(start[0], cmap="gray", vmin=0, vmax=1)
+        below.imshow(end[0], cmap="gray", vmin=0, vmax=1)
+        above.set_title(f"{label}", fontsize=7, pad=2)
     write_bytes(path, _bytes(drawn, kind, 130))
 
 
 # ---- error curves as lines of SVG: matplotlib takes a second for fifteen panels
 
 PANEL = (200, 100)
-_POINTS = 51
 
 
 class Curve(NamedTuple):
@@ -199,9 +201,8 @@ def mean_curve(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
     The trials are of one setting, so that all are evaluated at the same iterations; one that ended
     before the others, since it diverged, keeps the error rate that it ended with.
     """
-    known = [list(trial.result.curve) for trial in trials]
+    known = [trial.result.curve for trial in trials]
     longest = max(known, key=len)
-    last = len(longest) - 1
-    chosen = np.linspace(0, last, min(last + 1, _POINTS)).round().astype(int).tolist()
+    chosen = np.linspace(0, len(longest) - 1, min(len(longest), 51)).round().astype(int).tolist()
     rates = [[curve[min(k, len(curve) - 1)][1] for k in chosen] for curve in known]
     return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)

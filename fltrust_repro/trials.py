@@ -86,9 +86,9 @@ class Trial:
     def from_row(cls, row: Mapping[str, Any], setting_of: Callable[[str], Setting]) -> Trial:
         """Rebuild a trial from values of the columns `COLUMNS`, as they stand in a file.
 
-        `setting_of` is a `setting_reader`. `Unreadable` where a value is not allowed, or where the
-        key is not that of the setting: it was written under other defaults, or changed by hand.
-        `UnknownName` where a plug-in that is not loaded may know better.
+        `setting_of` is a `setting_reader`. `Unreadable` where a value is not allowed, or the key is
+        not the setting's: it was written under other defaults, or changed by hand. `UnknownName`
+        where a plug-in that is not loaded may know better.
         """
         values = checked(COLUMNS, {**ADDED_LATER, **row})
         setting = setting_of(values["setting"])
@@ -105,10 +105,9 @@ def _rounded(loss: float) -> float | None:
 
 
 def setting_reader() -> Callable[[str], Setting]:
-    """Return a function from a setting's JSON text to the setting.
+    """Return a function from a setting's JSON text to the setting, which remembers.
 
-    It remembers, since thousands of trials share a few settings; not beyond one reading, since a
-    plug-in that is loaded later changes what a text means.
+    Thousands of trials share a few settings; but a plug-in loaded later changes what a text means.
     """
     return lru_cache(maxsize=None)(_setting_of)
 
@@ -187,6 +186,7 @@ def _whole(least: int, most: int) -> Column:
 
 _WORDS = Column("TEXT NOT NULL", _text, "a text")
 _SECONDS = Column("REAL NOT NULL", partial(_within, float, 0.0, 1e12), "a number of seconds")
+_PID = _whole(-1, 2**31 - 1)
 _RATE = Column("REAL NOT NULL", partial(_within, float, 0.0, 1.0), "a number from 0 to 1")
 _NAME = {"key": _WORDS, "seed": _whole(0, LAST_SEED), "protocol": _WORDS}
 COLUMNS = {
@@ -208,13 +208,7 @@ ADDED_LATER = {"notes": "{}"}  # what a trial without the column has in it
 TABLES: dict[str, dict[str, Column]] = {  # of a store
     "trials": COLUMNS,
     "failures": {**_NAME, "message": _WORDS, "details": Column("TEXT NOT NULL", str, "a text")},
-    "claims": {
-        **_NAME,
-        "owner": _WORDS,
-        "host": _WORDS,
-        "pid": _whole(-1, 2**31 - 1),
-        "renewed": _SECONDS,
-    },
+    "claims": {**_NAME, "owner": _WORDS, "host": _WORDS, "pid": _PID, "renewed": _SECONDS},
 }
 
 
@@ -259,11 +253,10 @@ def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
 
 def _lines(columns: Iterable[str], trials: Iterable[Trial]) -> bytes:
     """A line of each trial, whatever a machine calls itself."""
-    lines = []
-    for row in (trial.row() for trial in trials):
+    rows = [trial.row() for trial in trials]
+    for row in rows:
         row.update({name: " ".join(row[name].split()) for name in ("device", "versions")})
-        lines.append(_line(row.get(name, "") for name in columns))
-    return b"".join(lines)
+    return b"".join(_line(row.get(name, "") for name in columns) for row in rows)
 
 
 def _line(fields: Iterable[Any]) -> bytes:
