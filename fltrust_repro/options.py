@@ -202,7 +202,6 @@ def _told(field: dataclasses.Field) -> str:
 
 
 def _reading(text: str) -> tuple[str, str]:
-    """Name and value of what follows `--reading`."""
     name, equals, value = text.partition("=")
     name, known = name.replace("-", "_"), [field.name for field in dataclasses.fields(Readings)]
     if not equals or name not in known:

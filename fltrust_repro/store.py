@@ -157,10 +157,9 @@ class Store(Archive):
 
     def _insert(self, table: str, *values: Any) -> None:
         """Write a row, in place of another of its name, but a trial in place of none."""
+        insert = "INSERT" + " OR REPLACE" * (table != "trials")
         names, marks = ", ".join(TABLES[table]), ", ".join("?" * len(values))
-        replacing = " OR REPLACE" * (table != "trials")
-        insert = f"INSERT{replacing} INTO {table} ({names}) VALUES ({marks})"
-        self._connection.execute(insert, values)
+        self._connection.execute(f"{insert} INTO {table} ({names}) VALUES ({marks})", values)
 
     def _forget(self, name: TrialName, *tables: str) -> None:
         for table in tables:
@@ -203,6 +202,6 @@ def _place(path: Path) -> tuple[int, int] | None:
     """What tells a file from another that takes its path; None where there is no file."""
     try:
         found = path.stat()
+        return found.st_dev, found.st_ino
     except OSError:
         return None
-    return found.st_dev, found.st_ino
