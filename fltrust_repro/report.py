@@ -261,11 +261,10 @@ def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     """Return what trials were made with, as pairs of a name and a text."""
     hours = sum(trial.result.seconds for trial in trials) / 3600
     protocols = ", ".join(sorted({trial.protocol for trial in trials}))
-    time = f"{hours:.2f} hours, one process each; protocol version {protocols}"
     versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
     return [
         ("Trials", f"{len(trials)} in all, seeds {seeds(trials)}"),
-        ("Training time", time),
+        ("Training time", f"{hours:.2f} hours, one process each; protocol version {protocols}"),
         *(("Versions", line) for line in versions),
     ]
 

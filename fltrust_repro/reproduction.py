@@ -162,9 +162,13 @@ def _show(
     warn(used)
     cells = fidelity.measured(experiment, found)
     files = _keep_trials(experiment, store, out, published)
-    page, now = out / f"{experiment.name}.md", sum(len(cell.errors) for cell in cells)
-    if (before := _trials_of(page.with_suffix(".csv"))) <= now:
-        files = _write_page(experiment, cells, used, out) + files
+    page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
+    before, now = _trials_of(table), sum(len(cell.errors) for cell in cells)
+    if before <= now:
+        write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
+        write_text(page, report.page(experiment, cells, used))
+        pictures = figures.draw(experiment, cells, out) if experiment.figure else []
+        files = [page, table, *pictures, *files]
     several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
     told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
@@ -196,15 +200,6 @@ def _trials_of(table: Path) -> int:
         return int(pd.read_csv(table)["trials"].sum())
     except (OSError, KeyError, TypeError, ValueError):
         return 0
-
-
-def _write_page(
-    experiment: Experiment, cells: Sequence[report.Measured], used: Sequence[Trial], out: Path
-) -> list[Path]:
-    page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
-    write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
-    write_text(page, report.page(experiment, cells, used))
-    return [page, table, *(figures.draw(experiment, cells, out) if experiment.figure else ())]
 
 
 def wrote(files: Iterable[Path]) -> str:

@@ -26,7 +26,7 @@ from fltrust_repro.training import PROTOCOL, TrialResult
 
 FIRST_SEED = 10  # of what is reported; those before it chose the readings
 LAST_SEED = 2**31 - 1
-_RESULT = tuple(TrialResult.__dataclass_fields__)
+_WHERE = ("device", "versions", "finished")  # and when
 _AWAY = "move it away, or give another file or folder."
 _LONGEST_FIELD = 2**31 - 1  # csv's own limit is 131,072 characters: a curve of 33,000 iterations
 
@@ -68,18 +68,20 @@ class Trial:
 
     def row(self) -> dict[str, Any]:
         """Return the trial as values of the columns `COLUMNS`."""
-        result = asdict(self.result)
+
+        def rounded(loss: float) -> float | None:
+            return None if math.isnan(loss) else float(f"{loss:.5g}")
+
+        result = self.result
         return {
-            **result,
+            **asdict(result),
             **self.name._asdict(),
-            "diverged": int(result["diverged"]),
-            "seconds": round(result["seconds"], 3),
-            "notes": json.dumps(result["notes"], sort_keys=True),
-            "curve": json.dumps([[i, e, _rounded(loss)] for i, e, loss in result["curve"]]),
+            **{name: getattr(self, name) for name in _WHERE},
+            "diverged": int(result.diverged),
+            "seconds": round(result.seconds, 3),
+            "notes": json.dumps(result.notes, sort_keys=True),
+            "curve": json.dumps([[i, e, rounded(loss)] for i, e, loss in result.curve]),
             "setting": json.dumps(self.setting.as_dict(), sort_keys=True),
-            "device": self.device,
-            "versions": self.versions,
-            "finished": self.finished,
         }
 
     @classmethod
@@ -95,13 +97,9 @@ class Trial:
         if setting.key() != values["key"]:
             today = f"today's key of its setting is {setting.key()!r}"
             raise Unreadable(f"key is {values['key']!r}; {today}")
-        result = TrialResult(**{name: values[name] for name in _RESULT})
-        columns = ("seed", "device", "versions", "finished", "protocol")
-        return cls(setting, result=result, **{name: values[name] for name in columns})
-
-
-def _rounded(loss: float) -> float | None:
-    return None if math.isnan(loss) else float(f"{loss:.5g}")
+        result = TrialResult(**{name: values[name] for name in TrialResult.__dataclass_fields__})
+        others = {name: values[name] for name in ("seed", "protocol", *_WHERE)}
+        return cls(setting, result=result, **others)
 
 
 def setting_reader() -> Callable[[str], Setting]:
@@ -233,10 +231,7 @@ def write_csv(path: Path, trials: Iterable[Trial]) -> None:
 
 
 def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
-    """Write finished trials behind what a file holds, which stays as it is, byte for byte.
-
-    The columns that the file lacks are added behind its own.
-    """
+    """Write finished trials, and columns that a file lacks, behind what it holds byte for byte."""
     content = path.read_bytes() if path.is_file() else b""
     if not content:
         write_csv(path, trials)
@@ -275,8 +270,7 @@ def read_csv(
     `left_out` takes the lines that hold no trial that this version understands. Raises `BadInput`
     where the file cannot be read, or is no file of trials at all.
     """
-    # Line by line, and not by pandas: to it a quote too few, or a byte that is no UTF-8, is the end
-    # of the whole file, and here a trial never takes more than one line.
+    # Line by line: to pandas a quote too few, or a byte that is no UTF-8, ends the whole file.
     left_out = LeftOut() if left_out is None else left_out
     try:
         content = path.read_bytes()
