@@ -142,10 +142,7 @@ class Archive:
         return self._read(build, "trials", rest, *values)
 
     def lend(self, trials: Iterable[Trial]) -> None:
-        """Let `find` and `everything` answer with trials of other files, too; nothing is written.
-
-        The file's own go first, then those lent first.
-        """
+        """Let `find` and `everything` answer with these too, behind the file's and earlier ones."""
         for trial in trials:
             self._lent.setdefault(trial.name, trial)
 
@@ -285,17 +282,14 @@ def _connected(uri: str) -> contextlib.closing[sqlite3.Connection]:
 def _reads(path: Path) -> bool:
     with _connected(f"{path.as_uri()}?mode=ro") as connection:
         try:
-            connection.execute("PRAGMA schema_version").fetchone()
+            return bool(connection.execute("PRAGMA schema_version").fetchone())
         except sqlite3.OperationalError:
             return False
-    return True
 
 
 def plain_columns(connection: sqlite3.Connection, table: str) -> list[str] | None:
-    """Return a table's columns; an empty list where there is no such table.
-
-    None for a view or a virtual table: reading one runs what its author wrote.
-    """
+    """Return a table's columns, none where there is no such table; None for a view and the like."""
+    # To read a view or a virtual table runs what its author wrote.
     query = "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE"
     try:
         found = connection.execute(query, (table,)).fetchone()

@@ -49,10 +49,10 @@ class Numbers:
         found = self._trials.get(cell, ())
         if len(found) >= LEAST_TRIALS:
             return found
+        place = ", ".join(cell)
         if not found:
-            raise Undecided("not measured", f"missing: {', '.join(cell)}")
-        few = f"{', '.join(cell)} has {len(found)} of at least {LEAST_TRIALS} trials"
-        raise Undecided(TOO_FEW, few)
+            raise Undecided("not measured", f"missing: {place}")
+        raise Undecided(TOO_FEW, f"{place} has {len(found)} of at least {LEAST_TRIALS} trials")
 
     def errors(self, cell: Cell, what: str = "error_rate") -> list[float]:
         """Error rates of a cell's trials, or their lowest ones."""

@@ -37,10 +37,7 @@ _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Dat
 
 
 def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> list[Path]:
-    """Write NAME.png and NAME.svg: mean lines, with a band of the 95% confidence interval.
-
-    Points without trials are left out. Returns the files.
-    """
+    """Write NAME.png and NAME.svg, mean lines with bands of 95% confidence; return the files."""
     files = {kind: folder / f"{experiment.name}.{kind}" for kind in _METADATA}
     for kind, file in files.items():
         write_bytes(file, picture(experiment, measured, kind))
@@ -101,10 +98,7 @@ def _bytes(drawn: Any, kind: str, dpi: int = 150) -> bytes:
 
 
 def check_picture(path: Path) -> str:
-    """Return the kind of picture that a path names, "png" or "svg".
-
-    Raises `BadInput` for any other, and for a folder; to be asked before the work.
-    """
+    """Return the kind of picture that a path names, "png" or "svg"; else raise `BadInput`."""
     kind = path.suffix[1:].lower()
     if kind not in _METADATA:
         raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
@@ -133,10 +127,7 @@ def draw_trial(trial: Trial, path: Path) -> None:
 
 
 def draw_poisoned(made: PoisonedSet, path: Path) -> None:
-    """Write a picture with poisoned examples, each under the example that it started from.
-
-    The label that training is given stands above each pair.
-    """
+    """Write a picture of poisoned examples, each with its label, below what it started from."""
     kind = check_picture(path)
     from matplotlib.figure import Figure
 

@@ -60,10 +60,8 @@ class Measured:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Return half the width of the 95% confidence interval of the mean (Student's t).
-
-    NaN for fewer than `LEAST_TRIALS` values: two give an interval wider than all error rates.
-    """
+    """Return half the width of the mean's 95% confidence interval (Student's t), NaN for few."""
+    # Two values give an interval wider than all error rates.
     if (n := len(values)) < LEAST_TRIALS:
         return math.nan
     student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
@@ -105,10 +103,7 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
-    """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%.
-
-    Each has at least two values.
-    """
+    """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
     # By hand, since importing scipy.stats takes longer than all else that a report does.
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
@@ -195,10 +190,7 @@ def arranged(measured: Iterable[Measured], texts: Iterable[str], style: str) -> 
 
 
 def table(measured: Sequence[Measured], style: str) -> str:
-    """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)".
-
-    A star marks a cell outside the tolerance, a question mark one with too few trials to say.
-    """
+    """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)" and its mark."""
     return arranged(measured, map(_cell_text, measured, verdicts(measured)), style)
 
 
@@ -235,18 +227,16 @@ question mark: too few trials to say, fewer than {LEAST_TRIALS}.
 def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
     """Return a page of Markdown: the table, what it was measured with, and how to read it."""
     judged = summary_line(measured)
-    return "\n".join(
-        [
-            f"# {markdown(experiment.title)}\n",
-            f"{heading(experiment, measured)}.\n",
-            f"{table(measured, 'github')}\n",
-            *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
-            *([f"{judged}. {_LEGEND}"] if judged else []),
-            *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
-            *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),
-            "",
-        ]
-    )
+    parts = [
+        f"# {markdown(experiment.title)}\n",
+        f"{heading(experiment, measured)}.\n",
+        f"{table(measured, 'github')}\n",
+        *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
+        *([f"{judged}. {_LEGEND}"] if judged else []),
+        *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
+        *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),
+    ]
+    return "\n".join([*parts, ""])
 
 
 def commands(experiment: Experiment, trials: Iterable[Trial]) -> list[str]:

@@ -32,10 +32,7 @@ Published = Mapping[TrialName, Trial]
 def trials_in(
     folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
 ) -> list[Trial]:
-    """Return the trials of a results folder whose names are wanted.
-
-    A file that is none of trials is left out whole.
-    """
+    """Return the wanted trials of a results folder; a file that is none of trials is left out."""
     found = []
     for file in sorted(filter(Path.is_file, folder.glob(f"*{_ENDING}"))):
         try:
@@ -53,10 +50,9 @@ def is_published(folder: Path) -> bool:
 def read_back(
     store: Archive, out: Path, settings: Iterable[Setting], fresh: bool = False
 ) -> dict[TrialName, Trial]:
-    """Let the store answer with the trials of `out` and the published ones; return the latter.
+    """Let the store answer with settings' trials of `out` and published ones; return the latter.
 
-    Those of the settings. The store's own go first, then those of `out`; with `fresh` none of the
-    published is read. Says on stderr what is left out as not understood.
+    With `fresh` none of the published is read. Says on stderr what is left out as not understood.
     """
     keys = {setting.key() for setting in settings}
     look_in = partial(trials_in, left_out=store.left_out, wanted=lambda name: name.key in keys)
@@ -68,10 +64,7 @@ def read_back(
 
 
 def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Setting, list[Trial]]:
-    """Return all trials of today's protocol in a store and `out`, by setting and seed.
-
-    Also the published ones of these experiments.
-    """
+    """Return today's trials of a store and `out`, and these experiments' published, by setting."""
     store.lend(trials_in(out, store.left_out))
     read_back(store, out, (setting for experiment in of for setting in experiment.settings))
     known: dict[Setting, list[Trial]] = {}

@@ -1,8 +1,7 @@
 """The store of trials as commands write it, and which trial is being run by whom.
 
-A trial is written in a transaction of its own as it ends, and never replaced. Commands that share
-a store claim a trial before they run it, so that none is run twice at the same time; the claim of
-a command that died is void.
+A trial is written as it ends, and never replaced. Commands that share a store claim a trial before
+they run it, so that none is run twice at the same time; the claim of a command that died is void.
 """
 
 from __future__ import annotations
@@ -133,10 +132,7 @@ class Store(Archive):
         super().close()
 
     def add(self, *trials: Trial) -> set[TrialName]:
-        """Write finished trials durably, all or none; return which the store did not have.
-
-        Ends their claims and failures.
-        """
+        """Write finished trials, all or none, end their claims and failures; return the new."""
         added = set()
         with self._writing():
             for trial in trials:
@@ -166,10 +162,7 @@ class Store(Archive):
             self._connection.execute(f"DELETE FROM {table} WHERE {SAME_NAME}", name)
 
     def claim(self, name: TrialName) -> bool:
-        """Take a trial for this command to run, or keep it.
-
-        False if it is finished by now, or if another command that is alive has claimed it.
-        """
+        """Take or keep a trial to run; False if it is finished, or claimed by a command alive."""
         with self._writing():
             others = self._claims(f"WHERE {SAME_NAME} AND owner <> ?", *name, self._owner)
             if self.has(name) or others:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,16 @@ from typing import Any
 import click
 import pandas as pd
 
-from fltrust_repro import datasets, fidelity, figures, report, reproduction
+from fltrust_repro import datasets, fidelity, figures, options, report, reproduction
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment, load_experiment, readable
+from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.models import models
-from fltrust_repro.options import (
-    FILE,
-    PATH,
-    out_option,
-    plugin_option,
-    seed_option,
-    seeds_option,
-    setting_options,
-    store_option,
-    typed,
-)
 from fltrust_repro.plugins import load_installed
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import FIELDS, Setting
@@ -40,10 +31,10 @@ from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, read_csv
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
-@seeds_option(fidelity.PAPER_TRIALS, FIRST_SEED)
-@store_option
-@out_option
-@plugin_option
+@options.seeds_option(fidelity.PAPER_TRIALS, FIRST_SEED)
+@options.store_option
+@options.out_option
+@options.plugin_option
 def status(names: tuple[str, ...], seeds: range, store_path: Path, out: Path) -> None:
     """Say what is done and what is missing: of all experiments, or cell by cell of those named.
 
@@ -55,8 +46,8 @@ def status(names: tuple[str, ...], seeds: range, store_path: Path, out: Path) ->
         finished = reproduction.finished(store, out, experiments)
         failures, claimed = store.failures(), store.claimed()
         store.left_out.tell()
-    done = {s: [trial for trial in some if trial.seed in seeds] for s, some in finished.items()}
     if names:
+        done = {s: [trial for trial in some if trial.seed in seeds] for s, some in finished.items()}
         for experiment in experiments:
             title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
             click.echo(f"{title}: trials done of {len(seeds)}, mean {what}\n")
@@ -64,29 +55,25 @@ def status(names: tuple[str, ...], seeds: range, store_path: Path, out: Path) ->
             told = (f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors) for m in cells)
             click.echo(report.arranged(cells, told, "simple") + "\n")
     else:
-        lines = [_line(one, seeds, finished, done, failures, claimed) for one in experiments]
+        running, failed = (Counter(name.key for name in some) for some in (claimed, failures))
+        lines = [_line(one, seeds, finished, running, failed) for one in experiments]
         click.echo(report.rendered(lines, "simple", ".1f"))
     _print_failures(experiments, failures)
 
 
 def _line(
-    experiment: Experiment,
-    seeds: range,
-    finished: fidelity.Trials,
-    done: fidelity.Trials,
-    failures: Mapping[TrialName, Failure],
-    claimed: set[TrialName],
+    experiment: Experiment, seeds: range, finished: Trials, running: Counter, failed: Counter
 ) -> dict[str, Any]:
-    missing = {s: len(seeds) - len(done.get(s, ())) for s in experiment.settings}
-    keys = {setting.key() for setting in missing}
-    seconds = fidelity.seconds_of(experiment, finished)
-    left = sum(count * seconds[s] for s, count in missing.items() if count)  # 0 of an unknown time
+    done = {s: sum(t.seed in seeds for t in finished.get(s, ())) for s in experiment.settings}
+    seconds, keys = fidelity.seconds_of(experiment, finished), {s.key() for s in done}
+    # Nothing is left of what is done, though it is not known how long it takes.
+    left = sum((len(seeds) - n) * seconds[s] for s, n in done.items() if n < len(seeds))
     return {
         "experiment": experiment.name,
-        "done": len(seeds) * len(missing) - sum(missing.values()),
-        "of": len(seeds) * len(missing),
-        "running": sum(name.key in keys for name in claimed),
-        "failed": sum(name.key in keys for name in failures),
+        "done": sum(done.values()),
+        "of": len(seeds) * len(done),
+        "running": sum(running[key] for key in keys),
+        "failed": sum(failed[key] for key in keys),
         "core hours left": left / 3600,
     }
 
@@ -107,12 +94,12 @@ def _print_failures(
 
 @click.command()
 @click.argument("place", nargs=-1, metavar="[EXPERIMENT ROW COLUMN]")
-@setting_options()
-@seed_option(0, "Which trial.")
-@click.option("--picture", type=FILE, help="Draw the curve, as PNG or SVG.")
-@store_option
-@out_option
-@plugin_option
+@options.setting_options()
+@options.seed_option(0, "Which trial.")
+@click.option("--picture", type=options.FILE, help="Draw the curve, as PNG or SVG.")
+@options.store_option
+@options.out_option
+@options.plugin_option
 @click.pass_context
 def show(
     context: click.Context,
@@ -128,13 +115,12 @@ def show(
         figures.check_picture(picture)
         check_writable(picture.parent, "--picture")
     if len(place) not in (0, 3):
-        raise BadInput(
-            f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
-            "`show table2a krum full --seed 10`, or the setting by options."
-        )
+        do = "give EXPERIMENT ROW COLUMN, as `show table2a krum full --seed 10`"
+        wrong = f"{' '.join(place)!r} is no place of a table"
+        raise BadInput(f"{wrong}; {do}, or the setting by options.")
     if place:
         own = {*fields, "readings"}
-        if given := [option for name, option in typed(context) if name in own]:
+        if given := [option for name, option in options.typed(context) if name in own]:
             raise BadInput(f"{given[0]} is given, but {' '.join(place)} decides it; leave it out.")
         setting = load_experiment(place[0]).choose(place[1:2], place[2:])[0].setting
     else:
@@ -168,9 +154,9 @@ def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial
 
 
 @click.command("export")
-@click.argument("file", type=FILE)
-@store_option
-@plugin_option
+@click.argument("file", type=options.FILE)
+@options.store_option
+@options.plugin_option
 def export_command(file: Path, store_path: Path) -> None:
     """Write all finished trials as one table, a column per setting field: FILE.csv or .parquet."""
     if file.suffix not in (".csv", ".parquet"):
@@ -196,15 +182,15 @@ def export_command(file: Path, store_path: Path) -> None:
 
 
 def _no_formula(value: Any) -> Any:
-    """Return text that a spreadsheet does not take for a formula, behind an apostrophe."""
+    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if formula else value
 
 
 @click.command("import")
-@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
-@store_option
-@plugin_option
+@click.argument("files", nargs=-1, required=True, type=options.PATH, metavar="FILE...")
+@options.store_option
+@options.plugin_option
 def import_command(files: tuple[Path, ...], store_path: Path) -> None:
     """Take over the finished trials of other stores, or of .trials.csv files.
 
@@ -226,9 +212,9 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
 
 
 @click.command("report")
-@store_option
-@out_option
-@plugin_option
+@options.store_option
+@options.out_option
+@options.plugin_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True, help="Write OUT/fidelity.html, one page, too.")
 def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
@@ -260,7 +246,7 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
 
 
 @click.command("list")
-@plugin_option
+@options.plugin_option
 def list_everything() -> None:
     """List rules, attacks, models, data sets and experiments, one line each."""
     sections = {

@@ -14,23 +14,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fltrust_repro import experiments, figures, reproduction, sweep
+from fltrust_repro import experiments, figures, options, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.experiments import VARIED, Cell, Experiment, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
-from fltrust_repro.options import (
-    FILE,
-    PATH,
-    announcer,
-    out_option,
-    seed_option,
-    setting_options,
-    trial_options,
-    typed,
-)
 from fltrust_repro.poisoning import BackGradient
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
@@ -42,15 +32,15 @@ Orders = Mapping[Experiment, Sequence[Cell]]
 
 
 @click.command()
-@setting_options()
-@trial_options(1, 0)
+@options.setting_options()
+@options.trial_options(1, 0)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **fields: Any) -> None:
     """Run trials of one setting."""
     setting = Setting.from_dict(fields)
     cell = Cell(setting.rule, setting.attack, setting, None)
     with Store(store_path) as store:
-        outcome = sweep.run_missing([cell], seeds, store, machine, announcer(len(seeds)))
+        outcome = sweep.run_missing([cell], seeds, store, machine, options.announcer(len(seeds)))
         finished = store.find(setting, seeds)
     reproduction.warn(finished)
     if as_json:
@@ -104,8 +94,8 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
 @click.option("--row", "rows", multiple=True, help="Only this row; may be repeated.")
 @click.option("--column", "columns", multiple=True, help="Only this column; may be repeated.")
 @click.option("--fresh", is_flag=True, help="Compute what is published, too.")
-@trial_options(PAPER_TRIALS, FIRST_SEED)
-@out_option
+@options.trial_options(PAPER_TRIALS, FIRST_SEED)
+@options.out_option
 def reproduce(
     names: Words, rows: Words, columns: Words, fresh: bool, out: Path, **where: Any
 ) -> None:
@@ -127,7 +117,7 @@ def _reproduce(
 ) -> None:
     check_writable(out)
     with Store(store_path) as store:
-        announce = announcer(len(seeds))
+        announce = options.announcer(len(seeds))
         ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh)
     _end(*ended)
 
@@ -167,10 +157,10 @@ _FIGURE_2 = {
               "attack crafted for each rule.")  # fmt: skip
 @click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
               show_default=True, help="A line per attack and knowledge.")  # fmt: skip
-@setting_options("rule", "attack", "knowledge")
+@options.setting_options("rule", "attack", "knowledge")
 @click.option("--name", help="Name of the files in OUT; default sweep-VARY.")
-@trial_options(PAPER_TRIALS, FIRST_SEED)
-@out_option
+@options.trial_options(PAPER_TRIALS, FIRST_SEED)
+@options.out_option
 @click.pass_context
 def sweep_command(
     context: click.Context,
@@ -197,7 +187,8 @@ def sweep_command(
     told = {key: value for key, value in given.items() if value is not None}
     command = " ".join(["sweep", *_as_typed(context)])
     figure = figure_of(name, command, title, told, panels, lines, vary, points)
-    if twice := [option for field, option in typed(context) if field in VARIED[vary].fields(1)]:
+    decided = VARIED[vary].fields(1)
+    if twice := [option for field, option in options.typed(context) if field in decided]:
         raise BadInput(f"{twice[0]} is given, but --vary {vary} decides it; leave it out.")
     _reproduce({figure: figure.cells}, out, False, **where)
 
@@ -233,7 +224,7 @@ def _as_typed(context: click.Context) -> list[str]:
     """What the user typed, but for how many trials to run and where."""
     where = ("device", "jobs", "data_dir", "store_path", "scheduler", "out")
     words = []
-    for name, option in typed(context):
+    for name, option in options.typed(context):
         if name not in ("trials", "first_seed", *where):
             value = context.params[name]
             for one in value if isinstance(value, tuple) else (value,):
@@ -245,9 +236,9 @@ def _as_typed(context: click.Context) -> list[str]:
 @click.option("--dataset", default="mnist-6000", show_default=True, help="Data set.")
 @click.option("--poisoned-share", default=0.04, show_default=True,
               help="Poisoned examples, of all examples.")  # fmt: skip
-@seed_option(0, "Seed of the trial: it draws the data and the start.")
-@click.option("--data-dir", type=PATH, help="Looked in first.")
-@click.option("--picture", type=FILE, default="poisoned.png",
+@options.seed_option(0, "Seed of the trial: it draws the data and the start.")
+@click.option("--data-dir", type=options.PATH, help="Looked in first.")
+@click.option("--picture", type=options.FILE, default="poisoned.png",
               show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
 def poison_command(
     dataset: str, poisoned_share: float, first_seed: int, data_dir: Path | None, picture: Path
