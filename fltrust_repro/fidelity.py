@@ -236,7 +236,11 @@ def _section(experiment: Experiment, trials: Trials) -> dict[str, Any]:
     printed = sorted(word for word, m in zip(words, cells) if m.cell.paper is not None)
     known = f"{len(cells) - len(absent)} of {len(cells)}"
     curves, used = figures.curves(experiment, trials), _used([experiment], trials)
-    drawn = {curve.label: curve for row in curves.values() for curve in row}
+    drawn, picture = {curve.label: curve for row in curves.values() for curve in row}, None
+    if drawable(experiment, trials):
+        # Not inline: what two SVGs name alike would clash if they stood in one document.
+        content = base64.b64encode(figures.picture(experiment, cells, "svg")).decode()
+        picture = f"data:image/svg+xml;base64,{content}"
     return {
         "experiment": experiment,
         "rows": rows,
@@ -244,7 +248,7 @@ def _section(experiment: Experiment, trials: Trials) -> dict[str, Any]:
         or f"{known} {'points' if experiment.figure else 'cells'} measured",
         "cost": _cost(absent) if absent else "",
         "per_cell": f"{span} trial{'s' * (counts[-1] > 1)} per cell" if counts else "",
-        "picture": _picture(experiment, cells) if drawable(experiment, trials) else None,
+        "picture": picture,
         "curves": curves,
         "legend": [drawn[column] for column in experiment.columns if column in drawn],
         "iterations": max(setting.iterations for setting in experiment.settings),
@@ -263,9 +267,3 @@ def _origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
         return []
     last = max(trial.finished for trial in trials)[:10]
     return [*report.origin(trials), ("Last trial ended", last)]
-
-
-def _picture(experiment: Experiment, cells: Sequence[report.Measured]) -> str:
-    # Not inline: what two SVGs name alike would clash if they stood in one document.
-    content = figures.picture(experiment, cells, "svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(content).decode()

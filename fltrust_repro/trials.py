@@ -7,13 +7,12 @@ it is left out, named by its place, and told once.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
 import io
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -277,7 +276,8 @@ def read_csv(
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); make it readable.") from error
     trials, setting_of = [], setting_reader()
-    with _long_fields():
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
         columns = _columns_of(path, content) if content else []
         for number, line in enumerate(content.split(b"\n")[1:], 2):
             try:
@@ -286,16 +286,9 @@ def read_csv(
                     trials.append(Trial.from_row(row, setting_of))
             except (Unreadable, UnknownName) as error:
                 left_out.add(path, f"line {number}", error)
-    return trials
-
-
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    before = csv.field_size_limit(_LONGEST_FIELD)
-    try:
-        yield
     finally:
         csv.field_size_limit(before)
+    return trials
 
 
 def _columns_of(path: Path, content: bytes) -> list[str]:
