@@ -24,49 +24,42 @@ from fltrust_repro.errors import BadInput, one_line
 _INTERRUPTED = 130
 _LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
 
-_ROOMS = {
-    "trial_commands": ("run", "reproduce", "sweep", "poison"),
-    "store_commands": ("report", "status", "show", "export", "import", "list"),
-    "data_commands": ("data",),
-    "doctor": ("doctor",),
-}
-_HELP = {
-    "run": "Run trials of one setting.",
-    "reproduce": "Run tables and figures of the paper, or your own .toml.",
-    "sweep": "Run a figure: error rates as one parameter varies.",
-    "report": "Set every number that the paper prints beside ours.",
-    "status": "Say what is done and what is missing.",
-    "show": "Print one trial's error curve.",
-    "export": "Write all finished trials as one table.",
-    "import": "Take over the finished trials of other stores.",
-    "list": "List rules, attacks, models, data sets and experiments.",
-    "poison": "Make the back-gradient attack's poisoned examples.",
-    "data": "Look for, download and check the data sets.",
-    "doctor": "Say what is installed and at hand, and what is wrong.",
+_COMMANDS = {  # the module of each, and its line of help
+    "run": ("trial_commands", "Run trials of one setting."),
+    "reproduce": ("trial_commands", "Run tables and figures of the paper, or your own .toml."),
+    "sweep": ("trial_commands", "Run a figure: error rates as one parameter varies."),
+    "report": ("store_commands", "Set every number that the paper prints beside ours."),
+    "status": ("store_commands", "Say what is done and what is missing."),
+    "show": ("store_commands", "Print one trial's error curve."),
+    "export": ("store_commands", "Write all finished trials as one table."),
+    "import": ("store_commands", "Take over the finished trials of other stores."),
+    "list": ("store_commands", "List rules, attacks, models, data sets and experiments."),
+    "poison": ("trial_commands", "Make the back-gradient attack's poisoned examples."),
+    "data": ("doctor", "Look for, download and check the data sets."),
+    "doctor": ("doctor", "Say what is installed and at hand, and what is wrong."),
 }
 _RESUMED = ("run", "reproduce", "sweep")
 
 
 def _load(name: str) -> click.Command | None:
-    for room, names in _ROOMS.items():
-        if name in names:
-            there = vars(import_module(f"fltrust_repro.{room}")).values()
-            return next(c for c in there if isinstance(c, click.Command) and c.name == name)
-    return None
+    if name not in _COMMANDS:
+        return None
+    there = vars(import_module(f"fltrust_repro.{_COMMANDS[name][0]}")).values()
+    return next(c for c in there if isinstance(c, click.Command) and c.name == name)
 
 
 class _Commands(click.Group):
     """Loads what is typed; turns errors that the user can mend into a sentence and exit code 2."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(_HELP)
+        return list(_COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         return _load(name)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(_HELP.items()))
+            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -162,8 +155,7 @@ def main() -> NoReturn:
     fault = output.raw.fault
     # A reader that goes early, as `head` does, has seen enough; a full disk has not.
     if fault and fault.errno != errno.EPIPE:
-        problem = f"standard output could not be written ({fault.strerror})"
-        print(f"Error: {problem}.", file=sys.stderr)
+        print(f"Error: standard output could not be written ({fault.strerror}).", file=sys.stderr)
         code = code or 1
     if code == _INTERRUPTED:
         # Python would kill itself by SIGINT where the interrupt, though caught, passed through an

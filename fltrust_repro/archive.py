@@ -22,35 +22,19 @@ from fltrust_repro.errors import BadInput, LeftOut, UnknownName
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import (
     ADDED_LATER,
-    COLUMNS,
-    NAME,
-    SECONDS,
-    WORDS,
-    Column,
+    TABLES,
     Trial,
     TrialName,
     Unreadable,
     checked,
     protocol_of,
     setting_reader,
-    whole,
 )
 
 SCHEMA = 1  # of the file, kept in it; 0 is a store from before there was a number
 CLAIM_SECONDS = 60  # a claim that its owner has not renewed for so long is void
 MOST_ROWS = 1_000_000  # of a table that are read
 SAME_NAME = "key = ? AND seed = ? AND protocol = ?"
-TABLES: dict[str, dict[str, Column]] = {
-    "trials": COLUMNS,
-    "failures": {**NAME, "message": WORDS, "details": Column("TEXT NOT NULL", str, "a text")},
-    "claims": {
-        **NAME,
-        "owner": WORDS,
-        "host": WORDS,
-        "pid": whole(-1, 2**31 - 1),
-        "renewed": SECONDS,
-    },
-}
 Read = TypeVar("Read")
 Own = TypeVar("Own", bound="Archive")
 
@@ -67,13 +51,13 @@ class Failure:
 class Archive:
     """Trials in one SQLite file, to look at; none where there is no file.
 
-    Nothing is written, neither to the file nor beside it. `left_out` takes the rows that are not
-    understood. Raises `BadInput` for a file that is no such store or is damaged.
+    `left_out` takes the rows that are not understood. Raises `BadInput` for a file that is no such
+    store or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.left_out = Path(path), LeftOut()
-        self._lent: dict[tuple[str, str], dict[int, Trial]] = {}
+        self._lent: dict[TrialName, Trial] = {}
         self._host = socket.gethostname()
         with contextlib.ExitStack() as opened:
             try:
@@ -131,11 +115,7 @@ class Archive:
         return found
 
     def _read(
-        self,
-        build: Callable[[dict[str, Any]], Read],
-        table: str,
-        rest: str = "",
-        values: tuple = (),
+        self, build: Callable[[dict[str, Any]], Read], table: str, rest: str = "", *values: Any
     ) -> Iterator[Read]:
         """Yield what is built of the first `MOST_ROWS` of a table, but for those that cannot be."""
         try:
@@ -157,41 +137,29 @@ class Archive:
             damaged = f"store {str(self.path)!r} is damaged ({error}); {self._saving()}."
             raise BadInput(damaged) from error
 
-    def _trials(self, rest: str = "", values: tuple = ()) -> Iterator[Trial]:
+    def _trials(self, rest: str = "", *values: Any) -> Iterator[Trial]:
         build = partial(Trial.from_row, setting_of=setting_reader())
-        return self._read(build, "trials", rest, values)
+        return self._read(build, "trials", rest, *values)
 
     def lend(self, trials: Iterable[Trial]) -> None:
-        """Let `find` and `everything` answer with trials of other files, too; nothing is written.
-
-        The file's own go first, then those lent first.
-        """
+        """Let `find` and `everything` answer with these too, behind the file's and earlier ones."""
         for trial in trials:
-            (key, seed, protocol) = trial.name
-            self._lent.setdefault((key, protocol), {}).setdefault(seed, trial)
+            self._lent.setdefault(trial.name, trial)
 
-    def everything(self) -> Iterator[Trial]:
-        """Yield all finished trials of every protocol, but for those of plug-ins not loaded."""
-        own = set()
-        for trial in self._trials():
-            own.add(trial.name)
-            yield trial
-        lent = (trial for some in self._lent.values() for trial in some.values())
-        yield from (trial for trial in lent if trial.name not in own)
-
-    def names(self) -> set[TrialName]:
-        """Return the names of all finished trials."""
-        return {trial.name for trial in self.everything()}
+    def everything(self) -> Iterable[Trial]:
+        """Return all finished trials of every protocol, but for those of plug-ins not loaded."""
+        own = {trial.name: trial for trial in self._trials()}
+        return {**own, **self._lent, **own}.values()
 
     def has(self, name: TrialName) -> bool:
         """Whether the file has a finished trial."""
-        return any(True for _ in self._trials(f"WHERE {SAME_NAME}", name))
+        return any(True for _ in self._trials(f"WHERE {SAME_NAME}", *name))
 
     def find(self, setting: Setting, seeds: Container[int] | None = None) -> list[Trial]:
         """Return a setting's finished trials of today's protocol, by seed; all seeds by default."""
         of = setting.key(), protocol_of(setting)
-        found = dict(self._lent.get(of, {}))
-        found.update({t.seed: t for t in self._trials("WHERE key = ? AND protocol = ?", of)})
+        found = {t.seed: t for name, t in self._lent.items() if (name.key, name.protocol) == of}
+        found.update({t.seed: t for t in self._trials("WHERE key = ? AND protocol = ?", *of)})
         wanted = (trial for seed, trial in sorted(found.items()) if seeds is None or seed in seeds)
         return [trial for trial in wanted if trial.setting == setting]
 
@@ -218,16 +186,16 @@ class Archive:
             self.left_out.add(self.path, f"after row {last}", Unreadable(str(error.__cause__)))
             with contextlib.suppress(BadInput):
                 backwards = "WHERE rowid > ? ORDER BY rowid DESC"
-                yield from self._read(trial, "trials", backwards, (last,))
+                yield from self._read(trial, "trials", backwards, last)
 
     def failures(self) -> dict[TrialName, Failure]:
         """Return the trials that failed and have not been finished since."""
         rows = self._read(partial(checked, TABLES["failures"]), "failures")
         return {(name := _name(row)): Failure(name, row["message"], row["details"]) for row in rows}
 
-    def _claims(self, rest: str = "", values: tuple = ()) -> dict[TrialName, dict[str, Any]]:
+    def _claims(self, rest: str = "", *values: Any) -> dict[TrialName, dict[str, Any]]:
         """The claims of commands that are alive."""
-        rows = self._read(partial(checked, TABLES["claims"]), "claims", rest, values)
+        rows = self._read(partial(checked, TABLES["claims"]), "claims", rest, *values)
         return {_name(row): row for row in rows if self._alive(row)}
 
     def claimed(self) -> set[TrialName]:
@@ -286,10 +254,9 @@ def started(pid: int) -> str:
 def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database without writing to it or leaving anything beside it.
 
-    Without a log beside it the file is whole as it lies, on a read-only disk too. With a log, the
-    command that writes it may be alive: its index of the log (-shm) then tells what is valid. A log
-    without that index was copied here, or lies where nothing can be written; so the two are read
-    from a copy.
+    Without a log beside it the file is whole as it lies. With a log, the command that writes it may
+    be alive: its index of the log (-shm) then tells what is valid. A log without that index was
+    copied here, or lies where nothing can be written; so the two are read from a copy.
     """
     path = path.resolve()
     logs = [log for end in ("wal", "journal") if (log := Path(f"{path}-{end}")).exists()]
@@ -315,17 +282,14 @@ def _connected(uri: str) -> contextlib.closing[sqlite3.Connection]:
 def _reads(path: Path) -> bool:
     with _connected(f"{path.as_uri()}?mode=ro") as connection:
         try:
-            connection.execute("PRAGMA schema_version").fetchone()
+            return bool(connection.execute("PRAGMA schema_version").fetchone())
         except sqlite3.OperationalError:
             return False
-    return True
 
 
 def plain_columns(connection: sqlite3.Connection, table: str) -> list[str] | None:
-    """Return a table's columns; an empty list where there is no such table.
-
-    None for a view or a virtual table: reading one runs what its author wrote.
-    """
+    """Return a table's columns, none where there is no such table; None for a view and the like."""
+    # To read a view or a virtual table runs what its author wrote.
     query = "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE"
     try:
         found = connection.execute(query, (table,)).fetchone()

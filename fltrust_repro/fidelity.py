@@ -1,15 +1,20 @@
-"""The fidelity report: every value that the paper prints beside ours, and its claims in words."""
+"""The fidelity report: every value that the paper prints beside ours, and its claims in words.
+
+As Markdown, as LaTeX, and as one HTML page that needs no other file, no network and no script.
+"""
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, report
+from fltrust_repro import claims, figures, report
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment, readable
@@ -17,19 +22,13 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.trials import FIRST_SEED, Trial
 
 PAPER_TRIALS = 50
-READING_SEEDS = range(FIRST_SEED)  # what chose the readings is none of the results
+SEEDS_TOLD = f"Seeds 0 to {FIRST_SEED - 1} chose the readings; trials with them are left out."
 Trials = Mapping[Setting, Sequence[Trial]]
 
 
 def all_experiments() -> list[Experiment]:
     """Return the experiments of the paper, by name; not those that chose the readings."""
     return [experiment for experiment in readable() if experiment.published_by]
-
-
-def seeds_told() -> str:
-    """Say which trials reports leave out."""
-    first, last = READING_SEEDS[0], READING_SEEDS[-1]
-    return f"Seeds {first} to {last} chose the readings; trials with them are left out."
 
 
 def measured(experiment: Experiment, trials: Trials) -> list[report.Measured]:
@@ -48,20 +47,19 @@ def as_frame(experiments: Sequence[Experiment], trials: Trials) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for experiment in experiments:
         cells = measured(experiment, trials)
-        frame = report.as_frame(experiment, cells)
-        frame["hours"] = hours(experiment, cells, trials)
+        frame = report.as_frame(experiment, cells).assign(hours=_hours(experiment, cells, trials))
         lines += frame[[cell.paper is not None for cell in experiment.cells]].to_dict("records")
     return pd.DataFrame(lines, columns=[*report.COLUMNS, "hours"])
 
 
-def hours(experiment: Experiment, cells: Sequence[report.Measured], trials: Trials) -> list[float]:
-    """Return what each cell's trials short of 50 need, in hours on one CPU core."""
+def _hours(experiment: Experiment, cells: Sequence[report.Measured], trials: Trials) -> list[float]:
+    """What each cell's trials short of 50 need, on one CPU core."""
     seconds = seconds_of(experiment, trials)
     return [max(PAPER_TRIALS - len(m.errors), 0) * seconds[m.cell.setting] / 3600 for m in cells]
 
 
 def seconds_of(experiment: Experiment, trials: Trials) -> dict[Setting, float]:
-    """What a trial of each of the experiment's settings takes.
+    """Return what a trial of each of the experiment's settings takes.
 
     The median of the finished ones of as much work, of this experiment where it has any, else of
     others; where nobody has run such a trial, what the experiment's file says.
@@ -81,6 +79,11 @@ def _median_seconds(trials: Trials) -> dict[tuple, float]:
 
 def _work(setting: Setting) -> tuple:
     return setting.dataset, setting.model, setting.selected, setting.rounds, setting.iterations
+
+
+def _cost(hours: Sequence[float]) -> str:
+    total = sum(hours)
+    return "unknown" if math.isnan(total) else f"about {total:,.1f}"
 
 
 def drawable(experiment: Experiment, trials: Trials) -> bool:
@@ -114,20 +117,32 @@ def summary(frame: pd.DataFrame) -> str:
 
 def outside(frame: pd.DataFrame) -> list[str]:
     """Return a line for each measured cell that is outside the tolerance."""
-    lines = frame[frame["verdict"] == "outside"]
     return [
         f"outside: {one_line(f'{line.experiment}, {line.row}, {line.column}')}: "
-        f"{line.mean:.3f}, the paper has "
-        f"{line.paper:.2f} ({line.trials} trial{'s' * (line.trials > 1)})"
-        for line in lines.itertuples()
+        f"{line.mean:.3f}, the paper has {line.paper:.2f} "
+        f"({line.trials} trial{'s' * (line.trials > 1)})"
+        for line in frame[frame["verdict"] == "outside"].itertuples()
     ]
+
+
+def latex(experiment: Experiment, trials: Trials) -> str:
+    """Return a table as LaTeX (booktabs), each cell "ours ± interval (paper, difference)"."""
+    return report.table(measured(experiment, trials), "latex_booktabs") + "\n"
+
+
+# ---- Markdown -----------------------------------------------------------------------------------
 
 
 def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
     """Return the whole report as a page; `frame` is `as_frame` of the same."""
+    judged = claims.judge(CLAIMS, numbers(experiments, trials))
+    told = [
+        {"section": one.section, "claim": one.text, "verdict": word, "ours": evidence}
+        for one, word, evidence in judged
+    ]
     parts = [
         "# Fidelity report\n",
-        f"{summary(frame)} {seeds_told()} Written by `python -m fltrust_repro report`.",
+        f"{summary(frame)} {SEEDS_TOLD} Written by `python -m fltrust_repro report`.",
         "",
         "Inside: within 0.03 of the paper, under a crafted attack within 0.03 + 20% of the",
         "increase that the paper prints over no attack; where that increase is 0.05 or more, ours",
@@ -137,7 +152,7 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
         "± is the 95% confidence interval over trials (Student's t).",
         "",
         "## What the paper says in words\n",
-        f"{_claims_table(experiments, trials)}\n",
+        f"{claims.counted(judged)}.\n\n{report.rendered(told, 'github')}\n",
     ]
     for experiment in experiments:
         heading = f"## {report.markdown(experiment.title)}\n"
@@ -146,31 +161,25 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
             parts += [heading, f"{_values_table(lines)}\n"]
             absent = lines["hours"][lines["trials"] == 0]
             if len(absent):
-                needed = f"{PAPER_TRIALS} trials of each take {cost(absent)} hours on one CPU core"
+                needed = f"{PAPER_TRIALS} trials of each take {_cost(absent)} hours on one CPU core"
                 parts.append(f"Missing: {len(absent)} cells; {needed}.\n")
         elif drawable(experiment, trials):
             parts += [heading, f"{report.picture_link(experiment)}\n"]
     return "\n".join(parts)
 
 
-def _claims_table(experiments: Sequence[Experiment], trials: Trials) -> str:
-    judged = claims.judge(CLAIMS, numbers(experiments, trials))
-    lines = [
-        {"section": one.section, "claim": one.text, "verdict": word, "ours": evidence}
-        for one, word, evidence in judged
-    ]
-    return f"{claims.counted(judged)}.\n\n{report.rendered(lines, 'github')}"
-
-
 def _values_table(lines: pd.DataFrame) -> str:
+    def number(form: str, value: float) -> str:
+        return "" if math.isnan(value) else form.format(value)
+
     shown = [
         {
             "row": line.row,
             "column": line.column,
             "paper": f"{line.paper:.2f}",
-            "ours": _number("{:.3f}", line.mean) + _number(" ±{:.3f}", line.ci95),
+            "ours": number("{:.3f}", line.mean) + number(" ±{:.3f}", line.ci95),
             "trials": line.trials,
-            "difference": _number("{:+.3f}", line.difference),
+            "difference": number("{:+.3f}", line.difference),
             "verdict": line.verdict,
         }
         for line in lines.itertuples()
@@ -178,16 +187,84 @@ def _values_table(lines: pd.DataFrame) -> str:
     return report.rendered(shown, "github")
 
 
-def _number(form: str, number: float) -> str:
-    return "" if math.isnan(number) else form.format(number)
+# ---- HTML ---------------------------------------------------------------------------------------
 
 
-def cost(hours: Sequence[float]) -> str:
-    """Return the sum of hours in words."""
-    total = sum(hours)
-    return "unknown" if math.isnan(total) else f"about {total:,.1f}"
+def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
+    """Return the report as a page, with figures, error curves and where they came from.
+
+    `frame` is `as_frame` of the same. The same numbers give the same bytes.
+    """
+    from jinja2 import Environment, StrictUndefined  # here, since only this page needs it
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        # Names and evidence, which are str; what macros return is Markup and has lines.
+        finalize=lambda value: one_line(value) if type(value) is str else value,
+    )  # fmt: skip
+    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    judged = claims.judge(CLAIMS, numbers(experiments, trials))
+    # Tables first, then what the text prints, then figures.
+    ordered = sorted(
+        experiments, key=lambda e: (e.figure is not None, not e.title.startswith("Table"))
+    )
+    return environment.from_string(template).render(
+        summary=summary(frame),
+        seeds=SEEDS_TOLD,
+        least_trials=report.LEAST_TRIALS,
+        paper_trials=PAPER_TRIALS,
+        outside=frame[frame["verdict"] == "outside"].to_dict("records"),
+        titles={experiment.name: experiment.title for experiment in experiments},
+        claims=judged,
+        claims_state=claims.counted(judged),
+        sections=[_section(experiment, trials) for experiment in ordered],
+        origin=_origin(_used(experiments, trials)),
+        panel=figures.PANEL,
+    )
 
 
-def latex(experiment: Experiment, trials: Trials) -> str:
-    """Return a table as LaTeX (booktabs), each cell "ours ± interval (paper, difference)"."""
-    return report.table(measured(experiment, trials), "latex_booktabs") + "\n"
+def _section(experiment: Experiment, trials: Trials) -> dict[str, Any]:
+    """What the page shows of a table or figure of the paper, by the template's names."""
+    cells = measured(experiment, trials)
+    words, hours = report.verdicts(cells), _hours(experiment, cells, trials)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for m, word, needed in zip(cells, words, hours):
+        needs = "unknown time" if math.isnan(needed) else f"{needed:,.1f} h"
+        rows.setdefault(m.cell.row, []).append({"measured": m, "verdict": word, "needs": needs})
+    absent = [needed for m, needed in zip(cells, hours) if not m.errors]
+    counts = sorted({len(m.errors) for m in cells if m.errors})
+    span = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))
+    printed = sorted(word for word, m in zip(words, cells) if m.cell.paper is not None)
+    known = f"{len(cells) - len(absent)} of {len(cells)}"
+    curves, used = figures.curves(experiment, trials), _used([experiment], trials)
+    drawn, picture = {curve.label: curve for row in curves.values() for curve in row}, None
+    if drawable(experiment, trials):
+        # Not inline: what two SVGs name alike would clash if they stood in one document.
+        content = base64.b64encode(figures.picture(experiment, cells, "svg")).decode()
+        picture = f"data:image/svg+xml;base64,{content}"
+    return {
+        "experiment": experiment,
+        "rows": rows,
+        "state": report.tally(printed)
+        or f"{known} {'points' if experiment.figure else 'cells'} measured",
+        "cost": _cost(absent) if absent else "",
+        "per_cell": f"{span} trial{'s' * (counts[-1] > 1)} per cell" if counts else "",
+        "picture": picture,
+        "curves": curves,
+        "legend": [drawn[column] for column in experiment.columns if column in drawn],
+        "iterations": max(setting.iterations for setting in experiment.settings),
+        "commands": report.commands(experiment, used),
+        "origin": _origin(used),
+    }
+
+
+def _used(experiments: Sequence[Experiment], trials: Trials) -> list[Trial]:
+    settings = dict.fromkeys(setting for one in experiments for setting in one.settings)
+    return [trial for setting in settings for trial in trials.get(setting, ())]
+
+
+def _origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    if not trials:
+        return []
+    last = max(trial.finished for trial in trials)[:10]
+    return [*report.origin(trials), ("Last trial ended", last)]

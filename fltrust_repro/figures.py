@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment
@@ -19,8 +17,6 @@ from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
-
-_NUMBERS = "Numbers"  # under which a PNG keeps the digest of what it shows
 
 # A name is not to be read as mathematics or TeX, whatever its dollars and braces.
 _LITERAL: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
@@ -37,33 +33,15 @@ _STYLES: tuple[dict[str, Any], ...] = (
 _DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
 _GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.6}
 # The same numbers give the same bytes: no date, and not which Matplotlib.
-_METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "png": {"Software": None}}
+_METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
-def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> None:
-    """Write NAME.png and NAME.svg: mean lines, with a band of the 95% confidence interval.
-
-    A picture that shows these numbers already stays as it is. Points without trials are left out.
-    """
-    png, svg = (folder / f"{experiment.name}.{kind}" for kind in ("png", "svg"))
-    there = _shows(png, _digest(experiment, measured))
-    if not there or not svg.is_file():
-        write_bytes(svg, picture(experiment, measured, "svg"))
-    if not there:  # the last: it says for both what they show
-        write_bytes(png, picture(experiment, measured, "png"))
-
-
-def _digest(experiment: Experiment, measured: Sequence[Measured]) -> str:
-    shown = [(m.cell.row, m.cell.column, m.errors) for m in measured]
-    return hashlib.sha256(repr((experiment.figure, shown)).encode()).hexdigest()
-
-
-def _shows(path: Path, numbers: str) -> bool:
-    try:
-        with Image.open(path) as found:
-            return found.info.get(_NUMBERS) == numbers
-    except OSError:  # no file, no picture, or not a whole one
-        return False
+def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> list[Path]:
+    """Write NAME.png and NAME.svg, mean lines with bands of 95% confidence; return the files."""
+    files = {kind: folder / f"{experiment.name}.{kind}" for kind in _METADATA}
+    for kind, file in files.items():
+        write_bytes(file, picture(experiment, measured, kind))
+    return list(files.values())
 
 
 def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> bytes:
@@ -88,8 +66,7 @@ def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> 
         # Afterwards, since a legend leaves out names that begin with an underscore.
         for text, line in zip(legend.get_texts(), frame.lines):
             text.set_text(one_line(line))
-        numbers = {_NUMBERS: _digest(experiment, measured)} if kind == "png" else {}
-        return _bytes(drawn, kind, 150, numbers)
+        return _bytes(drawn, kind)
 
 
 def _draw_panel(
@@ -98,10 +75,10 @@ def _draw_panel(
     frame: Any = experiment.figure
     for line, style in zip(frame.lines, cycle(_STYLES)):
         row = [cells[frame.row(panel, line), column] for column in experiment.columns]
-        known = [(x, m) for x, m in zip(frame.values, row) if m.errors]
-        x = [value for value, _ in known]
-        mean = np.array([m.mean for _, m in known])
-        half = np.nan_to_num([m.half_width for _, m in known])
+        known = [m for m in row if m.errors]
+        x = [value for value, m in zip(frame.values, row) if m.errors]
+        mean = np.array([m.mean for m in known])
+        half = np.nan_to_num([m.half_width for m in known])
         axis.plot(x, mean, markersize=4, linewidth=1.2, **style)
         axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15)
     axis.set_title(one_line(panel))
@@ -114,17 +91,14 @@ def _draw_panel(
     axis.grid(**_GRID)
 
 
-def _bytes(drawn: Any, kind: str, dpi: int, more: Mapping[str, str] | None = None) -> bytes:
+def _bytes(drawn: Any, kind: str, dpi: int = 150) -> bytes:
     content = io.BytesIO()
-    drawn.savefig(content, format=kind, dpi=dpi, metadata={**_METADATA[kind], **(more or {})})
+    drawn.savefig(content, format=kind, dpi=dpi, metadata=_METADATA[kind])
     return content.getvalue()
 
 
 def check_picture(path: Path) -> str:
-    """Return the kind of picture that a path names, "png" or "svg".
-
-    Raises `BadInput` for any other, and for a folder; to be asked before the work.
-    """
+    """Return the kind of picture that a path names, "png" or "svg"; else raise `BadInput`."""
     kind = path.suffix[1:].lower()
     if kind not in _METADATA:
         raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
@@ -149,35 +123,32 @@ def draw_trial(trial: Trial, path: Path) -> None:
     axis.set_ylim(0)
     axis.grid(**_GRID)
     axis.legend(fontsize=8)
-    write_bytes(path, _bytes(drawn, kind, 150))
+    write_bytes(path, _bytes(drawn, kind))
 
 
-def draw_poisoned(made: PoisonedSet, path: Path, columns: int = 12, rows: int = 4) -> None:
-    """Write a picture with poisoned examples, each under the example that it started from.
-
-    The label that training is given stands above each pair.
-    """
+def draw_poisoned(made: PoisonedSet, path: Path) -> None:
+    """Write a picture of poisoned examples, each with its label, below what it started from."""
     kind = check_picture(path)
     from matplotlib.figure import Figure
 
-    shown = min(columns * rows, len(made.x))
-    rows = -(-shown // columns)
+    columns, shown = 12, list(zip(made.start, made.x, made.labels))[:48]
+    rows = -(-len(shown) // columns)
     drawn = Figure(figsize=(0.6 * columns, 1.5 * rows), layout="constrained")
     axes = drawn.subplots(2 * rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for i in range(shown):
+    for i, (start, end, label) in enumerate(shown):
         row, column = divmod(i, columns)
-        for offset, image in enumerate((made.start[i], made.x[i])):
-            axes[2 * row + offset, column].imshow(image[0], cmap="gray", vmin=0, vmax=1)
-        axes[2 * row, column].set_title(f"{made.labels[i]}", fontsize=7, pad=2)
+        above, below = axes[2 * row : 2 * row + 2, column]
+        above.imshow(start[0], cmap="gray", vmin=0, vmax=1)
+        below.imshow(end[0], cmap="gray", vmin=0, vmax=1)
+        above.set_title(f"{label}", fontsize=7, pad=2)
     write_bytes(path, _bytes(drawn, kind, 130))
 
 
 # ---- error curves as lines of SVG: matplotlib takes a second for fifteen panels
 
 PANEL = (200, 100)
-_POINTS = 51
 
 
 class Curve(NamedTuple):
@@ -221,9 +192,8 @@ def mean_curve(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
     The trials are of one setting, so that all are evaluated at the same iterations; one that ended
     before the others, since it diverged, keeps the error rate that it ended with.
     """
-    known = [list(trial.result.curve) for trial in trials]
+    known = [trial.result.curve for trial in trials]
     longest = max(known, key=len)
-    last = len(longest) - 1
-    chosen = np.linspace(0, last, min(last + 1, _POINTS)).round().astype(int).tolist()
+    chosen = np.linspace(0, len(longest) - 1, min(len(longest), 51)).round().astype(int).tolist()
     rates = [[curve[min(k, len(curve) - 1)][1] for k in chosen] for curve in known]
     return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)

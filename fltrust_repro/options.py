@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,6 @@ class PathType(click.ParamType):
 PATH, FILE = PathType(), PathType(file=True)
 
 
-def _loaded(_context: Any, _parameter: Any, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    for path in paths:
-        load_plugin(path)
-    return paths
-
-
 def _kept(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
     if str(path) == ":memory:":
         raise BadInput("--store is ':memory:', which is lost as the command ends; give it a file.")
@@ -74,13 +68,35 @@ store_option = click.option(
     "--store", "store_path", default="trials.sqlite", show_default=True,
     type=FILE, callback=_kept, help="File of finished trials.",
 )  # fmt: skip
-plugin_option = click.option(
-    "--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
-    help="Your Python file of rules, attacks, ...; repeatable.",
-)  # fmt: skip
 out_option = click.option(
     "--out", type=PATH, default="results", show_default=True,
     help="Folder for CSV, Markdown and pictures.",
+)  # fmt: skip
+
+
+def _gathering(gather: Callable[..., dict[str, Any]], *options: Callable) -> Callable:
+    """Give a command options, and what `gather` makes of them."""
+
+    def add(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def gathered(**given: Any) -> None:
+            command(**gather(**given))
+
+        return functools.reduce(lambda made, option: option(made), reversed(options), gathered)
+
+    return add
+
+
+def _loaded(_context: Any, _parameter: Any, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    for path in paths:
+        load_plugin(path)
+    return paths
+
+
+plugin_option = _gathering(
+    lambda plugins, **given: given,  # they are loaded
+    click.option("--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
+                 help="Your Python file of rules, attacks, ...; repeatable."),
 )  # fmt: skip
 
 
@@ -100,11 +116,21 @@ def typed(context: click.Context) -> list[tuple[str, str]]:
     ]
 
 
-def trials_option(default: int) -> Callable:
-    """Give a command `--trials`."""
-    return click.option(
-        "--trials", default=default, show_default=True, metavar="N",
-        callback=count("--trials", 1, MOST_TRIALS), help="Seeds per setting; the paper has 50.",
+def seeds_option(trials: int, first_seed: int) -> Callable:
+    """Give a command `--trials` and `--seed`, as `seeds`, a range."""
+
+    def gather(trials: int, first_seed: int, **given: Any) -> dict[str, Any]:
+        if first_seed + trials - 1 > LAST_SEED:
+            wrong = f"--seed is {first_seed} and --trials {trials}"
+            raise BadInput(f"{wrong}; the last seed must be at most {LAST_SEED}.")
+        return {**given, "seeds": range(first_seed, first_seed + trials)}
+
+    return _gathering(
+        gather,
+        click.option("--trials", default=trials, show_default=True, metavar="N",
+                     callback=count("--trials", 1, MOST_TRIALS),
+                     help="Seeds per setting; the paper has 50."),
+        seed_option(first_seed),
     )  # fmt: skip
 
 
@@ -113,9 +139,20 @@ def trial_options(trials: int, first_seed: int) -> Callable:
 
     The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
     """
-    options: list[Callable] = [
-        trials_option(trials),
-        seed_option(first_seed),
+
+    def gather(
+        device: str, jobs: int | None, data_dir: Path | None, scheduler: str | None, **given: Any
+    ) -> dict[str, Any]:
+        machine = Machine(device, jobs, data_dir, scheduler)
+        if scheduler is None:  # checked now and not after what else takes time
+            search_path(data_dir)
+            if device == "gpu":
+                resolve_device(device)
+        return {**given, "machine": machine}
+
+    return _gathering(
+        gather,
+        seeds_option(trials, first_seed),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),
@@ -125,47 +162,7 @@ def trial_options(trials: int, first_seed: int) -> Callable:
         click.option("--scheduler", metavar="ADDRESS",
                      help="Run on this Dask scheduler, tcp://host:8786."),
         plugin_option,
-    ]  # fmt: skip
-
-    def gather(trials: int, first_seed: int, **given: Any) -> dict[str, Any]:
-        given.pop("plugins")  # are loaded
-        where = [given.pop(name) for name in ("device", "jobs", "data_dir", "scheduler")]
-        return {**given, "machine": _machine(*where), "seeds": seed_range(first_seed, trials)}
-
-    return _gathering(gather, options)
-
-
-def seed_range(first: int, trials: int) -> range:
-    """Return the seeds of N trials, S to S + N - 1."""
-    if first + trials - 1 > LAST_SEED:
-        given = f"--seed is {first} and --trials {trials}"
-        raise BadInput(f"{given}; the last seed must be at most {LAST_SEED}.")
-    return range(first, first + trials)
-
-
-def _machine(
-    device: str, jobs: int | None, data_dir: Path | None, scheduler: str | None
-) -> Machine:
-    """The machine, checked now and not after what else takes time."""
-    machine = Machine(device, jobs, data_dir, scheduler)
-    if scheduler is None:
-        search_path(data_dir)
-        if device == "gpu":
-            resolve_device(device)
-    return machine
-
-
-def _gathering(gather: Callable[..., dict[str, Any]], options: Sequence[Callable]) -> Callable:
-    """Give a command options, and what `gather` makes of them."""
-
-    def add(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def gathered(**given: Any) -> None:
-            command(**gather(**given))
-
-        return functools.reduce(lambda made, option: option(made), reversed(options), gathered)
-
-    return add
+    )  # fmt: skip
 
 
 def setting_options(*without: str) -> Callable:
@@ -178,7 +175,7 @@ def setting_options(*without: str) -> Callable:
     def gather(readings: tuple[str, ...], **given: Any) -> dict[str, Any]:
         return {**given, **dict(map(_reading, readings))}
 
-    return _gathering(gather, list(map(_option_of, own)))
+    return _gathering(gather, *map(_option_of, own))
 
 
 _KINDS = {"int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")}
@@ -186,12 +183,10 @@ _KINDS = {"int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")}
 
 def _option_of(field: dataclasses.Field) -> Callable:
     if field.name == "readings":
-        told = ["How the paper is read; repeatable, default the first:"]
+        told = ["\b", "How the paper is read; repeatable, default the first:"]
         told += map(_told, dataclasses.fields(Readings))
-        return click.option(
-            "--reading", "readings", multiple=True, metavar="NAME=VALUE",
-            help="\n".join(["\b", *told]),
-        )  # fmt: skip
+        return click.option("--reading", "readings", multiple=True, metavar="NAME=VALUE",
+                            help="\n".join(told))  # fmt: skip
     kind, metavar = _KINDS[field.type.split(" ")[0]]
     choices = "|".join(field.metadata["choices"])
     return click.option(
@@ -207,7 +202,6 @@ def _told(field: dataclasses.Field) -> str:
 
 
 def _reading(text: str) -> tuple[str, str]:
-    """Name and value of what follows `--reading`."""
     name, equals, value = text.partition("=")
     name, known = name.replace("-", "_"), [field.name for field in dataclasses.fields(Readings)]
     if not equals or name not in known:
@@ -221,13 +215,12 @@ def announcer(trials: int) -> Callable[[float], None]:
     """Return a function that warns of a run that takes hours, and says how to shorten it."""
 
     def announce(hours: float) -> None:
-        if hours < LONG_HOURS:
-            return
-        click.echo(
-            f"This will take about {hours:.1f} hours on this machine. Smaller: --trials 1 takes "
-            f"about {hours / trials:.1f} hours. It can be stopped at any time (Ctrl-C); the same "
-            "command goes on.",
-            err=True,
-        )
+        if hours >= LONG_HOURS:
+            click.echo(
+                f"This will take about {hours:.1f} hours on this machine. Smaller: --trials 1 "
+                f"takes about {hours / trials:.1f} hours. It can be stopped at any time (Ctrl-C); "
+                "the same command goes on.",
+                err=True,
+            )
 
     return announce

@@ -60,12 +60,9 @@ class Measured:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Return half the width of the 95% confidence interval of the mean (Student's t).
-
-    NaN for fewer than `LEAST_TRIALS` values: two give an interval wider than all error rates.
-    """
-    n = len(values)
-    if n < LEAST_TRIALS:
+    """Return half the width of the mean's 95% confidence interval (Student's t), NaN for few."""
+    # Two values give an interval wider than all error rates.
+    if (n := len(values)) < LEAST_TRIALS:
         return math.nan
     student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
     return float(student * np.std(values, ddof=1) / math.sqrt(n))
@@ -106,18 +103,15 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
-    """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%.
-
-    Each has at least two values.
-    """
+    """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
     # By hand, since importing scipy.stats takes longer than all else that a report does.
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
     squares = [float(np.var(some, ddof=1)) / len(some) for some in (errors, others)]
-    difference, error = float(np.mean(errors) - np.mean(others)), sum(squares)
     parts = (square**2 / (len(some) - 1) for square, some in zip(squares, (errors, others)))
-    freedom = error**2 / sum(parts)
-    return bool(special.stdtr(freedom, difference / math.sqrt(error)) > LEVEL)
+    freedom = sum(squares) ** 2 / sum(parts)
+    t = (np.mean(errors) - np.mean(others)) / math.sqrt(sum(squares))
+    return bool(special.stdtr(freedom, t) > LEVEL)
 
 
 def verdicts(measured: Sequence[Measured]) -> list[str]:
@@ -157,23 +151,17 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return Markdown that shows this text as code, fenced by more backticks than it has.
-
-    >>> from fltrust_repro.report import markdown_code
-    >>> print(markdown_code("make test"))
-    `make test`
-    """
+    """Return Markdown that shows this text as code, fenced by more backticks than it has."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    space = " " if len(fence) > 1 else ""
+    space = " " * (len(fence) > 1)
     return f"{fence}{space}{one_line(text)}{space}{fence}"
 
 
 def rendered(lines: Sequence[Mapping[str, Any]], style: str, numbers: str = "g") -> str:
-    """Arrange lines of the same columns as a table.
+    """Arrange lines of the same columns as a table; text is shown as it is.
 
-    `style` is tabulate's: "simple" for a terminal, "github" for Markdown, "latex_booktabs". Text is
-    shown as it is, whatever that style would make of it; columns of numbers, of the format
-    `numbers`, are aligned to the right.
+    `style` is tabulate's: "simple" for a terminal, "github" for Markdown, "latex_booktabs"; columns
+    of numbers, of the format `numbers`, are aligned to the right.
     """
     # LaTeX's special characters are escaped by tabulate.
     escape = markdown if style == "github" else one_line
@@ -202,11 +190,7 @@ def arranged(measured: Iterable[Measured], texts: Iterable[str], style: str) -> 
 
 
 def table(measured: Sequence[Measured], style: str) -> str:
-    """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)".
-
-    A star marks a cell outside the tolerance of `verdict`, a question mark one with too few trials
-    to say.
-    """
+    """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)" and its mark."""
     return arranged(measured, map(_cell_text, measured, verdicts(measured)), style)
 
 
@@ -223,10 +207,9 @@ def tally(words: Iterable[str]) -> str:
 def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
     """Say what the cells of a table show."""
     printed = any(m.cell.paper is not None for m in measured)
-    paper = " (the paper's value, difference)" * printed
     lowest = experiment.measure == "lowest_error_rate"
     what = "Lowest testing error rate" if lowest else "Testing error rate"
-    return f"{what} ± 95% confidence interval{paper}"
+    return f"{what} ± 95% confidence interval" + " (the paper's value, difference)" * printed
 
 
 def picture_link(experiment: Experiment) -> str:
@@ -234,29 +217,26 @@ def picture_link(experiment: Experiment) -> str:
     return f"![{markdown(experiment.title)}]({quote(experiment.name)}.png)"
 
 
-_LEGEND = (
-    "A star marks a cell outside the tolerance: 0.03, in\n"
-    "attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where\n"
-    "the increase must also be significant (95%) if the paper's is 0.05 or more. A\n"
-    f"question mark: too few trials to say, fewer than {LEAST_TRIALS}.\n"
-)
+_LEGEND = f"""A star marks a cell outside the tolerance: 0.03, in
+attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where
+the increase must also be significant (95%) if the paper's is 0.05 or more. A
+question mark: too few trials to say, fewer than {LEAST_TRIALS}.
+"""
 
 
 def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:
     """Return a page of Markdown: the table, what it was measured with, and how to read it."""
     judged = summary_line(measured)
-    return "\n".join(
-        [
-            f"# {markdown(experiment.title)}\n",
-            f"{heading(experiment, measured)}.\n",
-            f"{table(measured, 'github')}\n",
-            *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
-            *([f"{judged}. {_LEGEND}"] if judged else []),
-            *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
-            *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),
-            "",
-        ]
-    )
+    parts = [
+        f"# {markdown(experiment.title)}\n",
+        f"{heading(experiment, measured)}.\n",
+        f"{table(measured, 'github')}\n",
+        *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
+        *([f"{judged}. {_LEGEND}"] if judged else []),
+        *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
+        *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),
+    ]
+    return "\n".join([*parts, ""])
 
 
 def commands(experiment: Experiment, trials: Iterable[Trial]) -> list[str]:
@@ -271,11 +251,10 @@ def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     """Return what trials were made with, as pairs of a name and a text."""
     hours = sum(trial.result.seconds for trial in trials) / 3600
     protocols = ", ".join(sorted({trial.protocol for trial in trials}))
-    time = f"{hours:.2f} hours, one process each; protocol version {protocols}"
     versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
     return [
         ("Trials", f"{len(trials)} in all, seeds {seeds(trials)}"),
-        ("Training time", time),
+        ("Training time", f"{hours:.2f} hours, one process each; protocol version {protocols}"),
         *(("Versions", line) for line in versions),
     ]
 

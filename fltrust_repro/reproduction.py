@@ -18,6 +18,7 @@ from fltrust_repro import datasets, experiments, fidelity, figures, report, swee
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
 from fltrust_repro.experiments import Cell, Experiment
+from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
@@ -25,15 +26,13 @@ from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, add_to_csv, protocol_of, read_csv
 
 _ENDING = ".trials.csv"
+Published = Mapping[TrialName, Trial]
 
 
 def trials_in(
     folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
 ) -> list[Trial]:
-    """Return the trials of a results folder whose names are wanted.
-
-    A file that is none of trials is left out whole.
-    """
+    """Return the wanted trials of a results folder; a file that is none of trials is left out."""
     found = []
     for file in sorted(filter(Path.is_file, folder.glob(f"*{_ENDING}"))):
         try:
@@ -51,10 +50,9 @@ def is_published(folder: Path) -> bool:
 def read_back(
     store: Archive, out: Path, settings: Iterable[Setting], fresh: bool = False
 ) -> dict[TrialName, Trial]:
-    """Let the store answer with the trials of `out` and the published ones; return the latter.
+    """Let the store answer with settings' trials of `out` and published ones; return the latter.
 
-    Those of the settings. The store's own go first, then those of `out`; with `fresh` none of the
-    published is read. Says on stderr what is left out as not understood.
+    With `fresh` none of the published is read. Says on stderr what is left out as not understood.
     """
     keys = {setting.key() for setting in settings}
     look_in = partial(trials_in, left_out=store.left_out, wanted=lambda name: name.key in keys)
@@ -66,10 +64,7 @@ def read_back(
 
 
 def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Setting, list[Trial]]:
-    """Return all trials of today's protocol in a store and `out`, by setting and seed.
-
-    Also the published ones of these experiments.
-    """
+    """Return today's trials of a store and `out`, and these experiments' published, by setting."""
     store.lend(trials_in(out, store.left_out))
     read_back(store, out, (setting for experiment in of for setting in experiment.settings))
     known: dict[Setting, list[Trial]] = {}
@@ -81,7 +76,7 @@ def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Settin
     return known
 
 
-def reported(trials: Mapping[Setting, Sequence[Trial]]) -> dict[Setting, list[Trial]]:
+def reported(trials: Trials) -> dict[Setting, list[Trial]]:
     """Return the trials that reports are made of, without the seeds that chose the readings."""
     kept = {setting: [t for t in some if t.seed >= FIRST_SEED] for setting, some in trials.items()}
     return {setting: some for setting, some in kept.items() if some}
@@ -98,11 +93,9 @@ def reproduce(
 ) -> tuple[list[Failure], list[str]]:
     """Run the trials of experiments' cells that are not at hand; print tables and write files.
 
-    At hand are the trials of the store and of `out`, and the published ones unless `fresh`. The
-    table of an experiment holds what is known of its other cells too. Writes NAME.csv, NAME.md and
-    NAME.trials.csv to `out`, for a figure NAME.png and NAME.svg. Returns the trials that failed,
-    and the experiments whose data are missing. `BadInput` where a file NAME.trials.csv is none that
-    trials can be added to.
+    At hand are the trials of the store and of `out`, and the published ones unless `fresh`. A table
+    holds what is known of the other cells too. Returns the trials that failed, and the experiments
+    whose data are missing. `BadInput` where a file NAME.trials.csv is none to add trials to.
     """
     for experiment in orders:
         if (own := out / f"{experiment.name}{_ENDING}").exists():
@@ -118,10 +111,8 @@ def reproduce(
         try:
             if to_run[experiment]:
                 click.echo(f"\n{one_line(experiment.title)}", err=True)
-                outcome = sweep.run_missing(
-                    cells, seeds, store, machine, announce, experiment.measure
-                )
-                failed += outcome.failed
+                how = (seeds, store, machine, announce, experiment.measure)
+                failed += sweep.run_missing(cells, *how).failed
         except DataUnavailable as error:
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
@@ -130,11 +121,7 @@ def reproduce(
 
 
 def _tell(
-    experiment: Experiment,
-    cells: Sequence[Cell],
-    seeds: range,
-    known: Mapping[Setting, Sequence[Trial]],
-    published: Mapping[TrialName, Trial],
+    experiment: Experiment, cells: Sequence[Cell], seeds: range, known: Trials, published: Published
 ) -> int:
     """Say how many trials are at hand and how long the others take; return how many these are."""
     at_hand = {cell.setting: [t for t in known[cell.setting] if t.seed in seeds] for cell in cells}
@@ -152,17 +139,13 @@ def _tell(
 def _time(seconds: float) -> str:
     if not seconds > 0:  # nothing, or not known
         return ""
-    if (minutes := math.ceil(seconds / 60)) < 60:
-        return f", about {minutes} minute{'s' * (minutes > 1)} of a core"
-    return f", about {seconds / 3600:,.1f} hours of a core"
+    minutes = math.ceil(seconds / 60)
+    few = f"{minutes} minute{'s' * (minutes > 1)}"
+    return f", about {few if minutes < 60 else f'{seconds / 3600:,.1f} hours'} of a core"
 
 
 def _show(
-    experiment: Experiment,
-    seeds: range,
-    store: Store,
-    out: Path,
-    published: Mapping[TrialName, Trial],
+    experiment: Experiment, seeds: range, store: Store, out: Path, published: Published
 ) -> None:
     """Print the table of what is known with these seeds, if anything is, and write the files."""
     found = {setting: store.find(setting, seeds) for setting in experiment.settings}
@@ -172,9 +155,13 @@ def _show(
     warn(used)
     cells = fidelity.measured(experiment, found)
     files = _keep_trials(experiment, store, out, published)
-    page, now = out / f"{experiment.name}.md", sum(len(cell.errors) for cell in cells)
-    if (before := _trials_of(page.with_suffix(".csv"))) <= now:
-        files = _write_page(experiment, cells, used, out) + files
+    page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
+    before, now = _trials_of(table), sum(len(cell.errors) for cell in cells)
+    if before <= now:
+        write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
+        write_text(page, report.page(experiment, cells, used))
+        pictures = figures.draw(experiment, cells, out) if experiment.figure else []
+        files = [page, table, *pictures, *files]
     several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
     told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
@@ -188,7 +175,7 @@ def _show(
 
 
 def _keep_trials(
-    experiment: Experiment, store: Store, out: Path, published: Mapping[TrialName, Trial]
+    experiment: Experiment, store: Store, out: Path, published: Published
 ) -> list[Path]:
     """Add to the experiment's file what neither `out` nor the published results hold."""
     own = out / f"{experiment.name}{_ENDING}"
@@ -206,18 +193,6 @@ def _trials_of(table: Path) -> int:
         return int(pd.read_csv(table)["trials"].sum())
     except (OSError, KeyError, TypeError, ValueError):
         return 0
-
-
-def _write_page(
-    experiment: Experiment, cells: Sequence[report.Measured], used: Sequence[Trial], out: Path
-) -> list[Path]:
-    page, table, *pictures = (out / f"{experiment.name}.{e}" for e in ("md", "csv", "png", "svg"))
-    write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
-    write_text(page, report.page(experiment, cells, used))
-    if experiment.figure is None:
-        return [page, table]
-    figures.draw(experiment, cells, out)
-    return [page, table, *pictures]
 
 
 def wrote(files: Iterable[Path]) -> str:

@@ -1,8 +1,7 @@
 """The store of trials as commands write it, and which trial is being run by whom.
 
-A trial is written in a transaction of its own as it ends, and never replaced. Commands that share
-a store claim a trial before they run it, so that none is run twice at the same time; the claim of
-a command that died is void.
+A trial is written as it ends, and never replaced. Commands that share a store claim a trial before
+they run it, so that none is run twice at the same time; the claim of a command that died is void.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.archive import SAME_NAME, SCHEMA, TABLES, Archive, Failure, reason, started
+from fltrust_repro.archive import SAME_NAME, SCHEMA, Archive, Failure, reason, started
 from fltrust_repro.errors import BadInput
-from fltrust_repro.trials import COLUMNS, Trial, TrialName
+from fltrust_repro.trials import COLUMNS, TABLES, Trial, TrialName
 
 _WAIT_SECONDS = 60  # for another command that writes
 _BATCH = 1000  # trials that are taken over in one transaction
@@ -62,19 +61,16 @@ class Store(Archive):
             self._connection.execute("DELETE FROM trials WHERE 0")
 
     def _log_ahead(self) -> None:
-        """Let readers never wait for the writer, nor a writer's crash for a reader's recovery.
-
-        Where several commands make the same store at once, SQLite does not wait by itself.
-        """
+        """Let readers never wait for the writer, nor a writer's crash for a reader's recovery."""
+        # Where several commands make the same store at once, SQLite does not wait by itself.
         for left in reversed(range(_WAIT_SECONDS * 20)):
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
+                return
             except sqlite3.OperationalError as error:
                 if not left or "locked" not in str(error):
                     raise
-                time.sleep(1 / 20)
-            else:
-                return
+            time.sleep(1 / 20)
 
     def _migrate(self, found: dict[str, list[str]]) -> None:
         for table, columns in TABLES.items():
@@ -113,10 +109,9 @@ class Store(Archive):
 
     def _check_place(self) -> None:
         """Raise `BadInput` where the file was removed, moved or replaced; save its trials first."""
-        if _place(self.path) == self._place:
-            return
-        gone = f"store {str(self.path)!r} is no longer where this command found it"
-        raise BadInput(f"{gone}; {self._rescue()}.")
+        if _place(self.path) != self._place:
+            gone = f"store {str(self.path)!r} is no longer where this command found it"
+            raise BadInput(f"{gone}; {self._rescue()}.")
 
     def _rescue(self) -> str:
         """Write what the open file holds to a new one; say where."""
@@ -137,10 +132,7 @@ class Store(Archive):
         super().close()
 
     def add(self, *trials: Trial) -> set[TrialName]:
-        """Write finished trials durably, all or none; return which the store did not have.
-
-        Ends their claims and failures.
-        """
+        """Write finished trials, all or none, end their claims and failures; return the new."""
         added = set()
         with self._writing():
             for trial in trials:
@@ -148,8 +140,7 @@ class Store(Archive):
                     # What else has this name is not understood: kept, and no longer in the way.
                     aside = f"UPDATE trials SET key = key || ' aside ' || rowid WHERE {SAME_NAME}"
                     self._connection.execute(aside, trial.name)
-                    row = trial.row()
-                    self._insert("trials", *(row[name] for name in COLUMNS))
+                    self._insert("trials", *map(trial.row().get, COLUMNS))
                     added.add(trial.name)
                 self._forget(trial.name, "claims", "failures")
         return added
@@ -162,23 +153,19 @@ class Store(Archive):
 
     def _insert(self, table: str, *values: Any) -> None:
         """Write a row, in place of another of its name, but a trial in place of none."""
+        insert = "INSERT" + " OR REPLACE" * (table != "trials")
         names, marks = ", ".join(TABLES[table]), ", ".join("?" * len(values))
-        replacing = " OR REPLACE" * (table != "trials")
-        insert = f"INSERT{replacing} INTO {table} ({names}) VALUES ({marks})"
-        self._connection.execute(insert, values)
+        self._connection.execute(f"{insert} INTO {table} ({names}) VALUES ({marks})", values)
 
     def _forget(self, name: TrialName, *tables: str) -> None:
         for table in tables:
             self._connection.execute(f"DELETE FROM {table} WHERE {SAME_NAME}", name)
 
     def claim(self, name: TrialName) -> bool:
-        """Take a trial for this command to run, or keep it.
-
-        False if it is finished by now, or if another command that is alive has claimed it.
-        """
+        """Take or keep a trial to run; False if it is finished, or claimed by a command alive."""
         with self._writing():
-            claims = self._claims(f"WHERE {SAME_NAME} AND owner <> ?", (*name, self._owner))
-            if self.has(name) or claims:
+            others = self._claims(f"WHERE {SAME_NAME} AND owner <> ?", *name, self._owner)
+            if self.has(name) or others:
                 return False
             self._insert("claims", *name, self._owner, self._host, self._pid, time.time())
         return True
@@ -190,10 +177,10 @@ class Store(Archive):
             self._connection.execute(renewed, (time.time(), self._owner))
 
     def merge(self, path: Path) -> tuple[int, int]:
-        """Take over the finished trials of another store, whatever protocol they are of.
+        """Take over the finished trials of another store, of a damaged one what can be read.
 
-        Returns how many trials it has, and how many of these were new. The other store is only
-        read, and of a damaged one what can be read. Raises `BadInput` where the file is no store.
+        Returns how many it has, and how many of these were new. Raises `BadInput` where the file is
+        no store.
         """
         found = added = 0
         with Archive(path) as other:
@@ -208,6 +195,6 @@ def _place(path: Path) -> tuple[int, int] | None:
     """What tells a file from another that takes its path; None where there is no file."""
     try:
         found = path.stat()
+        return found.st_dev, found.st_ino
     except OSError:
         return None
-    return found.st_dev, found.st_ino

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,16 @@ from typing import Any
 import click
 import pandas as pd
 
-from fltrust_repro import datasets, fidelity, figures, page, report, reproduction
+from fltrust_repro import datasets, fidelity, figures, options, report, reproduction
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment, load_experiment, readable
+from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.models import models
-from fltrust_repro.options import (
-    FILE,
-    PATH,
-    out_option,
-    plugin_option,
-    seed_option,
-    seed_range,
-    setting_options,
-    store_option,
-    trials_option,
-    typed,
-)
 from fltrust_repro.plugins import load_installed
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import FIELDS, Setting
@@ -41,65 +31,49 @@ from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, read_csv
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
-@trials_option(fidelity.PAPER_TRIALS)
-@seed_option(FIRST_SEED)
-@store_option
-@out_option
-@plugin_option
-def status(
-    names: tuple[str, ...],
-    trials: int,
-    first_seed: int,
-    store_path: Path,
-    out: Path,
-    plugins: tuple[Path, ...],
-) -> None:
+@options.seeds_option(fidelity.PAPER_TRIALS, FIRST_SEED)
+@options.store_option
+@options.out_option
+@options.plugin_option
+def status(names: tuple[str, ...], seeds: range, store_path: Path, out: Path) -> None:
     """Say what is done and what is missing: of all experiments, or cell by cell of those named.
 
     Counts the trials that `reproduce` with the same --trials and --seed would use: those in the
     store, in OUT, and published with the program.
     """
-    seeds = seed_range(first_seed, trials)
     experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
     with Archive(store_path) as store:
         finished = reproduction.finished(store, out, experiments)
         failures, claimed = store.failures(), store.claimed()
         store.left_out.tell()
-    done = {s: [trial for trial in some if trial.seed in seeds] for s, some in finished.items()}
     if names:
+        done = {s: [trial for trial in some if trial.seed in seeds] for s, some in finished.items()}
         for experiment in experiments:
             title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
-            click.echo(f"{title}: trials done of {trials}, mean {what}\n")
+            click.echo(f"{title}: trials done of {len(seeds)}, mean {what}\n")
             cells = fidelity.measured(experiment, done)
             told = (f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors) for m in cells)
             click.echo(report.arranged(cells, told, "simple") + "\n")
     else:
-        lines = [
-            _line(experiment, seeds, finished, done, failures, claimed)
-            for experiment in experiments
-        ]
+        running, failed = (Counter(name.key for name in some) for some in (claimed, failures))
+        lines = [_line(one, seeds, finished, running, failed) for one in experiments]
         click.echo(report.rendered(lines, "simple", ".1f"))
     _print_failures(experiments, failures)
 
 
 def _line(
-    experiment: Experiment,
-    seeds: range,
-    finished: fidelity.Trials,
-    done: fidelity.Trials,
-    failures: Mapping[TrialName, Failure],
-    claimed: set[TrialName],
+    experiment: Experiment, seeds: range, finished: Trials, running: Counter, failed: Counter
 ) -> dict[str, Any]:
-    missing = {s: len(seeds) - len(done.get(s, ())) for s in experiment.settings}
-    keys = {setting.key() for setting in missing}
-    seconds = fidelity.seconds_of(experiment, finished)
-    left = sum(count * seconds[s] for s, count in missing.items() if count)  # 0 of an unknown time
+    done = {s: sum(t.seed in seeds for t in finished.get(s, ())) for s in experiment.settings}
+    seconds, keys = fidelity.seconds_of(experiment, finished), {s.key() for s in done}
+    # Nothing is left of what is done, though it is not known how long it takes.
+    left = sum((len(seeds) - n) * seconds[s] for s, n in done.items() if n < len(seeds))
     return {
         "experiment": experiment.name,
-        "done": len(seeds) * len(missing) - sum(missing.values()),
-        "of": len(seeds) * len(missing),
-        "running": sum(name.key in keys for name in claimed),
-        "failed": sum(name.key in keys for name in failures),
+        "done": sum(done.values()),
+        "of": len(seeds) * len(done),
+        "running": sum(running[key] for key in keys),
+        "failed": sum(failed[key] for key in keys),
         "core hours left": left / 3600,
     }
 
@@ -120,12 +94,12 @@ def _print_failures(
 
 @click.command()
 @click.argument("place", nargs=-1, metavar="[EXPERIMENT ROW COLUMN]")
-@setting_options()
-@seed_option(0, "Which trial.")
-@click.option("--picture", type=FILE, help="Draw the curve, as PNG or SVG.")
-@store_option
-@out_option
-@plugin_option
+@options.setting_options()
+@options.seed_option(0, "Which trial.")
+@click.option("--picture", type=options.FILE, help="Draw the curve, as PNG or SVG.")
+@options.store_option
+@options.out_option
+@options.plugin_option
 @click.pass_context
 def show(
     context: click.Context,
@@ -134,7 +108,6 @@ def show(
     picture: Path | None,
     store_path: Path,
     out: Path,
-    plugins: tuple[Path, ...],
     **fields: Any,
 ) -> None:
     """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
@@ -142,14 +115,13 @@ def show(
         figures.check_picture(picture)
         check_writable(picture.parent, "--picture")
     if len(place) not in (0, 3):
-        raise BadInput(
-            f"{' '.join(place)!r} is no place of a table; give EXPERIMENT ROW COLUMN, as "
-            "`show table2a krum full --seed 10`, or the setting by options."
-        )
-    others = ("place", "first_seed", "picture", "store_path", "out", "plugins")
-    if place and (given := [option for name, option in typed(context) if name not in others]):
-        raise BadInput(f"{given[0]} is given, but {' '.join(place)} decides it; leave it out.")
+        do = "give EXPERIMENT ROW COLUMN, as `show table2a krum full --seed 10`"
+        wrong = f"{' '.join(place)!r} is no place of a table"
+        raise BadInput(f"{wrong}; {do}, or the setting by options.")
     if place:
+        own = {*fields, "readings"}
+        if given := [option for name, option in options.typed(context) if name in own]:
+            raise BadInput(f"{given[0]} is given, but {' '.join(place)} decides it; leave it out.")
         setting = load_experiment(place[0]).choose(place[1:2], place[2:])[0].setting
     else:
         setting = Setting.from_dict(fields)
@@ -181,16 +153,11 @@ def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial
     raise BadInput(f"no finished trial has this setting and seed {seed}; of seeds {there}.")
 
 
-_NAME = TrialName._fields
-_SETTING = list(FIELDS)
-_OTHERS = [name for name in COLUMNS if name not in {*_NAME, *_SETTING, "setting"}]
-
-
 @click.command("export")
-@click.argument("file", type=FILE)
-@store_option
-@plugin_option
-def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> None:
+@click.argument("file", type=options.FILE)
+@options.store_option
+@options.plugin_option
+def export_command(file: Path, store_path: Path) -> None:
     """Write all finished trials as one table, a column per setting field: FILE.csv or .parquet."""
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
@@ -198,7 +165,9 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
     with Archive(store_path) as store:
         lines = [{**trial.setting.as_dict(), **trial.row()} for trial in store.everything()]
         store.left_out.tell()
-    frame = pd.DataFrame(lines, columns=[*_NAME, *_SETTING, *_OTHERS])
+    first = dict.fromkeys([*TrialName._fields, *FIELDS])
+    others = [name for name in COLUMNS if name not in {*first, "setting"}]
+    frame = pd.DataFrame(lines, columns=[*first, *others])
     content = io.BytesIO()
     if file.suffix == ".csv":
         frame.apply(lambda column: column.map(_no_formula)).to_csv(content, index=False)
@@ -206,24 +175,23 @@ def export_command(file: Path, store_path: Path, plugins: tuple[Path, ...]) -> N
         try:
             frame.to_parquet(content, index=False)
         except ImportError as error:
-            raise BadInput(
-                'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
-            ) from error
+            need = 'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
+            raise BadInput(need) from error
     write_bytes(file, content.getvalue())
     click.echo(f"{len(frame)} trials. {reproduction.wrote([file])}")
 
 
 def _no_formula(value: Any) -> Any:
-    """Return text that a spreadsheet does not take for a formula, behind an apostrophe."""
+    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if formula else value
 
 
 @click.command("import")
-@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
-@store_option
-@plugin_option
-def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Path, ...]) -> None:
+@click.argument("files", nargs=-1, required=True, type=options.PATH, metavar="FILE...")
+@options.store_option
+@options.plugin_option
+def import_command(files: tuple[Path, ...], store_path: Path) -> None:
     """Take over the finished trials of other stores, or of .trials.csv files.
 
     A trial that is there already stays as it is; what is no trial is named and left out.
@@ -244,14 +212,12 @@ def import_command(files: tuple[Path, ...], store_path: Path, plugins: tuple[Pat
 
 
 @click.command("report")
-@store_option
-@out_option
-@plugin_option
+@options.store_option
+@options.out_option
+@options.plugin_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True, help="Write OUT/fidelity.html, one page, too.")
-def report_command(
-    store_path: Path, out: Path, plugins: tuple[Path, ...], as_latex: bool, as_html: bool
-) -> None:
+def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
     """Set every number that the paper prints beside ours, and check its claims in words.
 
     Reads the trials in the store, in OUT and those published with the program; runs none. Those
@@ -261,28 +227,27 @@ def report_command(
     experiments = fidelity.all_experiments()
     with Archive(store_path) as store:
         trials = reproduction.reported(reproduction.finished(store, out, experiments))
-        store.left_out.tell()
     frame = fidelity.as_frame(experiments, trials)
     texts = {
         "fidelity.md": fidelity.markdown(experiments, trials, frame),
         "fidelity.csv": frame.to_csv(index=False),
     }
     if as_html:
-        texts["fidelity.html"] = page.html(experiments, trials, frame)
+        texts["fidelity.html"] = fidelity.html(experiments, trials, frame)
     if as_latex:
         tables = (experiment for experiment in experiments if experiment.figure is None)
         texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
     for name, text in texts.items():
         write_text(out / name, text)
-    click.echo(f"{fidelity.summary(frame)} {fidelity.seeds_told()}")
+    click.echo(f"{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
     for line in fidelity.outside(frame):
         click.echo(line)
     click.echo(reproduction.wrote(out / name for name in texts))
 
 
 @click.command("list")
-@plugin_option
-def list_everything(plugins: tuple[Path, ...]) -> None:
+@options.plugin_option
+def list_everything() -> None:
     """List rules, attacks, models, data sets and experiments, one line each."""
     sections = {
         "rules": {name: summary(rule.function) for name, rule in rules.items()},

@@ -14,40 +14,33 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fltrust_repro import experiments, figures, reproduction, sweep
+from fltrust_repro import experiments, figures, options, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.experiments import VARIED, Cell, Experiment, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
-from fltrust_repro.options import (
-    FILE,
-    PATH,
-    announcer,
-    out_option,
-    seed_option,
-    setting_options,
-    trial_options,
-    typed,
-)
 from fltrust_repro.poisoning import BackGradient
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import FIRST_SEED, Trial
 
+Words = tuple[str, ...]
+Orders = Mapping[Experiment, Sequence[Cell]]
+
 
 @click.command()
-@setting_options()
-@trial_options(1, 0)
+@options.setting_options()
+@options.trial_options(1, 0)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **fields: Any) -> None:
     """Run trials of one setting."""
     setting = Setting.from_dict(fields)
     cell = Cell(setting.rule, setting.attack, setting, None)
     with Store(store_path) as store:
-        outcome = sweep.run_missing([cell], seeds, store, machine, announcer(len(seeds)))
+        outcome = sweep.run_missing([cell], seeds, store, machine, options.announcer(len(seeds)))
         finished = store.find(setting, seeds)
     reproduction.warn(finished)
     if as_json:
@@ -77,9 +70,8 @@ def _end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
         click.echo(f"\nNot run for want of data: {', '.join(missing)}.", err=True)
     if failed:
         click.echo(f"\n{len(failed)} trial{'s' * (len(failed) > 1)} failed:", err=True)
-        for failure in failed:
-            name = failure.name
-            click.echo(f"  setting {name.key}, seed {name.seed}: {failure.message}", err=True)
+        for name, message in ((one.name, one.message) for one in failed):
+            click.echo(f"  setting {name.key}, seed {name.seed}: {message}", err=True)
         click.echo("All others are kept; the same command tries the failed ones again.", err=True)
     if failed or missing:
         sys.exit(1)
@@ -88,11 +80,10 @@ def _end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
 def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
     errors = [trial.result.error_rate for trial in trials]
     names = ("error_rate", "lowest_error_rate", "seconds", "iterations", "diverged")
+    results = [{"seed": t.seed, **{n: getattr(t.result, n) for n in names}} for t in trials]
     return {
         "setting": setting.as_dict(),
-        "trials": [
-            {"seed": t.seed, **{name: getattr(t.result, name) for name in names}} for t in trials
-        ],
+        "trials": results,
         "mean_error_rate": statistics.fmean(errors) if errors else None,
         "std_error_rate": statistics.stdev(errors) if len(errors) > 1 else None,
     }
@@ -103,17 +94,10 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
 @click.option("--row", "rows", multiple=True, help="Only this row; may be repeated.")
 @click.option("--column", "columns", multiple=True, help="Only this column; may be repeated.")
 @click.option("--fresh", is_flag=True, help="Compute what is published, too.")
-@trial_options(PAPER_TRIALS, FIRST_SEED)
-@out_option
+@options.trial_options(PAPER_TRIALS, FIRST_SEED)
+@options.out_option
 def reproduce(
-    names: tuple[str, ...],
-    rows: tuple[str, ...],
-    columns: tuple[str, ...],
-    fresh: bool,
-    seeds: range,
-    machine: Machine,
-    store_path: Path,
-    out: Path,
+    names: Words, rows: Words, columns: Words, fresh: bool, out: Path, **where: Any
 ) -> None:
     """Run tables and figures of the paper, or your own .toml, and print them beside the paper's.
 
@@ -125,20 +109,15 @@ def reproduce(
     _check_names(chosen, out)
     if fresh and reproduction.is_published(out):
         raise BadInput(f"--out {out} holds what is published; give --fresh another folder.")
-    _reproduce(orders, seeds, store_path, machine, out, fresh)
+    _reproduce(orders, out, fresh, **where)
 
 
 def _reproduce(
-    orders: Mapping[Experiment, Sequence[Cell]],
-    seeds: range,
-    store_path: Path,
-    machine: Machine,
-    out: Path,
-    fresh: bool = False,
+    orders: Orders, out: Path, fresh: bool, seeds: range, machine: Machine, store_path: Path
 ) -> None:
     check_writable(out)
     with Store(store_path) as store:
-        announce = announcer(len(seeds))
+        announce = options.announcer(len(seeds))
         ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh)
     _end(*ended)
 
@@ -178,41 +157,40 @@ _FIGURE_2 = {
               "attack crafted for each rule.")  # fmt: skip
 @click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
               show_default=True, help="A line per attack and knowledge.")  # fmt: skip
-@setting_options("rule", "attack", "knowledge")
+@options.setting_options("rule", "attack", "knowledge")
 @click.option("--name", help="Name of the files in OUT; default sweep-VARY.")
-@trial_options(PAPER_TRIALS, FIRST_SEED)
-@out_option
+@options.trial_options(PAPER_TRIALS, FIRST_SEED)
+@options.out_option
 @click.pass_context
 def sweep_command(
     context: click.Context,
     vary: str,
     values: str | None,
-    rule_names: tuple[str, ...],
-    attack_names: tuple[str, ...],
-    knowledges: tuple[str, ...],
+    rule_names: Words,
+    attack_names: Words,
+    knowledges: Words,
     name: str | None,
-    seeds: range,
-    machine: Machine,
-    store_path: Path,
     out: Path,
-    **fields: Any,
+    **given: Any,
 ) -> None:
     """Run a figure: error rates as one parameter varies, a panel per rule, a line per attack."""
+    where = {key: given.pop(key) for key in ("seeds", "machine", "store_path")}
     panels = {rule: {"rule": rules[rule].name, "attack": _made_for(rule)} for rule in rule_names}
     lines = _attack_lines(attack_names, knowledges)
-    title = f"{fields['model']} on {fields['dataset']}, {vary} varied"
+    title = f"{given['model']} on {given['dataset']}, {vary} varied"
     points = None if values is None else _numbers(values)
     name = f"sweep-{vary}" if name is None else name
     check_name("--name", name)
     if name.lower() in _taken():
         raise BadInput(f"--name is {name!r}, the name of other results; take another.")
     # A parameter left to its default follows what varies; the others are as given.
-    told = {key: value for key, value in fields.items() if value is not None}
+    told = {key: value for key, value in given.items() if value is not None}
     command = " ".join(["sweep", *_as_typed(context)])
     figure = figure_of(name, command, title, told, panels, lines, vary, points)
-    if given := [option for field, option in typed(context) if field in VARIED[vary].fields(1)]:
-        raise BadInput(f"{given[0]} is given, but --vary {vary} decides it; leave it out.")
-    _reproduce({figure: figure.cells}, seeds, store_path, machine, out)
+    decided = VARIED[vary].fields(1)
+    if twice := [option for field, option in options.typed(context) if field in decided]:
+        raise BadInput(f"{twice[0]} is given, but --vary {vary} decides it; leave it out.")
+    _reproduce({figure: figure.cells}, out, False, **where)
 
 
 def _made_for(rule: str) -> str:
@@ -220,11 +198,10 @@ def _made_for(rule: str) -> str:
     return next((name for name, one in attacks.items() if rule in one.against), "trimmed-mean")
 
 
-def _attack_lines(names: tuple[str, ...], knowledges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    for knowledge in knowledges:
-        allowed = FIELDS["knowledge"].metadata["choices"]
-        if knowledge not in allowed:
-            raise BadInput(f"knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
+def _attack_lines(names: Words, knowledges: Words) -> dict[str, dict[str, Any]]:
+    allowed = FIELDS["knowledge"].metadata["choices"]
+    for knowledge in set(knowledges) - set(allowed):
+        raise BadInput(f"knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
     if not names:
         told = (*knowledges, None)
         return {name: line for name, line in _FIGURE_2.items() if line.get("knowledge") in told}
@@ -239,15 +216,15 @@ def _numbers(text: str) -> list[float]:
     try:
         return [int(part) if part.strip().isdigit() else float(part) for part in text.split(",")]
     except ValueError:
-        allowed = "give numbers with commas between, as 5,10,20"
-        raise BadInput(f"--values is {shown(text)}; {allowed}.") from None
+        wrong = f"--values is {shown(text)}; give numbers with commas between, as 5,10,20."
+        raise BadInput(wrong) from None
 
 
 def _as_typed(context: click.Context) -> list[str]:
     """What the user typed, but for how many trials to run and where."""
     where = ("device", "jobs", "data_dir", "store_path", "scheduler", "out")
     words = []
-    for name, option in typed(context):
+    for name, option in options.typed(context):
         if name not in ("trials", "first_seed", *where):
             value = context.params[name]
             for one in value if isinstance(value, tuple) else (value,):
@@ -259,9 +236,9 @@ def _as_typed(context: click.Context) -> list[str]:
 @click.option("--dataset", default="mnist-6000", show_default=True, help="Data set.")
 @click.option("--poisoned-share", default=0.04, show_default=True,
               help="Poisoned examples, of all examples.")  # fmt: skip
-@seed_option(0, "Seed of the trial: it draws the data and the start.")
-@click.option("--data-dir", type=PATH, help="Looked in first.")
-@click.option("--picture", type=FILE, default="poisoned.png",
+@options.seed_option(0, "Seed of the trial: it draws the data and the start.")
+@click.option("--data-dir", type=options.PATH, help="Looked in first.")
+@click.option("--picture", type=options.FILE, default="poisoned.png",
               show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
 def poison_command(
     dataset: str, poisoned_share: float, first_seed: int, data_dir: Path | None, picture: Path

@@ -7,13 +7,12 @@ it is left out, named by its place, and told once.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
 import io
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from fltrust_repro.training import PROTOCOL, TrialResult
 
 FIRST_SEED = 10  # of what is reported; those before it chose the readings
 LAST_SEED = 2**31 - 1
-_RESULT = tuple(TrialResult.__dataclass_fields__)
+_WHERE = ("device", "versions", "finished")  # and when
 _AWAY = "move it away, or give another file or folder."
 _LONGEST_FIELD = 2**31 - 1  # csv's own limit is 131,072 characters: a curve of 33,000 iterations
 
@@ -68,47 +67,44 @@ class Trial:
 
     def row(self) -> dict[str, Any]:
         """Return the trial as values of the columns `COLUMNS`."""
-        result = asdict(self.result)
+
+        def rounded(loss: float) -> float | None:
+            return None if math.isnan(loss) else float(f"{loss:.5g}")
+
+        result = self.result
         return {
-            **result,
+            **asdict(result),
             **self.name._asdict(),
-            "diverged": int(result["diverged"]),
-            "seconds": round(result["seconds"], 3),
-            "notes": json.dumps(result["notes"], sort_keys=True),
-            "curve": json.dumps([[i, e, _rounded(loss)] for i, e, loss in result["curve"]]),
+            **{name: getattr(self, name) for name in _WHERE},
+            "diverged": int(result.diverged),
+            "seconds": round(result.seconds, 3),
+            "notes": json.dumps(result.notes, sort_keys=True),
+            "curve": json.dumps([[i, e, rounded(loss)] for i, e, loss in result.curve]),
             "setting": json.dumps(self.setting.as_dict(), sort_keys=True),
-            "device": self.device,
-            "versions": self.versions,
-            "finished": self.finished,
         }
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], setting_of: Callable[[str], Setting]) -> Trial:
         """Rebuild a trial from values of the columns `COLUMNS`, as they stand in a file.
 
-        `setting_of` is a `setting_reader`. `Unreadable` where a value is not allowed, or where the
-        key is not that of the setting: it was written under other defaults, or changed by hand.
-        `UnknownName` where a plug-in that is not loaded may know better.
+        `setting_of` is a `setting_reader`. `Unreadable` where a value is not allowed, or the key is
+        not the setting's: it was written under other defaults, or changed by hand. `UnknownName`
+        where a plug-in that is not loaded may know better.
         """
         values = checked(COLUMNS, {**ADDED_LATER, **row})
         setting = setting_of(values["setting"])
         if setting.key() != values["key"]:
             today = f"today's key of its setting is {setting.key()!r}"
             raise Unreadable(f"key is {values['key']!r}; {today}")
-        result = TrialResult(**{name: values[name] for name in _RESULT})
-        columns = ("seed", "device", "versions", "finished", "protocol")
-        return cls(setting, result=result, **{name: values[name] for name in columns})
-
-
-def _rounded(loss: float) -> float | None:
-    return None if math.isnan(loss) else float(f"{loss:.5g}")
+        result = TrialResult(**{name: values[name] for name in TrialResult.__dataclass_fields__})
+        others = {name: values[name] for name in ("seed", "protocol", *_WHERE)}
+        return cls(setting, result=result, **others)
 
 
 def setting_reader() -> Callable[[str], Setting]:
-    """Return a function from a setting's JSON text to the setting.
+    """Return a function from a setting's JSON text to the setting, which remembers.
 
-    It remembers, since thousands of trials share a few settings; not beyond one reading, since a
-    plug-in that is loaded later changes what a text means.
+    Thousands of trials share a few settings; but a plug-in loaded later changes what a text means.
     """
     return lru_cache(maxsize=None)(_setting_of)
 
@@ -180,32 +176,37 @@ def _curve(text: Any) -> list[tuple[int, float, float]]:
     return [(iteration, error, float(loss)) for iteration, error, loss in curve]
 
 
-def whole(least: int, most: int) -> Column:
-    """Return a column of whole numbers."""
+def _whole(least: int, most: int) -> Column:
     allowed = f"a whole number from {least} to {most:,}"
     return Column("INTEGER NOT NULL", partial(_within, int, least, most), allowed)
 
 
-WORDS = Column("TEXT NOT NULL", _text, "a text")
-SECONDS = Column("REAL NOT NULL", partial(_within, float, 0.0, 1e12), "a number of seconds")
+_WORDS = Column("TEXT NOT NULL", _text, "a text")
+_SECONDS = Column("REAL NOT NULL", partial(_within, float, 0.0, 1e12), "a number of seconds")
+_PID = _whole(-1, 2**31 - 1)
 _RATE = Column("REAL NOT NULL", partial(_within, float, 0.0, 1.0), "a number from 0 to 1")
-NAME = {"key": WORDS, "seed": whole(0, LAST_SEED), "protocol": WORDS}
+_NAME = {"key": _WORDS, "seed": _whole(0, LAST_SEED), "protocol": _WORDS}
 COLUMNS = {
-    **NAME,
-    "setting": WORDS,  # JSON
+    **_NAME,
+    "setting": _WORDS,  # JSON
     "error_rate": _RATE,
     "lowest_error_rate": _RATE,
-    "iterations": whole(0, MOST),
+    "iterations": _whole(0, MOST),
     "diverged": Column("INTEGER NOT NULL", lambda v: bool(_within(int, 0, 1, v)), "0 or 1"),
-    "seconds": SECONDS,
-    "empty_workers": whole(0, MOST),
+    "seconds": _SECONDS,
+    "empty_workers": _whole(0, MOST),
     "notes": Column("TEXT NOT NULL DEFAULT '{}'", _notes, "a JSON object of numbers"),
     "curve": Column("TEXT NOT NULL", _curve, "a JSON list of [iteration, error rate, loss]"),
-    "device": WORDS,
-    "versions": WORDS,
-    "finished": WORDS,
+    "device": _WORDS,
+    "versions": _WORDS,
+    "finished": _WORDS,
 }
 ADDED_LATER = {"notes": "{}"}  # what a trial without the column has in it
+TABLES: dict[str, dict[str, Column]] = {  # of a store
+    "trials": COLUMNS,
+    "failures": {**_NAME, "message": _WORDS, "details": Column("TEXT NOT NULL", str, "a text")},
+    "claims": {**_NAME, "owner": _WORDS, "host": _WORDS, "pid": _PID, "renewed": _SECONDS},
+}
 
 
 def checked(table: Mapping[str, Column], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,10 +230,7 @@ def write_csv(path: Path, trials: Iterable[Trial]) -> None:
 
 
 def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
-    """Write finished trials behind what a file holds, which stays as it is, byte for byte.
-
-    The columns that the file lacks are added behind its own.
-    """
+    """Write finished trials, and columns that a file lacks, behind what it holds byte for byte."""
     content = path.read_bytes() if path.is_file() else b""
     if not content:
         write_csv(path, trials)
@@ -249,11 +247,10 @@ def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
 
 def _lines(columns: Iterable[str], trials: Iterable[Trial]) -> bytes:
     """A line of each trial, whatever a machine calls itself."""
-    lines = []
-    for row in (trial.row() for trial in trials):
+    rows = [trial.row() for trial in trials]
+    for row in rows:
         row.update({name: " ".join(row[name].split()) for name in ("device", "versions")})
-        lines.append(_line(row.get(name, "") for name in columns))
-    return b"".join(lines)
+    return b"".join(_line(row.get(name, "") for name in columns) for row in rows)
 
 
 def _line(fields: Iterable[Any]) -> bytes:
@@ -272,15 +269,15 @@ def read_csv(
     `left_out` takes the lines that hold no trial that this version understands. Raises `BadInput`
     where the file cannot be read, or is no file of trials at all.
     """
-    # Line by line, and not by pandas: to it a quote too few, or a byte that is no UTF-8, is the end
-    # of the whole file, and here a trial never takes more than one line.
+    # Line by line: to pandas a quote too few, or a byte that is no UTF-8, ends the whole file.
     left_out = LeftOut() if left_out is None else left_out
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); make it readable.") from error
     trials, setting_of = [], setting_reader()
-    with _long_fields():
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
         columns = _columns_of(path, content) if content else []
         for number, line in enumerate(content.split(b"\n")[1:], 2):
             try:
@@ -289,16 +286,9 @@ def read_csv(
                     trials.append(Trial.from_row(row, setting_of))
             except (Unreadable, UnknownName) as error:
                 left_out.add(path, f"line {number}", error)
-    return trials
-
-
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    before = csv.field_size_limit(_LONGEST_FIELD)
-    try:
-        yield
     finally:
         csv.field_size_limit(before)
+    return trials
 
 
 def _columns_of(path: Path, content: bytes) -> list[str]:

@@ -84,7 +84,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(machine, undisturbed, tmp_p
 def _kill_a_worker(address: str, path) -> None:
     """Kill the process that runs one of two trials, once a first one is finished."""
     with Store(path) as store, distributed.Client(address, set_as_default=False) as client:
-        while not store.names():
+        while not list(store.everything()):
             time.sleep(0.01)
         pids = client.run(os.getpid)
         os.kill(next(iter(pids.values())), signal.SIGKILL)

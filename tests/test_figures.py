@@ -1,4 +1,4 @@
-"""Pictures: names as they are, files that are named right, and nothing drawn twice."""
+"""Pictures: names as they are, and files that are named right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import warnings
 from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
 
 from fltrust_repro import figures, report
 from fltrust_repro.errors import BadInput
@@ -60,29 +59,6 @@ def test_dollars_take_as_much_room_as_they_have_letters():
     )
     assert len(dollars) > len(plain)
     assert b"<!-- $alpha$ -->" in dollars
-
-
-def test_a_picture_that_is_there_stays_and_only_what_is_missing_is_drawn(tmp_path):
-    figure = a_figure()
-    figures.draw(figure, measured(figure), tmp_path)
-    png, svg = tmp_path / "mine.png", tmp_path / "mine.svg"
-    # As another version of Matplotlib would have drawn them.
-    with Image.open(png) as picture:
-        picture.load()
-        numbers = picture.info["Numbers"]
-    older = Image.new("RGB", (2, 2))
-    from PIL.PngImagePlugin import PngInfo
-
-    text = PngInfo()
-    text.add_text("Numbers", numbers)
-    older.save(png, pnginfo=text)
-    before, drawn = png.read_bytes(), svg.read_bytes()
-    svg.unlink()  # as in a clone: git ignores it
-    figures.draw(figure, measured(figure), tmp_path)
-    assert (png.read_bytes(), svg.read_bytes()) == (before, drawn)
-    figures.draw(figure, measured(figure, (0.1, 0.2, 0.4)), tmp_path)
-    assert png.read_bytes() != before
-    assert svg.read_bytes() != drawn
 
 
 @pytest.mark.parametrize("name", ["p.xyz", "p", "png", "p.jpg", ".png", "p.svg.txt", "p.pdf"])

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from fltrust_repro import fidelity, figures, page, reproduction
+from fltrust_repro import fidelity, figures, reproduction
 from fltrust_repro.__main__ import commands
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import one_line
@@ -43,7 +43,7 @@ def near(cells, difference=0.0, n=3):
 def made(experiments, trials) -> ElementTree.Element:
     """The page as a tree; it is written such that it is well-formed XML, too."""
     frame = fidelity.as_frame(experiments, trials)
-    return ElementTree.fromstring(page.html(experiments, trials, frame))
+    return ElementTree.fromstring(fidelity.html(experiments, trials, frame))
 
 
 def text(element) -> str:

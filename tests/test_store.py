@@ -366,8 +366,10 @@ def test_a_claim_is_void_when_the_clock_was_set_back_or_forth_since(file, monkey
 
 
 def test_a_claim_does_not_pass_to_another_process_of_the_same_number(file):
-    with Store(file) as theirs, Store(file) as ours:
-        theirs._pid = os.getppid()  # runs, but is not the process that began when the owner did
+    # Runs, but is not the process that began when the owner did.
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with other, Store(file) as theirs, Store(file) as ours:
+        theirs._pid = other.pid
         assert theirs.claim(NAME)
         assert ours.claimed() == set()
         assert ours.claim(NAME)

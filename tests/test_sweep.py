@@ -611,7 +611,7 @@ def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_pat
     ]  # fmt: skip
     assert table["diverged"].dtype == bool
     with Store(store_path) as store:
-        assert len(store.names()) == 4
+        assert len(store.everything()) == 4
     one = fl.run(SMALL, seed=1, jobs=0, store=store_path)
     assert one.equals(table[2:3].reset_index(drop=True))
 

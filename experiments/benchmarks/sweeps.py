@@ -27,7 +27,7 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import Run, in_turns
 from fltrust_repro.training import TrialResult
-from fltrust_repro.trials import Trial, protocol_of
+from fltrust_repro.trials import FIRST_SEED, Trial, protocol_of
 
 JOBS = 2
 SHORT = Setting(dataset="digits", model="lr", rule="median", attack="trimmed-mean", iterations=100)
@@ -58,7 +58,7 @@ def fill(store: Store, count: int) -> int:
     curve = [(10 * k, rng.random(), rng.random()) for k in range(1, 51)]
     result = TrialResult(0.1, 0.1, 500, False, 5.0, curve, 0, {"attacked iterations": 500})
     protocols = {setting: protocol_of(setting) for setting in settings}
-    first = fidelity.READING_SEEDS.stop  # what `report` looks at
+    first = FIRST_SEED  # what `report` looks at
     tasks = [(settings[k % len(settings)], first + k // len(settings)) for k in range(count)]
     store.add(
         *(
@@ -104,7 +104,7 @@ def main(trials: int, finished: int, repeats: int) -> None:
                 "--trials",
                 str(least),
                 "--seed",
-                str(fidelity.READING_SEEDS.stop),
+                str(FIRST_SEED),
             ],
         }
         for what, command in commands.items():
