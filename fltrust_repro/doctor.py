@@ -25,6 +25,7 @@ import click
 
 from fltrust_repro import machine
 from fltrust_repro.errors import BadInput
+from fltrust_repro.machine import usable_cores
 
 _SHARED = Path("/dev/shm")
 _SHARED_BY_PROCESS = 2**15  # bytes: a page for each lock of its queues
@@ -123,11 +124,7 @@ def doctor(data_dir: str | None, store_path: Path) -> None:
 
 def _python() -> Iterator[str]:
     system = f"{platform.system()} {platform.machine()}"
-    yield f"{platform.python_version()} ({sys.executable}), {system}, {_cores()} cores"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield f"{platform.python_version()} ({sys.executable}), {system}, {usable_cores()} cores"
 
 
 def _packages() -> Iterator[str]:
@@ -227,7 +224,7 @@ def _cache() -> Iterator[str]:
 
 
 def _processes() -> Iterator[str]:
-    cores, remedy = _cores(), "in a container, start it with --shm-size 64m"
+    cores, remedy = usable_cores(), "in a container, start it with --shm-size 64m"
     try:
         get_context("spawn").Lock()
     except OSError as error:

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import subprocess
@@ -86,6 +87,11 @@ def cpu() -> Cpu:
     return Cpu(f"{name} ({details})" if details else name, vectors)
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @functools.cache
 def libraries() -> tuple[Blas, ...]:
     """Name the linear algebra of numpy, scipy and MXNet, in this order.
@@ -107,9 +113,8 @@ def libraries() -> tuple[Blas, ...]:
     for told in (one for one in threadpool_info() if one["user_api"] == "blas"):
         parents, api = Path(told["filepath"]).resolve().parents, told["internal_api"]
         own = (o for o, f in folders.items() if {f, f.with_name(f"{o}.libs")} & {*parents})
-        blas = Blas(next(own, "system"), _NAMES.get(api, api), told["version"],
-                    told.get("architecture"))  # fmt: skip
-        found.add(blas)
+        name = _NAMES.get(api, api)
+        found.add(Blas(next(own, "system"), name, told["version"], told.get("architecture")))
     order = _OWNERS if {*_OWNERS} <= {blas.owner for blas in found} else (*_OWNERS, "system")
     ours = (blas for blas in found if blas.owner in order)
     return tuple(sorted(ours, key=lambda blas: (order.index(blas.owner), str(blas))))

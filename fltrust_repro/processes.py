@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -34,6 +35,7 @@ from fltrust_repro.backend import (
     resolve_device,
 )
 from fltrust_repro.errors import BadInput, Raised, in_words, shown
+from fltrust_repro.machine import usable_cores
 from fltrust_repro.plugins import Plugin
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
@@ -44,8 +46,7 @@ START_ONE = (
 )
 
 
-def check_address(address: str) -> None:
-    """Raise `BadInput` for what cannot be a scheduler's address; Dask would try it for long."""
+def _check_address(address: str) -> None:
     try:
         parts = urlsplit(address if "://" in address else f"tcp://{address}")
         known = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
@@ -59,17 +60,9 @@ def check_address(address: str) -> None:
 class Machine:
     """Where and how trials run; nothing in here changes a trial's numbers.
 
-    Attributes
-    ----------
-    device : {"cpu", "gpu", "auto"}
-    jobs : int, optional
-        Worker processes; by default one per core, on GPUs as many as their memory holds. With 0
-        trials run in this process, one after the other.
-    data_dir : Path, optional
-    scheduler : str, optional
-        Address of a Dask scheduler, whose workers then run the trials.
-
-    A wrong value raises `BadInput`.
+    `device` is "cpu", "gpu" or "auto". `jobs` are worker processes: by default one per core, on
+    GPUs as many as their memory holds; with 0 trials run in this process, one after the other.
+    `scheduler` is the address of a Dask scheduler. A wrong value raises `BadInput`.
     """
 
     device: str = "cpu"
@@ -86,7 +79,7 @@ class Machine:
                 "for trials in this process."
             )
         if self.scheduler is not None:
-            check_address(self.scheduler)
+            _check_address(self.scheduler)  # Dask would try a wrong one for long
 
 
 class Place(NamedTuple):
@@ -100,13 +93,8 @@ class Place(NamedTuple):
 class Executor:
     """Where the trials of a sweep run; this one is the process itself, a call after the other.
 
-    Calls return their own errors as `Raised`.
-
-    Attributes
-    ----------
-    device : {"cpu", "gpu"}
-    meanwhile : function
-        Called after each iteration where `submit` returns only when the call has ended.
+    Calls return their own errors as `Raised`. `device` is "cpu" or "gpu"; `meanwhile` is called
+    after each iteration where `submit` returns only when the call has ended.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -161,13 +149,6 @@ class Executor:
         """End everything at once."""
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class LocalProcesses(Executor):
     """Processes of this machine: on the CPU one per core, on GPUs one or more each."""
 
@@ -182,12 +163,6 @@ class LocalProcesses(Executor):
         self._calls: list[Future | None] = [None] * count
         self._processes = WeakKeyDictionary[Future, BaseProcess]()  # in which a call runs
 
-    def _new_pool(self, slot: int) -> ProcessPoolExecutor:
-        told = (self.gpu_of(slot), self._iterations)
-        pool = ProcessPoolExecutor(1, self._spawn, initializer=_start, initargs=told)
-        self._pools[slot] = pool
-        return pool
-
     def gpu_of(self, slot: int) -> int:
         """Which GPU a slot's process uses: all of them in turn."""
         return slot % self._gpus if self._gpus else 0
@@ -200,14 +175,16 @@ class LocalProcesses(Executor):
         """Start a call in an idle process, a new one where the last one died."""
         slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
         with _set_up(), _interrupts_held(), environment(WORKER_ENVIRONMENT), _without_script():
-            pool = self._pools[slot] or self._new_pool(slot)
+            told = (self.gpu_of(slot), self._iterations)
+            new = partial(ProcessPoolExecutor, 1, self._spawn, initializer=_start, initargs=told)
+            pool = self._pools[slot] or new()
             try:
                 call = pool.submit(function, *args)
             except BrokenProcessPool:
-                pool = self._new_pool(slot)
+                pool = new()
                 call = pool.submit(function, *args)
         [self._processes[call]] = pool._processes.values()
-        self._calls[slot] = call
+        self._pools[slot], self._calls[slot] = pool, call
         return call
 
     def _how_lost(self, call: Future, error: Exception) -> str:
@@ -221,16 +198,14 @@ class LocalProcesses(Executor):
 
     def share_gpus(self, memory: float) -> None:
         """Run more calls per GPU, where each fills a share `memory` of it; `jobs` given wins."""
-        if self._machine.jobs is not None or not self._gpus or memory <= 0:
-            return
-        most = max(self._gpus, usable_cores())
-        wanted = min(self._gpus * max(1, int(GPU_MEMORY / memory)), most)
-        more = max(0, wanted - len(self._pools))
-        self._pools += [None] * more
-        self._calls += [None] * more
+        if self._machine.jobs is None and self._gpus and memory > 0:
+            wanted = min(self._gpus * int(GPU_MEMORY / memory), usable_cores())
+            more = max(0, wanted - len(self._pools))
+            self._pools += [None] * more
+            self._calls += [None] * more
 
     def iterations(self) -> int:
-        """How many iterations all calls have done so far."""
+        """How many iterations all calls have told of so far."""
         return self._iterations.value
 
     def close(self) -> None:
