@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from fltrust_repro import machine
+from fltrust_repro import machine, trial_process
 from fltrust_repro.errors import BadInput, DataUnavailable, Raised
 from fltrust_repro.plugins import Plugin
 from fltrust_repro.processes import START_ONE, Executor, Machine
@@ -68,8 +68,8 @@ class Cluster(Executor):
         with self._plain_errors():
             self._client.register_plugin(_Preparation())
         self.device = self._device()
-        resources = {"GPU": 1} if self.device == "gpu" else {}
-        self._executor = self._client.get_executor(pure=False, resources=resources)
+        needs = {"GPU": 1} if self.device == "gpu" else {}
+        self._executor = self._client.get_executor(pure=False, resources=needs)
 
     def _hear(self, event: tuple[float, int]) -> None:
         self._done += event[1]
@@ -86,13 +86,11 @@ class Cluster(Executor):
 
     def check_data(self, names: Iterable[str], plugins: Sequence[Plugin]) -> None:
         """Raise `DataUnavailable` where a worker has not, and cannot get, a data set."""
-        from fltrust_repro.trial_process import look_around  # imports MXNet, which takes seconds
-
-        arguments = (list(names), self._machine.data_dir, plugins)
+        call = (trial_process.look_around, list(names), self._machine.data_dir, plugins)
         kinds = {}
         with self._plain_errors():
             asked = {
-                address: self._client.submit(look_around, *arguments, workers=[address], pure=False)
+                address: self._client.submit(*call, workers=[address], pure=False)
                 for address in self._client.nthreads()
             }
             for address, answer in asked.items():
@@ -168,8 +166,6 @@ class _Preparation(distributed.WorkerPlugin):
     name = "fltrust_repro"
 
     def setup(self, worker: distributed.Worker) -> None:
-        from fltrust_repro import trial_process
-
         trial_process.prepare(0, _teller(worker))
 
 
