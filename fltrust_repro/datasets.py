@@ -1,8 +1,7 @@
 """The data sets of Section 4.1: MNIST, Fashion-MNIST, CH-MNIST and Breast Cancer.
 
-Each is read once per process; what a trial's generator decides (which examples are training
-examples) is redone per call and cheap. A plug-in adds one with a function from the directories to
-search and a generator to a `Dataset`, and says what the data set is trained with:
+Each is read once per process; only its split is redone per call. A plug-in adds one with a function
+from the directories to search and a generator, and says what the data set is trained with:
 
     @dataset("my-data", batch_size=16, learning_rates={"cnn": 0.01})
     def my_data(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
@@ -36,16 +35,8 @@ LEARNING_RATE = 0.1
 class Dataset:
     """Training and test examples of one trial; once loaded, the arrays are read-only.
 
-    Attributes
-    ----------
-    train_x, test_x : np.ndarray
-        float32, (examples, channels, height, width); images are pixels / 255.
-    train_y, test_y : np.ndarray
-        int32, (examples,), labels 0..classes-1.
-    classes : int
-        Number of labels.
-    name : str
-        Name it is registered under; a loader need not give it.
+    `train_x` and `test_x` are float32 (examples, channels, height, width), images pixels / 255;
+    `train_y` and `test_y` int32 (examples,), labels 0..classes-1. A loader need not give `name`.
     """
 
     train_x: np.ndarray
@@ -88,8 +79,8 @@ class Loader:
         for model, rate in self.learning_rates.items():
             check_default(what, f"the learning rate of {shown(model)}", rate, float)
         if self.dealing not in DEALINGS:
-            given = shown(self.dealing)
-            raise BadInput(f"{what}: dealing is {given}; {choose(self.dealing, DEALINGS)}")
+            given, choice = shown(self.dealing), choose(self.dealing, DEALINGS)
+            raise BadInput(f"{what}: dealing is {given}; {choice}")
 
     @property
     def summary(self) -> str:
@@ -97,7 +88,7 @@ class Loader:
         return summary(self.function)
 
     def learning_rate(self, model: str) -> float:
-        """Return the learning rate of a model."""
+        """Learning rate of a model."""
         return self.learning_rates.get(model, LEARNING_RATE)
 
     def load(self, directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
@@ -167,11 +158,10 @@ _digests: dict[tuple[str, str], str] = {}  # of plug-ins' data sets, by name and
 
 
 def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
-    """Digest of the examples of a plug-in's data set; None for a built-in one.
+    """Digest of the examples of a plug-in's data set, from whatever files; None for a built-in one.
 
-    Whatever files they come from, so that trials on other examples do not answer for these. A
-    process loads them once for it, with the `data_dir` it first asks with. Raises `BadInput` where
-    they do not load.
+    A process loads them once for it, with the `data_dir` it first asks with. Raises `BadInput`
+    where they do not load.
     """
     code = datasets.digest(name)
     if code is None:
@@ -182,9 +172,9 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
         with threadpool_limits(limits=1):  # whose number moves the last bits of a product
             loaded = load(name, np.random.default_rng(0), data_dir)
         digest = hashlib.sha256(str(loaded.classes).encode())
-        for part in (getattr(loaded, part) for part in PARTS):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(part)
+        for array in (getattr(loaded, part) for part in PARTS):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(array)
         _digests[name, code] = digest.hexdigest()[:16]
     return _digests[name, code]
 
@@ -228,15 +218,15 @@ def _checked(name: str, loaded: Any) -> Dataset:
     what = f"data set {name!r}: its loader"
     if not isinstance(loaded, Dataset):
         raise BadInput(f"{what} returned {type(loaded).__name__}; it must return a Dataset.")
-    arrays, classes = [getattr(loaded, part) for part in PARTS], loaded.classes
-    for part, array in zip(PARTS, arrays):
+    arrays, classes = {part: getattr(loaded, part) for part in PARTS}, loaded.classes
+    for part, array in arrays.items():
         if not isinstance(array, np.ndarray):
             kind = type(array).__name__
             raise BadInput(f"{what} gave {part} as {kind}; it must be a numpy array.")
     if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
-        wrong = f"gave classes {shown(classes)}"
-        raise BadInput(f"{what} {wrong}; give a whole number of at least 1.")
-    train_x, train_y, test_x, test_y = map(_laid_out, arrays)
+        given = shown(classes)
+        raise BadInput(f"{what} gave classes {given}; give a whole number of at least 1.")
+    train_x, train_y, test_x, test_y = map(_laid_out, arrays.values())
     for part, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if x.dtype != np.float32 or x.ndim != 4 or y.dtype != np.int32 or y.shape != x.shape[:1]:
             layout = "float32 (examples, channels, height, width) with int32 labels (examples,)"

@@ -1,8 +1,7 @@
 """The commands `doctor`, on what is installed, at hand and wrong, and `data`, on the data sets.
 
-They are there for machines on which the other commands do not even load: what may be broken, such
-as MXNet, numba or pandas, is imported where it is looked at, and whether trials can run is tried in
-a process of its own, which may fail as it likes.
+What may be broken, such as MXNet, numba or pandas, is imported where it is looked at, and whether
+trials can run is tried in a process of its own, which may fail as it likes.
 """
 
 from __future__ import annotations
@@ -70,16 +69,15 @@ def _each(action: str, names: tuple[str, ...], data_dir: str | None, word: str) 
 
     for name in names:
         datasets.datasets[name]  # an unknown one is refused before any is looked at
-    failed = False
+    code = 0
     for name in names or datasets.datasets:
         try:
             getattr(datasets, action)(name, data_dir)
             click.echo(f"{name}: {word}")
         except BadInput as error:
-            failed = True
+            code = 1
             click.echo(f"{name}: {error}", err=True)
-    if failed:
-        sys.exit(1)
+    sys.exit(code)
 
 
 @click.command()
@@ -170,8 +168,7 @@ def _cuda() -> Iterator[str]:
         yield f"no libraries needed, since {machine.CUDA_BUILD} is not installed"
         return
     missing = machine.preload()
-    for name in missing:
-        yield f"{name} is missing: {machine.remedy([name])}"
+    yield from (f"{name} is missing: {machine.remedy([name])}" for name in missing)
     if not missing:
         yield f"all {len(machine.CUDA_LIBRARIES)} libraries and the driver's load"
 
@@ -217,10 +214,8 @@ def _cache() -> Iterator[str]:
     try:
         yield f"compiled code is kept in {compiled.folder()}"
     except OSError:
-        yield (
-            "no folder for compiled code can be written, so that every process compiles it anew, "
-            "for half a minute; set NUMBA_CACHE_DIR to a folder that can be"
-        )
+        anew = "no folder for compiled code can be written, so that every process compiles it anew"
+        yield f"{anew}, for half a minute; set NUMBA_CACHE_DIR to a folder that can be"
 
 
 def _processes() -> Iterator[str]:

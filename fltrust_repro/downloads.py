@@ -30,31 +30,14 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one data set: the names they may have, and where they can be downloaded.
+    """Files of one data set: the names they may have, and where they can be downloaded."""
 
-    Attributes
-    ----------
-    folder : str
-        Their folder below a data directory, into which downloads go.
-    files : tuple of tuples of str
-        Each file that is needed, by the names that it may have; the last is the mirrors'.
-    registry : mapping of str to str
-        The checksum, "md5:..." or "sha256:...", of each file on the mirrors.
-    mirrors : tuple of str
-        Addresses of folders with the files, tried in this order; none where one must log in.
-    elsewhere : tuple of path
-        Further folders to look into: below a data directory, as other programs call them, or
-        absolute, as of a system package.
-    by_hand : str
-        What to put into the folder without a network; by default the files that are missing.
-    """
-
-    folder: str
-    files: tuple[tuple[str, ...], ...]
-    registry: Mapping[str, str] = field(default_factory=dict)
-    mirrors: tuple[str, ...] = ()
-    elsewhere: tuple[str | Path, ...] = ()
-    by_hand: str = ""
+    folder: str  # below a data directory; downloads go there
+    files: tuple[tuple[str, ...], ...]  # that are needed, by all their names, the mirrors' last
+    registry: Mapping[str, str] = field(default_factory=dict)  # "md5:..." or "sha256:..." by name
+    mirrors: tuple[str, ...] = ()  # folders to try in this order; none where one must log in
+    elsewhere: tuple[str | Path, ...] = ()  # further folders: absolute, or below a data directory
+    by_hand: str = ""  # what to put there without a network; by default the missing files
 
 
 IDX_FILES = (
@@ -66,9 +49,8 @@ IDX_FILES = (
 # Kaggle writes a dot for the first dash. What a file holds decides whether it is compressed.
 _IDX_NAMES = tuple((name, dot := name.replace("-idx", ".idx"), f"{dot}.gz", f"{name}.gz")
                    for name in IDX_FILES)  # fmt: skip
-# Checksums are of what is left when gzip's compression is undone: the same whoever compressed a
-# file. So one table serves for what is downloaded and for what users put there. pooch itself would
-# compare the bytes as they are sent, which takes another table, and tells nothing about the rest.
+# Checksums are of what is left when gzip's compression is undone, the same whoever compressed a
+# file: one table for what is downloaded and what users put there. pooch's is of the bytes sent.
 _MNIST = {
     "train-images-idx3-ubyte.gz": "md5:6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte.gz": "md5:a25bea736e30d166cdddb491f175f624",
@@ -112,9 +94,8 @@ SOURCES["mnist-6000"] = SOURCES["mnist"]
 def search_path(data_dir: str | Path | None = None) -> tuple[Path, ...]:
     """Directories that data sets are looked for in, first choice first.
 
-    `data_dir`, the environment variable FLTRUST_DATA, `data/` in the current directory, and
-    `data/` of the checkout this package runs from. Raises `BadInput` where the user named a
-    directory that does not exist or cannot be read.
+    `data_dir`, $FLTRUST_DATA, `data/` in the current directory and of the checkout. Raises
+    `BadInput` where the user named a directory that does not exist or cannot be read.
     """
     named = {"--data-dir": data_dir, "$FLTRUST_DATA": os.environ.get("FLTRUST_DATA")}
     chosen = [_checked(label, path) for label, path in named.items() if path]

@@ -1,8 +1,7 @@
 """What numbers depend on beside setting and seed: CPU, linear algebra, NVIDIA's side, versions.
 
-A library picks its kernels, the innermost loops, by the CPU, and one that is older than the CPU may
-pick those of a much older one: several times slower, and the last digit of a sum is another. MXNet
-is looked at without importing it, which takes seconds and may be what does not work.
+A library that is older than the CPU may pick kernels, its innermost loops, of a much older one:
+several times slower, and with other last digits. MXNet is looked at without importing it.
 """
 
 from __future__ import annotations
@@ -94,10 +93,9 @@ def usable_cores() -> int:
 
 @functools.cache
 def libraries() -> tuple[Blas, ...]:
-    """Name the linear algebra of numpy, scipy and MXNet, in this order.
+    """Name the linear algebra of numpy, scipy and MXNet, in this order, last the system's if used.
 
-    Loads them, since a library picks its kernels then. One that came with none of them is named,
-    last, where one of them brought none.
+    Loads them, since a library picks its kernels then.
     """
     import scipy.linalg.blas  # noqa: F401
     from threadpoolctl import threadpool_info
@@ -132,10 +130,7 @@ def odd_ones(kinds: Mapping[str, str]) -> dict[str, str]:
 
 
 def versions(gpu: int | None = None) -> str:
-    """Return what a result may depend on beside its setting, in one line.
-
-    The versions, each library's kernels of linear algebra, the CPU, and the GPU if one trains.
-    """
+    """Return versions, kernels of linear algebra, CPU, and the GPU if one trains, in one line."""
     kernels: dict[str, list[str]] = {}
     for blas in libraries():
         kernels.setdefault(blas.owner, []).append(str(blas))
@@ -160,9 +155,9 @@ def version_of(package: str) -> str | None:
 
 
 def advice(cpu: Cpu, libraries: Sequence[Blas], coretype: str | None) -> str | None:
-    """Say in a sentence which kernels are below the CPU, what it costs and what to set.
+    """Say which kernels are below the CPU, what it costs and what to set; None if all is well.
 
-    `coretype` is the environment's OPENBLAS_CORETYPE. None where all is well or not known.
+    `coretype` is the environment's OPENBLAS_CORETYPE.
     """
     best, widths = _MODERN.get(cpu.vectors or ""), list(_VECTORS)
     below = widths[widths.index(str(cpu.vectors)) + 1 :] if best else []
@@ -258,10 +253,7 @@ def gpu_name(index: int) -> str | None:
 
 
 def preload() -> list[str]:
-    """Load the libraries of the CUDA build, the driver's among them, from pip or the system.
-
-    Returns the names of those that do not load; `remedy` says what to do about them.
-    """
+    """Load the CUDA build's libraries and the driver's; return the names of those that do not."""
     missing = []
     for library in [*CUDA_LIBRARIES, DRIVER_LIBRARY]:
         folders = (Path(folder, "nvidia") for folder in sys.path)

@@ -64,11 +64,7 @@ _PROBLEMS = (
 
 @contextlib.contextmanager
 def faults_of(path: Path, remedy: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a file that is read into one sentence that says what to do.
-
-    `remedy` is for a file with wrong contents; one that the system does not let us read may be
-    right.
-    """
+    """Turn whatever is wrong with a file into a sentence; `remedy` is for wrong contents."""
     try:
         yield
     except Exception as error:
@@ -81,11 +77,8 @@ def faults_of(path: Path, remedy: str) -> Iterator[None]:
 
 
 def all_of(file: _File, most: int) -> bytes:
-    """What is left of an open file; `ValueError` where it is more than `most` bytes.
-
-    No more are read than that: a small compressed file may hold any number.
-    """
-    data = file.read(most + 1)
+    """What is left of an open file; `ValueError` where it is more than `most` bytes."""
+    data = file.read(most + 1)  # no more: a small compressed file may hold any number
     if len(data) > most:
         raise ValueError(f"holds more than the {most:,} bytes that belong there")
     return data
@@ -98,10 +91,7 @@ IDX_SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 
 @lru_cache(maxsize=2)
 def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
-    """Read-only `train_x, train_y, test_x, test_y` of the four files, as `Dataset` has them.
-
-    Raises `BadInput` where a file is not what it should be, down to its checksum.
-    """
+    """Read-only `train_x, train_y, test_x, test_y`; `BadInput` for a file with wrong contents."""
     parts = []
     checksums = downloads.SOURCES[name].registry.values()
     for path, shape, checksum in zip(paths, IDX_SHAPES, checksums):
@@ -115,10 +105,9 @@ def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
 
 
 def parse_idx(file: _File, shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
-    """Header, and uint8 array of a known shape, of an IDX file: no more is read than that.
+    """Header, and uint8 array of a known shape, of an IDX file; `ValueError` for any other.
 
-    The header is 0 0 8 ndim and ndim big-endian sizes. Raises `ValueError` for another format or
-    shape, or fewer or more values than the header says.
+    The header is 0 0 8 ndim and ndim big-endian sizes.
     """
     magic = file.read(4)
     dimensions = magic[3] if magic[:3] == b"\0\0\x08" and len(magic) > 3 else 0
@@ -148,8 +137,7 @@ _TILE_SIDE, _TILE_BYTES = 150, 2**20  # at most; the published ones have 74,000 
 def read_ch_mnist(name: str, path: Path) -> Pool:
     """All tiles of `ch-mnist` or `ch-mnist-8`, in one order whichever file they come from.
 
-    Reading the archive leaves an .npz file beside it, where that can be written. Raises `BadInput`
-    where the file is not what it should be.
+    Reading the archive leaves an .npz file beside it. Raises `BadInput` for a wrong file.
     """
     shape = (CH_TILES, CH_SIDES[name], CH_SIDES[name])
     with faults_of(path, downloads.remedy_of(name)):
@@ -160,12 +148,10 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
             images, labels = read_npz(path, forms)
         else:
             images, labels = parse_table(_table(path), shape[1])
-        counts = np.bincount(labels, minlength=CH_CLASSES)
-        if images.shape != shape or (counts != CH_TILES // CH_CLASSES).any():
-            raise ValueError(
-                f"holds images {images.shape}, {counts.tolist()} of each class, not {shape}, "
-                f"{CH_TILES // CH_CLASSES} of each"
-            )
+        counts, each = np.bincount(labels, minlength=CH_CLASSES), CH_TILES // CH_CLASSES
+        if images.shape != shape or (counts != each).any():
+            found = f"{images.shape}, {counts.tolist()} of each class"
+            raise ValueError(f"holds images {found}, not {shape}, {each} of each")
         images, labels = in_fixed_order(images, labels)
         if name == "ch-mnist-8":
             downloads.check([labels.tobytes(), images.tobytes()], CH_8_MD5)
@@ -272,8 +258,7 @@ def read_npz(
 ) -> tuple[np.ndarray, ...]:
     """Read-only arrays of an .npz file, whose types and shapes are known beforehand.
 
-    No more is read than belongs there, and no pickle. Whatever else a file holds raises some
-    error, `ValueError` for other types or shapes and `KeyError` for an array that is not there.
+    No more is read than belongs there, and no pickle; any other file raises some error.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("is not an .npz file")
