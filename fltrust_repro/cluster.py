@@ -36,10 +36,7 @@ _TELL_SECONDS = 1  # between a worker's words about its iterations
 
 
 class Cluster(Executor):
-    """The workers of a Dask scheduler.
-
-    Raises `BadInput` where the scheduler does not answer or its workers are not as they must be.
-    """
+    """The workers of a Dask scheduler; `BadInput` where it does not answer or they do not fit."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, address = machine, machine.scheduler or ""
@@ -52,9 +49,8 @@ class Cluster(Executor):
             # Asked first: a client that gets no right answer tries for minutes, and then to close.
             with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
                 thread.submit(asyncio.run, _greet(address)).result()
-            self._client = distributed.Client(
-                address, timeout=_CONNECT_SECONDS, set_as_default=False
-            )
+            options = {"timeout": _CONNECT_SECONDS, "set_as_default": False}
+            self._client = distributed.Client(address, **options)
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             reason = str(error) or f"nothing that Dask understands in {_CONNECT_SECONDS} s"
             raise BadInput(
@@ -156,8 +152,7 @@ class Cluster(Executor):
 
 
 async def _greet(address: str) -> None:
-    answer = await asyncio.wait_for(connect(address), _CONNECT_SECONDS)
-    await answer.close()
+    await (await asyncio.wait_for(connect(address), _CONNECT_SECONDS)).close()
 
 
 class _Preparation(distributed.WorkerPlugin):
@@ -166,17 +161,13 @@ class _Preparation(distributed.WorkerPlugin):
     name = "fltrust_repro"
 
     def setup(self, worker: distributed.Worker) -> None:
-        trial_process.prepare(0, _teller(worker))
+        done, told = 0, time.monotonic()
 
+        def count() -> None:
+            nonlocal done, told
+            done += 1
+            if time.monotonic() - told >= _TELL_SECONDS:
+                worker.log_event(_TOPIC, done)
+                done, told = 0, time.monotonic()
 
-def _teller(worker: distributed.Worker) -> Callable[[], None]:
-    done, told = 0, time.monotonic()
-
-    def count() -> None:
-        nonlocal done, told
-        done += 1
-        if time.monotonic() - told >= _TELL_SECONDS:
-            worker.log_event(_TOPIC, done)
-            done, told = 0, time.monotonic()
-
-    return count
+        trial_process.prepare(0, count)

@@ -27,13 +27,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from fltrust_repro import backend, datasets
-from fltrust_repro.backend import (
-    WORKER_ENVIRONMENT,
-    check_device,
-    environment,
-    gpu_count,
-    resolve_device,
-)
+from fltrust_repro.backend import WORKER_ENVIRONMENT, environment, gpu_count, resolve_device
 from fltrust_repro.errors import BadInput, Raised, in_words, shown
 from fltrust_repro.machine import usable_cores
 from fltrust_repro.plugins import Plugin
@@ -71,7 +65,7 @@ class Machine:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        check_device(self.device)
+        backend.check_device(self.device)
         whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
         if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
             raise BadInput(
@@ -98,7 +92,7 @@ class Executor:
     """
 
     def __init__(self, machine: Machine) -> None:
-        from fltrust_repro import trial_process  # imports MXNet, which takes seconds
+        from fltrust_repro import trial_process  # takes a while to load
 
         self.device = resolve_device(machine.device)
         self.meanwhile: Callable[[], object] = lambda: None
@@ -229,7 +223,7 @@ def ended(code: int | None) -> str:
     """Say how a process ended: the exit code of one that a signal killed is negative."""
     if code is None or code >= 0:
         return f"its process ended by itself, exit code {code}"
-    name = next((name.name for name in signal.Signals if name == -code), "")
+    name = next((known.name for known in signal.Signals if known == -code), "")
     memory = "; perhaps memory ran out" if name == "SIGKILL" else ""
     return f"its process was killed by signal {-code} {name}".rstrip() + memory
 
@@ -248,7 +242,6 @@ def _set_up() -> Iterator[None]:
 
 
 def _start(gpu: int, iterations: Synchronized) -> None:
-    # Imported here, in the process that trains: the parent has no need of MXNet.
     from fltrust_repro import trial_process
 
     def count() -> None:

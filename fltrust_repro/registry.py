@@ -63,8 +63,8 @@ def registering(owner: Owner) -> Iterator[None]:
 class Registry(Mapping[str, Entry], Generic[Entry]):
     """The entries of one kind ("rule", "attack", ...) by the name a user types.
 
-    A name is registered once; an unknown one raises `BadInput` with the names there are. What a
-    script or notebook registers itself may be registered again: a cell can be run twice.
+    A name is registered once, but by a script or notebook again and again: a cell can be run twice.
+    An unknown one raises `BadInput` with the names there are.
     """
 
     look_further: Callable[[], Sequence[str]] = staticmethod(lambda: ())
@@ -76,10 +76,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._owners: dict[str, Owner] = {}
 
     def add(self, name: str, entry: Entry) -> None:
-        """Register `entry` under `name`, for the plug-in that is `registering`, if one is.
-
-        Raises `BadInput` if the name is taken, or is no text.
-        """
+        """Register `entry` for the plug-in that is `registering`; `BadInput` for a name taken."""
         if not isinstance(name, str) or not name:
             raise BadInput(f"a {self.kind} has the name {name!r}; give a text that is not empty.")
         if name in self._entries and not isinstance(self._owners.get(name), Here):
@@ -105,10 +102,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return self._owners.get(name)
 
     def digest(self, name: str) -> str | None:
-        """Digest of the user's code that a name stands for; None for a built-in one.
-
-        Stored with each trial, so that edited code never answers with old results.
-        """
+        """Digest of the user's code that a name stands for; None for a built-in one."""
         owner = self.owner(name)
         return None if owner is None else owner.digest
 

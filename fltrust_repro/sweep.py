@@ -98,8 +98,7 @@ def run(
         run in this process, one after the other, as those must of rules, attacks and the like that
         a script or notebook registers itself. What these keep in global variables goes on from
         trial to trial; what a file keeps begins anew with each.
-    store : path
-        File of finished trials, made where there is none.
+    store : path; file of finished trials, made where there is none
     device : {"auto", "cpu", "gpu"}
     data_dir : path, optional; where data sets are looked for first
     plugins : files for `load_plugin`
@@ -154,11 +153,10 @@ def run_missing(
 ) -> Outcome:
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
-    `announce` is told first how many hours it will take, from a few iterations of one setting;
-    meanwhile the means of `measure` are shown. A trial that raises an error is recorded as failed
-    and the rest goes on, until three have failed alike; one whose process dies, or has no memory or
-    file, is tried once more first. `BadInput`, such as a data set that is not at hand, ends the
-    run, and so does `KeyboardInterrupt`; what was finished is in the store.
+    `announce` is told first how many hours it will take; the means of `measure` are shown. A trial
+    that raises an error is recorded as failed and the rest goes on, until three failed alike; one
+    whose process dies, or has no memory or file, is tried once more first. `BadInput` ends the run,
+    and so does `KeyboardInterrupt`; what was finished is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)

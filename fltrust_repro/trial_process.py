@@ -33,9 +33,7 @@ from fltrust_repro.trials import Trial
 
 
 @dataclass
-class _Process:
-    """What a process learns once, when it starts."""
-
+class _Process:  # what it learns once, when it starts
     gpu: int = 0
     after_iteration: Callable[[], None] = lambda: None
     is_the_commands: bool = False
