@@ -122,11 +122,10 @@ def dataset(
 
 
 def load(name: str, rng: np.random.Generator, data_dir: str | Path | None = None) -> Dataset:
-    """Find a data set, download it where it is not at hand, and split it.
+    """Find a data set, download it where it is not at hand, and split it by `rng`.
 
-    Where the paper draws the training examples, `rng` does; MNIST and Fashion-MNIST come split, and
-    every call returns the same arrays. `data_dir` is looked in before $FLTRUST_DATA and data/.
-    Raises `DataUnavailable` where it is not at hand and every mirror failed, else `BadInput`.
+    `data_dir` is looked in before $FLTRUST_DATA and data/. Raises `DataUnavailable` where it is not
+    at hand and every mirror failed, else `BadInput`.
     """
     return datasets[name].load(downloads.search_path(data_dir), rng)
 
@@ -180,10 +179,7 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
 
 
 def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:
-    """Download a data set where it is not at hand, check it, and return its folder.
-
-    None for a data set that needs no file of its own. Raises as `load` does.
-    """
+    """Download and check a data set, and return its folder if it needs one; raises as `load`."""
     _check_finite(load(name, np.random.default_rng(0), data_dir))
     if name not in downloads.SOURCES:
         return None
@@ -191,11 +187,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:
 
 
 def verify(name: str, data_dir: str | Path | None = None) -> None:
-    """Check a data set that is at hand: checksums, shapes, labels, no NaN or infinity.
-
-    Raises `BadInput` where something is wrong with it, and `DataUnavailable` where it is not at
-    hand; nothing is downloaded.
-    """
+    """Raise `BadInput` where a data set is wrong, `DataUnavailable` where it is not at hand."""
     directories = downloads.search_path(data_dir)
     if _where(name, directories) is None:
         raise DataUnavailable(
@@ -291,10 +283,8 @@ def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Da
     """Wisconsin diagnostic breast cancer: 569, 30 features, 2 classes (inside scikit-learn)."""
     drawn = _split(readers.read_breast_cancer(), 455, 2, rng)
     center, scale = mean_and_deviation(drawn.train_x)
-    train_x, test_x = (
-        readers.frozen(((x - center) / scale).astype(np.float32))
-        for x in (drawn.train_x, drawn.test_x)
-    )
+    scaled = [((x - center) / scale).astype(np.float32) for x in (drawn.train_x, drawn.test_x)]
+    train_x, test_x = map(readers.frozen, scaled)
     return dataclasses.replace(drawn, train_x=train_x, test_x=test_x)
 
 
@@ -322,9 +312,6 @@ def _split(pool: readers.Pool, n_train: int, classes: int, rng: np.random.Genera
 
 
 def mean_and_deviation(train_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every feature over the training examples.
-
-    A feature that is constant there gets deviation 1, so that it becomes 0 and not NaN.
-    """
+    """Mean and standard deviation of every feature over the training examples."""
     deviation = train_x.std(axis=0)
-    return train_x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+    return train_x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)  # a constant becomes 0

@@ -51,18 +51,15 @@ _IDX_NAMES = tuple((name, dot := name.replace("-idx", ".idx"), f"{dot}.gz", f"{n
                    for name in IDX_FILES)  # fmt: skip
 # Checksums are of what is left when gzip's compression is undone, the same whoever compressed a
 # file: one table for what is downloaded and what users put there. pooch's is of the bytes sent.
-_MNIST = {
-    "train-images-idx3-ubyte.gz": "md5:6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte.gz": "md5:a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte.gz": "md5:2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte.gz": "md5:27ae3e4e09519cfbb04c329615203637",
-}
-_FASHION_MNIST = {
-    "train-images-idx3-ubyte.gz": "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
-    "train-labels-idx1-ubyte.gz": "md5:9018921c3c673c538a1fc5bad174d6f9",
-    "t10k-images-idx3-ubyte.gz": "md5:8181f5470baa50b63fa0f6fddb340f0a",
-    "t10k-labels-idx1-ubyte.gz": "md5:15d484375f8d13e6eb1aabb0c3f46965",
-}
+_MNIST, _FASHION_MNIST = (
+    {f"{name}.gz": f"md5:{checksum}" for name, checksum in zip(IDX_FILES, checksums)}
+    for checksums in (
+        ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+         "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+        ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+         "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
+    )
+)  # fmt: skip
 _TILES = {TILES_ZIP: "sha256:936d0b95ae0f04f1f7b18a2b7e8c55776c3e887d102f645bcee752d1a6626a32"}
 SOURCES: dict[str, Source] = {
     "mnist": Source(
@@ -114,18 +111,13 @@ def _checked(label: str, path: str | Path) -> Path:
     if not directory.is_dir():
         raise BadInput(f"{label} {str(path)!r} is not a directory; create it or name another.")
     if not os.access(directory, os.R_OK | os.X_OK):
-        raise BadInput(
-            f"{label} {str(path)!r} cannot be read by this user; change its permissions or name "
-            "another directory."
-        )
+        remedy = "change its permissions or name another directory"
+        raise BadInput(f"{label} {str(path)!r} cannot be read by this user; {remedy}.")
     return directory
 
 
 def locate(name: str, directories: Sequence[Path]) -> tuple[Path, ...] | None:
-    """Files of a data set, in the order of `Source.files`, from the first folder with all of them.
-
-    None when no folder has them all; `BadInput` when a folder cannot be read.
-    """
+    """Files of a data set from the first folder with all; `BadInput` for one that is not read."""
     source = SOURCES[name]
     for folder in (source.folder, *source.elsewhere):
         for directory in directories or [Path("data")]:
@@ -163,10 +155,7 @@ def remedy_of(name: str) -> str:
 
 
 def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Path:
-    """Return folder `name` in the first of `directories` (then `data/`) that can be written.
-
-    Raises `DataUnavailable`, which starts with `problem`, where there is none.
-    """
+    """Folder `name` in the first directory (then `data/`) that can be written; or `problem`."""
     candidates = tuple(dict.fromkeys([*directories, Path("data").resolve()]))
     for directory in candidates:
         folder = directory / name
@@ -177,26 +166,20 @@ def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Pat
             if writable(folder):
                 return folder
     tried = ", ".join(repr(str(path)) for path in candidates)
-    raise DataUnavailable(
-        f"{problem} because none of {tried} can be written; name a directory "
-        "that can with --data-dir."
-    )
+    remedy = "name a directory that can with --data-dir"
+    raise DataUnavailable(f"{problem} because none of {tried} can be written; {remedy}.")
 
 
 def writable(folder: Path) -> bool:
-    """Whether files may be made in `folder`.
-
-    Root may write anywhere, so the mode decides too: who marks shared data read-only means it,
-    and in a container everybody is root.
-    """
+    """Whether files may be made in `folder`."""
+    # Root may write anywhere, so the mode decides too: who marks data read-only means it.
     return os.access(folder, os.W_OK | os.X_OK) and bool(folder.stat().st_mode & 0o222)
 
 
 def obtain(name: str, directories: Sequence[Path]) -> tuple[Path, ...]:
-    """Files of a data set, as `locate` returns them, downloaded first where none are found.
+    """Files of a data set, as `locate` returns them, downloaded where they are not at hand.
 
-    Downloads go into the first of `directories` (then `data/`) that can be written. Raises
-    `DataUnavailable` where they are neither at hand nor to be had; it says what to put where.
+    Raises `DataUnavailable` where they are not to be had; it says what to put where.
     """
     source = SOURCES[name]
     if found := locate(name, directories):

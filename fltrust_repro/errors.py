@@ -71,15 +71,12 @@ def _places(error: BaseException) -> list[str]:
 
 
 def in_words(error: BaseException) -> str:
-    """Return an error's kind and message in one line, and where in the user's code it arose.
-
-    A `BadInput` is its message alone: it says all that the user needs.
-    """
+    """Return an error's kind and message in one line, and where in the user's code it arose."""
     try:
         text = " ".join(str(error).split())[:_LONGEST]
     except Exception:
         text = "(a message that cannot be printed)"
-    if not isinstance(error, BadInput):
+    if not isinstance(error, BadInput):  # which says all that the user needs
         text = ": ".join(filter(None, [type(error).__name__, text]))
     places = _places(error)
     return f"{text.rstrip('. ')} ({places[-1]})" if places else text

@@ -93,10 +93,7 @@ def usable_cores() -> int:
 
 @functools.cache
 def libraries() -> tuple[Blas, ...]:
-    """Name the linear algebra of numpy, scipy and MXNet, in this order, last the system's if used.
-
-    Loads them, since a library picks its kernels then.
-    """
+    """Load and name the linear algebra of numpy, scipy and MXNet, last the system's if used."""
     import scipy.linalg.blas  # noqa: F401
     from threadpoolctl import threadpool_info
 
@@ -155,10 +152,7 @@ def version_of(package: str) -> str | None:
 
 
 def advice(cpu: Cpu, libraries: Sequence[Blas], coretype: str | None) -> str | None:
-    """Say which kernels are below the CPU, what it costs and what to set; None if all is well.
-
-    `coretype` is the environment's OPENBLAS_CORETYPE.
-    """
+    """Say which kernels are below the CPU, its cost, what to set; `coretype` is OPENBLAS's now."""
     best, widths = _MODERN.get(cpu.vectors or ""), list(_VECTORS)
     below = widths[widths.index(str(cpu.vectors)) + 1 :] if best else []
     narrow = [blas for blas in libraries if blas.vectors in below]

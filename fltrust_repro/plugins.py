@@ -228,8 +228,8 @@ _problems: tuple[str, ...] | None = None  # of the installed ones; None until th
 def load_plugin(path: str | Path) -> ModuleType:
     """Import a user's Python file, whose decorators register rules, attacks or models.
 
-    It may import the files beside it. Loading the same file twice is harmless; an edited one takes
-    the place of its older text. Raises `BadInput` when the file is missing or does not import.
+    It may import the files beside it; an edited one takes the place of its older text. Raises
+    `BadInput` when the file is missing or does not import.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -252,10 +252,7 @@ def load_plugin(path: str | Path) -> ModuleType:
 
 
 def load_installed() -> tuple[str, ...]:
-    """Load the plug-ins that installed packages bring, once; return what is wrong with any.
-
-    One that does not load leaves nothing, and stops nobody who does not use it.
-    """
+    """Load the plug-ins that installed packages bring, once; return what is wrong with any."""
     global _problems
     if _problems is None:
         _problems = ()  # also for a plug-in that asks meanwhile

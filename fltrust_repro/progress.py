@@ -32,10 +32,9 @@ def table_of(settings: Sequence[Setting]) -> list[Cell]:
 
 
 class Watch:
-    """Shows how many trials are done, failed and running, the rate, the time left, and the means.
+    """Shows trials done, failed and running, the rate, the time left, and the means of `cells`.
 
-    `cells` say how the means are arranged, `known` are the error rates of trials finished before,
-    `trials` and `iterations` how many are to be run, and `measure` names what the means are of.
+    `known` are the values of `measure` of trials finished before, `trials` how many are to be run.
     """
 
     def __init__(

@@ -105,11 +105,8 @@ def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
 
 
 def parse_idx(file: _File, shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
-    """Header, and uint8 array of a known shape, of an IDX file; `ValueError` for any other.
-
-    The header is 0 0 8 ndim and ndim big-endian sizes.
-    """
-    magic = file.read(4)
+    """Header, and uint8 array of a known shape, of an IDX file; `ValueError` for any other."""
+    magic = file.read(4)  # 0 0 8 ndim; then ndim big-endian sizes
     dimensions = magic[3] if magic[:3] == b"\0\0\x08" and len(magic) > 3 else 0
     sizes = file.read(4 * dimensions)
     if not dimensions or len(sizes) < 4 * dimensions:
@@ -169,10 +166,7 @@ def _table(path: Path) -> bytes:
 
 
 def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (n, side, side) and labels uint8 (n,), 0..7, of one of Kaggle's CSV files.
-
-    Raises `ValueError` unless it has a header line, side * side columns of pixels, one of labels.
-    """
+    """Images uint8 (n, side, side), labels uint8 (n,), 0..7, of Kaggle's CSV; else `ValueError`."""
     import pandas as pd
 
     problem = f"has not {side**2} pixel columns and then a label column"
@@ -209,12 +203,9 @@ def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
 
 
 def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
-    """Luma of uint8 (..., 3) as uint8 (...): (19595 R + 38470 G + 7471 B) >> 16.
-
-    Cut off, not rounded: Pillow's own conversion rounds and so differs from Kaggle's by one.
-    """
+    """Luma of uint8 (..., 3) as uint8 (...): (19595 R + 38470 G + 7471 B) >> 16."""
     luma = rgb.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return (luma >> 16).astype(np.uint8)
+    return (luma >> 16).astype(np.uint8)  # cut off as Kaggle's; Pillow rounds
 
 
 def in_fixed_order(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,31 +247,27 @@ def _tile(content: bytes) -> np.ndarray:
 def read_npz(
     path: Path, forms: Mapping[str, tuple[type, tuple[int, ...]]]
 ) -> tuple[np.ndarray, ...]:
-    """Read-only arrays of an .npz file, whose types and shapes are known beforehand.
-
-    No more is read than belongs there, and no pickle; any other file raises some error.
-    """
+    """Read-only arrays of an .npz file, of known types and shapes; some error for any other."""
     if not zipfile.is_zipfile(path):
         raise ValueError("is not an .npz file")
-    arrays = []
     with zipfile.ZipFile(path) as archive:
-        for name, form in forms.items():
-            if f"{name}.npy" not in archive.namelist():
-                raise KeyError(name)
-            with archive.open(f"{name}.npy") as file:
-                arrays.append(_read_npy(file, name, *form))
-    return tuple(arrays)
+        return tuple(_read_npy(archive, name, *form) for name, form in forms.items())
 
 
-def _read_npy(file: _File, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # in later ones, a header may have gigabytes
-        raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
-    found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if (found, dtype) != (shape, np.dtype(kind)):
-        raise ValueError(f"holds {dtype} {name} {found}, not {np.dtype(kind)} {shape}")
-    size = dtype.itemsize * math.prod(shape)
-    values = all_of(file, size)
+def _read_npy(
+    archive: zipfile.ZipFile, name: str, kind: type, shape: tuple[int, ...]
+) -> np.ndarray:
+    if f"{name}.npy" not in archive.namelist():
+        raise KeyError(name)
+    with archive.open(f"{name}.npy") as file:  # no more is read than belongs there, and no pickle
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):  # in later ones, a header may have gigabytes
+            raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
+        found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        if (found, dtype) != (shape, np.dtype(kind)):
+            raise ValueError(f"holds {dtype} {name} {found}, not {np.dtype(kind)} {shape}")
+        size = dtype.itemsize * math.prod(shape)
+        values = all_of(file, size)
     if len(values) < size:
         raise EOFError
     return np.frombuffer(values, dtype).reshape(shape, order="F" if by_columns else "C")

@@ -1,7 +1,6 @@
 """Many trials: in an order that shows whole tables early, none lost, none run twice.
 
-Only the command's own process writes to the store, each trial as it ends; where the trials run is
-an `Executor`'s matter.
+Only the command's own process writes to the store; an `Executor` says where the trials run.
 """
 
 from __future__ import annotations
@@ -61,14 +60,12 @@ class Outcome(NamedTuple):
 
 
 def in_turns(settings: Iterable[Setting], seeds: Iterable[int]) -> list[Task]:
-    """Every setting's first seed before any second, so that whole tables show early.
-
-    The settings with more work come first, so that no long trial is left alone at the end.
-    """
+    """Every setting's first seed before any second, so that whole tables show early."""
 
     def work(one: Setting) -> int:
         return one.iterations * one.selected * one.rounds * one.batch_size
 
+    # More work first, so that no long trial is left alone at the end.
     unique = sorted(dict.fromkeys(settings), key=work, reverse=True)
     return [Task(setting, seed) for seed in seeds for setting in unique]
 
@@ -87,22 +84,21 @@ def run(
 ) -> DataFrame:
     """Run trials that the store does not have yet, and return all that were asked for.
 
-    Each is stored as it ends: after an interrupt the same call goes on.
+    Each is stored as it ends: after an interrupt the same call goes on. Of each setting the trials
+    with seeds `seed`, `seed + 1`, ... are meant.
 
     Parameters
     ----------
-    trials, seed : int
-        Of each setting those with seeds `seed`, `seed + 1`, ...
     jobs : int, optional
         Worker processes; by default one per core, on GPUs what their memory holds. With 0 trials
         run in this process, one after the other, as those must of rules, attacks and the like that
         a script or notebook registers itself. What these keep in global variables goes on from
         trial to trial; what a file keeps begins anew with each.
-    store : path; file of finished trials, made where there is none
+    store : file of finished trials, made where there is none
     device : {"auto", "cpu", "gpu"}
-    data_dir : path, optional; where data sets are looked for first
+    data_dir : where data sets are looked for first
     plugins : files for `load_plugin`
-    scheduler : address of a Dask scheduler, on whose workers the trials run, optional
+    scheduler : address of a Dask scheduler, on whose workers the trials run
 
     Returns
     -------
