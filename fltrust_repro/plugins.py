@@ -231,19 +231,19 @@ def load_plugin(path: str | Path) -> ModuleType:
     It may import the files beside it; an edited one takes the place of its older text. Raises
     `BadInput` when the file is missing or does not import.
     """
-    file = Path(path).resolve()
+    file, what = Path(path).resolve(), f"plug-in {str(path)!r}"
     if not file.is_file():
         problem = "is not a file" if file.exists() else "does not exist"
-        raise BadInput(f"plug-in {str(path)!r} {problem}; give the path of a Python file.")
+        raise BadInput(f"{what} {problem}; give the path of a Python file.")
     if file.suffix != ".py":
-        raise BadInput(f"plug-in {str(path)!r} is not a Python file; its name must end in .py.")
+        raise BadInput(f"{what} is not a Python file; its name must end in .py.")
     name = PLUGIN_PREFIX + hashlib.sha256(str(file).encode()).hexdigest()[:16]
     there = _loaded.get(name)
     if there is None or not all(source.is_current() for source in there.plugin.sources):
         try:
             source = Source.read(name, str(file))
         except OSError as error:
-            raise BadInput(f"plug-in {str(path)!r} cannot be read ({error.strerror}).") from error
+            raise BadInput(f"{what} cannot be read ({error.strerror}).") from error
         if there is not None:
             _loaded.pop(name).drop()
         importlib.invalidate_caches()

@@ -40,14 +40,11 @@ START_ONE = (
 )
 
 
-def _check_address(address: str) -> None:
-    try:
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        known = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
-    except ValueError:  # the port is no number, or beyond any
-        known = False
-    if not known:
-        raise BadInput(f"scheduler {address!r} is not an address; {START_ONE}")
+def _is_address(text: str) -> bool:
+    with contextlib.suppress(ValueError):  # the port is no number, or beyond any
+        parts = urlsplit(text if "://" in text else f"tcp://{text}")
+        return bool(parts.scheme in ("tcp", "tls") and parts.hostname and parts.port)
+    return False
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,8 @@ class Machine:
                 f"jobs is {shown(self.jobs)}; give a whole number of at most {MOST_JOBS:,}, or 0 "
                 "for trials in this process."
             )
-        if self.scheduler is not None:
-            _check_address(self.scheduler)  # Dask would try a wrong one for long
+        if self.scheduler is not None and not _is_address(self.scheduler):  # Dask would try long
+            raise BadInput(f"scheduler {self.scheduler!r} is not an address; {START_ONE}")
 
 
 class Place(NamedTuple):
@@ -138,9 +135,11 @@ class Executor:
 
     def close(self) -> None:
         """End the processes, which must be idle."""
+        self.meanwhile = lambda: None  # what is called belongs to a run that has ended
 
     def stop(self) -> None:
         """End everything at once."""
+        self.close()
 
 
 class LocalProcesses(Executor):
