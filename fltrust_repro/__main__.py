@@ -27,8 +27,7 @@ _LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
 _ROOMS = {
     "trial_commands": ("run", "reproduce", "sweep", "poison"),
     "store_commands": ("report", "status", "show", "export", "import", "list"),
-    "data_commands": ("data",),
-    "doctor": ("doctor",),
+    "doctor": ("data", "doctor"),
 }
 _HELP = {
     "run": "Run trials of one setting.",
