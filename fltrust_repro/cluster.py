@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from fltrust_repro import machine
+from fltrust_repro import machine, trial_process
 from fltrust_repro.errors import BadInput, DataUnavailable, Raised
 from fltrust_repro.plugins import Plugin
 from fltrust_repro.processes import START_ONE, Executor, Machine
@@ -36,10 +36,7 @@ _TELL_SECONDS = 1  # between a worker's words about its iterations
 
 
 class Cluster(Executor):
-    """The workers of a Dask scheduler.
-
-    Raises `BadInput` where the scheduler does not answer or its workers are not as they must be.
-    """
+    """The workers of a Dask scheduler; `BadInput` where it does not answer or they do not fit."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, address = machine, machine.scheduler or ""
@@ -52,9 +49,8 @@ class Cluster(Executor):
             # Asked first: a client that gets no right answer tries for minutes, and then to close.
             with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
                 thread.submit(asyncio.run, _greet(address)).result()
-            self._client = distributed.Client(
-                address, timeout=_CONNECT_SECONDS, set_as_default=False
-            )
+            options = {"timeout": _CONNECT_SECONDS, "set_as_default": False}
+            self._client = distributed.Client(address, **options)
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             reason = str(error) or f"nothing that Dask understands in {_CONNECT_SECONDS} s"
             raise BadInput(
@@ -68,8 +64,8 @@ class Cluster(Executor):
         with self._plain_errors():
             self._client.register_plugin(_Preparation())
         self.device = self._device()
-        resources = {"GPU": 1} if self.device == "gpu" else {}
-        self._executor = self._client.get_executor(pure=False, resources=resources)
+        needs = {"GPU": 1} if self.device == "gpu" else {}
+        self._executor = self._client.get_executor(pure=False, resources=needs)
 
     def _hear(self, event: tuple[float, int]) -> None:
         self._done += event[1]
@@ -86,13 +82,11 @@ class Cluster(Executor):
 
     def check_data(self, names: Iterable[str], plugins: Sequence[Plugin]) -> None:
         """Raise `DataUnavailable` where a worker has not, and cannot get, a data set."""
-        from fltrust_repro.trial_process import look_around  # imports MXNet, which takes seconds
-
-        arguments = (list(names), self._machine.data_dir, plugins)
+        call = (trial_process.look_around, list(names), self._machine.data_dir, plugins)
         kinds = {}
         with self._plain_errors():
             asked = {
-                address: self._client.submit(look_around, *arguments, workers=[address], pure=False)
+                address: self._client.submit(*call, workers=[address], pure=False)
                 for address in self._client.nthreads()
             }
             for address, answer in asked.items():
@@ -158,8 +152,7 @@ class Cluster(Executor):
 
 
 async def _greet(address: str) -> None:
-    answer = await asyncio.wait_for(connect(address), _CONNECT_SECONDS)
-    await answer.close()
+    await (await asyncio.wait_for(connect(address), _CONNECT_SECONDS)).close()
 
 
 class _Preparation(distributed.WorkerPlugin):
@@ -168,19 +161,13 @@ class _Preparation(distributed.WorkerPlugin):
     name = "fltrust_repro"
 
     def setup(self, worker: distributed.Worker) -> None:
-        from fltrust_repro import trial_process
+        done, told = 0, time.monotonic()
 
-        trial_process.prepare(0, _teller(worker))
+        def count() -> None:
+            nonlocal done, told
+            done += 1
+            if time.monotonic() - told >= _TELL_SECONDS:
+                worker.log_event(_TOPIC, done)
+                done, told = 0, time.monotonic()
 
-
-def _teller(worker: distributed.Worker) -> Callable[[], None]:
-    done, told = 0, time.monotonic()
-
-    def count() -> None:
-        nonlocal done, told
-        done += 1
-        if time.monotonic() - told >= _TELL_SECONDS:
-            worker.log_event(_TOPIC, done)
-            done, told = 0, time.monotonic()
-
-    return count
+        trial_process.prepare(0, count)

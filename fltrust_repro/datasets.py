@@ -1,8 +1,7 @@
 """The data sets of Section 4.1: MNIST, Fashion-MNIST, CH-MNIST and Breast Cancer.
 
-Each is read once per process; what a trial's generator decides (which examples are training
-examples) is redone per call and cheap. A plug-in adds one with a function from the directories to
-search and a generator to a `Dataset`, and says what the data set is trained with:
+Each is read once per process; only its split is redone per call. A plug-in adds one with a function
+from the directories to search and a generator, and says what the data set is trained with:
 
     @dataset("my-data", batch_size=16, learning_rates={"cnn": 0.01})
     def my_data(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
@@ -36,16 +35,8 @@ LEARNING_RATE = 0.1
 class Dataset:
     """Training and test examples of one trial; once loaded, the arrays are read-only.
 
-    Attributes
-    ----------
-    train_x, test_x : np.ndarray
-        float32, (examples, channels, height, width); images are pixels / 255.
-    train_y, test_y : np.ndarray
-        int32, (examples,), labels 0..classes-1.
-    classes : int
-        Number of labels.
-    name : str
-        Name it is registered under; a loader need not give it.
+    `train_x` and `test_x` are float32 (examples, channels, height, width), images pixels / 255;
+    `train_y` and `test_y` int32 (examples,), labels 0..classes-1. A loader need not give `name`.
     """
 
     train_x: np.ndarray
@@ -88,8 +79,8 @@ class Loader:
         for model, rate in self.learning_rates.items():
             check_default(what, f"the learning rate of {shown(model)}", rate, float)
         if self.dealing not in DEALINGS:
-            given = shown(self.dealing)
-            raise BadInput(f"{what}: dealing is {given}; {choose(self.dealing, DEALINGS)}")
+            given, choice = shown(self.dealing), choose(self.dealing, DEALINGS)
+            raise BadInput(f"{what}: dealing is {given}; {choice}")
 
     @property
     def summary(self) -> str:
@@ -97,7 +88,7 @@ class Loader:
         return summary(self.function)
 
     def learning_rate(self, model: str) -> float:
-        """Return the learning rate of a model."""
+        """Learning rate of a model."""
         return self.learning_rates.get(model, LEARNING_RATE)
 
     def load(self, directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
@@ -131,11 +122,10 @@ def dataset(
 
 
 def load(name: str, rng: np.random.Generator, data_dir: str | Path | None = None) -> Dataset:
-    """Find a data set, download it where it is not at hand, and split it.
+    """Find a data set, download it where it is not at hand, and split it by `rng`.
 
-    Where the paper draws the training examples, `rng` does; MNIST and Fashion-MNIST come split, and
-    every call returns the same arrays. `data_dir` is looked in before $FLTRUST_DATA and data/.
-    Raises `DataUnavailable` where it is not at hand and every mirror failed, else `BadInput`.
+    `data_dir` is looked in before $FLTRUST_DATA and data/. Raises `DataUnavailable` where it is not
+    at hand and every mirror failed, else `BadInput`.
     """
     return datasets[name].load(downloads.search_path(data_dir), rng)
 
@@ -167,11 +157,10 @@ _digests: dict[tuple[str, str], str] = {}  # of plug-ins' data sets, by name and
 
 
 def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
-    """Digest of the examples of a plug-in's data set; None for a built-in one.
+    """Digest of the examples of a plug-in's data set, from whatever files; None for a built-in one.
 
-    Whatever files they come from, so that trials on other examples do not answer for these. A
-    process loads them once for it, with the `data_dir` it first asks with. Raises `BadInput` where
-    they do not load.
+    A process loads them once for it, with the `data_dir` it first asks with. Raises `BadInput`
+    where they do not load.
     """
     code = datasets.digest(name)
     if code is None:
@@ -182,18 +171,15 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
         with threadpool_limits(limits=1):  # whose number moves the last bits of a product
             loaded = load(name, np.random.default_rng(0), data_dir)
         digest = hashlib.sha256(str(loaded.classes).encode())
-        for part in (getattr(loaded, part) for part in PARTS):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(part)
+        for array in (getattr(loaded, part) for part in PARTS):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(array)
         _digests[name, code] = digest.hexdigest()[:16]
     return _digests[name, code]
 
 
 def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:
-    """Download a data set where it is not at hand, check it, and return its folder.
-
-    None for a data set that needs no file of its own. Raises as `load` does.
-    """
+    """Download and check a data set, and return its folder if it needs one; raises as `load`."""
     _check_finite(load(name, np.random.default_rng(0), data_dir))
     if name not in downloads.SOURCES:
         return None
@@ -201,11 +187,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:
 
 
 def verify(name: str, data_dir: str | Path | None = None) -> None:
-    """Check a data set that is at hand: checksums, shapes, labels, no NaN or infinity.
-
-    Raises `BadInput` where something is wrong with it, and `DataUnavailable` where it is not at
-    hand; nothing is downloaded.
-    """
+    """Raise `BadInput` where a data set is wrong, `DataUnavailable` where it is not at hand."""
     directories = downloads.search_path(data_dir)
     if _where(name, directories) is None:
         raise DataUnavailable(
@@ -228,15 +210,15 @@ def _checked(name: str, loaded: Any) -> Dataset:
     what = f"data set {name!r}: its loader"
     if not isinstance(loaded, Dataset):
         raise BadInput(f"{what} returned {type(loaded).__name__}; it must return a Dataset.")
-    arrays, classes = [getattr(loaded, part) for part in PARTS], loaded.classes
-    for part, array in zip(PARTS, arrays):
+    arrays, classes = {part: getattr(loaded, part) for part in PARTS}, loaded.classes
+    for part, array in arrays.items():
         if not isinstance(array, np.ndarray):
             kind = type(array).__name__
             raise BadInput(f"{what} gave {part} as {kind}; it must be a numpy array.")
     if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
-        wrong = f"gave classes {shown(classes)}"
-        raise BadInput(f"{what} {wrong}; give a whole number of at least 1.")
-    train_x, train_y, test_x, test_y = map(_laid_out, arrays)
+        given = shown(classes)
+        raise BadInput(f"{what} gave classes {given}; give a whole number of at least 1.")
+    train_x, train_y, test_x, test_y = map(_laid_out, arrays.values())
     for part, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if x.dtype != np.float32 or x.ndim != 4 or y.dtype != np.int32 or y.shape != x.shape[:1]:
             layout = "float32 (examples, channels, height, width) with int32 labels (examples,)"
@@ -301,10 +283,8 @@ def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Da
     """Wisconsin diagnostic breast cancer: 569, 30 features, 2 classes (inside scikit-learn)."""
     drawn = _split(readers.read_breast_cancer(), 455, 2, rng)
     center, scale = mean_and_deviation(drawn.train_x)
-    train_x, test_x = (
-        readers.frozen(((x - center) / scale).astype(np.float32))
-        for x in (drawn.train_x, drawn.test_x)
-    )
+    scaled = [((x - center) / scale).astype(np.float32) for x in (drawn.train_x, drawn.test_x)]
+    train_x, test_x = map(readers.frozen, scaled)
     return dataclasses.replace(drawn, train_x=train_x, test_x=test_x)
 
 
@@ -332,9 +312,6 @@ def _split(pool: readers.Pool, n_train: int, classes: int, rng: np.random.Genera
 
 
 def mean_and_deviation(train_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every feature over the training examples.
-
-    A feature that is constant there gets deviation 1, so that it becomes 0 and not NaN.
-    """
+    """Mean and standard deviation of every feature over the training examples."""
     deviation = train_x.std(axis=0)
-    return train_x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+    return train_x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)  # a constant becomes 0

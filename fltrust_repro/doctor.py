@@ -1,8 +1,7 @@
 """The commands `doctor`, on what is installed, at hand and wrong, and `data`, on the data sets.
 
-They are there for machines on which the other commands do not even load: what may be broken, such
-as MXNet, numba or pandas, is imported where it is looked at, and whether trials can run is tried in
-a process of its own, which may fail as it likes.
+What may be broken, such as MXNet, numba or pandas, is imported where it is looked at, and whether
+trials can run is tried in a process of its own, which may fail as it likes.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import click
 
 from fltrust_repro import machine
 from fltrust_repro.errors import BadInput
+from fltrust_repro.machine import usable_cores
 
 _SHARED = Path("/dev/shm")
 _SHARED_BY_PROCESS = 2**15  # bytes: a page for each lock of its queues
@@ -69,16 +69,15 @@ def _each(action: str, names: tuple[str, ...], data_dir: str | None, word: str) 
 
     for name in names:
         datasets.datasets[name]  # an unknown one is refused before any is looked at
-    failed = False
+    code = 0
     for name in names or datasets.datasets:
         try:
             getattr(datasets, action)(name, data_dir)
             click.echo(f"{name}: {word}")
         except BadInput as error:
-            failed = True
+            code = 1
             click.echo(f"{name}: {error}", err=True)
-    if failed:
-        sys.exit(1)
+    sys.exit(code)
 
 
 @click.command()
@@ -123,11 +122,7 @@ def doctor(data_dir: str | None, store_path: Path) -> None:
 
 def _python() -> Iterator[str]:
     system = f"{platform.system()} {platform.machine()}"
-    yield f"{platform.python_version()} ({sys.executable}), {system}, {_cores()} cores"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield f"{platform.python_version()} ({sys.executable}), {system}, {usable_cores()} cores"
 
 
 def _packages() -> Iterator[str]:
@@ -173,8 +168,7 @@ def _cuda() -> Iterator[str]:
         yield f"no libraries needed, since {machine.CUDA_BUILD} is not installed"
         return
     missing = machine.preload()
-    for name in missing:
-        yield f"{name} is missing: {machine.remedy([name])}"
+    yield from (f"{name} is missing: {machine.remedy([name])}" for name in missing)
     if not missing:
         yield f"all {len(machine.CUDA_LIBRARIES)} libraries and the driver's load"
 
@@ -220,14 +214,12 @@ def _cache() -> Iterator[str]:
     try:
         yield f"compiled code is kept in {compiled.folder()}"
     except OSError:
-        yield (
-            "no folder for compiled code can be written, so that every process compiles it anew, "
-            "for half a minute; set NUMBA_CACHE_DIR to a folder that can be"
-        )
+        anew = "no folder for compiled code can be written, so that every process compiles it anew"
+        yield f"{anew}, for half a minute; set NUMBA_CACHE_DIR to a folder that can be"
 
 
 def _processes() -> Iterator[str]:
-    cores, remedy = _cores(), "in a container, start it with --shm-size 64m"
+    cores, remedy = usable_cores(), "in a container, start it with --shm-size 64m"
     try:
         get_context("spawn").Lock()
     except OSError as error:

@@ -30,31 +30,14 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one data set: the names they may have, and where they can be downloaded.
+    """Files of one data set: the names they may have, and where they can be downloaded."""
 
-    Attributes
-    ----------
-    folder : str
-        Their folder below a data directory, into which downloads go.
-    files : tuple of tuples of str
-        Each file that is needed, by the names that it may have; the last is the mirrors'.
-    registry : mapping of str to str
-        The checksum, "md5:..." or "sha256:...", of each file on the mirrors.
-    mirrors : tuple of str
-        Addresses of folders with the files, tried in this order; none where one must log in.
-    elsewhere : tuple of path
-        Further folders to look into: below a data directory, as other programs call them, or
-        absolute, as of a system package.
-    by_hand : str
-        What to put into the folder without a network; by default the files that are missing.
-    """
-
-    folder: str
-    files: tuple[tuple[str, ...], ...]
-    registry: Mapping[str, str] = field(default_factory=dict)
-    mirrors: tuple[str, ...] = ()
-    elsewhere: tuple[str | Path, ...] = ()
-    by_hand: str = ""
+    folder: str  # below a data directory; downloads go there
+    files: tuple[tuple[str, ...], ...]  # that are needed, by all their names, the mirrors' last
+    registry: Mapping[str, str] = field(default_factory=dict)  # "md5:..." or "sha256:..." by name
+    mirrors: tuple[str, ...] = ()  # folders to try in this order; none where one must log in
+    elsewhere: tuple[str | Path, ...] = ()  # further folders: absolute, or below a data directory
+    by_hand: str = ""  # what to put there without a network; by default the missing files
 
 
 IDX_FILES = (
@@ -66,21 +49,17 @@ IDX_FILES = (
 # Kaggle writes a dot for the first dash. What a file holds decides whether it is compressed.
 _IDX_NAMES = tuple((name, dot := name.replace("-idx", ".idx"), f"{dot}.gz", f"{name}.gz")
                    for name in IDX_FILES)  # fmt: skip
-# Checksums are of what is left when gzip's compression is undone: the same whoever compressed a
-# file. So one table serves for what is downloaded and for what users put there. pooch itself would
-# compare the bytes as they are sent, which takes another table, and tells nothing about the rest.
-_MNIST = {
-    "train-images-idx3-ubyte.gz": "md5:6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte.gz": "md5:a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte.gz": "md5:2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte.gz": "md5:27ae3e4e09519cfbb04c329615203637",
-}
-_FASHION_MNIST = {
-    "train-images-idx3-ubyte.gz": "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
-    "train-labels-idx1-ubyte.gz": "md5:9018921c3c673c538a1fc5bad174d6f9",
-    "t10k-images-idx3-ubyte.gz": "md5:8181f5470baa50b63fa0f6fddb340f0a",
-    "t10k-labels-idx1-ubyte.gz": "md5:15d484375f8d13e6eb1aabb0c3f46965",
-}
+# Checksums are of what is left when gzip's compression is undone, the same whoever compressed a
+# file: one table for what is downloaded and what users put there. pooch's is of the bytes sent.
+_MNIST, _FASHION_MNIST = (
+    {f"{name}.gz": f"md5:{checksum}" for name, checksum in zip(IDX_FILES, checksums)}
+    for checksums in (
+        ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+         "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+        ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+         "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
+    )
+)  # fmt: skip
 _TILES = {TILES_ZIP: "sha256:936d0b95ae0f04f1f7b18a2b7e8c55776c3e887d102f645bcee752d1a6626a32"}
 SOURCES: dict[str, Source] = {
     "mnist": Source(
@@ -112,9 +91,8 @@ SOURCES["mnist-6000"] = SOURCES["mnist"]
 def search_path(data_dir: str | Path | None = None) -> tuple[Path, ...]:
     """Directories that data sets are looked for in, first choice first.
 
-    `data_dir`, the environment variable FLTRUST_DATA, `data/` in the current directory, and
-    `data/` of the checkout this package runs from. Raises `BadInput` where the user named a
-    directory that does not exist or cannot be read.
+    `data_dir`, $FLTRUST_DATA, `data/` in the current directory and of the checkout. Raises
+    `BadInput` where the user named a directory that does not exist or cannot be read.
     """
     named = {"--data-dir": data_dir, "$FLTRUST_DATA": os.environ.get("FLTRUST_DATA")}
     chosen = [_checked(label, path) for label, path in named.items() if path]
@@ -133,18 +111,13 @@ def _checked(label: str, path: str | Path) -> Path:
     if not directory.is_dir():
         raise BadInput(f"{label} {str(path)!r} is not a directory; create it or name another.")
     if not os.access(directory, os.R_OK | os.X_OK):
-        raise BadInput(
-            f"{label} {str(path)!r} cannot be read by this user; change its permissions or name "
-            "another directory."
-        )
+        remedy = "change its permissions or name another directory"
+        raise BadInput(f"{label} {str(path)!r} cannot be read by this user; {remedy}.")
     return directory
 
 
 def locate(name: str, directories: Sequence[Path]) -> tuple[Path, ...] | None:
-    """Files of a data set, in the order of `Source.files`, from the first folder with all of them.
-
-    None when no folder has them all; `BadInput` when a folder cannot be read.
-    """
+    """Files of a data set from the first folder with all; `BadInput` for one that is not read."""
     source = SOURCES[name]
     for folder in (source.folder, *source.elsewhere):
         for directory in directories or [Path("data")]:
@@ -182,10 +155,7 @@ def remedy_of(name: str) -> str:
 
 
 def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Path:
-    """Return folder `name` in the first of `directories` (then `data/`) that can be written.
-
-    Raises `DataUnavailable`, which starts with `problem`, where there is none.
-    """
+    """Folder `name` in the first directory (then `data/`) that can be written; or `problem`."""
     candidates = tuple(dict.fromkeys([*directories, Path("data").resolve()]))
     for directory in candidates:
         folder = directory / name
@@ -196,26 +166,20 @@ def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Pat
             if writable(folder):
                 return folder
     tried = ", ".join(repr(str(path)) for path in candidates)
-    raise DataUnavailable(
-        f"{problem} because none of {tried} can be written; name a directory "
-        "that can with --data-dir."
-    )
+    remedy = "name a directory that can with --data-dir"
+    raise DataUnavailable(f"{problem} because none of {tried} can be written; {remedy}.")
 
 
 def writable(folder: Path) -> bool:
-    """Whether files may be made in `folder`.
-
-    Root may write anywhere, so the mode decides too: who marks shared data read-only means it,
-    and in a container everybody is root.
-    """
+    """Whether files may be made in `folder`."""
+    # Root may write anywhere, so the mode decides too: who marks data read-only means it.
     return os.access(folder, os.W_OK | os.X_OK) and bool(folder.stat().st_mode & 0o222)
 
 
 def obtain(name: str, directories: Sequence[Path]) -> tuple[Path, ...]:
-    """Files of a data set, as `locate` returns them, downloaded first where none are found.
+    """Files of a data set, as `locate` returns them, downloaded where they are not at hand.
 
-    Downloads go into the first of `directories` (then `data/`) that can be written. Raises
-    `DataUnavailable` where they are neither at hand nor to be had; it says what to put where.
+    Raises `DataUnavailable` where they are not to be had; it says what to put where.
     """
     source = SOURCES[name]
     if found := locate(name, directories):

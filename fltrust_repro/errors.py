@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 _LONGEST = 1_000  # characters of an error's own message
@@ -63,63 +62,42 @@ def one_line(text: str) -> str:
 
 def _places(error: BaseException) -> list[str]:
     """Where in the user's code an error passed: in a plug-in's, a script's or a notebook's."""
-
-    def is_the_users(frame: FrameType) -> bool:
-        module = frame.f_globals
-        of_a_plugin = getattr(module.get("__loader__"), "of_a_plugin", False)
-        return of_a_plugin or module.get("__name__") == "__main__"
-
     return [
         f"{frame.f_code.co_filename}, line {line}"
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if is_the_users(frame)
+        if frame.f_globals.get("__name__") == "__main__"
+        or getattr(frame.f_globals.get("__loader__"), "of_a_plugin", False)
     ]
 
 
 def in_words(error: BaseException) -> str:
-    """Return an error's kind and message in one line, and where in the user's code it arose.
-
-    A `BadInput` is its message alone: it says all that the user needs.
-    """
+    """Return an error's kind and message in one line, and where in the user's code it arose."""
     try:
         text = " ".join(str(error).split())[:_LONGEST]
     except Exception:
         text = "(a message that cannot be printed)"
-    if not isinstance(error, BadInput):
+    if not isinstance(error, BadInput):  # which says all that the user needs
         text = ": ".join(filter(None, [type(error).__name__, text]))
     places = _places(error)
     return f"{text.rstrip('. ')} ({places[-1]})" if places else text
 
 
 class Raised(NamedTuple):
-    """An error that ended a call in another process; unlike the error itself, always to be sent.
+    """An error that ended a call in another process; unlike the error itself, always to be sent."""
 
-    Attributes
-    ----------
-    message : str, in one line
-    details : str, the traceback
-    mendable : "bad input", "data unavailable" or None
-        What the user can mend, and no other trial need be tried before.
-    once_more : bool
-        Whether it may go well another time: memory or a file failed, and not the user's code.
-    """
-
-    message: str
-    details: str
-    mendable: str | None
-    once_more: bool
+    message: str  # in one line
+    details: str  # the traceback
+    mendable: str | None  # "bad input" or "data unavailable": no other trial need be tried before
+    once_more: bool  # it may go well another time: memory or a file failed, not the user's code
 
     @classmethod
     def of(cls, error: BaseException) -> Raised:
         """Describe an error."""
         kinds = {DataUnavailable: "data unavailable", BadInput: "bad input"}
-        mendable = next((kind for cls, kind in kinds.items() if isinstance(error, cls)), None)
-        return cls(
-            in_words(error),
-            "".join(traceback.format_exception(type(error), error, error.__traceback__)),
-            mendable,
-            isinstance(error, (MemoryError, OSError)) and not _places(error),
-        )
+        mendable = next((word for kind, word in kinds.items() if isinstance(error, kind)), None)
+        details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        once_more = isinstance(error, (MemoryError, OSError)) and not _places(error)
+        return cls(in_words(error), details, mendable, once_more)
 
     def raise_if_mendable(self) -> None:
         """Raise what the user can mend as the error it was."""
@@ -157,13 +135,10 @@ class LeftOut:
                 said = f"{len(broken):,} {what} not understood, left alone ({named})"
                 print(f"Note: {file}: {said}.", file=sys.stderr)
             if unknown:
-                names = ", ".join(dict.fromkeys(unknown))
-                said = f"{len(unknown):,} trial{'s' * (len(unknown) > 1)} left out"
-                print(
-                    f"Note: {file}: {said}, of plug-ins that are not loaded ({names}); give "
-                    "--plugin to read them.",
-                    file=sys.stderr,
-                )
+                trials = f"{len(unknown):,} trial{'s' * (len(unknown) > 1)}"
+                which = f"plug-ins that are not loaded ({', '.join(dict.fromkeys(unknown))})"
+                said = f"{trials} left out, of {which}; give --plugin to read them."
+                print(f"Note: {file}: {said}", file=sys.stderr)
 
 
 def _short(error: ValueError) -> str:

@@ -15,11 +15,8 @@ _LONGEST_NAME = 100  # bytes; files beside it have longer ones, and 255 is the s
 
 
 def check_name(what: str, name: str) -> None:
-    """Raise `BadInput` unless `name` can be part of the name of a file, in the folder meant.
-
-    It may hold letters, digits and `-`, `_`, `.` in any but the first place, and not end in
-    ".trials", since NAME.trials.csv is the file of trials of another name.
-    """
+    """Raise `BadInput` unless `name` can be part of the name of a file, in the folder meant."""
+    # NAME.trials.csv is the file of trials of another name.
     right = re.fullmatch(r"\w[\w.-]*", name) and not name.lower().endswith(".trials")
     if not right or len(name.encode()) > _LONGEST_NAME:
         raise BadInput(
@@ -32,9 +29,8 @@ def path_of(text: str | Path) -> Path:
     """Return the path that a user typed, with ~ replaced; `BadInput` where it cannot be one."""
     text = str(text)
     if not text or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
-        raise BadInput(
-            f"{shown(text)} is no path; give one of UTF-8 without line breaks and the like."
-        )
+        wanted = "one of UTF-8 without line breaks and the like"
+        raise BadInput(f"{shown(text)} is no path; give {wanted}.")
     try:
         path = Path(text).expanduser()
         path.exists()  # whether the system can look for it at all
@@ -57,10 +53,8 @@ def check_writable(folder: Path, option: str = "--out") -> None:
 
 
 def _not_writable(path: Path, error: OSError, option: str = "--out") -> BadInput:
-    return BadInput(
-        f"{path} cannot be written ({error.strerror}); give {option} a folder that you can write "
-        "to."
-    )
+    remedy = f"give {option} a folder that you can write to"
+    return BadInput(f"{path} cannot be written ({error.strerror}); {remedy}.")
 
 
 def write_text(path: Path, text: str) -> None:

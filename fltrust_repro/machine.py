@@ -1,8 +1,7 @@
 """What numbers depend on beside setting and seed: CPU, linear algebra, NVIDIA's side, versions.
 
-A library picks its kernels, the innermost loops, by the CPU, and one that is older than the CPU may
-pick those of a much older one: several times slower, and the last digit of a sum is another. MXNet
-is looked at without importing it, which takes seconds and may be what does not work.
+A library that is older than the CPU may pick kernels, its innermost loops, of a much older one:
+several times slower, and with other last digits. MXNet is looked at without importing it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import subprocess
@@ -86,13 +86,14 @@ def cpu() -> Cpu:
     return Cpu(f"{name} ({details})" if details else name, vectors)
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @functools.cache
 def libraries() -> tuple[Blas, ...]:
-    """Name the linear algebra of numpy, scipy and MXNet, in this order.
-
-    Loads them, since a library picks its kernels then. One that came with none of them is named,
-    last, where one of them brought none.
-    """
+    """Load and name the linear algebra of numpy, scipy and MXNet, last the system's if used."""
     import scipy.linalg.blas  # noqa: F401
     from threadpoolctl import threadpool_info
 
@@ -107,9 +108,8 @@ def libraries() -> tuple[Blas, ...]:
     for told in (one for one in threadpool_info() if one["user_api"] == "blas"):
         parents, api = Path(told["filepath"]).resolve().parents, told["internal_api"]
         own = (o for o, f in folders.items() if {f, f.with_name(f"{o}.libs")} & {*parents})
-        blas = Blas(next(own, "system"), _NAMES.get(api, api), told["version"],
-                    told.get("architecture"))  # fmt: skip
-        found.add(blas)
+        name = _NAMES.get(api, api)
+        found.add(Blas(next(own, "system"), name, told["version"], told.get("architecture")))
     order = _OWNERS if {*_OWNERS} <= {blas.owner for blas in found} else (*_OWNERS, "system")
     ours = (blas for blas in found if blas.owner in order)
     return tuple(sorted(ours, key=lambda blas: (order.index(blas.owner), str(blas))))
@@ -127,10 +127,7 @@ def odd_ones(kinds: Mapping[str, str]) -> dict[str, str]:
 
 
 def versions(gpu: int | None = None) -> str:
-    """Return what a result may depend on beside its setting, in one line.
-
-    The versions, each library's kernels of linear algebra, the CPU, and the GPU if one trains.
-    """
+    """Return versions, kernels of linear algebra, CPU, and the GPU if one trains, in one line."""
     kernels: dict[str, list[str]] = {}
     for blas in libraries():
         kernels.setdefault(blas.owner, []).append(str(blas))
@@ -155,10 +152,7 @@ def version_of(package: str) -> str | None:
 
 
 def advice(cpu: Cpu, libraries: Sequence[Blas], coretype: str | None) -> str | None:
-    """Say in a sentence which kernels are below the CPU, what it costs and what to set.
-
-    `coretype` is the environment's OPENBLAS_CORETYPE. None where all is well or not known.
-    """
+    """Say which kernels are below the CPU, its cost, what to set; `coretype` is OPENBLAS's now."""
     best, widths = _MODERN.get(cpu.vectors or ""), list(_VECTORS)
     below = widths[widths.index(str(cpu.vectors)) + 1 :] if best else []
     narrow = [blas for blas in libraries if blas.vectors in below]
@@ -253,10 +247,7 @@ def gpu_name(index: int) -> str | None:
 
 
 def preload() -> list[str]:
-    """Load the libraries of the CUDA build, the driver's among them, from pip or the system.
-
-    Returns the names of those that do not load; `remedy` says what to do about them.
-    """
+    """Load the CUDA build's libraries and the driver's; return the names of those that do not."""
     missing = []
     for library in [*CUDA_LIBRARIES, DRIVER_LIBRARY]:
         folders = (Path(folder, "nvidia") for folder in sys.path)

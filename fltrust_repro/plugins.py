@@ -1,9 +1,8 @@
 """Plug-ins: a user's Python file, or what a pip package brings, with all modules they import.
 
-Each module of the user's own is read once. What runs afterwards, here, in other processes and on
-other machines, is the text that was read, whatever becomes of the files meanwhile. Other installed
-packages and the standard library are left to Python. What a plug-in registers belongs to it: it
-counts under the digest of its code, whoever defined the function.
+Each module of the user's own is read once, and what runs afterwards, here, in other processes and
+on other machines, is that text. What a plug-in registers belongs to it: it counts under the digest
+of its code, whoever defined the function.
 """
 
 from __future__ import annotations
@@ -102,12 +101,9 @@ class Sources(MetaPathFinder):
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source] = (),
-        folder: str | None = None,
-        package: str | None = None,
+        self, sources: Sequence[Source] = (), folder: str = "", package: str = "",
         complete: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._known = {source.name: source for source in sources}
         self._folder, self._package, self.complete = folder, package, complete
 
@@ -119,10 +115,8 @@ class Sources(MetaPathFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find a module of the user's; None for any other, which Python's own finders take."""
-        if name not in self._known and not self.complete:
-            found = self._found(name, path)
-            if found is not None:
-                self._known[name] = found
+        if name not in self._known and not self.complete and (found := self._found(name, path)):
+            self._known[name] = found
         return self._known[name].spec() if name in self._known else None
 
     def _found(self, name: str, path: Sequence[str] | None) -> Source | None:
@@ -130,11 +124,16 @@ class Sources(MetaPathFinder):
         own = name.partition(".")[0] == self._package
         if spec is not None and not own and not is_the_users(_place(spec)):
             return None  # a file beside the plug-in never stands in for an installed package
-        if path is None and self._folder is not None:
+        if path is None and self._folder:
             spec = PathFinder.find_spec(name, [self._folder]) or spec
         if spec is None:
             return None
         return Source.read(name, str(_place(spec)), spec.submodule_search_locations)
+
+    def forget(self) -> None:
+        """Have Python import the modules anew."""
+        for name in self._known:
+            sys.modules.pop(name, None)
 
     def read_all(self) -> None:
         """Read all that the code may import later, too."""
@@ -218,14 +217,8 @@ class _Loaded:
         """Take back what was registered, and the modules."""
         for registry, name in self.entries:
             registry.remove(name)
-        self.forget_modules()
-        if self.finder in sys.meta_path:
-            sys.meta_path.remove(self.finder)
-
-    def forget_modules(self) -> None:
-        """Have Python import them anew."""
-        for source in self.finder.all():
-            sys.modules.pop(source.name, None)
+        self.finder.forget()
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self.finder]
 
 
 _loaded: dict[str, _Loaded] = {}  # by the module's name
@@ -235,22 +228,22 @@ _problems: tuple[str, ...] | None = None  # of the installed ones; None until th
 def load_plugin(path: str | Path) -> ModuleType:
     """Import a user's Python file, whose decorators register rules, attacks or models.
 
-    It may import the files beside it. Loading the same file twice is harmless; an edited one takes
-    the place of its older text. Raises `BadInput` when the file is missing or does not import.
+    It may import the files beside it; an edited one takes the place of its older text. Raises
+    `BadInput` when the file is missing or does not import.
     """
-    file = Path(path).resolve()
+    file, what = Path(path).resolve(), f"plug-in {str(path)!r}"
     if not file.is_file():
         problem = "is not a file" if file.exists() else "does not exist"
-        raise BadInput(f"plug-in {str(path)!r} {problem}; give the path of a Python file.")
+        raise BadInput(f"{what} {problem}; give the path of a Python file.")
     if file.suffix != ".py":
-        raise BadInput(f"plug-in {str(path)!r} is not a Python file; its name must end in .py.")
+        raise BadInput(f"{what} is not a Python file; its name must end in .py.")
     name = PLUGIN_PREFIX + hashlib.sha256(str(file).encode()).hexdigest()[:16]
     there = _loaded.get(name)
     if there is None or not all(source.is_current() for source in there.plugin.sources):
         try:
             source = Source.read(name, str(file))
         except OSError as error:
-            raise BadInput(f"plug-in {str(path)!r} cannot be read ({error.strerror}).") from error
+            raise BadInput(f"{what} cannot be read ({error.strerror}).") from error
         if there is not None:
             _loaded.pop(name).drop()
         importlib.invalidate_caches()
@@ -259,10 +252,7 @@ def load_plugin(path: str | Path) -> ModuleType:
 
 
 def load_installed() -> tuple[str, ...]:
-    """Load the plug-ins that installed packages bring, once; return what is wrong with any.
-
-    One that does not load leaves nothing, and stops nobody who does not use it.
-    """
+    """Load the plug-ins that installed packages bring, once; return what is wrong with any."""
     global _problems
     if _problems is None:
         _problems = ()  # also for a plug-in that asks meanwhile
@@ -294,10 +284,7 @@ def plugins_for(used: Collection[Owner | None]) -> tuple[Plugin, ...]:
 
 
 def run_afresh(plugins: Iterable[Plugin]) -> None:
-    """Execute plug-ins anew, and forget all others that this process has loaded.
-
-    What a plug-in and the modules of the user's that it imports keep is gone: each trial starts so.
-    """
+    """Execute plug-ins anew, and forget all others: nothing that they kept is left."""
     global _problems
     while _loaded:
         _loaded.popitem()[1].drop()
@@ -316,7 +303,7 @@ def _execute(plugin: Plugin, finder: Sources) -> None:
         _check_namesakes(finder)
         if any(b"mxnet" in source.text for source in finder.all()):
             backend.mx  # noqa: B018  (a bare `import mxnet` fails with today's numpy)
-        loaded.forget_modules()  # the user may have imported them before
+        finder.forget()  # the user may have imported them before
         before = set(sys.modules)
         with registering(loaded):
             importlib.import_module(plugin.module)
@@ -338,12 +325,12 @@ def _execute(plugin: Plugin, finder: Sources) -> None:
 
 def _check_namesakes(finder: Sources) -> None:
     """Raise `BadInput` for a module that another plug-in imports by the same name, but not it."""
-    texts = {source.name: source for source in finder.all()}
-    for other in _loaded.values():
-        for theirs in other.plugin.sources:
-            ours = texts.get(theirs.name, theirs)
+    own = {source.name: source for source in finder.all()}
+    for other in (loaded.plugin for loaded in _loaded.values()):
+        for theirs in other.sources:
+            ours = own.get(theirs.name, theirs)
             if ours.text != theirs.text:
                 raise BadInput(
-                    f"it imports {ours.path}, plug-in {other.plugin.called} imports {theirs.path}, "
+                    f"it imports {ours.path}, plug-in {other.called} imports {theirs.path}, "
                     f"and Python knows one module {ours.name!r} only; rename one of the files"
                 )

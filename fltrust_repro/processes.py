@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -26,14 +27,9 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from fltrust_repro import backend, datasets
-from fltrust_repro.backend import (
-    WORKER_ENVIRONMENT,
-    check_device,
-    environment,
-    gpu_count,
-    resolve_device,
-)
+from fltrust_repro.backend import WORKER_ENVIRONMENT, environment, gpu_count, resolve_device
 from fltrust_repro.errors import BadInput, Raised, in_words, shown
+from fltrust_repro.machine import usable_cores
 from fltrust_repro.plugins import Plugin
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
@@ -44,32 +40,20 @@ START_ONE = (
 )
 
 
-def check_address(address: str) -> None:
-    """Raise `BadInput` for what cannot be a scheduler's address; Dask would try it for long."""
-    try:
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        known = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
-    except ValueError:  # the port is no number, or beyond any
-        known = False
-    if not known:
-        raise BadInput(f"scheduler {address!r} is not an address; {START_ONE}")
+def _is_address(text: str) -> bool:
+    with contextlib.suppress(ValueError):  # the port is no number, or beyond any
+        parts = urlsplit(text if "://" in text else f"tcp://{text}")
+        return bool(parts.scheme in ("tcp", "tls") and parts.hostname and parts.port)
+    return False
 
 
 @dataclass(frozen=True)
 class Machine:
     """Where and how trials run; nothing in here changes a trial's numbers.
 
-    Attributes
-    ----------
-    device : {"cpu", "gpu", "auto"}
-    jobs : int, optional
-        Worker processes; by default one per core, on GPUs as many as their memory holds. With 0
-        trials run in this process, one after the other.
-    data_dir : Path, optional
-    scheduler : str, optional
-        Address of a Dask scheduler, whose workers then run the trials.
-
-    A wrong value raises `BadInput`.
+    `device` is "cpu", "gpu" or "auto". `jobs` are worker processes: by default one per core, on
+    GPUs as many as their memory holds; with 0 trials run in this process, one after the other.
+    `scheduler` is the address of a Dask scheduler. A wrong value raises `BadInput`.
     """
 
     device: str = "cpu"
@@ -78,15 +62,15 @@ class Machine:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        check_device(self.device)
+        backend.check_device(self.device)
         whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
         if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
             raise BadInput(
                 f"jobs is {shown(self.jobs)}; give a whole number of at most {MOST_JOBS:,}, or 0 "
                 "for trials in this process."
             )
-        if self.scheduler is not None:
-            check_address(self.scheduler)
+        if self.scheduler is not None and not _is_address(self.scheduler):  # Dask would try long
+            raise BadInput(f"scheduler {self.scheduler!r} is not an address; {START_ONE}")
 
 
 class Place(NamedTuple):
@@ -100,17 +84,12 @@ class Place(NamedTuple):
 class Executor:
     """Where the trials of a sweep run; this one is the process itself, a call after the other.
 
-    Calls return their own errors as `Raised`.
-
-    Attributes
-    ----------
-    device : {"cpu", "gpu"}
-    meanwhile : function
-        Called after each iteration where `submit` returns only when the call has ended.
+    Calls return their own errors as `Raised`. `device` is "cpu" or "gpu"; `meanwhile` is called
+    after each iteration where `submit` returns only when the call has ended.
     """
 
     def __init__(self, machine: Machine) -> None:
-        from fltrust_repro import trial_process  # imports MXNet, which takes seconds
+        from fltrust_repro import trial_process  # takes a while to load
 
         self.device = resolve_device(machine.device)
         self.meanwhile: Callable[[], object] = lambda: None
@@ -156,16 +135,11 @@ class Executor:
 
     def close(self) -> None:
         """End the processes, which must be idle."""
+        self.meanwhile = lambda: None  # what is called belongs to a run that has ended
 
     def stop(self) -> None:
         """End everything at once."""
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        self.close()
 
 
 class LocalProcesses(Executor):
@@ -182,12 +156,6 @@ class LocalProcesses(Executor):
         self._calls: list[Future | None] = [None] * count
         self._processes = WeakKeyDictionary[Future, BaseProcess]()  # in which a call runs
 
-    def _new_pool(self, slot: int) -> ProcessPoolExecutor:
-        told = (self.gpu_of(slot), self._iterations)
-        pool = ProcessPoolExecutor(1, self._spawn, initializer=_start, initargs=told)
-        self._pools[slot] = pool
-        return pool
-
     def gpu_of(self, slot: int) -> int:
         """Which GPU a slot's process uses: all of them in turn."""
         return slot % self._gpus if self._gpus else 0
@@ -200,14 +168,16 @@ class LocalProcesses(Executor):
         """Start a call in an idle process, a new one where the last one died."""
         slot = next(k for k, call in enumerate(self._calls) if call is None or call.done())
         with _set_up(), _interrupts_held(), environment(WORKER_ENVIRONMENT), _without_script():
-            pool = self._pools[slot] or self._new_pool(slot)
+            told = (self.gpu_of(slot), self._iterations)
+            new = partial(ProcessPoolExecutor, 1, self._spawn, initializer=_start, initargs=told)
+            pool = self._pools[slot] or new()
             try:
                 call = pool.submit(function, *args)
             except BrokenProcessPool:
-                pool = self._new_pool(slot)
+                pool = new()
                 call = pool.submit(function, *args)
         [self._processes[call]] = pool._processes.values()
-        self._calls[slot] = call
+        self._pools[slot], self._calls[slot] = pool, call
         return call
 
     def _how_lost(self, call: Future, error: Exception) -> str:
@@ -221,16 +191,14 @@ class LocalProcesses(Executor):
 
     def share_gpus(self, memory: float) -> None:
         """Run more calls per GPU, where each fills a share `memory` of it; `jobs` given wins."""
-        if self._machine.jobs is not None or not self._gpus or memory <= 0:
-            return
-        most = max(self._gpus, usable_cores())
-        wanted = min(self._gpus * max(1, int(GPU_MEMORY / memory)), most)
-        more = max(0, wanted - len(self._pools))
-        self._pools += [None] * more
-        self._calls += [None] * more
+        if self._machine.jobs is None and self._gpus and memory > 0:
+            wanted = min(self._gpus * int(GPU_MEMORY / memory), usable_cores())
+            more = max(0, wanted - len(self._pools))
+            self._pools += [None] * more
+            self._calls += [None] * more
 
     def iterations(self) -> int:
-        """How many iterations all calls have done so far."""
+        """How many iterations all calls have told of so far."""
         return self._iterations.value
 
     def close(self) -> None:
@@ -254,7 +222,7 @@ def ended(code: int | None) -> str:
     """Say how a process ended: the exit code of one that a signal killed is negative."""
     if code is None or code >= 0:
         return f"its process ended by itself, exit code {code}"
-    name = next((name.name for name in signal.Signals if name == -code), "")
+    name = next((known.name for known in signal.Signals if known == -code), "")
     memory = "; perhaps memory ran out" if name == "SIGKILL" else ""
     return f"its process was killed by signal {-code} {name}".rstrip() + memory
 
@@ -273,7 +241,6 @@ def _set_up() -> Iterator[None]:
 
 
 def _start(gpu: int, iterations: Synchronized) -> None:
-    # Imported here, in the process that trains: the parent has no need of MXNet.
     from fltrust_repro import trial_process
 
     def count() -> None:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from statistics import fmean
-from typing import NamedTuple, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fltrust_repro.errors import one_line
+from fltrust_repro.experiments import Cell
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
 
@@ -23,43 +23,18 @@ _LINE_SECONDS = 30  # between the lines of a log
 _REMEMBERED_SECONDS = 300  # the rate is that of the last minutes; trials differ
 
 
-class Cell(Protocol):
-    """Where the mean of a setting's trials stands in the table."""
-
-    @property
-    def row(self) -> str:
-        """Name of its row."""
-
-    @property
-    def column(self) -> str:
-        """Name of its column."""
-
-    @property
-    def setting(self) -> Setting:
-        """Whose trials count."""
-
-
-class Row(NamedTuple):
-    """A cell of a table with one column."""
-
-    row: str
-    column: str
-    setting: Setting
-
-
-def table_of(settings: Sequence[Setting]) -> list[Row]:
+def table_of(settings: Sequence[Setting]) -> list[Cell]:
     """Return a row for each setting, named by the fields in which it differs from the others."""
     told = [setting.as_dict() for setting in settings]
     varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
     names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
-    return [Row(name, "", setting) for name, setting in zip(names, settings)]
+    return [Cell(name, "", setting, None) for name, setting in zip(names, settings)]
 
 
 class Watch:
-    """Shows how many trials are done, failed and running, the rate, the time left, and the means.
+    """Shows trials done, failed and running, the rate, the time left, and the means of `cells`.
 
-    `cells` say how the means are arranged, `known` are the error rates of trials finished before,
-    `trials` and `iterations` how many are to be run, and `measure` names what the means are of.
+    `known` are the values of `measure` of trials finished before, `trials` how many are to be run.
     """
 
     def __init__(
@@ -72,9 +47,7 @@ class Watch:
         measure: str = "error_rate",
     ) -> None:
         self._cells, self._measure = cells, measure
-        self._errors: dict[Setting, list[float]] = defaultdict(list)
-        for setting, errors in known.items():
-            self._errors[setting] += errors
+        self._errors = defaultdict(list, {one: [*errors] for one, errors in known.items()})
         self._trials, self._done, self._failed, self._running = trials, 0, 0, 0
         self._changed: list[Setting] = []
         self._iterations, self._said = iterations, ""
@@ -122,10 +95,6 @@ class Watch:
         self._trials -= 1
         self._iterations -= setting.iterations
         self._bar.update(self._task, total=self._iterations)
-
-    def waits_for(self, owners: Sequence[str], trials: int) -> None:
-        """Say which other commands run the trials that are left."""
-        self.say(f"waiting for {trials} trial{'s' * (trials > 1)} of {', '.join(owners)}")
 
     def say(self, line: str) -> None:
         """Print a line above the table; one that was said last is not repeated."""

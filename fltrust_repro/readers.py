@@ -64,11 +64,7 @@ _PROBLEMS = (
 
 @contextlib.contextmanager
 def faults_of(path: Path, remedy: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a file that is read into one sentence that says what to do.
-
-    `remedy` is for a file with wrong contents; one that the system does not let us read may be
-    right.
-    """
+    """Turn whatever is wrong with a file into a sentence; `remedy` is for wrong contents."""
     try:
         yield
     except Exception as error:
@@ -81,11 +77,8 @@ def faults_of(path: Path, remedy: str) -> Iterator[None]:
 
 
 def all_of(file: _File, most: int) -> bytes:
-    """What is left of an open file; `ValueError` where it is more than `most` bytes.
-
-    No more are read than that: a small compressed file may hold any number.
-    """
-    data = file.read(most + 1)
+    """What is left of an open file; `ValueError` where it is more than `most` bytes."""
+    data = file.read(most + 1)  # no more: a small compressed file may hold any number
     if len(data) > most:
         raise ValueError(f"holds more than the {most:,} bytes that belong there")
     return data
@@ -98,10 +91,7 @@ IDX_SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 
 @lru_cache(maxsize=2)
 def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
-    """Read-only `train_x, train_y, test_x, test_y` of the four files, as `Dataset` has them.
-
-    Raises `BadInput` where a file is not what it should be, down to its checksum.
-    """
+    """Read-only `train_x, train_y, test_x, test_y`; `BadInput` for a file with wrong contents."""
     parts = []
     checksums = downloads.SOURCES[name].registry.values()
     for path, shape, checksum in zip(paths, IDX_SHAPES, checksums):
@@ -115,12 +105,8 @@ def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
 
 
 def parse_idx(file: _File, shape: tuple[int, ...]) -> tuple[bytes, np.ndarray]:
-    """Header, and uint8 array of a known shape, of an IDX file: no more is read than that.
-
-    The header is 0 0 8 ndim and ndim big-endian sizes. Raises `ValueError` for another format or
-    shape, or fewer or more values than the header says.
-    """
-    magic = file.read(4)
+    """Header, and uint8 array of a known shape, of an IDX file; `ValueError` for any other."""
+    magic = file.read(4)  # 0 0 8 ndim; then ndim big-endian sizes
     dimensions = magic[3] if magic[:3] == b"\0\0\x08" and len(magic) > 3 else 0
     sizes = file.read(4 * dimensions)
     if not dimensions or len(sizes) < 4 * dimensions:
@@ -148,8 +134,7 @@ _TILE_SIDE, _TILE_BYTES = 150, 2**20  # at most; the published ones have 74,000 
 def read_ch_mnist(name: str, path: Path) -> Pool:
     """All tiles of `ch-mnist` or `ch-mnist-8`, in one order whichever file they come from.
 
-    Reading the archive leaves an .npz file beside it, where that can be written. Raises `BadInput`
-    where the file is not what it should be.
+    Reading the archive leaves an .npz file beside it. Raises `BadInput` for a wrong file.
     """
     shape = (CH_TILES, CH_SIDES[name], CH_SIDES[name])
     with faults_of(path, downloads.remedy_of(name)):
@@ -160,12 +145,10 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
             images, labels = read_npz(path, forms)
         else:
             images, labels = parse_table(_table(path), shape[1])
-        counts = np.bincount(labels, minlength=CH_CLASSES)
-        if images.shape != shape or (counts != CH_TILES // CH_CLASSES).any():
-            raise ValueError(
-                f"holds images {images.shape}, {counts.tolist()} of each class, not {shape}, "
-                f"{CH_TILES // CH_CLASSES} of each"
-            )
+        counts, each = np.bincount(labels, minlength=CH_CLASSES), CH_TILES // CH_CLASSES
+        if images.shape != shape or (counts != each).any():
+            found = f"{images.shape}, {counts.tolist()} of each class"
+            raise ValueError(f"holds images {found}, not {shape}, {each} of each")
         images, labels = in_fixed_order(images, labels)
         if name == "ch-mnist-8":
             downloads.check([labels.tobytes(), images.tobytes()], CH_8_MD5)
@@ -183,10 +166,7 @@ def _table(path: Path) -> bytes:
 
 
 def parse_table(content: bytes, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (n, side, side) and labels uint8 (n,), 0..7, of one of Kaggle's CSV files.
-
-    Raises `ValueError` unless it has a header line, side * side columns of pixels, one of labels.
-    """
+    """Images uint8 (n, side, side), labels uint8 (n,), 0..7, of Kaggle's CSV; else `ValueError`."""
     import pandas as pd
 
     problem = f"has not {side**2} pixel columns and then a label column"
@@ -223,12 +203,9 @@ def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
 
 
 def rgb_to_gray(rgb: np.ndarray) -> np.ndarray:
-    """Luma of uint8 (..., 3) as uint8 (...): (19595 R + 38470 G + 7471 B) >> 16.
-
-    Cut off, not rounded: Pillow's own conversion rounds and so differs from Kaggle's by one.
-    """
+    """Luma of uint8 (..., 3) as uint8 (...): (19595 R + 38470 G + 7471 B) >> 16."""
     luma = rgb.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return (luma >> 16).astype(np.uint8)
+    return (luma >> 16).astype(np.uint8)  # cut off as Kaggle's; Pillow rounds
 
 
 def in_fixed_order(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -270,32 +247,27 @@ def _tile(content: bytes) -> np.ndarray:
 def read_npz(
     path: Path, forms: Mapping[str, tuple[type, tuple[int, ...]]]
 ) -> tuple[np.ndarray, ...]:
-    """Read-only arrays of an .npz file, whose types and shapes are known beforehand.
-
-    No more is read than belongs there, and no pickle. Whatever else a file holds raises some
-    error, `ValueError` for other types or shapes and `KeyError` for an array that is not there.
-    """
+    """Read-only arrays of an .npz file, of known types and shapes; some error for any other."""
     if not zipfile.is_zipfile(path):
         raise ValueError("is not an .npz file")
-    arrays = []
     with zipfile.ZipFile(path) as archive:
-        for name, form in forms.items():
-            if f"{name}.npy" not in archive.namelist():
-                raise KeyError(name)
-            with archive.open(f"{name}.npy") as file:
-                arrays.append(_read_npy(file, name, *form))
-    return tuple(arrays)
+        return tuple(_read_npy(archive, name, *form) for name, form in forms.items())
 
 
-def _read_npy(file: _File, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # in later ones, a header may have gigabytes
-        raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
-    found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if (found, dtype) != (shape, np.dtype(kind)):
-        raise ValueError(f"holds {dtype} {name} {found}, not {np.dtype(kind)} {shape}")
-    size = dtype.itemsize * math.prod(shape)
-    values = all_of(file, size)
+def _read_npy(
+    archive: zipfile.ZipFile, name: str, kind: type, shape: tuple[int, ...]
+) -> np.ndarray:
+    if f"{name}.npy" not in archive.namelist():
+        raise KeyError(name)
+    with archive.open(f"{name}.npy") as file:  # no more is read than belongs there, and no pickle
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):  # in later ones, a header may have gigabytes
+            raise ValueError(f"holds {name} in the format {version}, not (1, 0)")
+        found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        if (found, dtype) != (shape, np.dtype(kind)):
+            raise ValueError(f"holds {dtype} {name} {found}, not {np.dtype(kind)} {shape}")
+        size = dtype.itemsize * math.prod(shape)
+        values = all_of(file, size)
     if len(values) < size:
         raise EOFError
     return np.frombuffer(values, dtype).reshape(shape, order="F" if by_columns else "C")

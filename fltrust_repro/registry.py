@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import CellType, CodeType, FrameType, FunctionType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
 from fltrust_repro.errors import BadInput, UnknownName, choose, shown
@@ -63,8 +63,8 @@ def registering(owner: Owner) -> Iterator[None]:
 class Registry(Mapping[str, Entry], Generic[Entry]):
     """The entries of one kind ("rule", "attack", ...) by the name a user types.
 
-    A name is registered once; an unknown one raises `BadInput` with the names there are. What a
-    script or notebook registers itself may be registered again: a cell can be run twice.
+    A name is registered once, but by a script or notebook again and again: a cell can be run twice.
+    An unknown one raises `BadInput` with the names there are.
     """
 
     look_further: Callable[[], Sequence[str]] = staticmethod(lambda: ())
@@ -76,10 +76,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._owners: dict[str, Owner] = {}
 
     def add(self, name: str, entry: Entry) -> None:
-        """Register `entry` under `name`, for the plug-in that is `registering`, if one is.
-
-        Raises `BadInput` if the name is taken, or is no text.
-        """
+        """Register `entry` for the plug-in that is `registering`; `BadInput` for a name taken."""
         if not isinstance(name, str) or not name:
             raise BadInput(f"a {self.kind} has the name {name!r}; give a text that is not empty.")
         if name in self._entries and not isinstance(self._owners.get(name), Here):
@@ -87,8 +84,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         owner = _owner
         if owner is None and (package := _package_that_calls()) != _OURS:
             owner = Here(f"{self.kind} {name!r}", entry, package)
+        self.remove(name)
         self._entries[name] = entry
-        self._owners.pop(name, None)
         if owner is not None:
             self._owners[name] = owner
             owner.entries.append((self, name))
@@ -105,10 +102,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return self._owners.get(name)
 
     def digest(self, name: str) -> str | None:
-        """Digest of the user's code that a name stands for; None for a built-in one.
-
-        Stored with each trial, so that edited code never answers with old results.
-        """
+        """Digest of the user's code that a name stands for; None for a built-in one."""
         owner = self.owner(name)
         return None if owner is None else owner.digest
 
@@ -116,8 +110,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         problems = () if name in self._entries else self.look_further()
         if name in self._entries:
             return self._entries[name]
-        choice = f"unknown {self.kind} {shown(name)}; {choose(name, self._entries)}"
-        raise UnknownName(" ".join([choice, *problems]))
+        unknown = f"unknown {self.kind} {shown(name)}; {choose(name, self._entries)}"
+        raise UnknownName(" ".join([unknown, *problems]))
 
     def __contains__(self, name: object) -> bool:
         if name not in self._entries:
@@ -180,13 +174,18 @@ def check_default(what: str, name: str, value: Any, kind: type[int] | type[float
 
 # --- code of the script or notebook that runs
 
+# Where what a user's function was wrapped in keeps it: partial, method, cache, property.
+_INSIDE = ("func", "args", "keywords", "__func__", "__self__", "__wrapped__", "fget")
+_text = functools.cache(inspect.getsource)  # as it was when a function was registered
+
 
 class Here:
     """The owner of what a script or notebook registers itself: no other process can load it.
 
-    Its digest is that of the text of its functions and of what they use: numbers, text, arrays,
-    other functions, classes and modules of the user's. These values are looked at when it is
-    registered and at every `refresh`, and not in between, when functions may keep memory in them.
+    Its digest is that of the text of its functions and of the values, functions, classes and
+    modules of the user's that they name, looked at when it is registered and at every `refresh`,
+    and not in between, when functions may keep memory in them. What it cannot tell: the files that
+    a function reads, what an object of another package holds, and two lambdas of one line.
     """
 
     def __init__(self, called: str, entry: object, package: str) -> None:
@@ -209,7 +208,7 @@ class Here:
         try:
             for part in self._told(self._entry, {}):
                 digest.update(hashlib.sha256(part).digest())
-        except (OSError, TypeError, SyntaxError) as error:
+        except (OSError, TypeError, ValueError, SyntaxError) as error:
             raise BadInput(
                 f"{self.called} has no text by which an edited one could be told from it "
                 f"({error}); put it into a file and give that to load_plugin or --plugin."
@@ -224,56 +223,39 @@ class Here:
             yield f"{thing.dtype}{thing.shape}".encode() + thing.tobytes()
         elif id(thing) not in seen:
             seen[id(thing)] = thing
-            name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", "")
-            yield f"{type(thing).__name__} {name}".encode()
+            yield f"{type(thing).__name__} {getattr(thing, '__name__', '')}".encode()
             for part in self._parts(thing):
                 yield from self._told(part, seen)
 
     def _parts(self, thing: Any) -> Iterable[Any]:
         if isinstance(thing, dict):
-            return [part for item in thing.items() for part in item]
+            return thing.items()
         if isinstance(thing, (set, frozenset)):
             return sorted(thing, key=repr)
         if isinstance(thing, (tuple, list)):
             return thing
-        if isinstance(thing, functools.partial):
-            return [thing.func, thing.args, thing.keywords]
         if isinstance(thing, ModuleType):
-            file = getattr(thing, "__file__", None) or ""
-            return [Path(file).read_bytes()] if self._is_the_users(thing.__name__, file) else []
-        if isinstance(thing, FunctionType):
-            cells = [_content(cell) for cell in thing.__closure__ or ()]
-            values = [thing.__defaults__, thing.__kwdefaults__, *cells]
-            code, known = thing.__code__, thing.__globals__
-            if not self._is_the_users(known.get("__name__", ""), code.co_filename):
-                return values
-            used = sorted(_globals(code) & known.keys())
-            return [_text(code), *values, *map(known.get, used)]
-        kind = thing if isinstance(thing, type) else type(thing)
-        of_fields, own = dataclasses.is_dataclass(kind), getattr(thing, "__dict__", {})
-        file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-        users = self._is_the_users(kind.__module__, file)
-        if thing is kind:
-            own = {name: own[name] for name in own if not of_fields or not _is_made(own, name)}
-        else:
-            users |= of_fields  # an entry, or a part of one
-        parts = [getattr(thing, name, None) for name in ("__func__", "__self__", "__wrapped__")]
-        return [*parts, *kind.__mro__, *(own.values() if users else ())]
+            file = getattr(thing, "__file__", None)
+            return [Path(file).read_bytes()] if file and self._wrote(thing.__name__) else []
+        if isinstance(thing, FunctionType) and self._wrote(thing.__globals__.get("__name__", "")):
+            cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+            named = _globals(thing.__code__)
+            values = [thing.__globals__[name] for name in sorted(named & {*thing.__globals__})]
+            texts = [_text(thing.__code__), thing.__defaults__, thing.__kwdefaults__]
+            return [*texts, *cells, *values]
+        if isinstance(thing, type):
+            # Of a dataclass, without the methods that are made from its fields and have no text.
+            made = dir(object) if dataclasses.is_dataclass(thing) else ()
+            own = {name: value for name, value in vars(thing).items() if name not in made}
+            return [thing.__bases__, own] if self._wrote(thing.__module__) else []
+        parts = [type(thing), *(getattr(thing, name, None) for name in _INSIDE)]
+        known = dataclasses.is_dataclass(thing) or self._wrote(type(thing).__module__)
+        return [*parts, getattr(thing, "__dict__", None)] if known else parts
 
-    def _is_the_users(self, module: str, file: str) -> bool:
-        known = module.partition(".")[0] == self._package
-        return known or (bool(file) and is_the_users(Path(file)))
-
-
-def _is_made(methods: Mapping[str, Any], name: str) -> bool:
-    """Whether a dataclass's method was made from its fields, and has no text."""
-    code = getattr(methods[name], "__code__", None)
-    return name == "__repr__" or (code is not None and code.co_filename == "<string>")
-
-
-def _content(cell: CellType) -> Any:
-    with contextlib.suppress(ValueError):  # empty
-        return cell.cell_contents
+    def _wrote(self, module: str) -> bool:
+        file = getattr(sys.modules.get(module), "__file__", None)
+        users = module.partition(".")[0] == self._package
+        return users or (file is not None and is_the_users(Path(file)))
 
 
 def _globals(code: CodeType) -> set[str]:
@@ -281,15 +263,6 @@ def _globals(code: CodeType) -> set[str]:
     inner = (const for const in code.co_consts if isinstance(const, CodeType))
     own = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
     return own.union(*map(_globals, inner))
-
-
-@functools.cache  # the text as it was when the function was registered
-def _text(code: CodeType) -> str:
-    if code.co_name != "<lambda>":
-        return inspect.getsource(code)
-    # Several may stand on one line, which is the text of each.
-    values = [value for value in code.co_consts if not isinstance(value, CodeType)]
-    return f"{inspect.getsource(code)}{code.co_code.hex()}{code.co_names}{values}"
 
 
 def _package_that_calls() -> str:

@@ -1,7 +1,6 @@
 """Many trials: in an order that shows whole tables early, none lost, none run twice.
 
-Only the command's own process writes to the store, each trial as it ends; where the trials run is
-an `Executor`'s matter.
+Only the command's own process writes to the store; an `Executor` says where the trials run.
 """
 
 from __future__ import annotations
@@ -17,19 +16,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.progress import Progress
 
-from fltrust_repro import datasets
+from fltrust_repro import datasets, trial_process
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, Raised, shown
+from fltrust_repro.experiments import Cell
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_plugin, plugins_for
 from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
-from fltrust_repro.progress import Cell, Watch, table_of
+from fltrust_repro.progress import Watch, table_of
 from fltrust_repro.registry import Here, Owner, Registry
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import LAST_SEED, TrialName
+from fltrust_repro.trials import LAST_SEED, Trial, TrialName
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -60,14 +60,12 @@ class Outcome(NamedTuple):
 
 
 def in_turns(settings: Iterable[Setting], seeds: Iterable[int]) -> list[Task]:
-    """Every setting's first seed before any second, so that whole tables show early.
-
-    The settings with more work come first, so that no long trial is left alone at the end.
-    """
+    """Every setting's first seed before any second, so that whole tables show early."""
 
     def work(one: Setting) -> int:
         return one.iterations * one.selected * one.rounds * one.batch_size
 
+    # More work first, so that no long trial is left alone at the end.
     unique = sorted(dict.fromkeys(settings), key=work, reverse=True)
     return [Task(setting, seed) for seed in seeds for setting in unique]
 
@@ -86,24 +84,21 @@ def run(
 ) -> DataFrame:
     """Run trials that the store does not have yet, and return all that were asked for.
 
-    Each is stored as it ends: after an interrupt the same call goes on.
+    Each is stored as it ends: after an interrupt the same call goes on. Of each setting the trials
+    with seeds `seed`, `seed + 1`, ... are meant.
 
     Parameters
     ----------
-    settings : Setting, or an iterable of them
-    trials, seed : int
-        Of each setting those with seeds `seed`, `seed + 1`, ...
     jobs : int, optional
         Worker processes; by default one per core, on GPUs what their memory holds. With 0 trials
         run in this process, one after the other, as those must of rules, attacks and the like that
         a script or notebook registers itself. What these keep in global variables goes on from
         trial to trial; what a file keeps begins anew with each.
-    store : path
-        File of finished trials, made where there is none.
+    store : file of finished trials, made where there is none
     device : {"auto", "cpu", "gpu"}
-    data_dir : path, optional; where data sets are looked for first
-    plugins : iterable of paths, for `load_plugin`
-    scheduler : str, optional; address of a Dask scheduler, on whose workers the trials run
+    data_dir : where data sets are looked for first
+    plugins : files for `load_plugin`
+    scheduler : address of a Dask scheduler, on whose workers the trials run
 
     Returns
     -------
@@ -154,11 +149,10 @@ def run_missing(
 ) -> Outcome:
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
-    `announce` is told first how many hours it will take, from a few iterations of one setting;
-    meanwhile the means of `measure` are shown. A trial that raises an error is recorded as failed
-    and the rest goes on, until three have failed alike; one whose process dies, or has no memory or
-    file, is tried once more first. `BadInput`, such as a data set that is not at hand, ends the
-    run, and so does `KeyboardInterrupt`; what was finished is in the store.
+    `announce` is told first how many hours it will take; the means of `measure` are shown. A trial
+    that raises an error is recorded as failed and the rest goes on, until three failed alike; one
+    whose process dies, or has no memory or file, is tried once more first. `BadInput` ends the run,
+    and so does `KeyboardInterrupt`; what was finished is in the store.
     """
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)
@@ -219,15 +213,11 @@ def _executor(machine: Machine, owners: Iterable[Owner]) -> Iterator[Executor]:
 
 
 def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float | None:
-    """Hours that the tasks will take; None where a trial of a few iterations gave no answer.
-
-    The setting with most workers is tried; on a GPU one of each model on each data set, one after
-    the other in a process, since what the largest fills decides how many trials share the GPU.
-    """
-    from fltrust_repro import trial_process
-
+    """Hours that the tasks will take; None where a trial of a few iterations gave no answer."""
     by_workers = sorted((task.setting for task in tasks), key=lambda setting: setting.selected)
     most = by_workers[-1]
+    # On a GPU each model on each data set, one after the other in a process: what the largest
+    # fills decides how many trials share the GPU.
     tried = {_kind(one): one for one in ([most] if executor.device == "cpu" else by_workers)}
     pace: dict[tuple[str, str], float] = {}
     for kind, setting in tried.items():
@@ -248,18 +238,17 @@ def _kind(setting: Setting) -> tuple[str, str]:
 
 def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place) -> None:
     """Make the examples that attacks inject, one set per data set, share and seed."""
-    from fltrust_repro import trial_process
-
     needed = {
         (one.dataset, one.attack, one.poisoned_share, seed): (one, seed)
         for one, seed in tasks
         if attacks[one.attack].inject is not None
     }
-    waiting = deque(needed.values())
+    waiting = list(needed.values())
     with Progress(console=Console(stderr=True), disable=not needed) as progress:
         made = progress.add_task("poisoned sets", total=len(needed))
         while waiting:
-            some = [waiting.popleft() for _ in range(min(len(waiting), max(1, executor.slots())))]
+            slots = max(1, executor.slots())
+            some, waiting = waiting[:slots], waiting[slots:]
             calls = [executor.submit(trial_process.make_poisoned_set, *t, *place) for t in some]
             for call in calls:
                 if isinstance(raised := executor.result(call), Raised):
@@ -288,7 +277,7 @@ class Run:
             if not self._running:
                 time.sleep(_WAKE_SECONDS)
             for call in wait(self._running, _WAKE_SECONDS, FIRST_COMPLETED).done:
-                self._settle(self._running.pop(call), call)
+                self._settle(self._running.pop(call), self._executor.result(call))
             if self._keep_up(len(self._running)):
                 # The other command may have finished these, or died and left them.
                 self._waiting.extend(self._elsewhere)
@@ -302,14 +291,12 @@ class Run:
             return False
         self._renewed = time.monotonic()
         self._store.renew_claims()
-        others = self._store.owners(task.name for task in self._elsewhere)
+        others, left = self._store.owners(t.name for t in self._elsewhere), len(self._elsewhere)
         if others and not running:
-            self._watch.waits_for(others, len(self._elsewhere))
+            self._watch.say(f"waiting for {left} trial{'s' * (left > 1)} of {', '.join(others)}")
         return True
 
     def _start_trials(self) -> None:
-        from fltrust_repro import trial_process
-
         while self._waiting and len(self._running) < self._executor.slots():
             task = self._waiting.popleft()
             if self._store.claim(task.name):
@@ -321,14 +308,13 @@ class Run:
             else:
                 self._elsewhere.append(task)
 
-    def _settle(self, task: Task, call: Future) -> None:
-        told = self._executor.result(call)
+    def _settle(self, task: Task, told: Trial | Raised) -> None:
         if isinstance(told, Raised):
             self._failed_once(task, told)
-            return
-        self._store.add(told)
-        self._watch.done(told)
-        self._finished += 1
+        else:
+            self._store.add(told)
+            self._watch.done(told)
+            self._finished += 1
 
     def _failed_once(self, task: Task, raised: Raised) -> None:
         raised.raise_if_mendable()  # trying again would not help

@@ -1,17 +1,15 @@
 """What runs in a worker process: one trial after the other, on one core or a share of a GPU.
 
-The parent, or a Dask worker's start, prepares the process once; all else comes with each call, the
-plug-ins too. A call executes them anew, so that nothing they keep goes from trial to trial. It
-returns what it is asked for, or a `Raised` where an error ended it: an error of a user's own class
-might not survive the way back. A command may run these calls in its own process as well.
+The process is prepared once; all else comes with each call. Plug-ins are executed anew by each, so
+that nothing they keep goes from trial to trial. A call returns what it is asked for, or a `Raised`:
+an error of a user's own class might not survive the way back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,9 +33,7 @@ from fltrust_repro.trials import Trial
 
 
 @dataclass
-class _Process:
-    """What a process learns once, when it starts."""
-
+class _Process:  # what it learns once, when it starts
     gpu: int = 0
     after_iteration: Callable[[], None] = lambda: None
     is_the_commands: bool = False
@@ -67,37 +63,17 @@ def _told(call: Callable) -> Callable:
     return told
 
 
-@contextlib.contextmanager
-def _generators_seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that a process shares, from which a plug-in may draw; then restore."""
+def _trial(setting: Setting, seed: int, plugins: Sequence[Plugin], **where: Any) -> TrialResult:
+    # The generators that a process shares: a plug-in may draw from them.
     before = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
     try:
-        yield
+        run_afresh(plugins)
+        return run_trial(setting, seed, gpu=_process.gpu, **where)
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
-
-
-def _trial(
-    setting: Setting,
-    seed: int,
-    device: str,
-    data_dir: Path | None,
-    plugins: Sequence[Plugin],
-    after_iteration: Callable[[], None] = lambda: None,
-) -> TrialResult:
-    with _generators_seeded(seed):
-        run_afresh(plugins)
-        return run_trial(
-            setting,
-            seed,
-            device=device,
-            gpu=_process.gpu,
-            data_dir=data_dir,
-            after_iteration=after_iteration,
-        )
 
 
 @_told
@@ -110,7 +86,8 @@ def run(
     plugins: Sequence[Plugin] = (),
 ) -> Trial | Raised:
     """Run one trial; `protocol` is what the command that asks for it names it by."""
-    result = _trial(setting, seed, device, data_dir, plugins, _process.after_iteration)
+    where = {"device": device, "data_dir": data_dir}
+    result = _trial(setting, seed, plugins, **where, after_iteration=_process.after_iteration)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = machine.versions(_process.gpu if device == "gpu" else None)
     return Trial(setting, seed, result, device, told, now, protocol)
@@ -134,7 +111,7 @@ def project(
 
     def timed(iterations: int) -> float:
         short = Setting.from_dict({**setting.as_dict(), **without, "iterations": iterations})
-        return _trial(short, 0, device, data_dir, plugins).seconds
+        return _trial(short, 0, plugins, device=device, data_dir=data_dir).seconds
 
     timed(1)  # compiles, or loads what was compiled
     one, four = timed(1), timed(4)
@@ -146,11 +123,7 @@ def project(
 
 @_told
 def make_poisoned_set(
-    setting: Setting,
-    seed: int,
-    device: str,
-    data_dir: Path | None,
-    plugins: Sequence[Plugin] = (),
+    setting: Setting, seed: int, device: str, data_dir: Path | None, plugins: Sequence[Plugin] = ()
 ) -> None:
     """Make the examples that a setting's attack injects; kept on disk, too large to send back."""
     run_afresh(plugins)

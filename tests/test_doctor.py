@@ -206,12 +206,12 @@ def test_shared_memory_too_small_for_a_process_per_core_is_a_fault(machine, repo
     usage = type("usage", (), {"free": 64 * 1024})
     monkeypatch.setattr(module, "_SHARED", Path("/"))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
-    monkeypatch.setattr(module, "_cores", lambda: 3)
+    monkeypatch.setattr(module, "usable_cores", lambda: 3)
     code, text = report()
     assert code == 1
     assert "/ has room for 64 KiB, and a process on each of 3 cores takes 96 KiB" in text
     assert "--shm-size" in text
-    monkeypatch.setattr(module, "_cores", lambda: 2)
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
     assert report()[0] == 0
 
 

@@ -253,7 +253,7 @@ def test_workers_of_a_cluster_with_other_kernels_are_named_before_a_run(tmp_path
         addresses = {info["name"]: a for a, info in some.scheduler_info["workers"].items()}
         cluster = Cluster(Machine(scheduler=some.scheduler_address))
         try:
-            cluster.check_data(["digits"])
+            cluster.check_data(["digits"], ())
         finally:
             cluster.close()
     [line] = capsys.readouterr().err.splitlines()
