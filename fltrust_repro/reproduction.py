@@ -162,8 +162,10 @@ def _show(
         write_text(page, report.page(experiment, cells, used))
         pictures = figures.draw(experiment, cells, out) if experiment.figure else []
         files = [page, table, *pictures, *files]
-    several = f"{len(seeds)} trials, seeds {seeds[0]} to {seeds[-1]}"
-    told = several if len(seeds) > 1 else f"1 trial, seed {seeds[0]}"
+    least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
+    told = f"{most} trial" if least == most else f"{least} to {most} trial"
+    several = "s" * (len({trial.seed for trial in used}) > 1)
+    told += f"{'s' * (most > 1)}, seed{several} {report.seeds(used)}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
     click.echo(report.table(cells, "simple") + "\n")
     if judged := report.summary_line(cells):
