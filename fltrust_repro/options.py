@@ -110,9 +110,9 @@ def seed_option(default: int, told: str = "Trials have seeds S, S+1, ...") -> Ca
 def typed(context: click.Context) -> list[tuple[str, str]]:
     """Return the name and the option, as --rule, of what stands on the command line."""
     return [
-        (parameter.name, parameter.opts[0])
+        (str(parameter.name), parameter.opts[0])
         for parameter in context.command.params
-        if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     ]
 
 

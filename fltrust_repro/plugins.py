@@ -8,17 +8,20 @@ of its code, whoever defined the function.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from configparser import Error as ConfigParserError
+from configparser import RawConfigParser
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
@@ -267,13 +270,23 @@ def load_installed() -> tuple[str, ...]:
 def _installed() -> list[Plugin]:
     found: dict[str, Plugin] = {}
     for distribution in distributions():
-        for point in distribution.entry_points:
-            if point.group == GROUP:
-                version = f"{distribution.metadata['Name']} {distribution.version}"
-                module = point.value.partition(":")[0].strip()
-                plugin = Plugin(f"{point.name!r} of {version}", module, version=version)
-                found.setdefault(module, plugin)  # Python, too, takes the first on its path
+        for name, value in _entry_points(distribution):
+            version = f"{distribution.metadata['Name']} {distribution.version}"
+            module = value.partition(":")[0].strip()
+            plugin = Plugin(f"{name!r} of {version}", module, version=version)
+            found.setdefault(module, plugin)  # Python, too, takes the first on its path
     return [plugin for module, plugin in found.items() if module not in _loaded]
+
+
+def _entry_points(distribution: Distribution) -> list[tuple[str, str]]:
+    """Names and values of a package's entry points of ours, also of such as Python refuses."""
+    text = distribution.read_text("entry_points.txt") or ""
+    parser = RawConfigParser(delimiters=("=",), strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    if GROUP in text:
+        with contextlib.suppress(ConfigParserError):
+            parser.read_string(text)
+    return parser.items(GROUP) if parser.has_section(GROUP) else []
 
 
 def plugins_for(used: Collection[Owner | None]) -> tuple[Plugin, ...]:

@@ -11,7 +11,7 @@ import inspect
 import math
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, Generic, Protocol, TypeVar
@@ -67,7 +67,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     An unknown one raises `BadInput` with the names there are.
     """
 
-    look_further: Callable[[], Sequence[str]] = staticmethod(lambda: ())
+    look_further: Any = staticmethod(lambda: ())
     """Registers what installed packages bring; returns a sentence for each that is broken."""
 
     def __init__(self, kind: str) -> None:
