@@ -25,9 +25,27 @@ import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fltrust_repro.registry import Registry, RegistryModule
+
+if TYPE_CHECKING:  # what a type checker or an editor is told of the names that load late
+    from fltrust_repro.aggregation import bulyan, krum, mean, median, rule, rules, trimmed_mean
+    from fltrust_repro.attacks import attack
+    from fltrust_repro.datasets import Dataset, dataset
+    from fltrust_repro.defenses import defense
+    from fltrust_repro.errors import BadInput
+    from fltrust_repro.experiments import load_experiment
+    from fltrust_repro.models import model
+    from fltrust_repro.plugins import load_plugin
+    from fltrust_repro.settings import Readings, Setting
+    from fltrust_repro.sweep import run
+    from fltrust_repro.threat import Attack
+    from fltrust_repro.training import TrialResult, run_trial
+
+    gaussian_attack: Attack
+    krum_attack: Attack
+    trimmed_mean_attack: Attack
 
 __version__ = "0.1.0"
 

@@ -128,3 +128,19 @@ def test_completion_of_the_shell_is_clicks_own(installed, tmp_path):
     typed = {"COMP_WORDS": "fltrust-repro repr", "COMP_CWORD": "1", "PYTHONPATH": str(installed)}
     asked = {"_FLTRUST_REPRO_COMPLETE": "bash_complete", **typed}
     assert python(COMMAND, str(installed), folder=tmp_path, **asked) == "plain,reproduce\n"
+
+
+def test_a_type_checker_knows_the_names(tmp_path):
+    names = ("run", "run_trial", "Setting", "Readings", "rules", "krum_attack", "load_experiment")
+    script = tmp_path / "uses.py"
+    lines = ["import fltrust_repro as fl", *(f"reveal_type(fl.{name})" for name in names)]
+    script.write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--ignore-missing-imports", "uses.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "MYPYPATH": str(Path(fl.__file__).parents[1])},
+    )  # fmt: skip
+    told = done.stdout
+    revealed = [line.partition("Revealed type is ")[2] for line in told.splitlines()[:-1]]
+    assert len(revealed) == len(names), told
+    assert '"Any"' not in revealed
