@@ -131,12 +131,12 @@ COMMITTED = sorted(RESULTS.glob("*.trials.csv"))
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_names_of_committed_settings_are_those_they_have(file):
     left_out = LeftOut()  # takes each trial whose key is not that of its setting
-    assert read_csv(file, left_out)
+    read_csv(file, left_out)
     assert not len(left_out)
 
 
 def test_there_are_committed_settings():
-    assert len(COMMITTED) > 15
+    assert sum(len(read_csv(file)) > 0 for file in COMMITTED) > 15
 
 
 def test_a_changed_default_changes_no_stored_setting(monkeypatch):
