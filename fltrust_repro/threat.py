@@ -25,7 +25,7 @@ from fltrust_repro.doors import (
     take_in,
     taken_back,
 )
-from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.registry import Registry, summary
 
@@ -41,7 +41,7 @@ CHOICES = {
 
 def _check_choice(name: str, value: object) -> None:
     if value not in CHOICES[name]:
-        raise BadInput(f"{name} is {shown(value)}; choose one of {', '.join(CHOICES[name])}.")
+        raise BadInput(f"{name} is {shown(value)}; {choose(value, CHOICES[name])}")
 
 
 @dataclass(frozen=True)

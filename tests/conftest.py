@@ -9,6 +9,7 @@ for _name, _value in WORKER_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import pytest  # noqa: E402
+from data_files import alone, sixteen, tiny  # noqa: E402, F401  (fixtures)
 from hypothesis import settings  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pooch
+import pytest
 from PIL import Image
 
 from fltrust_repro import datasets, downloads, readers
@@ -32,6 +34,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.fixture
 def alone(tmp_path, monkeypatch) -> None:
     """No data but the test's own, no mirror, nothing remembered from another test."""
     monkeypatch.delenv("FLTRUST_DATA", raising=False)
@@ -42,6 +45,8 @@ def alone(tmp_path, monkeypatch) -> None:
         mirrors = source.mirrors and ("http://127.0.0.1:9/",)
         change_source(monkeypatch, name, mirrors=mirrors, elsewhere=below)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Its handler keeps the standard error of the first test that used it, closed since.
+    monkeypatch.setattr(pooch.get_logger(), "handlers", [])
     readers.forget()
 
 
@@ -49,13 +54,15 @@ def change_source(monkeypatch, name: str, **changed: object) -> None:
     monkeypatch.setitem(downloads.SOURCES, name, replace(downloads.SOURCES[name], **changed))
 
 
-def tiny_mnist(monkeypatch) -> None:
+@pytest.fixture
+def tiny(monkeypatch) -> None:
     """MNIST is two training images and one test image of 2x2 pixels."""
     monkeypatch.setattr(readers, "IDX_SHAPES", ((2, 2, 2), (2,), (1, 2, 2), (1,)))
     change_source(monkeypatch, "mnist", registry=REGISTRY)
 
 
-def sixteen_tiles(monkeypatch) -> None:
+@pytest.fixture
+def sixteen(monkeypatch) -> None:
     """CH-MNIST is two tiles of each class, 12 of the 16 for training."""
     monkeypatch.setattr(readers, "CH_TILES", 16)
     monkeypatch.setattr(datasets, "CH_TRAIN", 12)

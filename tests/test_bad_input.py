@@ -10,11 +10,9 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
-import pooch
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -251,7 +249,7 @@ FILES = {
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(alone, tmp_path):
     """A folder with all the wrong files, and no data set of this machine."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -262,15 +260,6 @@ def folder(tmp_path, monkeypatch):
     connection = sqlite3.connect(tmp_path / "other.sqlite")
     connection.execute("CREATE TABLE trials (mine)")
     connection.close()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FLTRUST_DATA", raising=False)
-    monkeypatch.setattr(downloads, "__file__", str(tmp_path / "package" / "downloads.py"))
-    for name, source in downloads.SOURCES.items():
-        alone = replace(source, mirrors=source.mirrors and ("http://127.0.0.1:9/",), elsewhere=())
-        monkeypatch.setitem(downloads.SOURCES, name, alone)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Its handler keeps the standard error of the first test that used it, closed since.
-    monkeypatch.setattr(pooch.get_logger(), "handlers", [])
     return tmp_path
 
 

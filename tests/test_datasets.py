@@ -7,7 +7,6 @@ import gzip
 import os
 from pathlib import Path
 
-import data_files
 import numpy as np
 import pytest
 from data_files import LABELS, idx, place, rng
@@ -20,15 +19,7 @@ from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.training import run_trial
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    data_files.alone(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    data_files.tiny_mnist(monkeypatch)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_verify_sees_a_file_that_changed_after_it_was_loaded(tiny, tmp_path):

@@ -10,7 +10,6 @@ import socket
 import threading
 from pathlib import Path
 
-import data_files
 import pytest
 from data_files import (
     CONTENT,
@@ -29,20 +28,7 @@ from fltrust_repro import downloads
 from fltrust_repro.datasets import fetch, load, status, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    data_files.alone(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    data_files.tiny_mnist(monkeypatch)
-
-
-@pytest.fixture
-def sixteen(monkeypatch):
-    data_files.sixteen_tiles(monkeypatch)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_search_order(tiny, tmp_path, monkeypatch):

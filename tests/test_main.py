@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import pooch
 import pytest
 
 from fltrust_repro import downloads, experiments, fidelity, processes, reproduction
@@ -38,18 +36,9 @@ median = [0.30, 0.60]
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
+def _own_folder(alone, tmp_path, monkeypatch):
     """An empty current folder, no data of this machine, none published, no mirror that answers."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiments, "published", lambda: tmp_path / "published")
-    monkeypatch.delenv("FLTRUST_DATA", raising=False)
-    monkeypatch.setattr(downloads, "__file__", str(tmp_path / "package" / "downloads.py"))
-    for name, source in downloads.SOURCES.items():
-        alone = replace(source, mirrors=source.mirrors and ("http://127.0.0.1:9/",), elsewhere=())
-        monkeypatch.setitem(downloads.SOURCES, name, alone)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Its handler keeps the standard error of the first test that used it, closed since.
-    monkeypatch.setattr(pooch.get_logger(), "handlers", [])
 
 
 @pytest.fixture

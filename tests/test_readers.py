@@ -10,7 +10,6 @@ import struct
 import zipfile
 from pathlib import Path
 
-import data_files
 import numpy as np
 import pytest
 from data_files import (
@@ -33,20 +32,7 @@ from fltrust_repro import downloads, files, readers
 from fltrust_repro.datasets import load, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    data_files.alone(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    data_files.tiny_mnist(monkeypatch)
-
-
-@pytest.fixture
-def sixteen(monkeypatch):
-    data_files.sixteen_tiles(monkeypatch)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_idx_files_become_unit_float_images_and_int_labels(tiny, tmp_path):
