@@ -193,6 +193,11 @@ def host_view(array: NDArray) -> np.ndarray:
     return np.frombuffer(buffer, dtype=np.float32).reshape(array.shape)
 
 
+def pinned(*shape: int) -> NDArray:
+    """Return memory of the host, not yet filled, to which a GPU copies several times faster."""
+    return to_ndarray(host_view(_mxnet().nd.empty(shape, ctx=_mxnet().cpu_pinned())))
+
+
 def to_ndarray(array: np.ndarray) -> NDArray:
     """Turn a numpy array into an NDArray of float32; one of float32 shares its memory."""
     whole = np.ascontiguousarray(array, dtype=np.float32)

@@ -5,7 +5,8 @@
         '''One line that `list` shows.'''
 
 The block maps examples (n, *shape) to float32 logits (n, classes), checked before a trial begins. A
-model may bring a compiled formula for all workers' updates (`gradients.py`); others run in a loop.
+model may bring formulas for all workers' updates, compiled for a CPU (`gradients.py`) and for a GPU
+(`gpu_gradients.py`); others run in a loop.
 """
 
 from __future__ import annotations
@@ -19,24 +20,28 @@ import numpy as np
 from fltrust_repro import backend
 from fltrust_repro.cnn_gradients import compiled_cnn
 from fltrust_repro.errors import BadInput
+from fltrust_repro.gpu_gradients import Network
 from fltrust_repro.gradients import Compiled, compiled_lr
 from fltrust_repro.registry import Registry, check_default
 
 if TYPE_CHECKING:
+    from mxnet.context import Context
     from mxnet.gluon import HybridBlock
 
 Shape = tuple[int, ...]  # (channels, height, width) of an example
 Build = Callable[[int, Shape], "HybridBlock"]
 Compiling = Callable[[int, Shape], Compiled]
+OnGpu = Callable[[int, Shape, "Context"], Compiled]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier: how it is built, a formula for its updates, its default of iterations."""
+    """A classifier: how it is built, formulas for its updates, its default of iterations."""
 
     name: str
     build: Build
     compiled: Compiling | None = None
+    on_gpu: OnGpu | None = None
     iterations: int = 2000
 
     def __post_init__(self) -> None:
@@ -67,18 +72,21 @@ models: Registry[Model] = Registry("model")
 
 
 def model(
-    name: str, iterations: int = 2000, compiled: Compiling | None = None
+    name: str,
+    iterations: int = 2000,
+    compiled: Compiling | None = None,
+    on_gpu: OnGpu | None = None,
 ) -> Callable[[Build], Build]:
     """Register a function `(classes, shape) -> HybridBlock`; see `Model` for the rest."""
 
     def register(build: Build) -> Build:
-        models.add(name, Model(name, build, compiled, iterations))
+        models.add(name, Model(name, build, compiled, on_gpu, iterations))
         return build
 
     return register
 
 
-@model("lr", iterations=500, compiled=compiled_lr)
+@model("lr", iterations=500, compiled=compiled_lr, on_gpu=lambda *given: Network(*given).formula())
 def logistic_regression(classes: int, shape: Shape) -> HybridBlock:
     """Multi-class logistic regression (d = 7,850 for MNIST)."""
     return backend.mx.gluon.nn.Dense(classes, in_units=int(np.prod(shape)))
@@ -89,7 +97,15 @@ def cnn_windows(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
     return ((1, 3), (1, 2)) if shape[1] == 1 else ((3, 3), (2, 2))
 
 
-@model("cnn", compiled=lambda classes, shape: compiled_cnn(classes, shape, *cnn_windows(shape)))
+def _cnn_on_gpu(classes: int, shape: Shape, ctx: Context) -> Compiled:
+    return Network(classes, shape, ctx, (30, 50), (200,), *cnn_windows(shape)).formula()
+
+
+@model(
+    "cnn",
+    compiled=lambda classes, shape: compiled_cnn(classes, shape, *cnn_windows(shape)),
+    on_gpu=_cnn_on_gpu,
+)
 def cnn(classes: int, shape: Shape) -> HybridBlock:
     """Two convolutions and two dense layers of Table 7a (d = 266,060 for MNIST)."""
     kernel, pool = cnn_windows(shape)

@@ -2,11 +2,11 @@
 
 `Learner` binds a model to a data set's shape and a device, and it alone knows the device: models
 and updates come and go as arrays of the host. Two ways lead to the same (m, d) matrix: a loop over
-the workers for any Gluon model, and a compiled formula (`gradients.py`), on the CPU.
+the workers for any Gluon model, and a model's own formula (`gradients.py`, `gpu_gradients.py`).
 
-On a GPU memory holds the data set, the (m, d) updates, and the activations of one worker's batch at
-a time, or of a chunk of test examples. A batch is never cut, whose statistics batch normalisation
-takes; where it does not fit, the trial fails and says so.
+In the loop a GPU's memory holds the data set, the (m, d) updates, and the activations of one
+worker's batch at a time, or of a chunk of test examples. A batch is never cut, whose statistics
+batch normalisation takes; where it does not fit, the trial fails and says so.
 """
 
 from __future__ import annotations
@@ -65,14 +65,21 @@ class Learner:
         seed: int,
         initial: str = "xavier-3",
     ) -> None:
-        mx, self._ctx = backend.mx, ctx
+        mx, self._ctx, at = backend.mx, ctx, ctx
+        self._formula, self._chunk, self._pinned = None, _TEST_CHUNK, None
+        if backend.is_gpu(ctx):
+            if model.on_gpu is not None:
+                self._formula = model.on_gpu(classes, shape, ctx)
+                at = mx.cpu()  # where the block has nothing to do but to draw the initial model
+        elif model.compiled is not None:
+            self._formula = model.compiled(classes, shape)
         mx.random.seed(seed)
         self._net = model.build(classes, shape)
         model.check_built(self._net)
         kind, magnitude = initial.split("-")
         by_name = {"xavier": partial(mx.init.Xavier, "uniform", "avg"), "uniform": mx.init.Uniform}
-        self._net.initialize(by_name[kind](float(magnitude)), ctx=ctx)
-        two = mx.nd.zeros((2, *shape), ctx=ctx)
+        self._net.initialize(by_name[kind](float(magnitude)), ctx=at)
+        two = mx.nd.zeros((2, *shape), ctx=at)
         model.check_logits(self._net(two), 2, classes)  # fixes the shapes that were deferred, too
         self._net.hybridize()
         self._objective = _objective()(self._net)
@@ -80,13 +87,10 @@ class Learner:
         everything = self._net.collect_params().values()
         self._weights = [p for p in everything if p.grad_req != "null"]
         self._statistics = [p for p in everything if p.grad_req == "null"]
-        self._compiled, self._chunk = None, _TEST_CHUNK
-        if backend.is_gpu(ctx):
-            fitting = backend.workspace(ctx) // _bytes_per_example(self._net, shape)
+        if backend.is_gpu(at):
+            fitting = backend.workspace(at) // _bytes_per_example(self._net, shape)
             self._chunk = min(max(fitting, _LEAST_CHUNK), _TEST_CHUNK)
-        elif model.compiled is not None:
-            self._compiled = model.compiled(classes, shape)
-        self.initial = _flatten([p.data(ctx) for p in self._weights]).as_in_context(mx.cpu())
+        self.initial = _flatten([p.data(at) for p in self._weights]).as_in_context(mx.cpu())
 
     def resident(self, x: np.ndarray) -> NDArray:
         """Return examples (n, channels, height, width) where the learner takes them."""
@@ -99,18 +103,27 @@ class Learner:
 
         On batches of `x`, all training examples, `resident`; `learning_rate` is alpha, on the
         batch-mean cross-entropy. Returns the updates w_i - w_re, NDArray (m, d), and each worker's
-        loss at w_re, (m,); a worker without examples sends zeros, its loss is NaN.
+        loss at w_re, (m,); a worker without examples sends zeros, its loss is NaN. On a GPU the
+        next call may write where these updates lie.
         """
-        if self._compiled is None:
+        if self._formula is None:
             updates, losses = self._loop(w_re.as_in_context(self._ctx), x, batches, learning_rate)
             # The one point of an iteration where the host waits for a GPU. It has to wait
             # somewhere: MXNet's asynchronous engine would pile up memory.
             return updates.as_in_context(backend.mx.cpu()), losses.asnumpy()
         m = len(batches.counts)
-        updates, losses = backend.nd.empty((m, w_re.size)), np.full(m, np.nan)
-        given = host_view(w_re), host_view(x), tuple(batches)
-        self._compiled.updates(*given, learning_rate, host_view(updates), losses)
+        updates, losses = self._place_for(m, w_re.size), np.full(m, np.nan)
+        given = host_view(w_re), _as_taken(x), tuple(batches)
+        self._formula.updates(*given, learning_rate, host_view(updates), losses)
         return updates, losses
+
+    def _place_for(self, m: int, d: int) -> NDArray:
+        """Memory of the host for updates; what a GPU copies to quickly takes long to get."""
+        if not backend.is_gpu(self._ctx):
+            return backend.nd.empty((m, d))
+        if self._pinned is None or self._pinned.shape != (m, d):
+            self._pinned = backend.pinned(m, d)
+        return self._pinned
 
     def _loop(
         self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
@@ -171,10 +184,11 @@ class Learner:
 
     def _scores(self, models: np.ndarray, x: NDArray) -> np.ndarray:
         """Logits (k, n, classes) of models (k, d)."""
-        if self._compiled is not None:
-            if len(models) > 1 and self._compiled.scores_of_all is not None:
-                return self._compiled.scores_of_all(models, host_view(x))
-            return np.stack([self._compiled.scores(w, host_view(x)) for w in models])
+        if self._formula is not None:
+            taken = _as_taken(x)
+            if len(models) > 1 and self._formula.scores_of_all is not None:
+                return self._formula.scores_of_all(models, taken)
+            return np.stack([self._formula.scores(w, taken) for w in models])
         scores = []
         for w in backend.nd.array(models, ctx=self._ctx):
             for start in range(0, len(x), self._chunk):
@@ -183,6 +197,11 @@ class Learner:
                 self._load(self._weights, w)
                 scores.append(self._net(x[start : start + self._chunk]))
         return backend.nd.concat(*scores, dim=0).asnumpy().reshape(len(models), len(x), -1)
+
+
+def _as_taken(x: NDArray) -> NDArray | np.ndarray:
+    """Examples as a formula takes them: on a GPU where they are, else as an array of numpy's."""
+    return x if backend.is_gpu(x.ctx) else host_view(x)
 
 
 def _flatten(arrays: list[NDArray]) -> NDArray:

@@ -1,6 +1,7 @@
 """All workers' updates: the compiled formulas, the Gluon loop and the reference agree."""
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,10 +28,8 @@ RATE = 0.1
 
 
 def learner(name, classes, shape, seed=0, compiled=True, ctx=None):
-    out = Learner(models[name], classes, shape, ctx or mx.cpu(), seed)
-    if not compiled:
-        out._compiled = None
-    return out
+    model = models[name] if compiled else replace(models[name], compiled=None, on_gpu=None)
+    return Learner(model, classes, shape, ctx or mx.cpu(), seed)
 
 
 def examples(classes, shape, n=60, seed=0):
@@ -69,7 +68,7 @@ def test_compiled_updates_equal_the_gluon_loop(name, classes, shape, rounds):
     batches = batches_of(labels, RAGGED, rounds=rounds)
     compiled = learner(name, classes, shape)
     loop = learner(name, classes, shape, compiled=False)
-    assert compiled._compiled is not None
+    assert compiled._formula is not None
     w = somewhere(compiled.initial)
     ours, our_losses = compiled.updates(w, x, batches, RATE)
     theirs, their_losses = loop.updates(w, x, batches, RATE)
@@ -186,7 +185,7 @@ def test_lrs_scores_are_the_linear_function_for_any_number_of_examples(classes, 
     wide, flat = models.asnumpy().astype(np.float64), x.asnumpy().reshape(n, 30)
     weights, biases = wide[:, : 30 * classes].reshape(3, classes, 30), wide[:, 30 * classes :]
     expected = np.einsum("kcf,nf->knc", weights, flat) + biases[:, None]
-    together = trainee._compiled.scores_of_all(models.asnumpy(), x.asnumpy())
+    together = trainee._formula.scores_of_all(models.asnumpy(), x.asnumpy())
     np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-5)
     for k in range(3):
         [scores] = trainee._scores(models.asnumpy()[k : k + 1], x)
@@ -295,13 +294,14 @@ def test_updates_hold_the_trained_parameters_and_no_statistics(resnet_case):
     ("name", "shape"), [("lr", (1, 4, 5)), ("cnn", (1, 10, 10)), ("resnet20", (1, 8, 8))]
 )
 @pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("formula", [True, False])
 def test_a_device_gives_the_numbers_of_the_host_and_gives_them_on_the_host(
-    device, name, shape, rounds
+    device, name, shape, rounds, formula
 ):
     x, labels = examples(3, shape)
     batches = batches_of(labels, [20, 0, 3, 28], rounds=rounds)
     here = learner(name, 3, shape, compiled=False)
-    there = learner(name, 3, shape, ctx=device)
+    there = learner(name, 3, shape, compiled=formula, ctx=device)
     np.testing.assert_array_equal(there.initial.asnumpy(), here.initial.asnumpy())
     w, on_device = somewhere(here.initial), there.resident(x.asnumpy())
     assert on_device.ctx == device
@@ -367,14 +367,16 @@ def test_all_but_the_learner_stays_on_the_host(device, monkeypatch, rule, attack
     monkeypatch.setattr(Rule, "__call__", watched)
     setting = Setting(**SMALL, iterations=3, rule=rule, attack=attack, learning_rate=0.1)
     run_trial(setting, 0, after_iteration=lambda: seen.append(traffic.counts.copy()))
-    # It waits for the losses, and sends the numbers of all batches' examples at once.
-    assert (seen[1] - seen[0]).tolist() == [1, 1]
+    # It waits for the losses, and sends the model, and of all batches' examples the numbers, the
+    # labels, and how many they are, each at once.
+    assert (seen[1] - seen[0]).tolist() == [1, 4]
     assert given
     assert set(given) == {mx.cpu()}
 
 
-def test_a_judgement_waits_once_for_all_models(device, monkeypatch):
+def test_in_the_loop_a_judgement_waits_once_for_all_models(device, monkeypatch):
     monkeypatch.setattr(training.backend, "context", lambda name, index: device)
+    monkeypatch.setitem(models._entries, "lr", replace(models["lr"], on_gpu=None))
     traffic, seen = Traffic(device, monkeypatch), []
     setting = Setting(**SMALL, iterations=3, rule="median", attack="trimmed-mean", defense="union")
     run_trial(setting, 0, after_iteration=lambda: seen.append(traffic.counts.copy()))
@@ -395,7 +397,8 @@ def test_examples_are_tested_in_chunks_that_fit(device, monkeypatch, fitting, ch
     one = 4 * (64 + 10)  # LR's layers: the flat input, and the scores
     monkeypatch.setattr(backend, "workspace", lambda ctx: int(fitting * one))
     x = np.random.default_rng(0).random((120, 1, 8, 8)).astype(np.float32)
-    there, here = learner("lr", 10, (1, 8, 8), ctx=device), learner("lr", 10, (1, 8, 8))
+    here = learner("lr", 10, (1, 8, 8))
+    there = learner("lr", 10, (1, 8, 8), compiled=False, ctx=device)
     sizes = []
     net = there._net
 

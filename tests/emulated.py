@@ -1,0 +1,59 @@
+"""The kernels of `gradients.cu` without a GPU: compiled as C++, a loop over the threads."""
+
+import ctypes
+import re
+import subprocess
+
+from fltrust_repro.backend import mx, nd
+from fltrust_repro.gpu_gradients import SOURCE, signatures
+
+# What CUDA adds to C++, as far as the kernels use it.
+_CUDA = """
+#include <cmath>
+#define __global__
+struct Where { int x; };
+static Where blockIdx, blockDim, threadIdx;
+"""
+_LOOP = """
+extern "C" void each_{name}({parameters}) {{
+    blockDim.x = 256;
+    for (blockIdx.x = 0; blockIdx.x * 256 < n; ++blockIdx.x)
+        for (threadIdx.x = 0; threadIdx.x < 256; ++threadIdx.x) {name}({arguments});
+}}
+"""
+
+
+def launcher(folder):
+    """Return what `gpu_gradients.Network` takes as `launch`, for arrays on the CPU."""
+    source = SOURCE.read_text()
+    loops = [
+        _LOOP.format(
+            name=name,
+            parameters=parameters,
+            arguments=", ".join(re.findall(r"(\w+)(?:,|$)", parameters)),
+        )
+        for name, parameters in signatures(source).items()
+    ]
+    file, library = folder / "gradients.cpp", folder / "gradients.so"
+    file.write_text("\n".join([_CUDA, source, *loops]))
+    subprocess.run(
+        ["c++", "-O2", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-o", library, file], check=True
+    )
+    compiled, wait = ctypes.CDLL(str(library)), mx.base._LIB.MXNDArrayWaitToRead
+
+    def launch(name, *arguments):
+        for array in arguments:
+            if isinstance(array, nd.NDArray):
+                mx.base.check_call(wait(array.handle))
+        getattr(compiled, f"each_{name}")(*map(_as_c, arguments))
+
+    return launch
+
+
+def _as_c(argument):
+    if isinstance(argument, nd.NDArray):
+        address = ctypes.c_void_p()
+        base = mx.base
+        base.check_call(base._LIB.MXNDArrayGetData(argument.handle, ctypes.byref(address)))
+        return address
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int(argument)
