@@ -23,7 +23,7 @@ extern "C" void each_{name}({parameters}) {{
 """
 
 
-def launcher(folder):
+def launcher(folder, *warnings):
     """Return what `gpu_gradients.Network` takes as `launch`, for arrays on the CPU."""
     source = SOURCE.read_text()
     loops = [
