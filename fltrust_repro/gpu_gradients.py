@@ -197,8 +197,11 @@ class Network:
                 d_z = self._empty(*inputs.shape[:2], length)
                 self._launch("relu_gradient", d_inputs, inputs, d_z, length, d_z.size)
             else:
-                pooled = self._to_images(d_inputs, k, dense)
-                d_z = self._unpooled(pooled, multiplied[k - 1][1], k)
+                images = self._images[k]
+                d_pooled = (
+                    self._unflattened(d_inputs) if dense else self._from_patches(d_inputs, images)
+                )
+                d_z = self._unpooled(d_pooled, multiplied[k - 1][1], k)
 
     # ---- the kernels, each with its shapes
 
@@ -247,19 +250,21 @@ class Network:
         self._launch("pool_gradient", d_pooled, places, d_z, *told)
         return d_z
 
-    def _to_images(self, d_inputs: NDArray, k: int, dense: bool) -> NDArray:
-        """From the gradient of what layer k multiplies to that of the images it comes from."""
-        channels, height, width = self._images[k]
-        if dense:
-            workers, examples = d_inputs.shape[:2]
-            d_images = self._empty(workers, channels, examples, height, width)
-            told = (channels, examples, height * width, d_images.size)
-            self._launch("flatten_gradient", d_inputs, d_images, *told)
-            return d_images
-        examples = d_inputs.shape[2] // int(np.prod(self._sides(self._images[k])))
-        d_images = self._empty(len(d_inputs), channels, examples, height, width)
-        told = (channels, examples, height, width, *self._kernel, d_images.size)
-        self._launch("patches_gradient", d_inputs, d_images, *told)
+    def _unflattened(self, d_inputs: NDArray) -> NDArray:
+        """From the gradient of what the first dense layer takes to that of the last images."""
+        channels, height, width = self._images[-1]
+        workers, examples = d_inputs.shape[:2]
+        d_images = self._empty(workers, channels, examples, height, width)
+        told = (channels, examples, height * width, d_images.size)
+        self._launch("flatten_gradient", d_inputs, d_images, *told)
+        return d_images
+
+    def _from_patches(self, d_columns: NDArray, of: _Images) -> NDArray:
+        """From the gradient of a convolution's patches to that of its images."""
+        examples = d_columns.shape[2] // int(np.prod(self._sides(of)))
+        d_images = self._empty(len(d_columns), of.channels, examples, of.height, of.width)
+        told = (of.channels, examples, of.height, of.width, *self._kernel, d_images.size)
+        self._launch("patches_gradient", d_columns, d_images, *told)
         return d_images
 
     def _empty(self, *shape: int, dtype: str = "float32") -> NDArray:
