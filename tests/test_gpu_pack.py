@@ -39,8 +39,8 @@ def payload(kind: int, architecture: int) -> bytes:
     return f"<{'PTX' if kind == PTX else 'code'} of {architecture}>".encode().ljust(40, b"!")
 
 
-# As compilers leave it: code that compares with the magic number, and nothing but that.
-CODE = b"\x7fELF code".ljust(64, b"\x90") + struct.pack("<I", 0xBA55ED50).ljust(24, b"\x90")
+# Code that compares with what a container begins with, which is none.
+CODE = b"\x7fELF".ljust(68, b"\x90") + struct.pack("<IHH", 0xBA55ED50, 1, 16).ljust(20, b"\1")
 ALL = [(MACHINE_CODE, n) for n in (50, 70, 75, 80, 86, 89, 90)] + [(PTX, 90)]
 OLD = [(MACHINE_CODE, 50), (PTX, 70), (MACHINE_CODE, 70)]
 LIBRARY = CODE + container(*ALL) + bytes(24) + container(*OLD) + CODE
