@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro import machine
+from fltrust_repro import machine, nvidia
 from fltrust_repro.errors import BadInput
 
 if TYPE_CHECKING:
@@ -158,10 +158,11 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "gpu" if gpu_count() else "cpu"
     if name == "gpu" and not gpu_count():
-        raise BadInput(
-            "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install its "
-            "driver and `pip install -e '.[cuda]'`."
-        )
+        fault = nvidia.driver_fault()
+        remedy = "install its driver and `pip install -e '.[cuda]'`"
+        remedy = f"mend the driver ({fault})" if fault else remedy
+        none = "device is 'gpu', but MXNet sees no NVIDIA GPU"
+        raise BadInput(f"{none}; use --device cpu, or {remedy}.")
     return name
 
 
