@@ -266,20 +266,17 @@ def _steps(call: Callable[..., Any], device: str, index: int) -> Iterator[str]:
         if no_code := machine.no_code(index, formulas):
             yield f"{place}: {no_code}"
             names = formulas
-    steps = {}
     for name in names:
-        steps[name] = call(f"a step of {name} on {place}", _step, name, device, index)
-    times = [f"of {name} {one.first:.3f} s, then {one.second:.3f} s" for name, one in steps.items()]
-    yield f"{place}: a step {', '.join(times)}"
-    for name, one in steps.items() if gpu else ():
-        if not one.off <= ROUNDING:  # NaN is
+        what = f"a step of {name} on {place}"
+        first, second, off = call(what, _step, name, device, index)
+        if gpu and not off <= ROUNDING:  # NaN is
             unset = "unset NVIDIA_TF32_OVERRIDE" * (os.environ.get("NVIDIA_TF32_OVERRIDE") == "1")
             raise BadInput(
-                f"{place}: the numbers of {name} are {one.off:.0e} off the CPU's, where rounding "
-                f"is below {ROUNDING:.0e}; {unset or 'train with --device cpu'}."
+                f"{what} is {off:.0e} off the CPU's numbers, where rounding is below "
+                f"{ROUNDING:.0e}; {unset or 'train with --device cpu'}."
             )
-    if gpu:
-        yield f"{place}: numbers as on the CPU, within {max(one.off for one in steps.values()):.0e}"
+        numbers = f", {off:.0e} off the CPU's numbers" * gpu
+        yield f"{what}: {first:.3f} s at first, then {second:.3f} s{numbers}"
 
 
 @contextlib.contextmanager

@@ -97,8 +97,9 @@ def test_without_a_driver_trials_run_on_the_cpu_and_one_line_says_so(machine, re
     assert lines(text, "driver") == ["driver    no NVIDIA driver found; trials run on the CPU"]
     assert lines(text, "device") == [
         "device    the CPU: what --device auto takes here",
-        "device    the CPU: a step of lr 2.000 s, then 0.250 s, of cnn 2.000 s, then 0.250 s, of "
-        "cnn in Gluon 2.000 s, then 0.250 s",
+        "device    a step of lr on the CPU: 2.000 s at first, then 0.250 s",
+        "device    a step of cnn on the CPU: 2.000 s at first, then 0.250 s",
+        "device    a step of cnn in Gluon on the CPU: 2.000 s at first, then 0.250 s",
     ]
     assert text.endswith("Trials can run here.\n")
 
@@ -126,30 +127,26 @@ def test_with_gpus_everything_is_named(gpus, report, monkeypatch):
     assert "all 10 libraries" in libraries
     assert "NVIDIA_TF32_OVERRIDE=0, " in variables
     assert "(yours)" not in variables
-    times = (
-        "a step of lr 2.000 s, then 0.250 s, of cnn 3.000 s, then 0.500 s, of cnn in Gluon 2.000 "
-        "s, then 0.250 s"
-    )
-    assert lines(text, "device") == [
-        "device    GPU (2 of them): what --device auto takes here",
-        "device    GPU 0: NVIDIA A100-SXM4-80GB, compute capability 8.0, 80 GiB",
-        f"device    GPU 0: {times}",
-        "device    GPU 0: numbers as on the CPU, within 2e-06",
-        "device    GPU 1: NVIDIA GeForce RTX 4090, compute capability 8.9, 24 GiB",
-        f"device    GPU 1: {times}",
-        "device    GPU 1: numbers as on the CPU, within 2e-06",
+    first, *of_0, second, of_1, _, _ = lines(text, "device")[1:]
+    assert first == "device    GPU 0: NVIDIA A100-SXM4-80GB, compute capability 8.0, 80 GiB"
+    assert [line.partition(" a step of ")[2] for line in of_0] == [
+        "lr on GPU 0: 2.000 s at first, then 0.250 s, 1e-07 off the CPU's numbers",
+        "cnn on GPU 0: 3.000 s at first, then 0.500 s, 2e-06 off the CPU's numbers",
+        "cnn in Gluon on GPU 0: 2.000 s at first, then 0.250 s, 1e-07 off the CPU's numbers",
     ]
+    assert second == "device    GPU 1: NVIDIA GeForce RTX 4090, compute capability 8.9, 24 GiB"
+    assert of_1 == of_0[0].replace("GPU 0", "GPU 1")
 
 
 def test_on_a_gpu_without_code_what_trains_there_is_tried_and_the_rest_named(gpus, report):
     gpus(HOPPER, **{IN_GLUON: BadInput("has no code.")})
     code, text = report()
     assert code == 0
-    _, card, no_code, times, numbers = lines(text, "device")
+    _, card, no_code, lr, cnn = lines(text, "device")
     assert card.endswith("GPU 0: NVIDIA H200, compute capability 9.0, 140 GiB")
     assert "this one (NVIDIA H200) has 9.0: the models lr and cnn train on it, others" in no_code
-    assert times.endswith("a step of lr 2.000 s, then 0.250 s, of cnn 2.000 s, then 0.250 s")
-    assert numbers.endswith("numbers as on the CPU, within 1e-07")
+    assert "a step of lr on GPU 0: 2.000 s" in lr
+    assert "a step of cnn on GPU 0: 2.000 s" in cnn
 
 
 @pytest.mark.parametrize("off", [2e-4, float("nan")])
@@ -159,7 +156,7 @@ def test_numbers_of_a_gpu_that_are_not_the_cpus_are_a_fault(gpus, report, monkey
     code, text = report()
     assert code == 1
     assert "NVIDIA_TF32_OVERRIDE=1 (yours), " in text
-    assert f"GPU 0: the numbers of cnn are {off:.0e} off the CPU's, where rounding is" in text
+    assert f"device    a step of cnn on GPU 0 is {off:.0e} off the CPU's numbers, where" in text
     assert "unset NVIDIA_TF32_OVERRIDE." in text
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert "train with --device cpu." in report()[1]
