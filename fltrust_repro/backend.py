@@ -1,8 +1,9 @@
 """The only module that imports MXNet: makes it importable, picks the device, shares memory.
 
 MXNet 1.9.1 is older than today's numpy and CUDA packages; what its import needs is set right here,
-for as long as it takes. Trials have one thread each, so that sums have one order and numbers do not
-depend on a machine's cores: worker processes from their start, a user's own while a trial runs.
+for as long as it takes (what CUDA reads stays: `machine.preload`). Trials have one thread each, so
+that sums have one order and numbers do not depend on a machine's cores: worker processes from their
+start, a user's own while a trial runs.
 """
 
 from __future__ import annotations

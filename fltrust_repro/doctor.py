@@ -307,14 +307,12 @@ def _process() -> Iterator[Callable[..., Any]]:
 
 
 def _try_device() -> tuple[str, int]:
-    """Import all that trials and their commands need, compute on the device, and name it."""
+    """Import all that trials and their commands need; name the device, and count GPUs."""
     from fltrust_repro import backend
 
     for room in ("trial_process", "trial_commands"):
         importlib.import_module(f"fltrust_repro.{room}")
-    name = backend.resolve_device("auto")
-    backend.nd.ones(2, ctx=backend.context(name)).wait_to_read()
-    return name, backend.gpu_count()
+    return backend.resolve_device("auto"), backend.gpu_count()
 
 
 def _step(name: str, device: str, index: int) -> Any:

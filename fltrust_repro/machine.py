@@ -205,6 +205,7 @@ def has_code_for(capability: tuple[int, int] | None) -> bool:
     Code runs on GPUs of its own major version and no smaller minor one. What is not known, None, is
     taken for a GPU with code.
 
+    >>> from fltrust_repro.machine import has_code_for
     >>> has_code_for((7, 5)), has_code_for((9, 0)), has_code_for(None)
     (True, False, True)
     """

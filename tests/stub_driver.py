@@ -58,11 +58,10 @@ def source(cards: Sequence[Card] = (), init: int = 0) -> str:
 
 
 def build(library: Path, text: str) -> None:
-    """Compile C to a library of the driver's soname."""
+    """Compile C to a library; no soname, by which a process would ever after take it for real."""
     if shutil.which("cc") is None:
         pytest.skip("cc is not installed")
-    soname = f"-Wl,-soname,{nvidia.DRIVER_LIBRARY}"
-    command = ["cc", "-x", "c", "-", "-shared", "-fPIC", soname, "-o", library]
+    command = ["cc", "-x", "c", "-", "-shared", "-fPIC", "-o", library]
     subprocess.run(command, input=text, text=True, check=True)
 
 
