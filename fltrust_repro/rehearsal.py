@@ -23,7 +23,7 @@ IN_GLUON = "cnn in Gluon"
 STEPS = ("lr", "cnn", IN_GLUON)
 """The models that bring a formula, and one computed in Gluon, as all others are."""
 ROUNDING = 5e-5
-"""How far off numbers may be: sums in another order are off by 3e-6 at most, TF32 by 1e-4."""
+"""How far off numbers may be: sums in another order are off by up to 3e-6, TF32 by 1e-4 or more."""
 _SHAPE, _CLASSES, _EXAMPLES, _WORKERS, _BATCH, _RATE = (1, 28, 28), 10, 64, 3, 4, 0.1
 _SEED = 0  # with which no unit of the CNN is so near zero that rounding could switch it on or off
 

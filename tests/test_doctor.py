@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -163,15 +164,19 @@ def test_numbers_of_a_gpu_that_are_not_the_cpus_are_a_fault(gpus, report, monkey
     assert text.endswith("Trials cannot run here; see above: device.\n")
 
 
-def test_a_step_that_fails_is_a_fault_told_in_one_line(gpus, report):
-    gpus(AMPERE, cnn=RuntimeError("no kernel image\nis available"))
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("no kernel\nimage"), "fails (RuntimeError: no kernel image)."),
+        (BrokenProcessPool(), "ends the process."),
+    ],
+)
+def test_a_step_that_goes_wrong_is_a_fault_told_in_one_line(gpus, report, error, words):
+    gpus(AMPERE, cnn=error)
     code, text = report()
     assert code == 1
     *_, line = lines(text, "device")
-    assert line.endswith(
-        "trials do not start: a step of cnn on GPU 0 fails (RuntimeError: no kernel image is "
-        "available)."
-    )
+    assert line == f"device    trials do not start: a step of cnn on GPU 0 {words}"
     assert lines(text, "blas")
 
 
