@@ -19,11 +19,10 @@ def test_a_step_is_timed_and_its_numbers_are_the_cpus(name):
     assert (one.off > 0) == (name == IN_GLUON)  # whose sums have another order
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("name", STEPS[:2])
-def test_a_step_on_a_gpu_has_the_cpus_numbers(name):
-    if not backend.gpu_count():
-        pytest.skip("MXNet sees no GPU on this machine")
+def test_a_step_on_a_gpu_has_the_cpus_numbers(name, device, monkeypatch):
+    places = {"cpu": backend.context("cpu"), "gpu": device}
+    monkeypatch.setattr(backend, "context", lambda kind, index=0: places[kind])
     assert 0 < rehearsal.step(name, "gpu").off <= ROUNDING
 
 
