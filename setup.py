@@ -50,7 +50,9 @@ setup(
             "nvidia-cublas-cu11>=11.4,<12",
             "nvidia-cuda-nvrtc-cu11>=11.2,<12",
             "nvidia-cuda-runtime-cu11>=11.2,<12",
-            "nvidia-cudnn-cu11>=8.5,<9",
+            # Older ones end the process where the loader knows no libnvrtc.so or libcuda.so, names
+            # that NVIDIA's packages for pip do not have.
+            "nvidia-cudnn-cu11>=8.9.6,<9",
             "nvidia-cufft-cu11>=10.4,<11",
             "nvidia-curand-cu11>=10.2,<11",
             "nvidia-cusolver-cu11>=11.1,<12",

@@ -1,8 +1,9 @@
 """The only module that imports MXNet: makes it importable, picks the device, shares memory.
 
 MXNet 1.9.1 is older than today's numpy and CUDA packages; what its import needs is set right here,
-for as long as it takes. Trials have one thread each, so that sums have one order and numbers do not
-depend on a machine's cores: worker processes from their start, a user's own while a trial runs.
+for as long as it takes (what CUDA reads stays: `machine.preload`). Trials have one thread each, so
+that sums have one order and numbers do not depend on a machine's cores: worker processes from their
+start, a user's own while a trial runs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro import machine
+from fltrust_repro import machine, nvidia
 from fltrust_repro.errors import BadInput
 
 if TYPE_CHECKING:
@@ -161,10 +162,11 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "gpu" if gpu_count() else "cpu"
     if name == "gpu" and not gpu_count():
-        raise BadInput(
-            "device is 'gpu', but MXNet sees no NVIDIA GPU; use --device cpu, or install its "
-            "driver and `pip install -e '.[cuda]'`."
-        )
+        fault = nvidia.driver_fault()
+        remedy = "install its driver and `pip install -e '.[cuda]'`"
+        remedy = f"mend the driver ({fault})" if fault else remedy
+        none = "device is 'gpu', but MXNet sees no NVIDIA GPU"
+        raise BadInput(f"{none}; use --device cpu, or {remedy}.")
     return name
 
 

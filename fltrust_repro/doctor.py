@@ -1,11 +1,12 @@
 """The commands `doctor`, on what is installed, at hand and wrong, and `data`, on the data sets.
 
-What may be broken, such as MXNet, numba or pandas, is imported where it is looked at, and whether
-trials can run is tried in a process of its own, which may fail as it likes.
+What may be broken, such as MXNet, numba or pandas, is imported where it is looked at, and a step of
+what trials do is taken in a process of its own, which may fail as it likes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -19,11 +20,12 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
 
-from fltrust_repro import machine
-from fltrust_repro.errors import BadInput
+from fltrust_repro import machine, nvidia
+from fltrust_repro.errors import BadInput, in_words
 from fltrust_repro.machine import usable_cores
 
 _SHARED = Path("/dev/shm")
@@ -147,15 +149,18 @@ def _mxnet() -> Iterator[str]:
 
 
 def _driver() -> Iterator[str]:
-    found, builds = machine.driver(), machine.installed_builds()
+    found, builds = nvidia.driver(), machine.installed_builds()
     if found:
         speaks = f", for CUDA up to {found.cuda}" if found.cuda else ""
         yield f"NVIDIA {found.version or '(version not told)'}{speaks}"
+        yield from (
+            f"it does not start: {fault}" for fault in filter(None, [nvidia.driver_fault()])
+        )
         if builds and machine.CUDA_BUILD not in builds:
             remedy = f"`pip uninstall -y {machine.CPU_BUILD} && pip install -e '.[cuda]'`"
             yield f"MXNet's build for the CPU makes no use of it: {remedy}"
-    elif module := machine.kernel_module_version():
-        problem = f"but the loader does not find its {machine.DRIVER_LIBRARY}"
+    elif module := nvidia.kernel_module_version():
+        problem = f"but the loader does not find its {nvidia.DRIVER_LIBRARY}"
         yield f"NVIDIA {module}, {problem}; in a container, pass the GPU in"
     elif machine.CUDA_BUILD in builds:
         yield "no NVIDIA driver found; MXNet's build for CUDA does not load without one"
@@ -167,10 +172,13 @@ def _cuda() -> Iterator[str]:
     if machine.CUDA_BUILD not in machine.installed_builds():
         yield f"no libraries needed, since {machine.CUDA_BUILD} is not installed"
         return
+    chosen = {name: f"{value} (yours)" for name, value in os.environ.items()}  # before it adds ours
     missing = machine.preload()
     yield from (f"{name} is missing: {machine.remedy([name])}" for name in missing)
     if not missing:
         yield f"all {len(machine.CUDA_LIBRARIES)} libraries and the driver's load"
+    variables = machine.cuda_environment().items()
+    yield ", ".join(f"{name}={chosen.get(name, value)}" for name, value in variables)
 
 
 def _data(data_dir: str | None) -> Iterator[str]:
@@ -234,43 +242,83 @@ def _processes() -> Iterator[str]:
 
 
 def _device(blas: list[machine.Blas]) -> Iterator[str]:
-    cuda_build = machine.CUDA_BUILD in machine.installed_builds()
-    if cuda_build and machine.driver():
-        yield "a GPU newer than MXNet compiles for minutes when first used"
-    name, count, found = _tried()
-    blas += found
-    text = "the CPU" if name == "cpu" else f"GPU ({count} of them)"
-    yield f"{text}: what --device auto takes here"
-    if name == "cpu" and cuda_build:
-        yield "MXNet sees no GPU: look at the driver and CUDA_VISIBLE_DEVICES"
+    with _process() as call:
+        name, count = call("loading MXNet and other libraries", _try_device)
+        blas += call("naming the linear algebra", machine.libraries)
+        text = "the CPU" if name == "cpu" else f"GPU ({count} of them)"
+        yield f"{text}: what --device auto takes here"
+        if name == "cpu" and machine.CUDA_BUILD in machine.installed_builds():
+            look = "look at the driver and CUDA_VISIBLE_DEVICES"
+            yield f"MXNet sees no GPU: {nvidia.driver_fault() or look}"
+        for index in range(count or 1):
+            yield from _steps(call, name, index)
 
 
-def _tried() -> tuple[str, int, tuple[machine.Blas, ...]]:
-    """Start a process as trials run in: its device, how many GPUs it sees, its linear algebra."""
+def _steps(call: Callable[..., Any], device: str, index: int) -> Iterator[str]:
+    """Take one step of each model that trains on a device; a GPU's numbers must be the CPU's."""
+    from fltrust_repro.rehearsal import IN_GLUON, ROUNDING, STEPS
+
+    gpu, names = device == "gpu", list(STEPS)
+    place = f"GPU {index}" if gpu else "the CPU"
+    if gpu:
+        yield f"{place}: {nvidia.card(index)}"
+        formulas = [name for name in names if name != IN_GLUON]
+        if no_code := machine.no_code(index, formulas):
+            yield f"{place}: {no_code}"
+            names = formulas
+    for name in names:
+        what = f"a step of {name} on {place}"
+        first, second, off = call(what, _step, name, device, index)
+        if gpu and not off <= ROUNDING:  # NaN is
+            unset = "unset NVIDIA_TF32_OVERRIDE" * (os.environ.get("NVIDIA_TF32_OVERRIDE") == "1")
+            raise BadInput(
+                f"{what} is {off:.0e} off the CPU's numbers, where rounding is below "
+                f"{ROUNDING:.0e}; {unset or 'train with --device cpu'}."
+            )
+        numbers = f", {off:.0e} off the CPU's numbers" * gpu
+        yield f"{what}: {first:.3f} s at first, then {second:.3f} s{numbers}"
+
+
+@contextlib.contextmanager
+def _process() -> Iterator[Callable[..., Any]]:
+    """Start a process as trials run in: gives what calls a function there, and is told why.
+
+    Whatever goes wrong there is a `BadInput`.
+    """
+    doing = "a process of its own"
     try:
         from fltrust_repro.backend import WORKER_ENVIRONMENT, environment
 
-        pool = partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))
-        with environment(WORKER_ENVIRONMENT), pool() as process:
-            name, count = process.submit(_try_device).result()
-            return name, count, process.submit(machine.libraries).result()
+        start = partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))
+        with environment(WORKER_ENVIRONMENT), start() as process:
+
+            def call(what: str, function: Callable, *arguments: Any) -> Any:
+                nonlocal doing
+                doing = what
+                return process.submit(function, *arguments).result()
+
+            yield call
     except BrokenProcessPool:
-        raise BadInput("MXNet does not load: importing it ends the process.") from None
+        raise BadInput(f"trials do not start: {doing} ends the process.") from None
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"trials do not start ({type(error).__name__}: {error}).") from error
+        raise BadInput(f"trials do not start: {doing} fails ({in_words(error)}).") from error
 
 
 def _try_device() -> tuple[str, int]:
-    """Import all that trials and their commands need, compute on the device, and name it."""
+    """Import all that trials and their commands need; name the device, and count GPUs."""
     from fltrust_repro import backend
 
     for room in ("trial_process", "trial_commands"):
         importlib.import_module(f"fltrust_repro.{room}")
-    name = backend.resolve_device("auto")
-    backend.nd.ones(2, ctx=backend.context(name)).wait_to_read()
-    return name, backend.gpu_count()
+    return backend.resolve_device("auto"), backend.gpu_count()
+
+
+def _step(name: str, device: str, index: int) -> Any:
+    from fltrust_repro import rehearsal
+
+    return rehearsal.step(name, device, index)
 
 
 def _blas(blas: list[machine.Blas]) -> Iterator[str]:

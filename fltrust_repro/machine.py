@@ -1,4 +1,4 @@
-"""What numbers depend on beside setting and seed: CPU, linear algebra, NVIDIA's side, versions.
+"""What numbers depend on beside setting and seed: CPU, linear algebra, CUDA's libraries, versions.
 
 A library that is older than the CPU may pick kernels, its innermost loops, of a much older one:
 several times slower, and with other last digits. MXNet is looked at without importing it.
@@ -14,12 +14,13 @@ import importlib.util
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from fltrust_repro.nvidia import DRIVER_LIBRARY, capability, gpu_name
 
 # ---- CPU and linear algebra
 
@@ -176,12 +177,13 @@ def advice(cpu: Cpu, libraries: Sequence[Blas], coretype: str | None) -> str | N
     )
 
 
-# ---- NVIDIA's side. MXNet's CUDA build links to libraries that pip puts where the loader does not
+# ---- CUDA's libraries, to which MXNet's CUDA build links. pip puts them where the loader does not
 # look; once they are loaded by their paths, MXNet finds them. Only the driver cannot come from pip.
 
 CPU_BUILD, CUDA_BUILD = "mxnet", "mxnet-cu112"
-DRIVER_LIBRARY = "libcuda.so.1"
-_KERNEL_MODULE = Path("/proc/driver/nvidia/version")
+# Compute capabilities that the latter has machine code for, and none (PTX) that the driver of a
+# newer card could compile: `experiments/gpu/pack.py` prints what its libmxnet.so holds.
+ARCHITECTURES = ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6))
 # What each library's pip package is called between "nvidia-" and "-cu11"; a library comes after
 # those that it needs itself.
 CUDA_LIBRARIES = {
@@ -192,62 +194,68 @@ CUDA_LIBRARIES = {
 }  # fmt: skip
 
 
-class Driver(NamedTuple):
-    """NVIDIA's driver: its version, and the newest CUDA it speaks; None where it does not tell."""
-
-    version: str | None
-    cuda: str | None
-
-
 def installed_builds() -> dict[str, str]:
     """Return the builds of MXNet that pip installed, with their versions: exactly one may be."""
     return {name: found for name in (CPU_BUILD, CUDA_BUILD) if (found := version_of(name))}
 
 
-def driver() -> Driver | None:
-    """Return NVIDIA's driver; None where the loader does not find its library."""
-    number, speaks = ctypes.c_int(0), None
-    try:
-        library = ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError:
+def has_code_for(capability: tuple[int, int] | None) -> bool:
+    """Whether MXNet's build for CUDA has code for a GPU of this compute capability.
+
+    Code runs on GPUs of its own major version and no smaller minor one. What is not known, None, is
+    taken for a GPU with code.
+
+    >>> from fltrust_repro.machine import has_code_for
+    >>> has_code_for((7, 5)), has_code_for((9, 0)), has_code_for(None)
+    (True, False, True)
+    """
+    if capability is None:
+        return True
+    major, minor = capability
+    return any(major == its_major and minor >= its_minor for its_major, its_minor in ARCHITECTURES)
+
+
+def no_code(index: int, models: Sequence[str]) -> str | None:
+    """Say that MXNet has no code for a GPU, and which models train on it; None where it has."""
+    found = capability(index)
+    if found is None or has_code_for(found):
         return None
-    with contextlib.suppress(AttributeError):  # a library without the function
-        if not library.cuDriverGetVersion(ctypes.byref(number)):
-            speaks = f"{number.value // 1000}.{number.value % 1000 // 10}"
-    return Driver(kernel_module_version(), speaks)
+    return (
+        f"MXNet's build for CUDA has code for cards of compute capability {ARCHITECTURES[0][0]}.0 "
+        f"to {ARCHITECTURES[-1][0]}.9, this one ({gpu_name(index)}) has {found[0]}.{found[1]}: the "
+        f"models {' and '.join(models)} train on it, others need --device cpu"
+    )
 
 
-def kernel_module_version() -> str | None:
-    """Return the version of the driver's kernel module, such as 535.104.05; None without one."""
-    command, told = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], ""
-    try:
-        told = _KERNEL_MODULE.read_text(encoding="utf-8")
-    except OSError:
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            told = subprocess.check_output(
-                command, text=True, timeout=60, stderr=subprocess.DEVNULL
-            )
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", told)
-    return found.group() if found else None
+def cuda_environment() -> dict[str, str]:
+    """Return the variables that CUDA's libraries shall find, unless the user has set them.
 
+    Products of float32 in float32, not TF32, and of one order of sums; code loaded when it is
+    first used, and compiled once for all processes.
+    """
+    from fltrust_repro.compiled import folder  # loads numba
 
-def gpu_name(index: int) -> str | None:
-    """Return what the driver calls a GPU, such as "NVIDIA H100 80GB HBM3"; None without it."""
-    handle, name = ctypes.c_int(), ctypes.create_string_buffer(100)
-    try:
-        library = ctypes.CDLL(DRIVER_LIBRARY)
-        failed = (
-            library.cuInit(0)
-            or library.cuDeviceGet(ctypes.byref(handle), index)
-            or library.cuDeviceGetName(name, len(name), handle)
-        )
-    except (OSError, AttributeError):
-        return None
-    return None if failed else name.value.decode(errors="replace")
+    found = {
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "CUDA_MODULE_LOADING": "LAZY",
+        "CUDA_CACHE_MAXSIZE": str(2**32),  # bytes: CUDA's maximum
+    }
+    with contextlib.suppress(OSError):
+        (folder() / "cuda").mkdir(exist_ok=True)
+        found["CUDA_CACHE_PATH"] = str(folder() / "cuda")
+    return found
 
 
 def preload() -> list[str]:
-    """Load the CUDA build's libraries and the driver's; return the names of those that do not."""
+    """Load the CUDA build's libraries and the driver's; return the names of those that do not.
+
+    The process keeps `cuda_environment()`, its own variables first.
+    """
+    # Not for as long as it loads: the driver reads them at the first call on a GPU, cuBLAS and
+    # cuDNN when MXNet first makes a handle, which may be in the midst of a trial.
+    for variable, value in cuda_environment().items():
+        os.environ.setdefault(variable, value)
     missing = []
     for library in [*CUDA_LIBRARIES, DRIVER_LIBRARY]:
         folders = (Path(folder, "nvidia") for folder in sys.path)

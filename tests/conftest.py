@@ -12,6 +12,7 @@ import pytest  # noqa: E402
 from data_files import alone, sixteen, tiny  # noqa: E402, F401  (fixtures)
 from emulated import launcher  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from stub_driver import driver  # noqa: E402, F401  (a fixture)
 from threadpoolctl import threadpool_limits  # noqa: E402
 
 from fltrust_repro import backend, gpu_gradients  # noqa: E402

@@ -9,14 +9,18 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+from stub_driver import ADA, AMPERE, HOPPER, Card, source
 
 from fltrust_repro import compiled, downloads
 from fltrust_repro import doctor as module
 from fltrust_repro.errors import BadInput
-from fltrust_repro.machine import Blas, Cpu, Driver
+from fltrust_repro.machine import Blas, Cpu
+from fltrust_repro.nvidia import Driver
+from fltrust_repro.rehearsal import IN_GLUON, Step
 from fltrust_repro.store import Store
 from fltrust_repro.trials import COLUMNS
 
@@ -37,17 +41,28 @@ def own_folder(tmp_path, monkeypatch):
 def machine(monkeypatch):
     """Pretend that the machine is such and such; by default one without a GPU that works."""
 
-    def pretend(builds=CPU, driver=None, kernel_module=None, missing=(), device=("cpu", 0)):
+    def pretend(
+        builds=CPU, driver=None, kernel_module=None, missing=(), device=("cpu", 0), fault=None,
+        steps=None,
+    ):  # fmt: skip
         def tried():
             if isinstance(device, Exception):
                 raise device
             return device
 
+        def step(name, device, index):
+            found = (steps or {}).get(name, Step(2.0, 0.25, 1e-7))
+            if isinstance(found, Exception):
+                raise found
+            return found
+
         monkeypatch.setattr(module.machine, "installed_builds", lambda: builds)
-        monkeypatch.setattr(module.machine, "driver", lambda: driver)
-        monkeypatch.setattr(module.machine, "kernel_module_version", lambda: kernel_module)
+        monkeypatch.setattr(module.nvidia, "driver", lambda: driver)
+        monkeypatch.setattr(module.nvidia, "driver_fault", lambda: fault)
+        monkeypatch.setattr(module.nvidia, "kernel_module_version", lambda: kernel_module)
         monkeypatch.setattr(module.machine, "preload", lambda: list(missing))
         monkeypatch.setattr(module, "_try_device", tried)
+        monkeypatch.setattr(module, "_step", step)
         monkeypatch.setattr(
             module, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count)
         )
@@ -81,17 +96,97 @@ def test_without_a_driver_trials_run_on_the_cpu_and_one_line_says_so(machine, re
     code, text = report()
     assert code == 0
     assert lines(text, "driver") == ["driver    no NVIDIA driver found; trials run on the CPU"]
-    assert lines(text, "device") == ["device    the CPU: what --device auto takes here"]
+    assert lines(text, "device") == [
+        "device    the CPU: what --device auto takes here",
+        "device    a step of lr on the CPU: 2.000 s at first, then 0.250 s",
+        "device    a step of cnn on the CPU: 2.000 s at first, then 0.250 s",
+        "device    a step of cnn in Gluon on the CPU: 2.000 s at first, then 0.250 s",
+    ]
     assert text.endswith("Trials can run here.\n")
 
 
-def test_with_a_gpu_everything_is_named(machine, report):
-    machine(CUDA, driver=Driver("535.104.05", "12.2"), device=("gpu", 2))
+@pytest.fixture
+def gpus(machine, driver):
+    """Pretend that there are such GPUs, on which a step goes so."""
+
+    def pretend(*cards: Card, **steps: Step | Exception):
+        driver(source(cards))
+        found = Driver("535.104.05", "12.2")
+        machine(CUDA, driver=found, device=("gpu", len(cards)), steps=steps)
+
+    return pretend
+
+
+def test_with_gpus_everything_is_named(gpus, report, monkeypatch):
+    for name in module.machine.cuda_environment():
+        monkeypatch.delenv(name, raising=False)
+    gpus(AMPERE, ADA, cnn=Step(3.0, 0.5, 2e-6))
     code, text = report()
     assert code == 0
     assert "NVIDIA 535.104.05, for CUDA up to 12.2" in text
-    assert "all 10 libraries" in text
-    assert "GPU (2 of them)" in text
+    libraries, variables = lines(text, "cuda")
+    assert "all 10 libraries" in libraries
+    assert "NVIDIA_TF32_OVERRIDE=0, " in variables
+    assert "(yours)" not in variables
+    first, *of_0, second, of_1, _, _ = lines(text, "device")[1:]
+    assert first == "device    GPU 0: NVIDIA A100-SXM4-80GB, compute capability 8.0, 80 GiB"
+    assert [line.partition(" a step of ")[2] for line in of_0] == [
+        "lr on GPU 0: 2.000 s at first, then 0.250 s, 1e-07 off the CPU's numbers",
+        "cnn on GPU 0: 3.000 s at first, then 0.500 s, 2e-06 off the CPU's numbers",
+        "cnn in Gluon on GPU 0: 2.000 s at first, then 0.250 s, 1e-07 off the CPU's numbers",
+    ]
+    assert second == "device    GPU 1: NVIDIA GeForce RTX 4090, compute capability 8.9, 24 GiB"
+    assert of_1 == of_0[0].replace("GPU 0", "GPU 1")
+
+
+def test_on_a_gpu_without_code_what_trains_there_is_tried_and_the_rest_named(gpus, report):
+    gpus(HOPPER, **{IN_GLUON: BadInput("has no code.")})
+    code, text = report()
+    assert code == 0
+    _, card, no_code, lr, cnn = lines(text, "device")
+    assert card.endswith("GPU 0: NVIDIA H200, compute capability 9.0, 140 GiB")
+    assert "this one (NVIDIA H200) has 9.0: the models lr and cnn train on it, others" in no_code
+    assert "a step of lr on GPU 0: 2.000 s" in lr
+    assert "a step of cnn on GPU 0: 2.000 s" in cnn
+
+
+@pytest.mark.parametrize("off", [2e-4, float("nan")])
+def test_numbers_of_a_gpu_that_are_not_the_cpus_are_a_fault(gpus, report, monkeypatch, off):
+    gpus(AMPERE, cnn=Step(2.0, 0.25, off))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    code, text = report()
+    assert code == 1
+    assert "NVIDIA_TF32_OVERRIDE=1 (yours), " in text
+    assert f"device    a step of cnn on GPU 0 is {off:.0e} off the CPU's numbers, where" in text
+    assert "unset NVIDIA_TF32_OVERRIDE." in text
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert "train with --device cpu." in report()[1]
+    assert text.endswith("Trials cannot run here; see above: device.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("no kernel\nimage"), "fails (RuntimeError: no kernel image)."),
+        (BrokenProcessPool(), "ends the process."),
+    ],
+)
+def test_a_step_that_goes_wrong_is_a_fault_told_in_one_line(gpus, report, error, words):
+    gpus(AMPERE, cnn=error)
+    code, text = report()
+    assert code == 1
+    *_, line = lines(text, "device")
+    assert line == f"device    trials do not start: a step of cnn on GPU 0 {words}"
+    assert lines(text, "blas")
+
+
+def test_a_driver_that_does_not_start_is_not_taken_for_none(machine, report):
+    fault = "cuInit fails with 803: restart the machine"
+    machine(CUDA, driver=Driver("535.104.05", None), fault=fault)
+    code, text = report()
+    assert code == 0  # on the CPU
+    assert lines(text, "driver")[1] == f"driver    it does not start: {fault}"
+    assert f"device    MXNet sees no GPU: {fault}" in text
 
 
 def test_a_driver_that_the_build_for_the_cpu_leaves_idle(machine, report):
@@ -115,9 +210,9 @@ def test_every_missing_library_is_named_with_its_pip_command(machine, report):
     )
     code, text = report()
     assert code == 1
-    cudnn, nccl, driver = lines(text, "cuda")
+    cudnn, nccl, driver, _ = lines(text, "cuda")
     assert "libcudnn.so.8" in cudnn
-    assert "pip install 'nvidia-cudnn-cu11<9,>=8.5'" in cudnn
+    assert "pip install 'nvidia-cudnn-cu11<9,>=8." in cudnn
     assert "libnccl.so.2" in nccl
     assert "pip install 'nvidia-nccl-cu11<3,>=2.14'" in nccl
     assert "libcuda.so.1" in driver
@@ -135,14 +230,15 @@ def test_an_error_of_any_kind_is_told_in_one_line(machine, report):
     machine(device=ModuleNotFoundError("No module named 'numba'"))
     code, text = report()
     assert code == 1
-    assert "trials do not start (ModuleNotFoundError: No module named 'numba')" in text
+    assert "trials do not start: loading MXNet and other libraries fails (Module" in text
+    assert "(ModuleNotFoundError: No module named 'numba')" in text
 
 
 def test_a_check_that_fails_itself_does_not_end_the_report(machine, report, monkeypatch):
     def fails():
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(module.machine, "driver", fails)
+    monkeypatch.setattr(module.nvidia, "driver", fails)
     code, text = report()
     assert code == 0
     assert "driver    cannot be told (RuntimeError: no such thing)" in text
@@ -325,7 +421,11 @@ BROKEN = {
     "both builds": ("", ("mxnet", "mxnet-cu112"), "mxnet and mxnet-cu112 are both installed"),
     "not the file": ("raise OSError('libgomp.so.1: cannot open')", ("mxnet",), "libgomp.so.1"),
     "other numpy": ("import numpy; numpy.PZERO_", ("mxnet",), "no attribute 'PZERO_'"),
-    "crash": ("import os; os.abort()", ("mxnet",), "importing it ends the process"),
+    "crash": (
+        "import os; os.abort()",
+        ("mxnet",),
+        "loading MXNet and other libraries ends the process",
+    ),
 }
 
 

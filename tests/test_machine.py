@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import stub_driver as stub
 
-from fltrust_repro import machine
+from fltrust_repro import compiled, machine, nvidia
 from fltrust_repro.machine import Blas, Cpu
 
 REPOSITORY = Path(__file__).parents[1]
@@ -262,80 +264,7 @@ def test_workers_of_a_cluster_with_other_kernels_are_named_before_a_run(tmp_path
     assert addresses["a"] not in line
 
 
-# --- NVIDIA's driver and libraries
-
-KERNEL_MODULE = """\
-NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023
-GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
-"""
-
-
-@pytest.fixture
-def no_kernel_module(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_KERNEL_MODULE", tmp_path / "version")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    return tmp_path
-
-
-def test_the_version_of_the_kernel_module(no_kernel_module):
-    assert machine.kernel_module_version() is None
-    (no_kernel_module / "version").write_text(KERNEL_MODULE)
-    assert machine.kernel_module_version() == "535.104.05"
-
-
-def test_nvidia_smi_is_asked_where_the_kernel_tells_nothing(no_kernel_module):
-    script = no_kernel_module / "nvidia-smi"
-    script.write_text("#!/bin/sh\necho 470.82.01\n")
-    script.chmod(0o755)
-    assert machine.kernel_module_version() == "470.82.01"
-    script.write_text("#!/bin/sh\necho 'has failed: 123.45'\nexit 9\n")
-    assert machine.kernel_module_version() is None
-
-
-def test_a_driver_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(machine, "DRIVER_LIBRARY", "libno-such-driver.so.1")
-    assert machine.driver() is None
-
-
-@pytest.fixture
-def driver(tmp_path, monkeypatch):
-    """A driver's library with functions of one's own, written in C."""
-    if shutil.which("cc") is None:
-        pytest.skip("cc is not installed")
-
-    def made(source: str) -> None:
-        file, library = tmp_path / "driver.c", tmp_path / f"libcuda-{len(list(tmp_path.iterdir()))}"
-        file.write_text(f"#include <string.h>\n{source}")
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, file], check=True)
-        monkeypatch.setattr(machine, "DRIVER_LIBRARY", str(library))
-
-    return made
-
-
-TWO_GPUS = """
-int cuInit(unsigned flags) { return 0; }
-int cuDeviceGet(int *device, int index) { *device = 7 + index; return index > 1 ? 101 : 0; }
-int cuDeviceGetName(char *name, int size, int device) {
-    strncpy(name, device == 7 ? "NVIDIA A" : "NVIDIA B", size);
-    return 0;
-}
-"""
-
-
-def test_a_gpu_has_the_name_that_the_driver_gives_it(driver):
-    driver(TWO_GPUS)
-    assert [machine.gpu_name(index) for index in range(3)] == ["NVIDIA A", "NVIDIA B", None]
-    assert machine.versions(gpu=1) == f"{machine.versions()}, NVIDIA B"
-
-
-def test_a_gpu_without_a_name(driver, monkeypatch):
-    driver("int cuInit(unsigned flags) { return 100; }")
-    assert machine.gpu_name(0) is None
-    driver("")
-    assert machine.gpu_name(0) is None
-    monkeypatch.setattr(machine, "DRIVER_LIBRARY", "libno-such-driver.so.1")
-    assert machine.gpu_name(0) is None
-    assert machine.versions(gpu=0).endswith(", GPU of unknown name")
+# --- CUDA's libraries
 
 
 def test_setup_installs_the_package_of_every_library():
@@ -345,22 +274,109 @@ def test_setup_installs_the_package_of_every_library():
         assert re.search(f"pip install 'nvidia-{name}-cu11[<>]", machine.remedy([library]))
 
 
-def test_a_library_that_pip_installed_goes_before_the_loaders_own(tmp_path, monkeypatch):
+@pytest.fixture
+def loads(monkeypatch):
+    """What `preload` loads, nothing of it for real, each with the environment of that moment."""
+    found: dict[str, dict[str, str]] = {}
+
+    def load(path: str, mode: int) -> None:
+        found[path] = dict(os.environ)
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", load)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    for name in machine.cuda_environment():
+        os.environ.pop(name, None)
+    return found
+
+
+def test_a_library_that_pip_installed_goes_before_the_loaders_own(tmp_path, monkeypatch, loads):
     file = tmp_path / "nvidia" / "cudnn" / "lib" / "libcudnn.so.8"
     file.parent.mkdir(parents=True)
     file.touch()
-    asked = []
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda path, mode: asked.append(path))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     assert machine.preload() == []
-    assert str(file) in asked
-    assert "libcuda.so.1" in asked
+    assert str(file) in loads
+    assert "libcuda.so.1" in loads
+
+
+CHOSEN = {
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "CUDA_MODULE_LOADING": "LAZY",
+    "CUDA_CACHE_MAXSIZE": "4294967296",
+}
+
+
+def test_cuda_finds_its_variables_before_any_of_its_libraries_loads(loads, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "folder", lambda: tmp_path)
+    machine.preload()
+    wanted = {**CHOSEN, "CUDA_CACHE_PATH": f"{tmp_path}/cuda"}
+    assert len(loads) == 11
+    for environment in (*loads.values(), os.environ):  # and the process keeps them
+        assert {name: environment.get(name) for name in wanted} == wanted
+    assert (tmp_path / "cuda").is_dir()
+
+
+@pytest.mark.parametrize("name", [*CHOSEN, "CUDA_CACHE_PATH"])
+def test_a_variable_of_the_users_own_stays(loads, name):
+    os.environ[name] = ""
+    machine.preload()
+    assert os.environ[name] == ""
+
+
+def test_cuda_keeps_its_code_where_it_likes_if_no_folder_can_be_written(monkeypatch):
+    def none():
+        raise OSError
+
+    monkeypatch.setattr(compiled, "folder", none)
+    assert machine.cuda_environment() == CHOSEN
+
+
+def test_naming_the_libraries_of_the_build_for_cuda_loads_them_the_same_way(monkeypatch, loaded):
+    calls = []
+    monkeypatch.setattr(machine, "preload", lambda: calls.append("preload"))
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda path: calls.append(Path(path).name))
+    loaded(NUMPY, SCIPY, MXNET)
+    for build, expected in (
+        (machine.CUDA_BUILD, ["preload", "libmxnet.so"]),
+        (machine.CPU_BUILD, ["libmxnet.so"]),
+    ):
+        monkeypatch.setattr(machine, "installed_builds", lambda build=build: {build: "1.9.1"})
+        calls.clear()
+        machine.libraries()
+        assert calls == expected
 
 
 def test_remedies():
-    assert machine.remedy(["libcudnn.so.8"]) == "`pip install 'nvidia-cudnn-cu11<9,>=8.5'`"
+    one = machine.remedy(["libcudnn.so.8"])
+    assert re.fullmatch(r"`pip install 'nvidia-cudnn-cu11<9,>=8[.\d]+'`", one)
     assert machine.remedy(["libcudnn.so.8", "libnccl.so.2"]) == "`pip install -e '.[cuda]'`"
     assert "MXNet's CPU build" in machine.remedy(["libcudnn.so.8", "libcuda.so.1"])
+
+
+# --- GPUs that MXNet's build for CUDA has code for
+
+
+@pytest.mark.parametrize(
+    ("capability", "has"),
+    [
+        ((3, 7), False), ((5, 0), True), ((5, 2), True), ((6, 1), True), ((7, 0), True),
+        ((7, 5), True), ((8, 0), True), ((8, 6), True), ((8, 9), True), ((9, 0), False),
+        ((10, 0), False), ((12, 0), False), (None, True),
+    ],
+)  # fmt: skip
+def test_code_runs_on_gpus_of_its_major_version_that_are_not_older(capability, has):
+    assert machine.has_code_for(capability) is has
+
+
+def test_a_gpu_without_code_is_named_with_what_trains_on_it(driver):
+    driver(stub.source([stub.ADA, stub.HOPPER]))
+    assert machine.no_code(0, ["lr", "cnn"]) is None
+    assert machine.no_code(1, ["lr", "cnn"]) == (
+        "MXNet's build for CUDA has code for cards of compute capability 5.0 to 8.9, this one "
+        "(NVIDIA H200) has 9.0: the models lr and cnn train on it, others need --device cpu"
+    )
+    assert machine.no_code(2, ["lr", "cnn"]) is None  # not known
 
 
 # --- the real build for CUDA on a machine without a GPU
@@ -370,14 +386,13 @@ PYTHON = os.environ.get("FLTRUST_CUDA_PYTHON", sys.executable)
 
 
 @pytest.fixture(scope="module")
-def stub_driver(tmp_path_factory):
-    """A folder with a libcuda.so.1 that has every function MXNet links to; none does anything."""
+def driver_folder(tmp_path_factory):
+    """Make a folder with a libcuda.so.1 that MXNet links to, whose start ends with such a code."""
     spec = "import importlib.util as u; print(u.find_spec('mxnet').submodule_search_locations[0])"
     found = subprocess.run([PYTHON, "-c", spec], capture_output=True, text=True, check=False)
     library = Path(found.stdout.strip(), "libmxnet.so")
-    for tool in ("nm", "cc"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
     symbols = ""
     if found.returncode == 0 and library.is_file():
         symbols = subprocess.run(
@@ -386,19 +401,27 @@ def stub_driver(tmp_path_factory):
     names = re.findall(r"\bU (cu[A-Z]\w*)$", symbols, re.MULTILINE)
     if not names:
         pytest.skip(f"mxnet-cu112 is not installed for {PYTHON}; FLTRUST_CUDA_PYTHON names another")
-    folder = tmp_path_factory.mktemp("driver")
-    no_device = 100  # CUDA_ERROR_NO_DEVICE
-    source = folder / "libcuda.c"
-    source.write_text("".join(f"int {name}(void) {{ return {no_device}; }}\n" for name in names))
-    output = folder / "libcuda.so.1"
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", output, source], check=True
-    )
-    return folder
+
+    def make(code: int) -> Path:
+        folder, text = tmp_path_factory.mktemp("driver"), stub.source([stub.AMPERE], init=code)
+        rest = [f"int {name}(void) {{ return {code}; }}\n" for name in names if name not in text]
+        stub.build(folder / "libcuda.so.1", text + "".join(rest))
+        return folder
+
+    return make
 
 
-def with_cuda_build(folder: Path | None, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = dict(ENVIRONMENT)
+@pytest.fixture(scope="module")
+def no_gpu(driver_folder):
+    """A folder with a driver that sees no GPU."""
+    return driver_folder(100)
+
+
+def with_cuda_build(
+    folder: Path | None, *arguments: str, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("CU")}
+    environment = {**kept, **variables}
     if folder is not None:
         environment["LD_LIBRARY_PATH"] = str(folder)
     return subprocess.run(
@@ -407,34 +430,77 @@ def with_cuda_build(folder: Path | None, *arguments: str, cwd: Path) -> subproce
     )  # fmt: skip
 
 
+RUN_ON_A_GPU = ["-m", "fltrust_repro", "run", "--dataset", "digits", "--device", "gpu"]
+
+
 @pytest.mark.cuda_wheel
-def test_the_build_for_cuda_loads_what_pip_installed(stub_driver, tmp_path):
+def test_the_build_for_cuda_loads_what_pip_installed(no_gpu, tmp_path):
     program = (
         "from fltrust_repro import backend as b; "
         "print(b.gpu_count(), b.resolve_device('auto'), b.nd.ones(3).sum().asscalar(), "
         "b.mx.runtime.Features().is_enabled('CUDA'))"
     )
-    done = with_cuda_build(stub_driver, "-c", program, cwd=tmp_path)
+    done = with_cuda_build(no_gpu, "-c", program, cwd=tmp_path)
     assert done.stdout.split() == ["0", "cpu", "3.0", "True"], done.stderr
-    done = with_cuda_build(stub_driver, "-m", "fltrust_repro", "doctor", cwd=tmp_path)
+    done = with_cuda_build(no_gpu, "-m", "fltrust_repro", "doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "all 10 libraries and the driver's load" in done.stdout
-    assert "MXNet sees no GPU" in done.stdout
+    assert "cuda      NVIDIA_TF32_OVERRIDE=0, CUBLAS_WORKSPACE_CONFIG=:4096:8, " in done.stdout
+    assert "MXNet sees no GPU: cuInit fails with 100: no GPU" in done.stdout
+    assert "a step of lr on the CPU: " in done.stdout
 
 
 @pytest.mark.cuda_wheel
-def test_the_build_for_cuda_refuses_a_gpu_that_is_not_there(stub_driver, tmp_path):
-    command = ["-m", "fltrust_repro", "run", "--dataset", "digits", "--device", "gpu"]
-    done = with_cuda_build(stub_driver, *command, cwd=tmp_path)
+def test_cudnn_loads_all_its_parts(no_gpu, tmp_path):
+    # It loads them when first used, and ends the process where it cannot; an older one cannot.
+    program = (
+        "import ctypes; from fltrust_repro import machine; print(machine.preload()); "
+        "cudnn = ctypes.CDLL('libcudnn.so.8'); print([cudnn[f'cudnn{part}VersionCheck']() for part "
+        "in 'OpsInfer OpsTrain CnnInfer CnnTrain AdvInfer AdvTrain'.split()])"
+    )
+    done = with_cuda_build(no_gpu, "-c", program, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["[]", str([0] * 6)], done.stderr
+
+
+@pytest.mark.cuda_wheel
+def test_processes_that_train_keep_what_cuda_reads(no_gpu, tmp_path):
+    program = (
+        "import json, os; from fltrust_repro.processes import LocalProcesses, Machine; "
+        f"names = {[*CHOSEN, 'CUDA_CACHE_PATH']}; some = LocalProcesses(Machine(jobs=1)); "
+        "call = some.submit(os.getenv, 'HOME').result(); from fltrust_repro.backend import mx; "
+        "print(json.dumps([{n: os.getenv(n) for n in names}, "
+        "{n: some.submit(os.getenv, n).result() for n in names}])); some.close()"
+    )
+    own = {"CUDA_CACHE_PATH": str(tmp_path), "NVIDIA_TF32_OVERRIDE": "1"}
+    done = with_cuda_build(no_gpu, "-c", program, cwd=tmp_path, **own)
+    ours, its = json.loads(done.stdout)
+    assert ours == its == {**CHOSEN, **own}
+
+
+@pytest.mark.cuda_wheel
+def test_the_build_for_cuda_refuses_a_gpu_that_is_not_there(no_gpu, tmp_path):
+    done = with_cuda_build(no_gpu, *RUN_ON_A_GPU, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: device is 'gpu', but MXNet sees no NVIDIA GPU")
 
 
 @pytest.mark.cuda_wheel
-def test_the_build_for_cuda_without_any_driver(stub_driver, tmp_path):
-    if machine.driver() is not None:
+def test_a_driver_that_does_not_start_is_told_with_what_mends_it(driver_folder, tmp_path):
+    broken = driver_folder(803)
+    fault = "cuInit fails with 803: its library and its kernel module are of different versions"
+    done = with_cuda_build(broken, *RUN_ON_A_GPU, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"mend the driver ({fault}" in done.stderr
+    done = with_cuda_build(broken, "-m", "fltrust_repro", "doctor", cwd=tmp_path)
+    assert f"driver    it does not start: {fault}" in done.stdout
+    assert f"device    MXNet sees no GPU: {fault}" in done.stdout
+
+
+@pytest.mark.cuda_wheel
+def test_the_build_for_cuda_without_any_driver(driver_folder, tmp_path):
+    if nvidia.driver() is not None:
         pytest.skip("this machine has NVIDIA's driver")
-    done = with_cuda_build(None, "-m", "fltrust_repro", "list", cwd=tmp_path)
+    done = with_cuda_build(None, "-m", "fltrust_repro", "run", "--dataset", "digits", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: MXNet does not load (libcuda.so.1 not found); install ")
     assert len(done.stderr.splitlines()) == 1
