@@ -71,6 +71,11 @@ class Model:
 models: Registry[Model] = Registry("model")
 
 
+def with_gpu_formula() -> list[str]:
+    """Name the models that train on any GPU; others need one that MXNet's build has code for."""
+    return [name for name, entry in models.items() if entry.on_gpu is not None]
+
+
 def model(
     name: str,
     iterations: int = 2000,

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro import backend
+from fltrust_repro import backend, machine
 from fltrust_repro.backend import host_view
+from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import cross_entropy
-from fltrust_repro.models import Model
+from fltrust_repro.models import Model, with_gpu_formula
 from fltrust_repro.partition import Batches
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Learner:
             if model.on_gpu is not None:
                 self._formula = model.on_gpu(classes, shape, ctx)
                 at = mx.cpu()  # where the block has nothing to do but to draw the initial model
+            elif told := machine.no_code(ctx.device_id, with_gpu_formula()):
+                raise BadInput(f"{told}.")
         elif model.compiled is not None:
             self._formula = model.compiled(classes, shape)
         mx.random.seed(seed)

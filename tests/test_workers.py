@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import reference
 
-from fltrust_repro import backend, training
+from fltrust_repro import backend, machine, training
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.backend import mx, nd
+from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, sample_batches
 from fltrust_repro.settings import Setting
@@ -29,7 +30,22 @@ RATE = 0.1
 
 def learner(name, classes, shape, seed=0, compiled=True, ctx=None):
     model = models[name] if compiled else replace(models[name], compiled=None, on_gpu=None)
+    if ctx is not None and model.on_gpu is None:
+        needs_code(ctx)
     return Learner(model, classes, shape, ctx or mx.cpu(), seed)
+
+
+def needs_code(ctx):
+    """Skip what is for a GPU that MXNet's own operators run on."""
+    if ctx.device_type == "gpu" and (told := machine.no_code(ctx.device_id, ["lr"])):
+        pytest.skip(told)
+
+
+def test_a_model_without_a_formula_is_refused_where_mxnet_has_no_code(device, monkeypatch):
+    monkeypatch.setattr(machine, "no_code", lambda index, names: f"{names} train on it")
+    with pytest.raises(BadInput, match=r"'lr', 'cnn'. train on it"):
+        Learner(models["resnet20"], 3, (1, 8, 8), device, 0)
+    assert learner("lr", 3, (1, 4, 5), ctx=device).initial.ctx == mx.cpu()
 
 
 def examples(classes, shape, n=60, seed=0):
@@ -377,6 +393,7 @@ def test_all_but_the_learner_stays_on_the_host(device, monkeypatch, rule, attack
 def test_in_the_loop_a_judgement_waits_once_for_all_models(device, monkeypatch):
     monkeypatch.setattr(training.backend, "context", lambda name, index: device)
     monkeypatch.setitem(models._entries, "lr", replace(models["lr"], on_gpu=None))
+    needs_code(device)
     traffic, seen = Traffic(device, monkeypatch), []
     setting = Setting(**SMALL, iterations=3, rule="median", attack="trimmed-mean", defense="union")
     run_trial(setting, 0, after_iteration=lambda: seen.append(traffic.counts.copy()))
@@ -418,6 +435,7 @@ def test_examples_are_tested_in_chunks_that_fit(device, monkeypatch, fitting, ch
 
 
 def test_rows_beyond_the_integers_of_float32_are_told_apart(device):
+    needs_code(device)
     first = 2**24
     numbers = nd.arange(first + 8, dtype="int32", ctx=device) - first
     rows = np.array([first + 1, first + 3, 5])

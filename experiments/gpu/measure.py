@@ -17,11 +17,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -47,6 +46,7 @@ class Plan:
     trials: int
     seed: int
     jobs: int
+    torch_python: str
 
     def left(self) -> float:
         """Seconds until the minutes are over."""
@@ -136,7 +136,7 @@ def stages(plan: Plan) -> str:
     for model in ("lr", "cnn"):
         for who, device in (("GPU", "gpu"), ("one core", "cpu")):
             rows += _own(model, who, device, plan)
-    return table(rows + _in_torch(plan))
+    return table(rows + _rules() + _in_torch(plan))
 
 
 def _own(model: str, who: str, device: str, plan: Plan) -> list[dict]:
@@ -170,79 +170,29 @@ def _row(case: str, who: str, call: Callable[[], object]) -> dict:
     return {"case": case, "who": who, "median_ms": median, "repeats": repeats}
 
 
-def _in_torch(plan: Plan) -> list[dict]:
-    try:
-        import torch
-    except ImportError:
-        return [{"case": "PyTorch", "who": "not installed", "median_ms": "", "repeats": 0}]
-    if not torch.cuda.is_available():
-        return [{"case": "PyTorch", "who": "sees no GPU", "median_ms": "", "repeats": 0}]
-    return [*_torch_cnn(torch), *_torch_rules(torch)]
-
-
-def _torch_cnn(torch: Any) -> Iterator[dict]:
-    """The plain loop over workers, and `torch.func`'s gradients of all of them at once."""
-    nn, where = torch.nn, "cuda"
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 30, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(30, 50, 3), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1250, 200), nn.ReLU(), nn.Linear(200, 10),
-    ).to(where)  # fmt: skip
-    x = torch.rand(WORKERS, BATCH, 1, 28, 28, device=where)
-    y = torch.randint(10, (WORKERS, BATCH), device=where)
-    loss_of = nn.functional.cross_entropy
-    parameters = {name: value.detach() for name, value in net.named_parameters()}
-    d = sum(value.numel() for value in parameters.values())
-    host = torch.empty(WORKERS, d, pin_memory=True)
-
-    def loop() -> None:
-        rows = []
-        for images, labels in zip(x, y):
-            loss = loss_of(net(images), labels)
-            rows.append(
-                torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, net.parameters())])
-            )
-        (-0.01 * torch.stack(rows)).cpu()
-
-    def one(values: Any, images: Any, labels: Any) -> Any:
-        return loss_of(torch.func.functional_call(net, values, (images,)), labels)
-
-    together = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
-
-    def vmapped() -> None:
-        gradients = together(parameters, x, y).values()
-        host.copy_(-0.01 * torch.cat([g.reshape(WORKERS, -1) for g in gradients], dim=1))
-        torch.cuda.synchronize()
-
-    case = f"cnn: updates of {WORKERS} workers, on the host"
-    yield _row(case, "PyTorch loop on the GPU", loop)
-    yield _row(case, "PyTorch vmap on the GPU", vmapped)
-
-
-def _torch_rules(torch: Any) -> Iterator[dict]:
-    """Rules on the card, which takes no copy to the host, beside ours on one core."""
+def _rules() -> list[dict]:
     from fltrust_repro import backend
     from fltrust_repro.aggregation import rules
 
     updates = np.random.default_rng(0).standard_normal((WORKERS, 266_060), dtype=np.float32)
-    there = torch.from_numpy(updates).cuda()
+    with backend.one_thread():
+        return [
+            _row(f"rule {name}", "one core", partial(rules[name], updates, c=20, beta=20))
+            for name in ("trimmed-mean", "median", "krum")
+        ]
 
-    def synchronized(call: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            call()
-            torch.cuda.synchronize()
 
-        return run
-
-    on_card = {
-        "trimmed-mean": lambda: torch.sort(there, dim=0).values[20:80].mean(0),
-        "median": lambda: torch.sort(there, dim=0).values[49:51].mean(0),
-        "krum": lambda: torch.cdist(there, there),
-    }
-    for name, call in on_card.items():
-        yield _row(f"rule {name}", "PyTorch on the GPU", synchronized(call))
-        with backend.one_thread():
-            yield _row(f"rule {name}", "one core", partial(rules[name], updates, c=20, beta=20))
+def _in_torch(plan: Plan) -> list[dict]:
+    """The same on the same card by PyTorch, which may be installed for another Python."""
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [plan.torch_python, str(ROOT / "experiments/gpu/beside.py")], env=without, text=True,
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1]
+        return [{"case": "PyTorch", "who": why, "median_ms": "", "repeats": 0}]
+    return list(csv.DictReader(io.StringIO("case,who,median_ms,repeats\n" + done.stdout)))
 
 
 def at_a_time(plan: Plan) -> str:
@@ -301,13 +251,15 @@ _path = click.Path(path_type=Path)
 @click.option("--trials", "count", default=5, show_default=True, help="Of each cell.")
 @click.option("--seed", default=10, show_default=True, help="Of the first trial.")
 @click.option("--jobs", default=8, show_default=True, help="Trials at a time.")
+@click.option("--torch-python", default=sys.executable, help="A Python that has PyTorch.")
 @click.option("--part", "chosen", multiple=True, type=click.Choice(_STEMS), help="By default all.")
 def main(minutes: float, out: Path, data_dir: Path | None, chosen: tuple[str, ...],
-         experiments: tuple[str, ...], count: int, seed: int, jobs: int) -> None:  # fmt: skip
+         experiments: tuple[str, ...], count: int, seed: int, jobs: int,
+         torch_python: str) -> None:  # fmt: skip
     """Measure everything, part by part."""
     out.mkdir(parents=True, exist_ok=True)
     ends, folder = time.monotonic() + 60 * minutes, data_dir.resolve() if data_dir else None
-    plan = Plan(out.resolve(), ends, folder, experiments, count, seed, jobs)
+    plan = Plan(out.resolve(), ends, folder, experiments, count, seed, jobs, torch_python)
     for stem, (name, part) in zip(_STEMS, PARTS.items()):
         file, started = plan.out / name, time.monotonic()
         if file.exists() or (chosen and stem not in chosen):
