@@ -254,7 +254,7 @@ def list_everything() -> None:
         "attacks": {name: attack.summary for name, attack in attacks.items()},
         "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},
-        "data sets": {name: summary(loader) for name, loader in datasets.datasets.items()},
+        "data sets": {name: data.summary for name, data in datasets.datasets.items()},
         "experiments": {experiment.name: experiment.title for experiment in readable()},
     }
     for problem in load_installed():
