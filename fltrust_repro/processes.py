@@ -17,9 +17,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -53,16 +55,23 @@ class Machine:
 
     `device` is "cpu", "gpu" or "auto". `jobs` are worker processes: by default one per core, on
     GPUs as many as their memory holds; with 0 trials run in this process, one after the other.
-    `scheduler` is the address of a Dask scheduler. A wrong value raises `BadInput`.
+    `scheduler` is the address of a Dask scheduler. Every `checkpoint_minutes` it is written how far
+    a trial has come; never with 0. A wrong value raises `BadInput`.
     """
 
     device: str = "cpu"
     jobs: int | None = None
     data_dir: Path | None = None
     scheduler: str | None = None
+    checkpoint_minutes: float = 5
 
     def __post_init__(self) -> None:
         backend.check_device(self.device)
+        if not isinstance(self.checkpoint_minutes, Real) or not 0 <= self.checkpoint_minutes < inf:
+            raise BadInput(
+                f"checkpoint_minutes is {shown(self.checkpoint_minutes)}; give a number of at "
+                "least 0, or 0 for no checkpoints."
+            )
         whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
         if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
             raise BadInput(
