@@ -58,13 +58,13 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ValueError(str(error.strerror)) from error
+            raise ValueError(f"cannot be read ({error.strerror})") from error
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = dict(file)
             made_by, told = json.loads(arrays.pop("told").tobytes())
         except Exception as error:  # whatever a damaged file makes the readers of its parts raise
-            raise ValueError("it is damaged, or no checkpoint") from error
+            raise ValueError("is damaged, or no checkpoint") from error
         return Snapshot(told, arrays) if made_by == self._made_by() else None
 
     def keep(self, take: Callable[[], Snapshot]) -> None:
@@ -119,7 +119,7 @@ class Checkpoints(NamedTuple):
         try:
             snapshot = None if kept is None else kept.read()
         except ValueError as error:
-            say(f"Note: {self._file(name)} is not used, and its trial begins anew: {error}.")
+            say(f"Note: {self._file(name)} {error}: its trial begins anew.")
             return 0
         if snapshot is None:
             return 0
