@@ -16,10 +16,10 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,24 +32,24 @@ from fltrust_repro.trials import TrialName
 FORM = 1  # of the files: raised where what they hold means something else
 
 
-@cache
-def _code() -> str:
-    """Name the text of the code that trains, which may move a last digit under one PROTOCOL."""
+@cache  # in the process's first trial: that is what it computes with, whatever is installed later
+def _program(gpu: int | None) -> list[str]:
+    """Name the libraries, the CPU and the GPU if one trains, and the text of the code that does.
+
+    An edit may move a last digit, and PROTOCOL is not raised for that.
+    """
+    code = "not at hand"
     with contextlib.suppress(OSError, SyntaxError, ValueError):
-        return compiled.version(Path(training.__file__))
-    return "not at hand"
+        code = compiled.version(Path(training.__file__))
+    return [machine.versions(gpu), code]
 
 
 class Checkpoint:
     """One trial's, in the process that runs it; written when so many minutes have passed."""
 
     def __init__(self, file: Path, name: TrialName, minutes: float, gpu: int | None) -> None:
-        self._file, self._name, self._seconds = file, name, 60 * minutes
-        self._gpu, self._code, self._written = gpu, _code(), time.monotonic()
-
-    def _made_by(self) -> list[Any]:
-        """What must be the same for the same bits."""
-        return [FORM, *self._name, machine.versions(self._gpu), self._code]
+        self._file, self._seconds, self._written = file, 60 * minutes, time.monotonic()
+        self._of = [FORM, *name, *_program(gpu)]  # all that must be the same for the same bits
 
     def read(self) -> Snapshot | None:
         """Return the snapshot to begin with, None where there is none; else `ValueError`."""
@@ -62,18 +62,19 @@ class Checkpoint:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = dict(file)
-            made_by, told = json.loads(arrays.pop("told").tobytes())
+            of, iterations, told = json.loads(arrays.pop("told").tobytes())
+            snapshot = Snapshot(int(iterations), told, arrays)
         except Exception as error:  # whatever a damaged file makes the readers of its parts raise
             raise ValueError("is damaged, or no checkpoint") from error
-        return Snapshot(told, arrays) if made_by == self._made_by() else None
+        return snapshot if of == self._of else None
 
     def keep(self, take: Callable[[], Snapshot]) -> None:
         """Write a snapshot if it is time to; what hinders it costs no trial."""
         if time.monotonic() - self._written < self._seconds:
             return
         self._written = time.monotonic()
-        told, arrays = take()
-        text, content = json.dumps([self._made_by(), told]), io.BytesIO()
+        iterations, told, arrays = take()
+        text, content = json.dumps([self._of, iterations, told]), io.BytesIO()
         np.savez(content, told=np.frombuffer(text.encode(), np.uint8), **arrays)
         with contextlib.suppress(BadInput):
             write_bytes(self._file, content.getvalue())
@@ -100,32 +101,32 @@ class Checkpoints(NamedTuple):
         return self.folder / f"{name.key}-{name.seed}-{name.protocol}.npz"
 
     @contextlib.contextmanager
-    def told(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Say first if none can be written, and on Ctrl-C how many there are."""
+    def told(self, names: Iterable[TrialName], say: Callable[[str], None]) -> Iterator[None]:
+        """Say first if none can be written, and on Ctrl-C how many of these trials have one."""
         place = self.folder if self.folder.exists() else self.folder.parent
         if self.minutes and not (place.is_dir() and downloads.writable(place)):
             say(f"Note: {self.folder} cannot be written, so that no checkpoints are kept.")
         try:
             yield
         except KeyboardInterrupt:
-            if count := len({name for _, name in self._files()}):
+            if count := len({name for _, name in self._files()}.intersection(names)):
                 of = f"Checkpoints of {count} trials" if count > 1 else "A checkpoint of 1 trial"
                 say(f"{of} in {self.folder}: the same command goes on from there.")
             raise
 
     def begun(self, name: TrialName, device: str, say: Callable[[str], None]) -> int:
         """Return how many iterations of a trial are done; say so, or what ails its file."""
-        kept = self.of(name, 0 if device == "gpu" else None)
+        # Asked for only where there is a file: to name the libraries is to load them.
+        kept = self.of(name, 0 if device == "gpu" else None) if self._file(name).exists() else None
         try:
-            snapshot = None if kept is None else kept.read()
+            begun = kept and kept.read()
         except ValueError as error:
             say(f"Note: {self._file(name)} {error}: its trial begins anew.")
             return 0
-        if snapshot is None:
+        if not begun:
             return 0
-        done = snapshot.told["iterations"]
-        say(f"setting {name.key}, seed {name.seed}: goes on after iteration {done:,}.")
-        return done
+        say(f"setting {name.key}, seed {name.seed}: goes on after iteration {begun.iterations:,}.")
+        return begun.iterations
 
     def _files(self) -> Iterator[tuple[Path, TrialName]]:
         """The files, also such as a process left half written, and whose they are."""

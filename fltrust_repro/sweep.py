@@ -180,7 +180,7 @@ def run_missing(
         _make_poisoned_sets(executor, tasks, place)
         iterations = sum(task.setting.iterations for task in tasks)
         watch = Watch(cells, known, len(tasks), iterations, measure=measure)
-        with watch, checkpoints.told(watch.say):
+        with watch, checkpoints.told((task.name for task in tasks), watch.say):
             return Run(tasks, executor, store, place, watch, checkpoints).to_the_end()
 
 

@@ -74,8 +74,12 @@ class Course:
 
 
 class Snapshot(NamedTuple):
-    """All between two iterations that the rest of a trial depends on, beside setting and seed."""
+    """All between two iterations that the rest of a trial depends on, beside setting and seed.
 
+    But for what a user's own rule or attack keeps in variables, which nobody can tell.
+    """
+
+    iterations: int
     told: dict[str, Any]  # what JSON can say, generators among it
     arrays: dict[str, np.ndarray]
 
@@ -180,21 +184,19 @@ class Federation:
     def snapshot(self, course: Course) -> Snapshot:
         """Take down all that the rest of the trial depends on."""
         # Not who holds what: it was dealt at the start, or is dealt anew in each iteration.
-        told = {
-            **{name: getattr(course, name) for name in ("iterations", "curve", "seconds")},
-            "notes": self._notes,
-            "generators": {name: rng.bit_generator.state for name, rng in self._rngs.items()},
-        }
-        return Snapshot(told, {"w": host_view(course.w), "statistics": self.learner.statistics})
+        states = {name: rng.bit_generator.state for name, rng in self._rngs.items()}
+        told = {"curve": [*course.curve], "seconds": course.seconds, "notes": {**self._notes}}
+        arrays = {"w": host_view(course.w), "statistics": self.learner.statistics}
+        return Snapshot(course.iterations, {**told, "generators": states}, arrays)
 
     def _restored(self, kept: Snapshot) -> Course:
-        told, arrays = kept
+        iterations, told, arrays = kept
         rngs = {name: np.random.default_rng() for name in _PURPOSES}
         for name, rng in rngs.items():
             rng.bit_generator.state = told["generators"][name]
         curve = [(int(i), float(error), float(loss)) for i, error, loss in told["curve"]]
         w = arrays["w"].astype(np.float32).reshape(self.learner.initial.shape)
-        course = Course(to_ndarray(w), int(told["iterations"]), curve, float(told["seconds"]))
+        course = Course(to_ndarray(w), iterations, curve, float(told["seconds"]))
         notes = Counter(told["notes"])
         self.learner.statistics = arrays["statistics"]
         self._rngs, self._notes = rngs, notes

@@ -71,6 +71,7 @@ def beside(tmp_path):
     (tmp_path / "trials.sqlite").touch()
     yield Checkpoints(tmp_path / "trials.sqlite", ALWAYS)
     trial_process.prepare(0, lambda: None)
+    module._program.cache_clear()
 
 
 def run(
@@ -117,10 +118,13 @@ def test_a_trial_broken_off_again_and_again_ends_with_the_same_bits(kind, beside
 
 
 def test_the_seconds_of_a_trial_that_went_on_are_the_sum():
-    taken = []
-    run_trial(SMALL, 0, keep=lambda take: taken.append(take()))
-    snapshot = Snapshot({**taken[9].told, "seconds": 1000.0}, taken[9].arrays)
-    assert 1000 < run_trial(SMALL, 0, begun=snapshot).seconds < 1100
+    taken: list[Snapshot] = []
+    whole = run_trial(SMALL, 0, keep=lambda take: taken.append(take()))
+    assert 0 < taken[0].told["seconds"] < taken[-1].told["seconds"] < whole.seconds
+    snapshot = taken[14]._replace(told={**taken[14].told, "seconds": 1000.0})
+    again = run_trial(SMALL, 0, begun=snapshot)
+    assert 1000 < again.seconds < 1100
+    assert replace(again, seconds=0) == replace(whole, seconds=0)
 
 
 def test_a_trial_that_was_done_but_not_stored_is_not_done_again(beside):
@@ -171,9 +175,10 @@ def test_a_checkpoint_of_another_program_or_machine_is_not(broken, other, monkey
         assert told != machine.versions()
         monkeypatch.setattr(machine, "versions", lambda gpu: told)
     elif other == "code":
-        monkeypatch.setattr(module, "_code", lambda: "0123456789abcdef")
+        monkeypatch.setattr(module.compiled, "version", lambda file: "0123456789abcdef")
     else:
         monkeypatch.setattr(module, "FORM", module.FORM + 1)
+    module._program.cache_clear()  # as in another process
     assert said_of(broken) == (0, [])
     again, done = run(SMALL, broken)
     assert done == 24
@@ -190,8 +195,8 @@ def written_anew(file: Path, told: dict | None = None, **arrays: np.ndarray) -> 
     """Change something in a checkpoint, which stays whole."""
     with np.load(file) as parts:
         content = {**parts, **arrays}
-    made_by, before = json.loads(content["told"].tobytes())
-    text = json.dumps([made_by, {**before, **(told or {})}]).encode()
+    of, iterations, before = json.loads(content["told"].tobytes())
+    text = json.dumps([of, iterations, {**before, **(told or {})}]).encode()
     np.savez(file, **{**content, "told": np.frombuffer(text, np.uint8)})
 
 
@@ -237,14 +242,14 @@ def test_whatever_byte_is_another_nothing_else_comes_out_of_a_file(tmp_path_fact
     kept.store.touch()
     one = kept.of(NAME, None)
     arrays = {"w": np.arange(50, dtype=np.float32), "statistics": np.empty(0, np.float32)}
-    one.keep(lambda: Snapshot({"iterations": 7}, arrays))
+    one.keep(lambda: Snapshot(7, {"notes": {}}, arrays))
     content = bytearray(file_of(kept).read_bytes())
     content[place % len(content)] ^= value
     file_of(kept).write_bytes(content)
     with contextlib.suppress(ValueError):
         found = one.read()
         if found is not None:
-            assert found.told == {"iterations": 7}
+            assert found[:2] == (7, {"notes": {}})
             assert [*map(repr, found.arrays.items())] == [*map(repr, arrays.items())]
 
 
@@ -272,7 +277,7 @@ def test_one_is_written_every_so_many_minutes(beside, monkeypatch):
 
     def take() -> Snapshot:
         taken.append(now)
-        return Snapshot({"iterations": 1}, {})
+        return Snapshot(1, {}, {})
 
     for now in range(0, 1000, 10):  # noqa: B007  (what the clock says)
         one.keep(take)
