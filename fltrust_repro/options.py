@@ -16,7 +16,7 @@ from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
-from fltrust_repro.processes import MOST_JOBS, Machine
+from fltrust_repro.processes import MOST_JOBS, MOST_MINUTES, Machine
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.trials import LAST_SEED
 
@@ -163,7 +163,8 @@ def trial_options(trials: int, first_seed: int) -> Callable:
         click.option("--scheduler", metavar="ADDRESS",
                      help="Run on this Dask scheduler, tcp://host:8786."),
         click.option("--checkpoint-minutes", default=5.0, show_default=True, metavar="X",
-                     help="Write how far trials are; 0: never."),
+                     callback=count("--checkpoint-minutes", 0, MOST_MINUTES),
+                     help="Between checkpoints of a trial; 0: none."),
         plugin_option,
     )  # fmt: skip
 

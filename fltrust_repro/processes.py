@@ -17,7 +17,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -36,6 +35,7 @@ from fltrust_repro.plugins import Plugin
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
 MOST_JOBS = 1_000
+MOST_MINUTES = 1_000_000  # between checkpoints
 _PATIENCE_SECONDS = 10  # for the exit code of a process that died
 START_ONE = (
     "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
@@ -67,10 +67,11 @@ class Machine:
 
     def __post_init__(self) -> None:
         backend.check_device(self.device)
-        if not isinstance(self.checkpoint_minutes, Real) or not 0 <= self.checkpoint_minutes < inf:
+        minutes = self.checkpoint_minutes
+        if not isinstance(minutes, Real) or not 0 <= minutes <= MOST_MINUTES:
             raise BadInput(
-                f"checkpoint_minutes is {shown(self.checkpoint_minutes)}; give a number of at "
-                "least 0, or 0 for no checkpoints."
+                f"checkpoint_minutes is {shown(minutes)}; give a number of at most "
+                f"{MOST_MINUTES:,}, or 0 for no checkpoints."
             )
         whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
         if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
