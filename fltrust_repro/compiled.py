@@ -48,7 +48,7 @@ def compiled(function: Callable | None = None, *, fastmath: bool | set[str] = Fa
     module = Path(function.__code__.co_filename)
     if module.parent == _PACKAGE:
         with contextlib.suppress(OSError, SyntaxError, ValueError):  # a source that is not at hand
-            dispatcher._cache = _MachineCode(f"{module.stem}-{_version(module)}", function)
+            dispatcher._cache = _MachineCode(f"{module.stem}-{version(module)}", function)
     return dispatcher
 
 
@@ -103,7 +103,7 @@ def _imported(module: Path) -> Iterator[Path]:
 
 
 @cache
-def _version(module: Path) -> str:
+def version(module: Path) -> str:
     """Name the sources of a module and of those that it imports, directly or not."""
     found, waiting = set(), [module]
     while waiting:

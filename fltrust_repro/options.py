@@ -16,7 +16,7 @@ from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
-from fltrust_repro.processes import MOST_JOBS, Machine
+from fltrust_repro.processes import MOST_JOBS, MOST_MINUTES, Machine
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.trials import LAST_SEED
 
@@ -141,9 +141,10 @@ def trial_options(trials: int, first_seed: int) -> Callable:
     """
 
     def gather(
-        device: str, jobs: int | None, data_dir: Path | None, scheduler: str | None, **given: Any
-    ) -> dict[str, Any]:
-        machine = Machine(device, jobs, data_dir, scheduler)
+        device: str, jobs: int | None, data_dir: Path | None, scheduler: str | None,
+        checkpoint_minutes: float, **given: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        machine = Machine(device, jobs, data_dir, scheduler, checkpoint_minutes)
         if scheduler is None:  # checked now and not after what else takes time
             search_path(data_dir)
             if device == "gpu":
@@ -161,6 +162,9 @@ def trial_options(trials: int, first_seed: int) -> Callable:
         store_option,
         click.option("--scheduler", metavar="ADDRESS",
                      help="Run on this Dask scheduler, tcp://host:8786."),
+        click.option("--checkpoint-minutes", default=5.0, show_default=True, metavar="X",
+                     callback=count("--checkpoint-minutes", 0, MOST_MINUTES),
+                     help="Between checkpoints of a trial; 0: none."),
         plugin_option,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from fltrust_repro.plugins import Plugin
 
 GPU_MEMORY = 0.9  # share of a GPU's memory that trials may fill
 MOST_JOBS = 1_000
+MOST_MINUTES = 1_000_000  # between checkpoints
 _PATIENCE_SECONDS = 10  # for the exit code of a process that died
 START_ONE = (
     "start one with `dask scheduler` and give the address that it prints, such as tcp://host:8786."
@@ -53,16 +55,24 @@ class Machine:
 
     `device` is "cpu", "gpu" or "auto". `jobs` are worker processes: by default one per core, on
     GPUs as many as their memory holds; with 0 trials run in this process, one after the other.
-    `scheduler` is the address of a Dask scheduler. A wrong value raises `BadInput`.
+    `scheduler` is the address of a Dask scheduler. Every `checkpoint_minutes` it is written how far
+    a trial has come; never with 0. A wrong value raises `BadInput`.
     """
 
     device: str = "cpu"
     jobs: int | None = None
     data_dir: Path | None = None
     scheduler: str | None = None
+    checkpoint_minutes: float = 5
 
     def __post_init__(self) -> None:
         backend.check_device(self.device)
+        minutes = self.checkpoint_minutes
+        if not isinstance(minutes, Real) or not 0 <= minutes <= MOST_MINUTES:
+            raise BadInput(
+                f"checkpoint_minutes is {shown(minutes)}; give a number of at most "
+                f"{MOST_MINUTES:,}, or 0 for no checkpoints."
+            )
         whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
         if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
             raise BadInput(

@@ -93,7 +93,11 @@ class Watch:
     def left_to_others(self, setting: Setting) -> None:
         """Count a trial that another command has finished meanwhile."""
         self._trials -= 1
-        self._iterations -= setting.iterations
+        self.spared(setting.iterations)
+
+    def spared(self, iterations: int) -> None:
+        """Count iterations that were done before."""
+        self._iterations -= iterations
         self._bar.update(self._task, total=self._iterations)
 
     def say(self, line: str) -> None:

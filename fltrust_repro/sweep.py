@@ -19,6 +19,7 @@ from rich.progress import Progress
 from fltrust_repro import datasets, trial_process
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
+from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, Raised, shown
 from fltrust_repro.experiments import Cell
@@ -81,6 +82,7 @@ def run(
     data_dir: str | Path | None = None,
     plugins: Iterable[str | Path] = (),
     scheduler: str | None = None,
+    checkpoint_minutes: float = 5,
 ) -> DataFrame:
     """Run trials that the store does not have yet, and return all that were asked for.
 
@@ -99,6 +101,7 @@ def run(
     data_dir : where data sets are looked for first
     plugins : files for `load_plugin`
     scheduler : address of a Dask scheduler, on whose workers the trials run
+    checkpoint_minutes : how often it is written how far a trial has come, to go on from; 0: never
 
     Returns
     -------
@@ -120,7 +123,8 @@ def run(
             raise BadInput(f"{name} is {shown(value)}; give a whole number of at least {least}.")
     for path in plugins:
         load_plugin(path)
-    machine = Machine(device, jobs, None if data_dir is None else Path(data_dir), scheduler)
+    folder = None if data_dir is None else Path(data_dir)
+    machine = Machine(device, jobs, folder, scheduler, checkpoint_minutes)
     seeds = range(seed, seed + trials)
     with Store(store) as opened:
         failed = run_missing(table_of(chosen), seeds, opened, machine).failed
@@ -160,6 +164,8 @@ def run_missing(
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     finished = {trial.name for s in settings for trial in store.find(s, seeds)}
     store.left_out.tell()
+    checkpoints = Checkpoints(store.path.resolve(), machine.checkpoint_minutes)
+    checkpoints.clear(store.has)
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
         return Outcome(0, [])
@@ -173,8 +179,9 @@ def run_missing(
                 announce(hours)
         _make_poisoned_sets(executor, tasks, place)
         iterations = sum(task.setting.iterations for task in tasks)
-        with Watch(cells, known, len(tasks), iterations, measure=measure) as watch:
-            return Run(tasks, executor, store, place, watch).to_the_end()
+        watch = Watch(cells, known, len(tasks), iterations, measure=measure)
+        with watch, checkpoints.told((task.name for task in tasks), watch.say):
+            return Run(tasks, executor, store, place, watch, checkpoints).to_the_end()
 
 
 def _owners(settings: Iterable[Setting]) -> set[Owner]:
@@ -260,11 +267,13 @@ class Run:
     """Trials under way: which wait, which run here, and which another command has claimed."""
 
     def __init__(
-        self, tasks: Iterable[Task], executor: Executor, store: Store, place: Place, watch: Watch
-    ) -> None:
+        self, tasks: Iterable[Task], executor: Executor, store: Store, place: Place, watch: Watch,
+        checkpoints: Checkpoints,
+    ) -> None:  # fmt: skip
         self._waiting, self._elsewhere = deque(tasks), deque[Task]()
         self._running: dict[Future, Task] = {}
         self._executor, self._store, self._watch = executor, store, watch
+        self._checkpoints = checkpoints
         self._place, self._attempts, self._messages = place, Counter[Task](), Counter[str]()
         self._finished, self._failed = 0, list[Failure]()
         self._before, self._renewed = executor.iterations(), time.monotonic()
@@ -300,7 +309,10 @@ class Run:
         while self._waiting and len(self._running) < self._executor.slots():
             task = self._waiting.popleft()
             if self._store.claim(task.name):
-                told = (*task, task.name.protocol, *self._place)
+                done = self._checkpoints.begun(task.name, self._place.device, self._watch.say)
+                if not self._attempts[task]:  # else these iterations were counted
+                    self._watch.spared(done)
+                told = (*task, task.name.protocol, *self._place, self._checkpoints)
                 call = self._executor.submit(trial_process.run, *told)
                 self._running[call] = task
             elif self._store.has(task.name):
@@ -313,6 +325,7 @@ class Run:
             self._failed_once(task, told)
         else:
             self._store.add(told)
+            self._checkpoints.clear(told.name.__eq__)
             self._watch.done(told)
             self._finished += 1
 

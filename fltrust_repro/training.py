@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -61,6 +63,27 @@ class TrialResult:
     notes: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Course:
+    """How far a trial has come: the global model, and what will be told of the way there."""
+
+    w: NDArray  # (d,)
+    iterations: int = 0
+    curve: list[tuple[int, float, float]] = field(default_factory=list)  # as a result's
+    seconds: float = 0.0
+
+
+class Snapshot(NamedTuple):
+    """All between two iterations that the rest of a trial depends on, beside setting and seed.
+
+    But for what a user's own rule or attack keeps in variables, which nobody can tell.
+    """
+
+    iterations: int
+    told: dict[str, Any]  # what JSON can say, generators among it
+    arrays: dict[str, np.ndarray]
+
+
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """Return the trial's own generator for one purpose, so that no draw depends on another's."""
     return np.random.default_rng([seed, _PURPOSES.index(purpose)])
@@ -78,18 +101,23 @@ def run_trial(
     gpu: int = 0,
     data_dir: str | Path | None = None,
     after_iteration: Callable[[], None] = lambda: None,
+    keep: Callable[[Callable[[], Snapshot]], None] = lambda take: None,
+    begun: Snapshot | None = None,
 ) -> TrialResult:
     """Train once under the setting's attack and defense, on the CPU or GPU number `gpu`.
 
     `seed` decides all that is random, each thing by a generator of its own; data sets are looked
     for in `data_dir` first; `after_iteration` is called after each iteration, for progress bars.
+    `keep` is called then, too, with a function that takes a `Snapshot`: a trial of the same setting
+    and seed that is `begun` with it ends with the same numbers, and its seconds are the sum.
     Raises `BadInput` or `DataUnavailable` where the model cannot take the data set's examples, or
     these are not at hand or damaged, and `MemoryError` where the GPU's memory ran out.
     """
     federation = Federation(setting, seed, backend.context(device, gpu), data_dir)
-    w, diverged, curve, started = federation.learner.initial, False, [], time.perf_counter()
-    for iteration in range(1, setting.iterations + 1):
-        w, losses = federation.iterate(w, iteration)
+    course, diverged = federation.begin(begun), False
+    curve, started = course.curve, time.perf_counter() - course.seconds
+    for iteration in range(course.iterations + 1, setting.iterations + 1):
+        w, losses = federation.iterate(course.w, iteration)
         diverged = not np.isfinite(host_view(w)).all()
         if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
             known = losses[~np.isnan(losses)].astype(np.float64)
@@ -98,9 +126,11 @@ def run_trial(
         after_iteration()
         if diverged:
             break
+        course = Course(w, iteration, curve, time.perf_counter() - started)
+        keep(partial(federation.snapshot, course))
     errors, seconds = [error for _, error, _ in curve], time.perf_counter() - started
-    empty, notes = federation.empty_workers, federation.finished_notes()
-    return TrialResult(errors[-1], min(errors), iteration, diverged, seconds, curve, empty, notes)
+    done, empty, notes = curve[-1][0], federation.empty_workers, federation.finished_notes()
+    return TrialResult(errors[-1], min(errors), done, diverged, seconds, curve, empty, notes)
 
 
 class Federation:
@@ -143,6 +173,34 @@ class Federation:
         count = round(setting.poisoned_fraction * setting.iterations)
         drawn = self._rngs["poisoned"].permutation(setting.iterations)[:count] + 1
         self._attacked = set(drawn.tolist())
+
+    def begin(self, kept: Snapshot | None) -> Course:
+        """Go on from a snapshot; from the start without one, or where it is of another trial."""
+        if kept is not None:
+            with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+                return self._restored(kept)
+        return Course(self.learner.initial)
+
+    def snapshot(self, course: Course) -> Snapshot:
+        """Take down all that the rest of the trial depends on."""
+        # Not who holds what: it was dealt at the start, or is dealt anew in each iteration.
+        states = {name: rng.bit_generator.state for name, rng in self._rngs.items()}
+        told = {"curve": [*course.curve], "seconds": course.seconds, "notes": {**self._notes}}
+        arrays = {"w": host_view(course.w), "statistics": self.learner.statistics}
+        return Snapshot(course.iterations, {**told, "generators": states}, arrays)
+
+    def _restored(self, kept: Snapshot) -> Course:
+        iterations, told, arrays = kept
+        rngs = {name: np.random.default_rng() for name in _PURPOSES}
+        for name, rng in rngs.items():
+            rng.bit_generator.state = told["generators"][name]
+        curve = [(int(i), float(error), float(loss)) for i, error, loss in told["curve"]]
+        w = arrays["w"].astype(np.float32).reshape(self.learner.initial.shape)
+        course = Course(to_ndarray(w), iterations, curve, float(told["seconds"]))
+        notes = Counter(told["notes"])
+        self.learner.statistics = arrays["statistics"]
+        self._rngs, self._notes = rngs, notes
+        return course
 
     def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, np.ndarray]:
         """One iteration (2.1): the next global model (d,), and the benign workers' losses at w."""

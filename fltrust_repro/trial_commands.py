@@ -222,7 +222,7 @@ def _numbers(text: str) -> list[float]:
 
 def _as_typed(context: click.Context) -> list[str]:
     """What the user typed, but for how many trials to run and where."""
-    where = ("device", "jobs", "data_dir", "store_path", "scheduler", "out")
+    where = ("device", "jobs", "data_dir", "store_path", "scheduler", "checkpoint_minutes", "out")
     words = []
     for name, option in options.typed(context):
         if name not in ("trials", "first_seed", *where):

@@ -7,6 +7,7 @@ an error of a user's own class might not survive the way back.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 
 from fltrust_repro import backend, datasets, machine
 from fltrust_repro.attacks import attacks
+from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.errors import BadInput, Raised
 from fltrust_repro.plugins import Plugin, run_afresh
 from fltrust_repro.settings import Setting
@@ -29,7 +31,7 @@ from fltrust_repro.training import (
     poisoned_examples,
     run_trial,
 )
-from fltrust_repro.trials import Trial
+from fltrust_repro.trials import Trial, TrialName
 
 
 @dataclass
@@ -84,12 +86,20 @@ def run(
     device: str,
     data_dir: Path | None,
     plugins: Sequence[Plugin] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> Trial | Raised:
     """Run one trial; `protocol` is what the command that asks for it names it by."""
-    where = {"device": device, "data_dir": data_dir}
-    result = _trial(setting, seed, plugins, **where, after_iteration=_process.after_iteration)
+    gpu = _process.gpu if device == "gpu" else None
+    how: dict[str, Any] = {"device": device, "data_dir": data_dir}
+    how["after_iteration"] = _process.after_iteration
+    name = TrialName(setting.key(), seed, protocol)
+    if kept := checkpoints and checkpoints.of(name, gpu):
+        how["keep"] = kept.keep
+        with contextlib.suppress(ValueError):  # it is damaged, as the command has said
+            how["begun"] = kept.read()
+    result = _trial(setting, seed, plugins, **how)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    told = machine.versions(_process.gpu if device == "gpu" else None)
+    told = machine.versions(gpu)
     return Trial(setting, seed, result, device, told, now, protocol)
 
 

@@ -99,6 +99,18 @@ class Learner:
         """Return examples (n, channels, height, width) where the learner takes them."""
         return backend.to_ndarray(x).as_in_context(self._ctx)
 
+    @property
+    def statistics(self) -> np.ndarray:
+        """Running statistics of batch normalisation, float32 (s,): what iterations leave behind."""
+        arrays = [p.data(self._ctx) for p in self._statistics]
+        return _flatten(arrays).asnumpy() if arrays else np.empty(0, np.float32)
+
+    @statistics.setter
+    def statistics(self, flat: np.ndarray) -> None:
+        if flat.shape != self.statistics.shape:
+            raise ValueError(f"statistics of shape {flat.shape}")
+        self._load(self._statistics, backend.nd.array(flat, ctx=self._ctx))
+
     def updates(
         self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
     ) -> tuple[NDArray, np.ndarray]:

@@ -102,6 +102,8 @@ COMMANDS = {
     DIGITS + "--workers 99999999999999999999": ["workers is 99999999999999999999"],
     DIGITS + "--trials 0": ["--trials is 0", "at least 1"],
     DIGITS + "--jobs -1": ["--jobs is -1", "at least 0"],
+    DIGITS + "--checkpoint-minutes -1": ["--checkpoint-minutes is -1", "at least 0"],
+    DIGITS + "--checkpoint-minutes nan": ["--checkpoint-minutes is nan", "at most 1,000,000"],
     "reproduce table2e --trials 0": ["--trials is 0", "at least 1"],
     "reproduce table2e --seed -3": ["--seed is -3", "at least 0"],
     # numbers without end

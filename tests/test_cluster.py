@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin, run_afresh
@@ -17,6 +18,8 @@ from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import run_missing
+from fltrust_repro.training import Snapshot, run_trial
+from fltrust_repro.trials import TrialName
 
 distributed = pytest.importorskip("distributed")
 
@@ -88,6 +91,29 @@ def _kill_a_worker(address: str, path) -> None:
             time.sleep(0.01)
         pids = client.run(os.getpid)
         os.kill(next(iter(pids.values())), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_trial_goes_on_where_workers_see_the_store_and_begins_anew_elsewhere(
+    machine, undisturbed, tmp_path, monkeypatch, seen
+):
+    store_path, minutes = tmp_path / "trials.sqlite", 1e-9
+    store_path.touch()
+    taken: list[Snapshot] = []
+    run_trial(SMALL, 0, keep=lambda take: taken.append(take()))
+    told = taken[29].told
+    told["curve"][0] = (10, 0.125, 0.0)  # by which to know it again
+    name = TrialName.of(SMALL, 0)
+    Checkpoints(store_path, minutes).of(name, None).keep(lambda: taken[29]._replace(told=told))
+    if not seen:
+        elsewhere = tmp_path / "elsewhere.sqlite"
+        monkeypatch.setattr(Checkpoints, "__reduce__", lambda self: (Checkpoints, (elsewhere, 5)))
+    with Store(store_path) as store:
+        run_missing(cells(SMALL), [0], store, replace(machine, checkpoint_minutes=minutes))
+        [(_, rate, curve)] = numbers(store, SMALL)
+    assert (curve[0][1] == 0.125) == seen
+    assert (rate, curve[3:]) == (undisturbed[0][1], undisturbed[0][2][3:])
+    assert not Checkpoints(store_path, minutes).folder.exists()
 
 
 RULE = '''

@@ -141,7 +141,7 @@ class Package:
 
     def run(self):
         """Value, and how often machine code was found."""
-        for kept in (module._source, module._version, module.folder):
+        for kept in (module._source, module.version, module.folder):
             kept.cache_clear()
         names = {"compiled": module.compiled, "__name__": "alone"}
         exec(compile(self.file.read_text(), str(self.file), "exec"), names)

@@ -558,6 +558,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
         "sweep", "--vary", "c", "--values", "1,3", "--rule", "krum", "--rule", "median",
         "--attack", "none", "--attack", "trimmed-mean", "--knowledge", "full",
         *RUN[1:5], "--iterations", "6", "--trials", 2, "--jobs", 1, "--out", "results",
+        "--checkpoint-minutes", "7",
     ]  # fmt: skip
     code, out, err = call(*command)
     assert code == 0, err
@@ -572,6 +573,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
     repeated = "sweep --vary c --values 1,3 --rule krum --rule median --attack none"
     assert repeated in page
     assert "--jobs" not in page
+    assert "--checkpoint-minutes" not in page
     assert "--iterations 6 --trials 2 --seed 10" in page
 
 

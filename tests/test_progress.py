@@ -114,6 +114,17 @@ def test_a_trial_that_another_command_finished_is_no_longer_to_be_done():
     assert "0/2 trials done" in shown(False, act)
 
 
+def test_iterations_done_before_are_not_to_be_done_and_make_no_rate():
+    def act(watch: Watch) -> None:
+        watch.spared(10)
+        watch.update(1, 0)
+        assert watch._bar.tasks[0].total == 20
+        watch.update(1, 20)
+        assert watch._bar.tasks[0].finished
+
+    assert "it/s" not in shown(False, act).splitlines()[0]
+
+
 @pytest.fixture
 def gpus(monkeypatch):
     """Two GPUs and eight cores, as far as the scheduling of trials goes."""

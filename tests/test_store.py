@@ -26,6 +26,7 @@ from fltrust_repro import sweep
 from fltrust_repro import trials as module
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import CLAIM_SECONDS, SCHEMA, Archive, Failure
+from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
@@ -414,7 +415,8 @@ def test_a_command_that_waits_for_another_says_so_once(file, monkeypatch):
 
         monkeypatch.setattr(ours, "renew_claims", renewed)
         with Watch(cells, {}, 1, 20, Console(file=text)) as watch:
-            run = sweep.Run([sweep.Task(SETTING, 0)], OneProcess(), ours, Machine(), watch)
+            none = Checkpoints(ours.path, 0)
+            run = sweep.Run([sweep.Task(SETTING, 0)], OneProcess(), ours, Machine(), watch, none)
             assert run.to_the_end() == (0, [])
     assert text.getvalue().count("waiting for") == 1
     assert "waiting for 1 trial of process 77 on elsewhere" in text.getvalue()

@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 
 from fltrust_repro import fidelity, trial_process
+from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.experiments import Cell
 from fltrust_repro.processes import LocalProcesses, Machine, Place
 from fltrust_repro.progress import Watch
@@ -44,7 +45,8 @@ def overhead(folder: Path, trials: int) -> float:
     with Store(folder / "short.sqlite") as store:
         with Watch(cells, {}, len(tasks), trials * SHORT.iterations) as watch:
             started = time.perf_counter()
-            Run(tasks, executor, store, Place(executor.device), watch).to_the_end()
+            checkpoints = Checkpoints(store.path.resolve(), 0)
+            Run(tasks, executor, store, Place(executor.device), watch, checkpoints).to_the_end()
             elapsed = time.perf_counter() - started
         seconds = sum(trial.result.seconds for trial in store.find(SHORT))
     executor.close()
