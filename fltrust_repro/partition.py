@@ -111,11 +111,25 @@ def _draw(examples: Array, starts: Array, uniforms: Array, rows: Array) -> None:
 
 
 def sample_batches(
-    shards: Shards, labels: np.ndarray, batch_size: int, rounds: int, rng: np.random.Generator
+    shards: Shards,
+    labels: np.ndarray,
+    batch_size: int,
+    rounds: int,
+    rng: np.random.Generator,
+    with_replacement: bool = False,
 ) -> Batches:
-    """Draw min(batch_size, examples held) of each worker's examples in each round, none twice."""
-    counts = np.minimum(shards.sizes, batch_size)
+    """Draw min(batch_size, examples held) of each worker's examples in each round, none twice.
+
+    With replacement, batch_size of them from every worker that holds any.
+    """
     uniforms = rng.random((rounds, len(shards), batch_size))
+    if with_replacement:
+        counts = np.where(shards.sizes > 0, batch_size, 0)
+        places = shards.starts[:-1, None] + (uniforms * shards.sizes[:, None]).astype(np.int64)
+        # Where a worker holds nothing, its place may be the end.
+        rows = shards.examples[np.minimum(places, len(shards.examples) - 1)]
+        return Batches(rows, labels[rows], counts)
+    counts = np.minimum(shards.sizes, batch_size)
     rows = np.zeros(uniforms.shape, dtype=np.int64)
     _draw(shards.examples, shards.starts, uniforms, rows)
     return Batches(rows, labels[rows], counts)

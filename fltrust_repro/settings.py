@@ -60,6 +60,8 @@ class Readings:
     dealing: str | None = _field(None, "by data set", *DEALINGS)
     master_assumes: str = _field("c", "compromised, after a defense", "zero")
     initial: str = _field("xavier-3", "", "xavier-2.24", "xavier-1", "uniform-0.07")
+    batches: str = _field("distinct", "", "with-replacement")
+    gradient: str = _field("mean", "over a batch", "sum")
 
     def __post_init__(self) -> None:
         _check_fields(self)

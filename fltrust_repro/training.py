@@ -212,14 +212,18 @@ class Federation:
         attacked = possible and iteration in self._attacked
         self._notes["attacked iterations"] += int(attacked)
         # Step II: the workers train on their own examples; the compromised ones attack.
-        batches = sample_batches(
-            shards, data.train_y, setting.batch_size, setting.rounds, self._rngs["batches"]
-        )
+        replaced = setting.readings.batches == "with-replacement"
+        drawn = setting.batch_size, setting.rounds, self._rngs["batches"], replaced
+        batches = sample_batches(shards, data.train_y, *drawn)
         if attacked and attack.poison is not None:
             own = batches.labels[:, :c]
             flipped = attack.poison(own.copy(), data.classes)
             own[:] = poisoning.checked_labels(attack.name, flipped, own.shape, data.classes)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
+        if setting.readings.gradient == "sum":
+            # Relative to a whole batch, whose learning rate is then the same.
+            weights = (batches.counts / setting.batch_size).astype(np.float32)
+            host_view(updates)[:] *= weights[:, None]
         if attacked and attack.craft is not None:
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         # Step III: the master device aggregates.

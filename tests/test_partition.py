@@ -152,6 +152,16 @@ def test_a_batch_larger_than_the_shard_is_the_whole_shard():
     assert sorted(batches.rows[0, 2, :2]) == [3, 4]
 
 
+def test_with_replacement_every_batch_is_whole_and_every_example_equally_likely():
+    shards, rng = of_sizes(3, 0, 2, 0), np.random.default_rng(0)
+    batches = sample_batches(shards, LABELS, 4000, 2, rng, with_replacement=True)
+    assert batches.counts.tolist() == [4000, 0, 4000, 0]
+    assert (batches.labels == LABELS[batches.rows]).all()
+    for round_ in batches.rows:
+        assert np.bincount(round_[0]).tolist() == pytest.approx([4000 / 3] * 3, abs=4.5 * 30)
+        assert np.bincount(round_[2])[3:].tolist() == pytest.approx([2000] * 2, abs=4.5 * 32)
+
+
 def test_every_example_and_every_pair_is_equally_likely():
     # One worker with 7 examples, batches of 3, 7000 draws: 3000 of each, 1000 of each pair.
     rows = sample_batches(of_sizes(7), LABELS, 3, 7000, np.random.default_rng(1)).rows[:, 0]

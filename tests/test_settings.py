@@ -111,6 +111,8 @@ def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
         "dealing": "once",
         "master_assumes": "c",
         "initial": "xavier-3",
+        "batches": "distinct",
+        "gradient": "mean",
     }
 
 
@@ -322,7 +324,7 @@ def test_from_dict_names_an_unknown_field_and_those_there_are():
 
 def test_every_field_says_what_it_is_and_names_its_default_first():
     for name, field in FIELDS.items():
-        assert field.metadata["help"] or name == "initial"
+        assert field.metadata["help"] or name in ("initial", "batches")  # say it themselves
         if field.metadata["choices"] and field.default is not None:
             assert field.default == field.metadata["choices"][0]  # as `--help` says
 

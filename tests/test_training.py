@@ -14,6 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fltrust_repro import datasets, downloads, training
+from fltrust_repro.aggregation import Rule
 from fltrust_repro.attacks import attacks, krum_attack
 from fltrust_repro.backend import mx, nd
 from fltrust_repro.errors import BadInput
@@ -124,6 +125,29 @@ def test_examples_dealt_once_stay_where_they_are_and_otherwise_move(watched):
     assert np.mean([len(workers) for workers in holders("each-iteration").values()]) > 3
     # Two workers per group of digits: they share all of its examples, and no other worker does.
     assert {len(workers) for workers in holders("shared").values()} <= {1, 2}
+
+
+def test_batches_with_replacement_are_whole_for_all_who_hold_an_example(watched):
+    small_shards = {"workers": 500, "compromised": 4, "batch_size": 32}  # three examples each
+    run_trial(small(2, attack="none", batches="with-replacement", **small_shards), 0)
+    for batches in watched:
+        assert {*batches.counts.tolist()} == {0, 32}
+
+
+def test_summed_gradients_weigh_workers_by_their_examples(watched, monkeypatch):
+    received, aggregate = [], Rule.__call__
+
+    def spied(self, updates, **known):
+        received.append(updates.asnumpy())
+        return aggregate(self, updates, **known)
+
+    monkeypatch.setattr(Rule, "__call__", spied)
+    for gradient in ("mean", "sum"):
+        run_trial(small(1, attack="none", workers=100, compromised=4, gradient=gradient), 0)
+    weights = watched[0].counts / 32
+    assert weights.min() < weights.max() < 1
+    mean, total = received
+    np.testing.assert_allclose(total, mean * weights[:, None], rtol=1e-6)
 
 
 def test_selected_workers_are_drawn_anew_and_attacked_by_identity(watched, monkeypatch):
