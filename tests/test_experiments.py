@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -360,3 +363,17 @@ def test_the_tables_and_figures_share_their_settings():
     table = set(load_experiment("table2a").settings)
     for name in ("table4", "table6", "table8", "figure2", "figure3", "figure4c", "figure5c"):
         assert table & set(load_experiment(name).settings), name
+
+
+def test_the_features_and_layers_tried_for_breast_cancer_train(tmp_path):
+    folder, out = experiments.home() / "breast-cancer", tmp_path / "out"
+    given = (folder / "features2e.toml").read_text(encoding="utf-8")
+    few = "[setting]\niterations = 1\nworkers = 10\ncompromised = 2"
+    (tmp_path / "short.toml").write_text(given.replace("[setting]", few), encoding="utf-8")
+    command = [sys.executable, "-m", "fltrust_repro", "reproduce", "short.toml", "--jobs", "0"]
+    options = ["--plugin", str(folder / "features2e.py"), "--trials", "1", "--out", str(out)]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rates = pd.read_csv(out / "short.csv")
+    assert len(rates) == 4 * 7
+    assert rates["mean"].between(0, 1).all()
