@@ -32,8 +32,16 @@ def squared_distances(updates: Numbers) -> np.ndarray:
     columns are summed in float64, and where float32 is too narrow for the products these are
     float64 too. Allocates (m, m) numbers and one block of columns.
     """
-    array = as_updates(updates, "squared_distances")
-    products, finite = _gram(array, None)
+    return distances_from(*products_amid(as_updates(updates, "squared_distances")))
+
+
+def products_amid(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `inner_products` as seen from zero, or from amid the rows where these lie far from it.
+
+    That is where most of them share so large a part that their distances would cancel; then they
+    are seen from one of them. What depends on differences of rows alone is the same.
+    """
+    products, finite = inner_products(updates)
     squared = distances_from(products, finite)
     near = squared < _CROWD * np.diag(products)[:, None]
     # Whether half of all rows lie so close to one that products cancel: fewer, being an attacker's,
@@ -41,8 +49,8 @@ def squared_distances(updates: Numbers) -> np.ndarray:
     if (np.count_nonzero(near, axis=1) > len(squared) // 2).any():
         # From the row that half of all rows lie closest around: it is not far from most.
         middle = np.sort(squared, axis=1)[:, len(squared) // 2].argmin()
-        squared = distances_from(*_gram(array, array[middle]))
-    return squared
+        return inner_products(updates, updates[middle])
+    return products, finite
 
 
 def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
@@ -82,8 +90,19 @@ def lengths_and_slopes(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return out
 
 
+def inner_products(
+    array: np.ndarray, origin: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of all rows, or their differences to `origin`, and which rows are finite.
+
+    float64 (m, m), exactly symmetric, and bool (m,). A row that is not finite counts as zeros.
+    """
+    products, finite = _gram(array, origin)
+    lower = np.tril(products, -1)
+    return lower + lower.T + np.diag(np.diag(products)), finite
+
+
 def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, or their differences to `origin`, and which rows are finite."""
     m, d = array.shape
     products = _gram_of_blocks(array, origin)
     if not np.isfinite(products).all():

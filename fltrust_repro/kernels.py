@@ -207,38 +207,57 @@ def middle_means_without(updates: Numbers, first: int, stop: int) -> np.ndarray:
 
 
 @compiled
-def _mean_around_median(updates: Array, rows: Array, network: Array, keep: int, out: Array) -> None:
+def _mean_around_middle(
+    updates: Array, rows: Array, network: Array, trim: int, keep: int, out: Array
+) -> None:
     n, d = len(rows), updates.shape[1]
     block = np.zeros((n, _COLUMNS), dtype=np.int32)
     values = block.view(np.float32)
+    middle, total = np.empty(_COLUMNS), np.empty(_COLUMNS)
+    first = np.empty(_COLUMNS, dtype=np.int32)
     for start in range(0, d, _COLUMNS):
         width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
+        middle[:], total[:], first[:] = 0.0, 0.0, 0
+        for i in range(trim, n - trim):
+            row = values[i]
+            for j in range(_COLUMNS):
+                middle[j] += row[j]
+        for j in range(_COLUMNS):
+            middle[j] /= n - 2 * trim
+        # Those kept are consecutive: from the first on that is no farther than the next after them.
+        for i in range(n - keep):
+            low, high = values[i], values[i + keep]
+            for j in range(_COLUMNS):
+                below, above = middle[j] - low[j], high[j] - middle[j]
+                first[j] += (above < below) | (below != below)
+        for i in range(n):
+            row = values[i]
+            for j in range(_COLUMNS):
+                kept = (first[j] <= i) & (i < first[j] + keep)
+                total[j] += row[j] if kept else np.float32(0)
         for j in range(width):
-            median = (np.float64(values[(n - 1) // 2, j]) + np.float64(values[n // 2, j])) / 2
-            low, high = 0, n - 1
-            while high - low + 1 > keep:
-                below, above = median - values[low, j], values[high, j] - median
-                if above < below or np.isnan(below):
-                    low += 1
-                else:
-                    high -= 1
-            total = 0.0
-            for i in range(low, high + 1):
-                total += values[i, j]
-            out[start + j] = total / keep
+            out[start + j] = total[j] / keep
+
+
+def mean_around_middle(updates: Numbers, rows: np.ndarray, trim: int, keep: int) -> np.ndarray:
+    """Mean of the `keep` values closest to the trimmed mean, in each column of some rows.
+
+    The trimmed mean is that without the `trim` largest and smallest values; with (n - 1) // 2 it is
+    the median. Of two values equally far from it, the smaller one is kept. `rows`, int (n,), are
+    those that take part, not copied; in each column their trimmed mean and at least `keep` of their
+    values must be finite. Returns float32 (d,).
+    """
+    array, n = as_updates(updates, "mean_around_middle"), len(rows)
+    _ranks(trim, n - trim, n, "mean_around_middle")
+    _ranks(0, keep, n, "mean_around_middle")
+    if not np.isin(rows, np.arange(len(array))).all():
+        raise BadInput(f"mean_around_middle: rows {rows} are not all among {len(array)} updates.")
+    out = np.empty(array.shape[1], dtype=np.float32)
+    _mean_around_middle(array, rows, sorting_network(n), trim, keep, out)
+    return out
 
 
 def mean_around_median(updates: Numbers, rows: np.ndarray, keep: int) -> np.ndarray:
-    """Mean of the `keep` values closest to the median, in each column of some rows: float32 (d,).
-
-    Of two equally far from it, the smaller one is kept. `rows`, int (n,), are those that take part,
-    not copied; in each column their median and at least `keep` of their values must be finite.
-    """
-    array = as_updates(updates, "mean_around_median")
-    _ranks(0, keep, len(rows), "mean_around_median")
-    if not np.isin(rows, np.arange(len(array))).all():
-        raise BadInput(f"mean_around_median: rows {rows} are not all among {len(array)} updates.")
-    out = np.empty(array.shape[1], dtype=np.float32)
-    _mean_around_median(array, rows, sorting_network(len(rows)), keep, out)
-    return out
+    """Mean of the `keep` values closest to the median: `mean_around_middle` with all else cut."""
+    return mean_around_middle(updates, rows, (len(rows) - 1) // 2, keep)
