@@ -103,7 +103,7 @@ def test_without_a_state_a_call_begins_anew_and_with_one_it_goes_on(shrunk):
     assert seen.without_each(updates, c=0).aggregates.shape == (4, 2)
     assert state.memory["calls"] == 2
     assert state.notes["called"] == 2
-    assert shrunk(updates, memory={"calls": 4}, by=1.0)[0] == pytest.approx(0.2)
+    assert shrunk(updates, 0, memory={"calls": 4}, by=1.0)[0] == pytest.approx(0.2)
 
 
 def test_in_a_trial_memory_lasts_and_queries_leave_it_alone(shrunk, away):
