@@ -281,3 +281,119 @@ def impacts(updates, received, rule, c, judge):
         errors.append(error[0] - error[1])
         losses.append(loss[0] - loss[1])
     return np.array(errors), np.array(losses)
+
+
+# --- robust means of other papers, on updates
+
+
+def length(x):
+    return math.sqrt(math.fsum(float(v) ** 2 for v in x))
+
+
+def krum_order(models, c):
+    """All models from the smallest sum of squared distances on, the first of equal ones first."""
+    squared = squared_distances(np.asarray(models))
+    m = len(models)
+    sums = [sum(sorted(squared[i, k] for k in range(m) if k != i)[: m - c - 2]) for i in range(m)]
+    return sorted(range(m), key=lambda i: (sums[i], i))
+
+
+def multi_krum(models, c, q):
+    return mean(np.asarray(models)[krum_order(models, c)[:q]])
+
+
+def geometric_median(models, steps=20_000):
+    """Weiszfeld's iteration over d from the coordinate-wise median."""
+    models = np.asarray(models, dtype=np.float64)
+    z = np.median(models, axis=0)
+    for _ in range(steps):
+        nearness = [1 / max(length(x - z), 1e-9) for x in models]
+        before, z = z, sum(b * x for b, x in zip(nearness, models)) / sum(nearness)
+        if length(z - before) == 0:
+            break
+    return z
+
+
+def shortened(x, most):
+    return x * min(1.0, most / length(x)) if length(x) > 0 else x
+
+
+def norm_clipping(updates, radius):
+    updates = np.asarray(updates, dtype=np.float64)
+    most = radius * float(np.median([length(x) for x in updates]))
+    return mean(np.array([shortened(x, most) for x in updates]))
+
+
+def centered_clipping(rounds, radius, iterations):
+    """The result of the last of several rounds of updates."""
+    v = np.zeros(len(rounds[0][0]))
+    for updates in rounds:
+        tau = radius * float(np.median([length(x - v) for x in updates]))
+        for _ in range(iterations):
+            v = v + mean(np.array([shortened(x - v, tau) for x in updates]))
+    return v
+
+
+def closest_to(centres, updates, keep):
+    """Per parameter the mean of the values closest to a centre, of equally far ones the smaller."""
+    out = []
+    for centre, column in zip(centres, np.asarray(updates, dtype=np.float64).T):
+        out.append(sum(sorted(column, key=lambda v: (abs(v - centre), v))[:keep]) / keep)
+    return np.array(out)
+
+
+def meamed(updates, c):
+    return closest_to(median(updates), updates, len(updates) - c)
+
+
+def phocas(updates, beta):
+    return closest_to(trimmed_mean(updates, beta), updates, len(updates) - beta)
+
+
+def smallest_diameter(squared, c):
+    """Of all selections of m - c, in order, the first with the least largest distance."""
+    selections = itertools.combinations(range(len(squared)), len(squared) - c)
+    return min(selections, key=lambda some: max(squared[i][k] for i in some for k in some))
+
+
+def mda(updates, c):
+    return mean(np.asarray(updates)[list(smallest_diameter(squared_distances(updates), c))])
+
+
+def sign(x):
+    return (x > 0) - (x < 0)
+
+
+def sign_vote(updates, step):
+    votes = [sign(sum(sign(float(v)) for v in column)) for column in updates.T]
+    longest = step * float(np.median([length(x) for x in updates]))
+    return np.array([longest * vote / math.sqrt(sum(map(abs, votes)) or 1) for vote in votes])
+
+
+def rlr(updates, theta):
+    m = len(updates)
+    votes = [abs(sum(sign(float(v)) for v in column)) for column in updates.T]
+    return np.array([x if vote / m >= theta else -x for x, vote in zip(mean(updates), votes)])
+
+
+def clusters_by_cosine(updates):
+    """Two clusters, from single updates on: the two with the least mean distance are joined."""
+    unit = [np.asarray(x, dtype=np.float64) / length(x) for x in updates]
+    clusters = [[i] for i in range(len(updates))]
+    while len(clusters) > 2:
+        pairs = itertools.combinations(range(len(clusters)), 2)
+
+        def apart(pair):
+            one, other = (clusters[k] for k in pair)
+            return sum(1 - unit[i] @ unit[k] for i in one for k in other) / len(one) / len(other)
+
+        one, other = min(pairs, key=apart)
+        clusters[one] += clusters.pop(other)
+    return clusters
+
+
+def clipped_clustering(rounds):
+    """The result of the last of several rounds of updates."""
+    most = float(np.median([length(x) for updates in rounds for x in updates]))
+    larger = max(clusters_by_cosine(rounds[-1]), key=len)
+    return mean(np.array([shortened(np.float64(rounds[-1][i]), most) for i in larger]))
