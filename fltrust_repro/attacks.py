@@ -18,6 +18,7 @@ import numpy as np
 from fltrust_repro.aggregation import Crowd, trimmed_mean
 from fltrust_repro.distances import lengths_and_slopes, squared_distances
 from fltrust_repro.doors import Limit
+from fltrust_repro.kernels import extremes
 from fltrust_repro.poisoning import flip_labels, poisoned_set
 from fltrust_repro.threat import Attack, Round, attack, attacks
 from fltrust_repro.threat import Master as Master
@@ -186,8 +187,7 @@ def benign_interval(step: Round, direction: np.ndarray) -> tuple[np.ndarray, np.
     Returns the near and the far end for each parameter, as updates. With
     `interval_space="model"` the interval is taken on local models, not on updates.
     """
-    benign, b = step.known[step.c :], step.parameters.b
-    near = np.where(direction < 0, benign.max(axis=0), benign.min(axis=0))
+    near, b = extremes(step.known[step.c :], -direction), step.parameters.b
     shift = step.w_re if step.parameters.interval_space == "model" else np.zeros_like(near)
     near = near + shift
     outward = (direction < 0) == (near > 0)
