@@ -139,11 +139,14 @@ def second_convolution(weight: Array, maps: Array, ph: int) -> tuple[Array, Arra
 
 @compiled
 def _let_through(places: Array, d_values: Array, at: Array, by: Array) -> int:
-    # Windows of a filter that let a value through: where its patch lies, and d loss / d value.
+    # Windows of a filter that let a value through: where its patch lies, and d loss / d value; then
+    # three that add nothing.
     live = 0
     for k in range(len(places)):
         at[live], by[live] = places[k] * LANES, d_values[k]
         live += places[k] >= 0
+    for k in range(live, live + 3):
+        at[k], by[k] = 0, 0
     return live
 
 
@@ -164,8 +167,6 @@ def second_gradient(
         for f in range(filters):
             own = d_flat[e, f * windows : (f + 1) * windows]
             live = _let_through(places[e, f], own, at, by)
-            at[live : live + 3] = 0
-            by[live : live + 3] = 0
             for k in range(0, live, 4):
                 p, q, r, s = by[k], by[k + 1], by[k + 2], by[k + 3]
                 for i in range(gradient.shape[1] // RUN):
@@ -180,7 +181,7 @@ def second_gradient(
 def maps_gradient(weight: Array, places: Array, d_flat: Array, gradient: Array) -> None:
     """Gradient of the maps: each window adds its filter to the patch that it let through."""
     filters, windows = places.shape[1:]
-    at, by = np.empty(windows, dtype=np.int64), np.empty(windows, dtype=np.float32)
+    at, by = np.empty(windows + 3, dtype=np.int64), np.empty(windows + 3, dtype=np.float32)
     gradient[:] = 0
     for e in range(len(places)):
         d_map, length = gradient[e].ravel(), gradient.shape[2]
