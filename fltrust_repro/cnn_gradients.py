@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro.compiled import Array, compiled
+from fltrust_repro.compiled import Array, compiled, lines
 from fltrust_repro.convolutions import (
     LANES,
     RUN,
     first_convolution,
     first_gradient,
-    lines,
+    let_through,
     maps_gradient,
     second_convolution,
     second_gradient,
@@ -118,9 +118,9 @@ def _steps(
     for e in range(rows.size):
         loss[e] = softmax_residual(residual[e : e + 1], labels[e : e + 1])
     d_units = np.where(units > 0, np.dot(residual, last[0]), np.float32(0))
-    d_flat = np.dot(d_units, hidden[0])
+    d_outputs = let_through(places2, np.dot(d_units, hidden[0]))
     d_maps = lines(len(maps), maps[0].size).reshape(maps.shape)
-    maps_gradient(second, places2, d_flat, d_maps)
+    maps_gradient(second, d_outputs, d_maps)
     d_first, d_second = lines(*first.shape), lines(*second.shape)
     for i in range(counts.size):
         step, mine = steps[i], members[i, : counts[i]]
@@ -129,7 +129,7 @@ def _steps(
             continue
         losses[i] = loss[mine].mean()
         first_gradient(x, rows, places1, d_maps, mine, sizes.kh, sizes.ph, d_first.ravel())
-        second_gradient(maps, places2, d_flat, mine, d_second)
+        second_gradient(maps, d_outputs, mine, d_second)
         scale = np.float32(-rate / mine.size)
         _write_convolutions(d_first, d_second, scale, sizes, step)
         # A layer's gradient is linear in that of its outputs, which is far smaller than the step.

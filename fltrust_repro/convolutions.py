@@ -13,23 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fltrust_repro.compiled import Array, compiled
+from fltrust_repro.compiled import Array, compiled, lines
 
 LANES = 32
 RUN = 3 * LANES  # what a kernel sees in a row of a map
 _CHUNK = 4  # examples, whose patches stay in the core's cache
 _NOWHERE = np.int32(-9)  # no place, nor beside one
-
-
-@compiled
-def lines(rows: int, length: int) -> Array:
-    """An array (rows, length), not set, that starts with a line of the cache.
-
-    Where it does not, each vector of a core lies in two of them.
-    """
-    memory = np.empty(rows * length + 16, dtype=np.float32)
-    skipped = -(memory.ctypes.data // 4) % 16
-    return memory[skipped : skipped + rows * length].reshape(rows, length)
 
 
 @compiled
@@ -138,39 +127,46 @@ def second_convolution(weight: Array, maps: Array, ph: int) -> tuple[Array, Arra
 
 
 @compiled
-def _let_through(places: Array, d_values: Array, at: Array, by: Array) -> int:
-    # Windows of a filter that let a value through: where its patch lies, and d loss / d value; then
-    # three that add nothing.
-    live = 0
-    for k in range(len(places)):
-        at[live], by[live] = places[k] * LANES, d_values[k]
-        live += places[k] >= 0
-    for k in range(live, live + 3):
-        at[k], by[k] = 0, 0
-    return live
+def let_through(places: Array, d_flat: Array) -> tuple[Array, Array, Array]:
+    """The second convolution's gradient, sparse: what its pooling let through.
+
+    For each example and filter, (n, filters, ...), where in a map the patches of these windows
+    begin, and d loss / d output there; then three that add nothing; and how many there are.
+    """
+    n, filters, windows = places.shape
+    starts = np.empty((n, filters, windows + 3), dtype=np.int32)
+    values = np.empty(starts.shape, dtype=np.float32)
+    counts = np.empty((n, filters), dtype=np.int32)
+    for e in range(n):
+        for f in range(filters):
+            at, by, count = starts[e, f], values[e, f], 0
+            for k in range(windows):  # without a branch, which would be guessed wrong half the time
+                at[count], by[count] = places[e, f, k] * LANES, d_flat[e, f * windows + k]
+                count += places[e, f, k] >= 0
+            for k in range(count, count + 3):
+                at[k], by[k] = 0, 0
+            counts[e, f] = count
+    return starts, values, counts
 
 
 @compiled(fastmath={"contract"})
-def second_gradient(
-    maps: Array, places: Array, d_flat: Array, mine: Array, gradient: Array
-) -> None:
+def second_gradient(maps: Array, d_outputs: tuple, mine: Array, gradient: Array) -> None:
     """Gradient of the second convolution's weight, of examples `mine`, into `gradient`.
 
-    Each window adds the patch that it let through. Four at a time, the last ones with zeros, so
-    that the sums are loaded and stored less often.
+    Each window adds the patch that it let through, `let_through`. Four at a time, the last ones
+    with those that add nothing, so that the sums are loaded and stored less often.
     """
-    filters, windows = places.shape[1:]
-    at, by = np.empty(windows + 3, dtype=np.int64), np.empty(windows + 3, dtype=np.float32)
+    starts, values, counts = d_outputs
+    length = maps.shape[2]
     gradient[:] = 0
     for e in mine:
-        map_, length = maps[e].ravel(), maps.shape[2]
-        for f in range(filters):
-            own = d_flat[e, f * windows : (f + 1) * windows]
-            live = _let_through(places[e, f], own, at, by)
-            for k in range(0, live, 4):
+        seen = maps[e].ravel()
+        for f in range(len(gradient)):
+            at, by = starts[e, f], values[e, f]
+            for k in range(0, counts[e, f], 4):
                 p, q, r, s = by[k], by[k + 1], by[k + 2], by[k + 3]
                 for i in range(gradient.shape[1] // RUN):
-                    target, row = gradient[f, i * RUN :], map_[i * length :]
+                    target, row = gradient[f, i * RUN :], seen[i * length :]
                     one, two = row[at[k] :], row[at[k + 1] :]
                     three, four = row[at[k + 2] :], row[at[k + 3] :]
                     for j in range(RUN):
@@ -178,20 +174,20 @@ def second_gradient(
 
 
 @compiled(fastmath={"contract"})
-def maps_gradient(weight: Array, places: Array, d_flat: Array, gradient: Array) -> None:
+def maps_gradient(weight: Array, d_outputs: tuple, gradient: Array) -> None:
     """Gradient of the maps: each window adds its filter to the patch that it let through."""
-    filters, windows = places.shape[1:]
-    at, by = np.empty(windows + 3, dtype=np.int64), np.empty(windows + 3, dtype=np.float32)
+    starts, values, counts = d_outputs
+    length = gradient.shape[2]
     gradient[:] = 0
-    for e in range(len(places)):
-        d_map, length = gradient[e].ravel(), gradient.shape[2]
-        for f in range(filters):
-            own = d_flat[e, f * windows : (f + 1) * windows]
-            for k in range(_let_through(places[e, f], own, at, by)):
+    for e in range(len(gradient)):
+        d_map = gradient[e].ravel()
+        for f in range(len(weight)):
+            for k in range(counts[e, f]):
+                start, by = starts[e, f, k], values[e, f, k]
                 for i in range(weight.shape[1] // RUN):
-                    target, kernel = d_map[at[k] + i * length :], weight[f, i * RUN :]
+                    target, kernel = d_map[start + i * length :], weight[f, i * RUN :]
                     for j in range(RUN):
-                        target[j] += by[k] * kernel[j]
+                        target[j] += by * kernel[j]
 
 
 @compiled(fastmath={"contract"})

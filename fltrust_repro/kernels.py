@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fltrust_repro.compiled import Array, compiled
+from fltrust_repro.compiled import Array, compiled, lines
 from fltrust_repro.doors import Numbers, as_updates
 from fltrust_repro.errors import BadInput
 
@@ -99,8 +99,8 @@ def _sorted_block(
 @compiled
 def _middle_mean(updates: Array, network: Array, first: int, stop: int, out: Array) -> None:
     m, d = updates.shape
-    block, total = np.zeros((m, _COLUMNS), dtype=np.int32), np.empty(_COLUMNS)
-    rows, values = np.arange(m), block.view(np.float32)
+    values, total, rows = lines(m, _COLUMNS), np.empty(_COLUMNS), np.arange(m)
+    block = values.view(np.int32)
     for start in range(0, d, _COLUMNS):
         width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
@@ -137,8 +137,8 @@ def _middle_means_without(
     updates: Array, network: Array, first: int, stop: int, out: Array
 ) -> None:
     m, d = updates.shape
-    block, total = np.zeros((m, _COLUMNS), dtype=np.int32), np.empty(_COLUMNS)
-    rows, values = np.arange(m), block.view(np.float32)
+    values, total, rows = lines(m, _COLUMNS), np.empty(_COLUMNS), np.arange(m)
+    block = values.view(np.int32)
     scale = 1.0 / (stop - first)
     for start in range(0, d, _COLUMNS):
         width = min(_COLUMNS, d - start)
@@ -211,8 +211,8 @@ def middle_means_without(updates: Numbers, first: int, stop: int) -> np.ndarray:
 @compiled
 def _mean_around_median(updates: Array, rows: Array, network: Array, keep: int, out: Array) -> None:
     n, d = len(rows), updates.shape[1]
-    block = np.zeros((n, _COLUMNS), dtype=np.int32)
-    values = block.view(np.float32)
+    values = lines(n, _COLUMNS)
+    block = values.view(np.int32)
     for start in range(0, d, _COLUMNS):
         width = min(_COLUMNS, d - start)
         _sorted_block(updates, rows, network, start, width, block)
