@@ -94,7 +94,7 @@ def _write_dense(inputs: Array, d_outputs: Array, row: Array) -> None:
 def _forward(weights: tuple, x: Array, rows: Array, sizes: Sizes) -> tuple:
     """Logits of examples `rows` of x, and what each layer made of them."""
     first, second, hidden, last = weights
-    maps, places1 = first_convolution(first, x, rows, sizes.kh, sizes.ph)
+    maps, places1 = first_convolution(first, x, rows, sizes.ph)
     flat, places2 = second_convolution(second, maps, sizes.ph)
     units = np.maximum(_dense(flat, hidden), np.float32(0))
     return _dense(units, last), units, (flat, places2), (maps, places1)
@@ -128,7 +128,7 @@ def _steps(
             step[:] = 0
             continue
         losses[i] = loss[mine].mean()
-        first_gradient(x, rows, places1, d_maps, mine, sizes.kh, sizes.ph, d_first.ravel())
+        first_gradient(x, rows, places1, d_maps, mine, sizes.ph, d_first.ravel())
         second_gradient(maps, d_outputs, mine, d_second)
         scale = np.float32(-rate / mine.size)
         _write_convolutions(d_first, d_second, scale, sizes, step)

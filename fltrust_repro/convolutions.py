@@ -18,7 +18,7 @@ from fltrust_repro.compiled import Array, compiled, lines
 LANES = 32
 RUN = 3 * LANES  # what a kernel sees in a row of a map
 _CHUNK = 4  # examples, whose patches stay in the core's cache
-_NOWHERE = np.int32(-9)  # no place, nor beside one
+_NOWHERE = np.int32(-9)  # neither a place nor left of one
 
 
 @compiled
@@ -65,14 +65,13 @@ def _taps(image: Array, kh: int, out: Array) -> None:
 
 
 @compiled
-def first_convolution(
-    weight: Array, x: Array, rows: Array, kh: int, ph: int
-) -> tuple[Array, Array]:
+def first_convolution(weight: Array, x: Array, rows: Array, ph: int) -> tuple[Array, Array]:
     """Maps (n, height, width * lanes) of examples `rows` of x (..., channels, height, width).
 
-    `weight` is (taps and bias, lanes). Also returns the places that pooling let through, int32
-    (n, windows, lanes).
+    `weight` is (taps and bias, lanes), a tap for each channel, row and column of a kernel. Also
+    returns the places that pooling let through, int32 (n, windows, lanes).
     """
+    kh = len(weight) // (3 * x.shape[1])
     n, height, width = rows.size, (x.shape[2] - kh + 1) // ph, (x.shape[3] - 2) // 2
     maps = lines(n, height * width * LANES)
     places = np.empty((n, height * width, LANES), dtype=np.int32)
@@ -192,11 +191,10 @@ def maps_gradient(weight: Array, d_outputs: tuple, gradient: Array) -> None:
 
 @compiled(fastmath={"contract"})
 def first_gradient(
-    x: Array, rows: Array, places: Array, d_maps: Array, mine: Array, kh: int, ph: int,
-    gradient: Array,
-) -> None:  # fmt: skip
+    x: Array, rows: Array, places: Array, d_maps: Array, mine: Array, ph: int, gradient: Array
+) -> None:
     """Gradient of the first convolution's weight, of examples `mine`, into `gradient`, flat."""
-    windows, width = d_maps.shape[2] // LANES, x.shape[3]
+    kh, windows, width = len(gradient) // (x.shape[1] * RUN), d_maps.shape[2] // LANES, x.shape[3]
     bias, parts = gradient[-LANES:], lines(4, LANES).ravel()
     gradient[:] = 0
     for e in mine:

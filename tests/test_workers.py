@@ -22,6 +22,9 @@ CASES = [
     ("cnn", 3, (1, 10, 10)),
     ("cnn", 4, (2, 13, 11)),
     ("cnn", 2, (1, 1, 30)),
+    ("cnn", 2, (2, 1, 31)),
+    ("cnn", 3, (3, 17, 24)),
+    ("cnn", 10, (1, 28, 28)),
 ]
 RATE = 0.1
 
@@ -94,6 +97,19 @@ def test_compiled_updates_equal_the_gluon_loop_where_workers_share_examples(name
     largest = np.abs(theirs.asnumpy()).max()
     np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=2e-5 * largest)
     np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
+
+
+def test_a_workers_update_by_the_cnn_does_not_depend_on_who_passes_with_it():
+    # More workers than pass through the model together, which share no example.
+    shape, sizes = (1, 10, 10), [2, 0, 3, 1] * 9
+    x, labels = examples(3, shape, n=sum(sizes))
+    batches = batches_of(labels, sizes, batch_size=2)
+    trainee = learner("cnn", 3, shape)
+    updates, losses = trainee.updates(trainee.initial, x, batches, RATE)
+    for i in range(len(sizes)):
+        alone, loss = trainee.updates(trainee.initial, x, worker(batches, i), RATE)
+        np.testing.assert_allclose(updates[i].asnumpy(), alone[0].asnumpy(), atol=1e-7)
+        np.testing.assert_allclose(losses[i], loss[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
