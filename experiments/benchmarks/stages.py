@@ -17,7 +17,7 @@ import loops
 import numpy as np
 from machine import Machine, Work, products_seconds
 from measure import Row, figures, in_fresh_process, peak, seconds, timed
-from products import LAYERS, flops, of_gradient
+from products import LAYERS, flops, of_gradient, of_scores
 from rules import work as work_of_rule
 
 from fltrust_repro import datasets
@@ -121,7 +121,9 @@ class Iteration:
             "updates": train,
             "attack": Work(4.0 * 2 * c * d),
             "trimmed mean": work_of_rule("trimmed-mean", m, d),
-            EVALUATION: Work(4.0 * tests * pixels, flops(layers(tests)), by_mxnet=by_mxnet),
+            EVALUATION: Work(
+                4.0 * tests * pixels, flops(of_scores(layers(tests))), by_mxnet=by_mxnet
+            ),
         }
 
     def plain(self) -> tuple:
