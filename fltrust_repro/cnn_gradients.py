@@ -26,7 +26,7 @@ from fltrust_repro.gradients import Compiled, softmax_residual
 
 _FILTERS = 30, 50
 _HIDDEN = 200
-_TOGETHER = 256  # examples: more make products no faster, and their maps leave the cache
+_TOGETHER = 64  # examples: with more, their maps leave the core's cache
 _HELD = 2**25 - 2**16  # bytes; the most that glibc learns from
 
 

@@ -101,9 +101,9 @@ def test_compiled_updates_equal_the_gluon_loop_where_workers_share_examples(name
 
 def test_a_workers_update_by_the_cnn_does_not_depend_on_who_passes_with_it():
     # More workers than pass through the model together, which share no example.
-    shape, sizes = (1, 10, 10), [70, 0, 80, 1] * 2
+    shape, sizes = (1, 10, 10), [30, 0, 25, 1] * 2
     x, labels = examples(3, shape, n=sum(sizes))
-    batches = batches_of(labels, sizes, batch_size=75)
+    batches = batches_of(labels, sizes, batch_size=20)
     trainee = learner("cnn", 3, shape)
     updates, losses = trainee.updates(trainee.initial, x, batches, RATE)
     for i in range(len(sizes)):

@@ -182,7 +182,10 @@ def _loop(
 ) -> tuple[dict[str, float], str]:
     """Times of a plain loop with np.sort, and whether its updates are ours."""
     updates = make(*arguments)
-    same = np.allclose(updates(), expected, rtol=1e-3, atol=1e-6)
+    # By their lengths: where two outputs in a pooling window are all but equal, sums in another
+    # order let another one through.
+    apart = np.linalg.norm(updates() - expected, axis=1)
+    same = (apart <= 1e-3 * np.linalg.norm(expected, axis=1)).all()
     whole = timed(lambda: loops.sorted_trimmed_mean(updates(), beta), budget)
     return whole, "same result" if same else "other updates"
 
