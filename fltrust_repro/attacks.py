@@ -18,7 +18,7 @@ import numpy as np
 from fltrust_repro.aggregation import Crowd, trimmed_mean
 from fltrust_repro.distances import lengths_and_slopes, squared_distances
 from fltrust_repro.doors import Limit
-from fltrust_repro.kernels import extremes
+from fltrust_repro.kernels import extremes, moments
 from fltrust_repro.poisoning import flip_labels, poisoned_set
 from fltrust_repro.threat import Attack, Round, attack, attacks
 from fltrust_repro.threat import Master as Master
@@ -33,8 +33,9 @@ attacks.add("back-gradient", Attack("back-gradient", inject=poisoned_set))
 def gaussian(step: Round) -> np.ndarray:
     """Samples of the Gaussian that fits each parameter of all before-attack models (4.1)."""
     noise = step.rng.standard_normal((step.c, step.known.shape[1]), dtype=np.float32)
-    noise *= step.known.std(axis=0)
-    noise += step.known.mean(axis=0)
+    mu, sigma = moments(step.known)
+    noise *= sigma
+    noise += mu
     return noise
 
 
@@ -197,7 +198,7 @@ def benign_interval(step: Round, direction: np.ndarray) -> tuple[np.ndarray, np.
 
 def estimated_interval(step: Round, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Partial knowledge: mu + 3 sigma to mu + 4 sigma against the direction (3.3)."""
-    mu, sigma = step.known.mean(axis=0), step.known.std(axis=0)
+    mu, sigma = moments(step.known)
     return mu - 3 * direction * sigma, mu - 4 * direction * sigma
 
 

@@ -272,3 +272,35 @@ def extremes(updates: Numbers, sides: np.ndarray) -> np.ndarray:
     out = np.empty(array.shape[1], dtype=np.float32)
     _extremes(array, sides, out)
     return out
+
+
+@compiled
+def _moments(updates: Array, mean: Array, deviation: Array) -> None:
+    m, d = updates.shape
+    count = np.float32(m)
+    for start in range(0, d, _COLUMNS):
+        centre, spread = mean[start : start + _COLUMNS], deviation[start : start + _COLUMNS]
+        centre[:], spread[:] = 0, 0
+        for i in range(m):
+            row = updates[i, start : start + _COLUMNS]
+            for j in range(centre.size):
+                centre[j] += row[j]
+        for j in range(centre.size):
+            centre[j] /= count
+        for i in range(m):
+            row = updates[i, start : start + _COLUMNS]
+            for j in range(centre.size):
+                spread[j] += (row[j] - centre[j]) ** 2
+        for j in range(centre.size):
+            spread[j] = np.sqrt(spread[j] / count)
+
+
+def moments(updates: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column of updates (m, d): float32 (d,) both, as numpy's.
+
+    Summed in float32, from the first row on.
+    """
+    array = as_updates(updates, "moments")
+    mean, deviation = np.empty((2, array.shape[1]), dtype=np.float32)
+    _moments(array, mean, deviation)
+    return mean, deviation
