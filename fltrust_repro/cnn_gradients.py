@@ -106,8 +106,8 @@ def _steps(
     """A step of gradient descent on each worker's batch-mean cross-entropy, by the chain rule.
 
     All workers are at the same model w, so that the passing examples, rows of x and labels, pass
-    through it once, whoever holds them: worker i those of `members[i, :counts[i]]`. Its step is row
-    i.
+    through it once, whoever holds them: worker i holds those of `members[i, :counts[i]]`, and its
+    step is row i.
     """
     (rows, labels), (members, counts), (steps, losses) = passing, held, out
     weights, ends = _weights(w, sizes), sizes.ends

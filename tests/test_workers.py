@@ -126,9 +126,10 @@ def test_a_worker_without_examples_sends_a_zero_update(name, compiled):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_no_worker_has_examples(compiled):
-    x, labels = examples(3, (1, 4, 4))
-    trainee = learner("lr", 3, (1, 4, 4), compiled=compiled)
+@pytest.mark.parametrize("name", ["lr", "cnn"])
+def test_no_worker_has_examples(name, compiled):
+    x, labels = examples(3, (1, 10, 10))
+    trainee = learner(name, 3, (1, 10, 10), compiled=compiled)
     updates, losses = trainee.updates(trainee.initial, x, batches_of(labels, [0, 0]), RATE)
     assert (updates.asnumpy() == 0).all()
     assert np.isnan(losses).all()
