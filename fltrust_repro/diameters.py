@@ -17,16 +17,14 @@ def _can_part(apart: Array, left: Array, budget: int) -> bool:
         pairs, most, worst, sure = 0, 0, -1, -1
         for i in range(len(left)):
             if left[i]:
-                degree, other = 0, -1
+                row, degree = apart[i], 0
                 for k in range(len(left)):
-                    if left[k] and apart[i, k]:
-                        degree += 1
-                        other = k
+                    degree += left[k] & row[k]
                 pairs += degree
                 if degree > most:
                     most, worst = degree, i
                 if degree == 1:
-                    sure = other
+                    sure = int(np.argmax(left & row))
         if pairs > 2 * budget * most:
             return False
         if most <= 1:

@@ -31,9 +31,9 @@ _MOST_REMOVED = 50  # by mda's exact search, whose time may grow 1.47 times with
 def multi_krum(updates: np.ndarray, c: int, *, q: int | None = None) -> np.ndarray:
     """Mean of the q updates with the smallest sums of squared distances to their m - c - 2 nearest.
 
-    Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017), Section 4: all q are selected by one
-    scoring; of equal scores the first. q is m - c unless given; 1 is Krum, and their proof needs
-    q <= m - c - 2. A row that is not finite scores infinity. Allocates what Krum does.
+    Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017), in their experiments: one scoring
+    selects all q; of equal scores the first. q is m - c unless given; with 1 it is Krum. A row that
+    is not finite scores infinity. Allocates what Krum does.
 
     >>> from fltrust_repro.robust_means import multi_krum
     >>> multi_krum([[0], [1], [2], [4], [99]], c=1, q=3)
@@ -124,9 +124,9 @@ def norm_clipping(updates: np.ndarray, notes: Counter[str], *, radius: float = 1
     """Mean of all updates, each shortened to at most `radius` times the median length.
 
     (1/m) sum_i x_i min(1, M / |x_i|), after Sun, Kairouz, Suresh, McMahan ("Can You Really Backdoor
-    Federated Learning?", 2019), Section 3, whose M is absolute and whose noise is left out. A row
-    that is not finite is infinitely long and adds nothing. Notes: updates shortened. Allocates 16
-    bytes a parameter.
+    Federated Learning?", 2019), whose M is absolute and whose noise is left out. A row that is not
+    finite is infinitely long and adds nothing. Notes: updates shortened. Allocates 16 bytes a
+    parameter.
 
     >>> from fltrust_repro.robust_means import norm_clipping
     >>> norm_clipping([[1, 0], [0, 2], [0, 80], [0, 2]])
@@ -155,11 +155,10 @@ def centered_clipping(
     """Last round's result and the mean of the differences from it, each shortened to tau at most.
 
     v <- v + (1/m) sum_i (x_i - v) min(1, tau / |x_i - v|), so many `iterations` on from the v of
-    the round before, which is 0 at first (Karimireddy, He, Jaggi, ICML 2021, Section 4; one
-    iteration in its authors' code, three in that of their paper on bucketing, ICLR 2022). Their tau
-    is absolute, for workers' momentum; here it is `radius` times the median |x_i - v| at the
-    round's start. A row that is not finite adds nothing. Notes: updates shortened. Allocates 24
-    bytes a parameter.
+    the round before, which is 0 at first (Karimireddy, He, Jaggi, ICML 2021; one iteration in its
+    authors' code, three in that of their paper on bucketing, ICLR 2022). Their tau is absolute, for
+    workers' momentum; here it is `radius` times the median |x_i - v| at the round's start. A row
+    that is not finite adds nothing. Notes: updates shortened. Allocates 32 bytes a parameter.
 
     >>> from fltrust_repro.robust_means import centered_clipping
     >>> centered_clipping([[1], [2], [90]], memory={"centre": np.float32([1])})
@@ -169,12 +168,12 @@ def centered_clipping(
     check_default("rule 'centered-clipping'", "iterations", iterations, int)
     m, d = updates.shape
     centre = np.asarray(memory.get("centre", np.zeros(d)), dtype=np.float64)
-    away = lengths(updates, centre)
-    tau = radius * float(np.median(away))
+    tau: float | None = None
     for _ in range(iterations):
+        away = lengths(updates, centre)
+        tau = radius * float(np.median(away)) if tau is None else tau
         factors = _shortening(away, tau, notes)
         centre = (1 - factors.sum() / m) * centre + weighted_sum(updates, factors) / m
-        away = lengths(updates, centre)
     memory["centre"] = _rounded(centre)
     return memory["centre"].copy()
 
@@ -235,9 +234,9 @@ def sign_vote(updates: np.ndarray, *, step: float = 1.0) -> np.ndarray:
     """Each parameter moves by the same amount, the way that most workers move it.
 
     eta sign(sum_i sign(x_i)), "signSGD with majority vote" (Bernstein, Zhao, Azizzadenesheli,
-    Anandkumar, ICLR 2019, Algorithm 1). Their eta is absolute; here the whole step is `step` times
-    as long as the median update. A parameter with as many votes for as against stays; zero and NaN
-    do not vote. Allocates 12 bytes a parameter.
+    Anandkumar, ICLR 2019, Algorithm 1 without momentum). Their eta is absolute; here the whole step
+    is `step` times as long as the median update. A parameter with as many votes for as against
+    stays; zero and NaN do not vote. Allocates 24 bytes a parameter.
 
     >>> from fltrust_repro.robust_means import sign_vote
     >>> sign_vote([[3, 4], [1, 2], [0, -90]], step=0.5)

@@ -1,6 +1,7 @@
 """Robust means of other papers: the formulas, and what they promise whatever workers send."""
 
 import doctest
+import json
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fltrust_repro import diameters, robust_means
+from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import ServerState, krum, rules
 from fltrust_repro.diameters import smallest_diameter
 from fltrust_repro.distances import inner_products, squared_distances
@@ -395,3 +397,20 @@ def test_a_trial_with_each_rule(name):
     bare = name.partition(":")[0]
     if bare in told or bare in shortened:
         assert found.notes[told.get(bare, "updates shortened")] > 0
+
+
+def test_a_user_names_a_rule_with_its_parameters(capsys, tmp_path):
+    def run(rule):
+        told = ["--dataset", "digits", "--workers", "12", "--compromised", "2", "--iterations", "4"]
+        store = ["--store", str(tmp_path / "trials.sqlite"), "--json"]
+        with pytest.raises(SystemExit) as stop:
+            commands.main(["run", "--rule", rule, *told, *store], prog_name="fltrust_repro")
+        return stop.value.code, *capsys.readouterr()
+
+    code, out, err = run("centered-clipping:radius=0.5,iterations=3")
+    assert code == 0, err
+    assert json.loads(out)["setting"]["rule"] == "centered-clipping:radius=0.5,iterations=3"
+    code, _, err = run("multi-krum:q=13")
+    assert code == 2
+    assert "q is 13 of m = 12 workers; give one from 1 to 12" in err
+    assert "Traceback" not in err
