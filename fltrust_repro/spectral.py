@@ -1,0 +1,128 @@
+"""Rules that look along the direction in which the updates spread most, where attackers who push
+the aggregate one way stand out together.
+
+Both see the updates by their squared distances D alone. With weights p of sum 1 and the mean
+mu = sum_i p_i x_i, the inner product of x_i - mu and x_j - mu is
+
+    B_ij = ((D p)_i + (D p)_j - D_ij - p' D p) / 2,
+
+and with u the leading eigenvector, of eigenvalue lambda, of the (m, m) matrix sqrt(p_i p_j) B_ij,
+the leading eigenvector v of the covariance, which has d entries, has lambda for its eigenvalue and
+
+    (x_i - mu) . v = sum_j B_ij sqrt(p_j) u_j / sqrt(lambda).
+
+That is exact, the same at every call, and costs what Krum's distances do. Rows that are not finite
+are the first to be left out; where no row is finite, the result is NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import eigh
+
+from fltrust_repro.distances import finite_rows, squared_distances, weighted_sum
+from fltrust_repro.errors import BadInput
+
+
+def spread(squared: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the largest variance that points have along any direction, and where they lie on it.
+
+    `squared`, float64 (n, n), holds the points' squared distances, `shares`, float64 (n,), their
+    weights, of sum 1. Places, float64 (n,), are counted from the weighted mean, either way along
+    the direction; they are zeros where the variance is 0.
+    """
+    away = squared @ shares
+    products = (away[:, None] + away - squared - shares @ away) / 2
+    roots, last = np.sqrt(shares), len(squared) - 1
+    values, vectors = eigh(roots[:, None] * products * roots, subset_by_index=[last, last])
+    if values[0] <= 0:
+        return 0.0, np.zeros(len(squared))
+    return float(values[0]), products @ (roots * vectors[:, 0]) / np.sqrt(values[0])
+
+
+def _filtered(squared: np.ndarray, enough: int) -> np.ndarray:
+    # CAF's weights, float64 (n,): those of least variance of all whose sum is above `enough`.
+    weights = best = np.ones(len(squared))
+    least = np.inf
+    while weights.sum() > enough:
+        variance, places = spread(squared, weights / weights.sum())
+        if variance < least:
+            least, best = variance, weights
+        outlying = np.square(places)
+        farthest = outlying.max(where=weights > 0, initial=0.0)
+        if farthest == 0:
+            break
+        weights = weights * np.maximum(1 - outlying / farthest, 0)
+    return best
+
+
+def caf(updates: np.ndarray, c: int) -> np.ndarray:
+    """Covariance-bound-agnostic filter: the weighted mean whose covariance is least at its largest.
+
+    From weights q_i = 1 on, while their sum is above m - 2c: with the weighted mean mu and the
+    leading eigenvector v of the weighted covariance, tau_i = ((x_i - mu) . v)^2 and
+    q_i <- q_i (1 - tau_i / max tau), the maximum over rows of weight left. The mean of the least
+    leading eigenvalue on the way is the result: the plain mean where c = 0. At most 2c eigenvectors
+    of (m, m) matrices are computed.
+
+    Allouah, Guerraoui and Stephan, "Towards trustworthy federated learning with untrusted
+    participants", ICML 2025. The code in ByzFL takes v from one step of a power iteration with a
+    random start, and the maximum over all rows. Needs m - 2c >= 1. Allocates what Krum does.
+
+    >>> from fltrust_repro.spectral import caf
+    >>> caf([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)
+    array([1.5, 1.5], dtype=float32)
+    """
+    finite = finite_rows(updates)
+    weights = np.zeros(len(updates))
+    squared = squared_distances(updates)[np.ix_(finite, finite)]
+    weights[finite] = _filtered(squared, len(updates) - 2 * c)
+    return weighted_mean(updates, weights)
+
+
+def weighted_mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of the rows by weights, at least 0; NaN where all of them are 0: float32 (d,)."""
+    with np.errstate(invalid="ignore"):
+        return weighted_sum(updates, weights / weights.sum())
+
+
+def dnc(
+    updates: np.ndarray,
+    c: int,
+    rng: np.random.Generator,
+    *,
+    iterations: int = 1,
+    fraction: float = 1.0,
+    b: int = 10_000,
+) -> np.ndarray:
+    """Divide and conquer: mean of the updates that lie least far along the widest direction.
+
+    In each iteration, on b coordinates drawn at random (all, if there are no more), with the mean
+    mu and the leading right singular vector v of the centred updates, those of the m - fraction c
+    smallest scores ((x_i - mu) . v)^2 are kept. The result is the mean, in all coordinates, of
+    those kept in every iteration; if there are none, of those kept most often.
+
+    Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021, Algorithm 2. They published
+    no code; public code takes 1 or 5 iterations: each may lose c others. fraction c is rounded; it
+    has to be below m. Allocates m b numbers, and what Krum does for b columns.
+
+    >>> import numpy as np
+    >>> from fltrust_repro.spectral import dnc
+    >>> dnc([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1, rng=np.random.default_rng(0))
+    array([1.5, 1.5], dtype=float32)
+    """
+    (m, d), finite = updates.shape, finite_rows(updates)
+    keep = m - round(fraction * c)
+    if iterations < 1 or b < 1 or not 1 <= keep <= m:
+        raise BadInput(
+            f"dnc: iterations is {iterations}, b {b} and fraction {fraction}; the first two must "
+            f"be at least 1, and fraction * c at least 0 and below m (c = {c}, m = {m})."
+        )
+    kept = np.zeros(m)
+    for _ in range(iterations):
+        part = updates if b >= d else updates[:, np.sort(rng.choice(d, b, replace=False))]
+        squared = squared_distances(part)[np.ix_(finite, finite)]
+        _, places = spread(squared, np.full(len(squared), 1 / len(squared)))
+        lowest = np.argsort(np.abs(places), kind="stable")[:keep]
+        kept[np.flatnonzero(finite)[lowest]] += 1
+    return weighted_mean(updates, (kept > 0) & (kept == kept.max()))
