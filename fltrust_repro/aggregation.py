@@ -1,8 +1,9 @@
 """Byzantine-robust aggregation rules (paper, Section 2.2): (m, d) updates -> (d,) update.
 
 All rules here are translation-equivariant, so that aggregating updates `delta_i = w_i - w_re` is
-aggregating local models (paper, 2.1). A rule is a function of `updates` and, by name, of the
-parameters it needs: `c`, how many workers may be compromised, and `beta`.
+aggregating local models (paper, 2.1). A rule is a function of `updates` and, by name, of what it
+asks for: `c`, how many workers may be compromised, `beta`, and what a `ServerState` holds. What
+follows by keyword alone are its own parameters, which a user may choose: `multi-krum:q=5`.
 
 What a rule allocates beside its result of d numbers is stated; a block of columns takes about 10 MB
 for m = 100, whatever d.
@@ -10,11 +11,13 @@ for m = 100, whatever d.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import operator
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Union
 
 import numpy as np
@@ -24,6 +27,7 @@ from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, Numbers, as_given, as_updates, lent, taken_back
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
+from fltrust_repro.parameters import chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry
 
 
@@ -34,14 +38,32 @@ class WithoutEach(NamedTuple):
     which: np.ndarray  # int (m,)
 
 
+@dataclass
+class ServerState:
+    """What the master device keeps through a trial, for rules that ask for it by name.
+
+    `memory` is the rule's own, empty at the start: numpy arrays, numbers, text and lists of these,
+    by name. `notes` counts over the trial. `w_re` is the global model that the updates are from.
+    """
+
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    memory: dict[str, Any] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    w_re: np.ndarray | None = None  # float32 (d,); zeros where nobody told
+
+
+ASKED = ("c", "beta", "rng", "memory", "notes", "w_re")  # what a rule may ask for
+
+
 LeaveOneOut = Callable[..., Union[np.ndarray, WithoutEach]]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An aggregation rule with its limit; `parameters` are those of `c`, `beta` that it takes.
+    """An aggregation rule with its limit; `parameters` are those of `ASKED` that it asks for.
 
     `leave_one_out`, of the same parameters, is a fast way to `without_each`: the m aggregates.
+    Called without a state, it looks at a copy of `state`, or of an empty one.
     """
 
     name: str
@@ -49,22 +71,42 @@ class Rule:
     limit: Limit | None
     parameters: tuple[str, ...]
     leave_one_out: LeaveOneOut | None = None
+    state: ServerState | None = None
 
-    def __call__(self, updates: Numbers, *, c: int, beta: int | None = None) -> Numbers:
+    def having(self, text: str) -> Rule:
+        """Return the rule with its own parameters as chosen: `q=5`; `BadInput` for a wrong one."""
+        values = chosen(f"rule {self.name!r}", self.function, text)
+        without = self.leave_one_out and with_values(self.leave_one_out, values)
+        function, name = with_values(self.function, values), name_with(self.name, values)
+        return replace(self, name=name, function=function, leave_one_out=without)
+
+    def seen_at(self, state: ServerState) -> Rule:
+        """Return the rule as others may query it: each call looks at a copy of the state."""
+        return replace(self, state=state)
+
+    def __call__(
+        self,
+        updates: Numbers,
+        *,
+        c: int,
+        beta: int | None = None,
+        state: ServerState | None = None,
+    ) -> Numbers:
         """Aggregate updates (m, d), an array or list of any numbers; beta is c unless given.
 
-        Returns float32 (d,), of the kind of array that was given. A plug-in's rule gets a copy,
-        which it may change. Raises `BadInput` where what is given or what the rule returns has
-        another shape or holds no numbers, or m, c and beta are beyond the rule's limit.
+        A `state` that is given is moved on: the master device's own call. Returns float32 (d,), of
+        the kind of array that was given. A plug-in's rule gets a copy, which it may change. Raises
+        `BadInput` where what is given or what the rule returns has another shape or holds no
+        numbers, or m, c and beta are beyond the rule's limit.
         """
-        rows, known = self._checked(updates, c, beta)
+        rows, known = self._checked(updates, c, beta, state)
         result = self.function(lent(rows, self.function), **known)
         user, shape = f"rule {self.name!r}", rows.shape[1:]
         return as_given(taken_back(result, shape, self.function, user, "its result"), updates)
 
     def without_each(self, updates: Numbers, *, c: int, beta: int | None = None) -> WithoutEach:
         """Aggregate the other m - 1 updates, for each of the m workers left out (Section 5)."""
-        rows, known = self._checked(updates, c, beta)
+        rows, known = self._checked(updates, c, beta, None)
         if self.leave_one_out is not None:
             found = self.leave_one_out(lent(rows, self.leave_one_out), **known)
         else:
@@ -73,16 +115,22 @@ class Rule:
         return found if isinstance(found, WithoutEach) else WithoutEach(found, np.arange(len(rows)))
 
     def _checked(
-        self, updates: Numbers, c: int, beta: int | None
-    ) -> tuple[np.ndarray, dict[str, int]]:
-        known = {"c": c, "beta": c if beta is None else beta}
+        self, updates: Numbers, c: int, beta: int | None, state: ServerState | None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        known: dict[str, Any] = {"c": c, "beta": c if beta is None else beta}
         for name, value in known.items():
             if not isinstance(value, (int, np.integer)) or value < 0:
                 raise BadInput(f"{name} is {value!r}; it must be a whole number of at least 0.")
+            known[name] = operator.index(value)
         rows = as_updates(updates, f"rule {self.name!r}")
         if self.limit is not None:
             self.limit.check(f"rule {self.name!r}", len(rows), **known)
-        return rows, {name: operator.index(known[name]) for name in self.parameters}
+        if set(self.parameters) - {"c", "beta"}:
+            at = state or copy.deepcopy(self.state) or ServerState()
+            known |= vars(at)
+            if known["w_re"] is None:
+                known["w_re"] = np.zeros(rows.shape[1], dtype=np.float32)
+        return rows, {name: known[name] for name in self.parameters}
 
 
 rules: Registry[Rule] = Registry("rule")
@@ -91,29 +139,39 @@ rules: Registry[Rule] = Registry("rule")
 def rule(
     name: str, limit: Limit | None = None, leave_one_out: LeaveOneOut | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function `(updates[, c][, beta]) -> (d,)` as aggregation rule `name`.
+    """Register a function `(updates[, c][, beta][, ...]) -> (d,)` as aggregation rule `name`.
 
-    The function is given a float32 numpy array (m, d) within the limit, and returns d numbers.
-    Called by its own name it checks its arguments and result as `Rule.__call__` does.
+    The function is given a float32 numpy array (m, d) within the limit, by name what it asks for of
+    `ASKED`, and its own parameters, which are by keyword alone; it returns d numbers. Called by its
+    own name it checks its arguments and result as `Rule.__call__` does.
     """
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., Numbers]:
-        signature = inspect.signature(function)
-        parameters = tuple(signature.parameters)[1:]
-        if strange := sorted(set(parameters) - {"c", "beta"}):
+        signature, own = inspect.signature(function), own_parameters(function)
+        parameters = tuple(one for one in signature.parameters if one not in own)[1:]
+        if strange := sorted(set(parameters) - set(ASKED)):
             raise BadInput(
-                f"rule {name!r} takes {', '.join(strange)}; after the updates a rule may take c "
-                "and beta only."
+                f"rule {name!r} takes {', '.join(strange)}; after the updates a rule may take "
+                f"{', '.join(ASKED)}, and parameters of its own by keyword alone."
             )
+        if bare := [one for one, default in own.items() if default is inspect.Parameter.empty]:
+            raise BadInput(f"rule {name!r}: its parameter {bare[0]} has no default; give it one.")
         entry = Rule(name, function, limit, parameters, leave_one_out)
         rules.add(name, entry)
+        updates_c_beta = [
+            one for one in signature.parameters.values() if one.name not in (*own, *ASKED[2:])
+        ]
+        counted = signature.replace(parameters=updates_c_beta)
 
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Numbers:
-            bound = signature.bind(*args, **kwargs)
+            values = {key: kwargs.pop(key) for key in own.keys() & kwargs}
+            kept = {key: kwargs.pop(key) for key in {*ASKED[2:]} & {*parameters} & {*kwargs}}
+            bound = counted.bind(*args, **kwargs)
             bound.apply_defaults()
-            (_, updates), *values = bound.arguments.items()
-            return entry(updates, **{"c": 0, **dict(values)})
+            (_, updates), *counts = bound.arguments.items()
+            mine = replace(entry, function=with_values(function, values))
+            return mine(updates, **{"c": 0, **dict(counts)}, state=ServerState(**kept))
 
         return checked
 

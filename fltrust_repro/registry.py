@@ -64,7 +64,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """The entries of one kind ("rule", "attack", ...) by the name a user types.
 
     A name is registered once, but by a script or notebook again and again: a cell can be run twice.
-    An unknown one raises `BadInput` with the names there are.
+    An unknown one raises `BadInput` with the names there are. Own parameters of an entry may follow
+    its name, as in `multi-krum:q=5`: then it is asked for itself `having` them.
     """
 
     look_further: Any = staticmethod(lambda: ())
@@ -79,6 +80,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """Register `entry` for the plug-in that is `registering`; `BadInput` for a name taken."""
         if not isinstance(name, str) or not name:
             raise BadInput(f"a {self.kind} has the name {name!r}; give a text that is not empty.")
+        if ":" in name:
+            raise BadInput(f"a {self.kind} has the name {name!r}; what follows a : are parameters.")
         if name in self._entries and not isinstance(self._owners.get(name), Here):
             raise BadInput(f"{self.kind} {name!r} exists already; register yours by another name.")
         owner = _owner
@@ -97,6 +100,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def owner(self, name: str) -> Owner | None:
         """Return whose code a name stands for; None for a built-in one."""
+        name = _bare(name)
         if isinstance(self._owners.get(name), Here):
             self.look_further()  # it may be an installed plug-in that a script has imported
         return self._owners.get(name)
@@ -107,16 +111,22 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return None if owner is None else owner.digest
 
     def __getitem__(self, name: str) -> Entry:
-        problems = () if name in self._entries else self.look_further()
-        if name in self._entries:
-            return self._entries[name]
-        unknown = f"unknown {self.kind} {shown(name)}; {choose(name, self._entries)}"
-        raise UnknownName(" ".join([unknown, *problems]))
+        bare = _bare(name)
+        problems = () if bare in self._entries else self.look_further()
+        if bare not in self._entries:
+            unknown = f"unknown {self.kind} {shown(bare)}; {choose(bare, self._entries)}"
+            raise UnknownName(" ".join([unknown, *problems]))
+        entry: Any = self._entries[bare]
+        if bare == name:
+            return entry
+        if not hasattr(entry, "having"):
+            raise BadInput(f"{self.kind} {shown(name)}: a {self.kind} has no parameters.")
+        return entry.having(name.partition(":")[2])
 
     def __contains__(self, name: object) -> bool:
-        if name not in self._entries:
+        if _bare(name) not in self._entries:
             self.look_further()
-        return name in self._entries
+        return _bare(name) in self._entries
 
     def __iter__(self) -> Iterator[str]:
         self.look_further()
@@ -125,6 +135,11 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def __len__(self) -> int:
         self.look_further()
         return len(self._entries)
+
+
+def _bare(name: Any) -> Any:
+    """A name without the parameters that may follow it."""
+    return name.partition(":")[0] if isinstance(name, str) else name
 
 
 class RegistryModule(ModuleType, Mapping[str, Any]):

@@ -105,6 +105,7 @@ class Setting:
         _check_fields(self)
         data, model, rule = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
+        self._put({"rule": rule.name, "attack": attack.name})  # one name for one choice
         defaults = {
             "knowledge": "full",
             "beta": self.compromised,

@@ -10,7 +10,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +26,7 @@ from fltrust_repro.doors import (
     taken_back,
 )
 from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.parameters import chosen, name_with, with_values
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.registry import Registry, summary
 
@@ -100,6 +101,9 @@ class Round:
     master: Master
     parameters: Parameters = Parameters()
     notes: Counter[str] = field(default_factory=Counter)  # to be counted over the trial, by name
+    memory: dict[str, Any] = field(
+        default_factory=dict
+    )  # the attack's own, kept between iterations
 
     def __post_init__(self) -> None:
         _check_choice("knowledge", self.knowledge)
@@ -142,7 +146,15 @@ class Attack:
 
     def __post_init__(self) -> None:
         if self.craft is not None:
-            object.__setattr__(self, "craft", _checked(self.name, self.craft))
+            object.__setattr__(self, "craft", _checked(self.name, _unchecked(self.craft)))
+
+    def having(self, text: str) -> Attack:
+        """Return the attack with own parameters as chosen: `z=1`; `BadInput` for a wrong one."""
+        if self.craft is None:
+            raise BadInput(f"attack {self.name!r} has no parameters.")
+        craft = _unchecked(self.craft)
+        values = chosen(f"attack {self.name!r}", craft, text)
+        return replace(self, name=name_with(self.name, values), craft=with_values(craft, values))
 
     def __call__(
         self,
@@ -189,6 +201,10 @@ class Attack:
         return summary(function) if function else "The compromised workers behave."
 
 
+def _unchecked(craft: Craft) -> Craft:
+    return getattr(craft, "unchecked", craft)
+
+
 def _checked(name: str, craft: Craft) -> Craft:
     """The same attack, of which what comes back is checked; a plug-in's gets copies to change."""
 
@@ -199,6 +215,7 @@ def _checked(name: str, craft: Craft) -> Craft:
         shape = (step.c, step.known.shape[1])
         return taken_back(sent, shape, craft, f"attack {name!r}", "what it sends")
 
+    checked.unchecked = craft  # type: ignore[attr-defined]
     return checked
 
 

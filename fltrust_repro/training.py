@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fltrust_repro import backend, datasets, downloads, poisoning
+from fltrust_repro.aggregation import ServerState
 from fltrust_repro.attacks import attacks, direction_agreement
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
@@ -38,7 +39,7 @@ MOST_NUMBERS = 2**31 - 1  # in an array of MXNet's
 
 _PURPOSES = (
     "split", "partition", "order", "initial", "batches", "attack", "selected", "poisoned",
-    "validation", "ties", "back-gradient", "distribution",
+    "validation", "ties", "back-gradient", "distribution", "rule",
 )  # fmt: skip
 
 
@@ -143,6 +144,8 @@ class Federation:
         self._parameters, self._master = setting.parameters(), setting.at_master
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._notes: Any = Counter()  # a Counter may count in fractions
+        self._server = ServerState(self._rngs["rule"], notes=self._notes)
+        self._memory: dict[str, Any] = {}  # the attack's
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
         self._dealt_y, self._holders = data.train_y, None
         if self._attack.inject is not None:
@@ -187,7 +190,14 @@ class Federation:
         states = {name: rng.bit_generator.state for name, rng in self._rngs.items()}
         told = {"curve": [*course.curve], "seconds": course.seconds, "notes": {**self._notes}}
         arrays = {"w": host_view(course.w), "statistics": self.learner.statistics}
+        for whose, memory in self._memories().items():
+            kept = {name: value for name, value in memory.items() if isinstance(value, np.ndarray)}
+            arrays |= {f"{whose} {name}": value.copy() for name, value in kept.items()}
+            told[whose] = {name: value for name, value in memory.items() if name not in kept}
         return Snapshot(course.iterations, {**told, "generators": states}, arrays)
+
+    def _memories(self) -> dict[str, dict[str, Any]]:
+        return {"rule's": self._server.memory, "attack's": self._memory}
 
     def _restored(self, kept: Snapshot) -> Course:
         iterations, told, arrays = kept
@@ -200,6 +210,12 @@ class Federation:
         notes = Counter(told["notes"])
         self.learner.statistics = arrays["statistics"]
         self._rngs, self._notes = rngs, notes
+        self._server.rng, self._server.notes = rngs["rule"], notes
+        for whose, memory in self._memories().items():
+            begins = f"{whose} "
+            whole = {n[len(begins) :]: a for n, a in arrays.items() if n.startswith(begins)}
+            memory.clear()
+            memory.update(told[whose], **whole)
         return course
 
     def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, np.ndarray]:
@@ -219,6 +235,7 @@ class Federation:
             own = batches.labels[:, :c]
             flipped = attack.poison(own.copy(), data.classes)
             own[:] = poisoning.checked_labels(attack.name, flipped, own.shape, data.classes)
+        self._server.w_re = host_view(w)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
         if setting.readings.gradient == "sum":
             # Relative to a whole batch, whose learning rate is then the same.
@@ -228,7 +245,8 @@ class Federation:
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         # Step III: the master device aggregates.
         kept = updates if setting.defense == "none" else self._defended(updates, w)
-        change = self._master.rule(kept, c=setting.c_left, beta=self._master.beta)
+        beta = self._master.beta
+        change = self._master.rule(kept, c=setting.c_left, beta=beta, state=self._server)
         return to_ndarray(host_view(w) + host_view(change)), losses[c:]
 
     def error_rate(self, w: NDArray) -> float:
@@ -270,7 +288,9 @@ class Federation:
         """What the attacker of c workers is given."""
         knowledge, rng = self._setting.knowledge or "full", self._rngs["attack"]
         known = updates[:c] if knowledge == "partial" else updates
-        step = Round(known, c, w, knowledge, rng, self._master, self._parameters, self._notes)
+        master = replace(self._master, rule=self._master.rule.seen_at(self._server))
+        kept = self._parameters, self._notes, self._memory
+        step = Round(known, c, w, knowledge, rng, master, *kept)
         if step.partial:
             self._notes["direction agreement"] += direction_agreement(step, updates)
         return step
@@ -278,7 +298,8 @@ class Federation:
     def _defended(self, updates: NDArray, w: NDArray) -> NDArray:
         """The updates that the defense leaves (Section 5)."""
         master, rng = self._master, self._rngs["ties"]
-        case = Suspicion(updates, w, master.rule, master.c, master.beta, self._judge, rng)
+        rule = master.rule.seen_at(self._server)
+        case = Suspicion(updates, w, rule, master.c, master.beta, self._judge, rng)
         removed = defenses[self._setting.defense].removed(case)
         return to_ndarray(np.delete(host_view(updates), removed, axis=0))
 

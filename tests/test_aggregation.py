@@ -284,8 +284,8 @@ def test_a_registered_rule_takes_what_it_needs_of_c_and_beta():
     assert rules["median"](updates, c=1, beta=0).asscalar() == 2
 
 
-def test_a_rule_may_take_c_and_beta_only():
-    with pytest.raises(BadInput, match=r"'mine' takes gamma.*c and beta only"):
+def test_a_rule_may_ask_for_what_there_is_only():
+    with pytest.raises(BadInput, match=r"'mine' takes gamma.*take c, beta, rng"):
         rule("mine")(lambda updates, gamma: updates[0])
     assert "mine" not in rules
 

@@ -1,0 +1,70 @@
+"""Own parameters of a rule or an attack, chosen with its name: `multi-krum:q=5`.
+
+They are the keyword-only arguments of its function, which all have defaults: numbers, text, or None
+for what the function works out itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fltrust_repro.errors import BadInput, choose, shown
+
+
+def own_parameters(function: Callable) -> dict[str, Any]:
+    """Return a function's own parameters with their defaults."""
+    found = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def chosen(user: str, function: Callable, text: str) -> dict[str, Any]:
+    """Read `q=5,of=mean` as values of a function's own parameters; `BadInput` where it is wrong.
+
+    Those that are the default are left out, and the others come in the function's order.
+    """
+    known, given = own_parameters(function), {}
+    for part in text.split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not value:
+            raise BadInput(f"{user}: {shown(part)} is no choice of a parameter; write name=value.")
+        if name not in known:
+            told = choose(name, known) if known else "it has none."
+            raise BadInput(f"{user}: unknown parameter {shown(name)}; {told}")
+        if name in given:
+            raise BadInput(f"{user}: {name} is given twice; leave one out.")
+        given[name] = _read(f"{user}: {name}", value, known[name])
+    return {name: given[name] for name in known if given.get(name, known[name]) != known[name]}
+
+
+def _read(what: str, text: str, default: Any) -> Any:
+    """A value as the default's type is; beside None any number or text."""
+    if isinstance(default, str):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        if default is None:
+            return text
+        raise BadInput(f"{what} is {shown(text)}; give a number.") from None
+    if not math.isfinite(number):
+        raise BadInput(f"{what} is {shown(text)}; give a finite number.")
+    if isinstance(default, float) or not number.is_integer():
+        if isinstance(default, int):
+            raise BadInput(f"{what} is {shown(text)}; give a whole number.")
+        return number
+    return int(number)
+
+
+def name_with(name: str, values: Mapping[str, Any]) -> str:
+    """Return the name under which an entry with these values is known: one name for one choice."""
+    told = ",".join(f"{key}={value!r}".replace("'", "") for key, value in values.items())
+    return f"{name}:{told}" if told else name
+
+
+def with_values(function: Callable, values: Mapping[str, Any]) -> Callable:
+    """Return the function with these values of its own parameters."""
+    return functools.wraps(function)(functools.partial(function, **values)) if values else function

@@ -1,0 +1,139 @@
+"""Own parameters of rules and attacks, and what they may ask for: generator, memory, notes."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fltrust_repro import backend
+from fltrust_repro.aggregation import ServerState, rule, rules
+from fltrust_repro.errors import BadInput
+from fltrust_repro.settings import Setting
+from fltrust_repro.threat import Round, attack, attacks
+from fltrust_repro.training import Federation, run_trial
+
+SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 6}
+
+
+@pytest.fixture
+def shrunk():
+    """A rule that asks for everything, with two parameters of its own, for as long as a test."""
+
+    @rule("shrunk")
+    def shrunk(updates, c, rng, memory, notes, w_re, *, by=0.5, of="mean"):
+        """A share of the mean, halved with every call."""
+        memory["calls"] = memory.get("calls", 0) + 1
+        memory["last"] = updates.mean(axis=0)
+        notes["called"] += 1
+        notes["drawn"] += rng.random()
+        assert w_re.shape == updates.shape[1:]
+        return by * updates.mean(axis=0) / memory["calls"]
+
+    yield shrunk
+    rules.remove("shrunk")
+
+
+@pytest.fixture
+def away():
+    """An attack that remembers, with a parameter of its own."""
+
+    @attack("away")
+    def away(step, *, by=1.0):
+        """By so much beyond what it sent before."""
+        sent = step.memory.get("sent", np.zeros(step.known.shape[1], dtype=np.float32)) + by
+        step.memory["sent"] = sent
+        step.notes["queried"] += bool(step.master.rule(step.known, c=0) is not None)
+        return np.tile(sent, (step.c, 1))
+
+    yield away
+    attacks.remove("away")
+
+
+def test_parameters_follow_the_name_and_the_name_is_one(shrunk, away):
+    assert rules["shrunk:by=0.25"](np.ones((4, 3)), c=1).tolist() == [0.25] * 3
+    assert rules["shrunk: of=median , by=0.25"].name == "shrunk:by=0.25,of=median"
+    assert rules["shrunk:by=0.5"].name == "shrunk"  # the default
+    assert attacks["away:by=2"](np.ones((4, 3)), c=1).tolist() == [[2.0] * 3]
+    one = Setting(**SMALL, rule="shrunk:of=median,by=.25", attack="away:by=2")
+    other = Setting(**SMALL, rule="shrunk:by=0.250,of=median", attack="away:by=2.0")
+    assert one == other
+    assert one.key() == other.key() != Setting(**SMALL, rule="shrunk", attack="away").key()
+    assert "shrunk:by=3" in rules
+    assert rules.digest("shrunk:by=3") == rules.digest("shrunk")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shrunk:", r"'' is no choice of a parameter; write name=value"),
+        ("shrunk:by", r"'by' is no choice"),
+        ("shrunk:bye=1", r"unknown parameter 'bye'; choose one of by, of. Did you mean 'by'"),
+        ("shrunk:by=much", r"rule 'shrunk': by is 'much'; give a number"),
+        ("shrunk:by=inf", r"by is 'inf'; give a finite number"),
+        ("shrunk:by=1,by=2", r"by is given twice"),
+        ("median:by=1", r"rule 'median': unknown parameter 'by'; it has none"),
+        ("nothing:by=1", r"unknown rule 'nothing'"),
+    ],
+)
+def test_wrong_parameters_are_told_in_a_sentence(shrunk, name, words):
+    with pytest.raises(BadInput, match=words):
+        Setting(**SMALL, rule=name)
+
+
+def test_other_things_have_no_parameters():
+    with pytest.raises(BadInput, match=r"defense 'err:by=1': a defense has no parameters"):
+        Setting(**SMALL, defense="err:by=1")
+    with pytest.raises(BadInput, match="attack 'label-flip' has no parameters"):
+        Setting(**SMALL, attack="label-flip:by=1")
+    with pytest.raises(BadInput, match="what follows a : are parameters"):
+        rule("a:b")(lambda updates: updates[0])
+    with pytest.raises(BadInput, match="its parameter by has no default"):
+
+        @rule("bare")
+        def bare(updates, *, by):
+            return by * updates[0]
+
+
+def test_without_a_state_a_call_begins_anew_and_with_one_it_goes_on(shrunk):
+    updates, state = np.ones((4, 2)), ServerState()
+    assert [rules["shrunk"](updates, c=0)[0] for _ in range(2)] == [0.5, 0.5]
+    assert [rules["shrunk"](updates, c=0, state=state)[0] for _ in range(2)] == [0.5, 0.25]
+    seen = rules["shrunk"].seen_at(state)
+    assert [seen(updates, c=0)[0] for _ in range(2)] == [pytest.approx(0.5 / 3)] * 2
+    assert seen.without_each(updates, c=0).aggregates.shape == (4, 2)
+    assert state.memory["calls"] == 2
+    assert state.notes["called"] == 2
+    assert shrunk(updates, 0, memory={"calls": 4}, by=1.0)[0] == pytest.approx(0.2)
+
+
+def test_in_a_trial_memory_lasts_and_queries_leave_it_alone(shrunk, away):
+    setting = Setting(**SMALL, rule="shrunk", attack="away", defense="lfr")
+    found = run_trial(setting, 0)
+    assert found.notes["called"] == 6  # one by the master in each iteration, none by others
+    assert found.notes["queried"] == 6
+    assert 0 < found.notes["drawn"] < 6
+    assert run_trial(setting, 0).curve == found.curve
+    assert run_trial(setting, 1).notes["drawn"] != found.notes["drawn"]
+
+
+def test_a_trial_that_goes_on_has_its_memories(shrunk, away):
+    setting = Setting(**SMALL, rule="shrunk", attack="away")
+    whole, taken = [], []
+    run_trial(setting, 0, keep=lambda take: whole.append(take()))
+    first = Federation(setting, 0, backend.context("cpu"), None)
+    course = first.begin(whole[2])
+    taken.append(first.snapshot(course))
+    run_trial(setting, 0, begun=whole[2], keep=lambda take: taken.append(take()))
+    for ours, theirs in zip(taken, whole[2:]):
+        assert ours.told["rule's"] == theirs.told["rule's"]
+        assert ours.arrays.keys() == theirs.arrays.keys() >= {"rule's last", "attack's sent"}
+        for name, array in theirs.arrays.items():
+            np.testing.assert_array_equal(ours.arrays[name], array)
+    assert len(taken) == len(whole) - 2
+
+
+def test_an_attack_sees_its_memory_outside_of_a_trial(away):
+    w_re = np.zeros(2, dtype=np.float32)
+    known, master = np.ones((3, 2)), Setting(**SMALL).at_master
+    step = Round(known, 1, w_re, "full", np.random.default_rng(0), master, notes=Counter())
+    assert [attacks["away"].craft(step)[0, 0] for _ in range(2)] == [1, 2]
