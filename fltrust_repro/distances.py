@@ -19,7 +19,6 @@ from fltrust_repro.compiled import compiled
 from fltrust_repro.doors import Numbers, as_updates
 
 _COLUMNS = 8192
-_NARROW = 2048  # columns whose float64 sums stay in a core's first-level cache
 _CROWD = 2.0**-4  # half of the rows lie within this share of a row's own squared length
 
 
@@ -33,8 +32,16 @@ def squared_distances(updates: Numbers) -> np.ndarray:
     columns are summed in float64, and where float32 is too narrow for the products these are
     float64 too. Allocates (m, m) numbers and one block of columns.
     """
-    array = as_updates(updates, "squared_distances")
-    products, finite = _gram(array, None)
+    return distances_from(*products_amid(as_updates(updates, "squared_distances")))
+
+
+def products_amid(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `inner_products` as seen from zero, or from amid the rows where these lie far from it.
+
+    That is where most of them share so large a part that their distances would cancel; then they
+    are seen from one of them. What depends on differences of rows alone is the same.
+    """
+    products, finite = inner_products(updates)
     squared = distances_from(products, finite)
     near = squared < _CROWD * np.diag(products)[:, None]
     # Whether half of all rows lie so close to one that products cancel: fewer, being an attacker's,
@@ -42,8 +49,8 @@ def squared_distances(updates: Numbers) -> np.ndarray:
     if (np.count_nonzero(near, axis=1) > len(squared) // 2).any():
         # From the row that half of all rows lie closest around: it is not far from most.
         middle = np.sort(squared, axis=1)[:, len(squared) // 2].argmin()
-        squared = distances_from(*_gram(array, array[middle]))
-    return squared
+        return inner_products(updates, updates[middle])
+    return products, finite
 
 
 def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
@@ -58,25 +65,6 @@ def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
         squared = np.where(finite[:, None] & finite[None, :], squared, np.inf)
     lower = np.tril(squared, -1)
     return lower + lower.T
-
-
-def inner_products(updates: Numbers) -> np.ndarray:
-    """Inner products of all rows of updates (m, d): float64 (m, m), exactly symmetric.
-
-    Those of a row that holds a non-finite value are NaN. One is within 1e-5 |a| |b| of the true
-    one: float32 products of blocks of columns summed in float64, or float64 throughout where
-    float32 is too narrow. Allocates (m, m) numbers and one block of columns.
-    """
-    products, finite = _gram(as_updates(updates, "inner_products"), None)
-    lower = np.tril(products)
-    products = lower + np.tril(lower, -1).T
-    products[~finite], products[:, ~finite] = np.nan, np.nan
-    return products
-
-
-def finite_rows(updates: np.ndarray) -> np.ndarray:
-    """Return which rows of updates (m, d) hold finite values only: bool (m,)."""
-    return np.array([np.isfinite(row).all() for row in updates])
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})
@@ -102,38 +90,24 @@ def lengths_and_slopes(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return out
 
 
-@compiled
-def _weighted_sum(rows: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    total = np.empty(_NARROW)
-    for start in range(0, out.size, _NARROW):
-        width = min(_NARROW, out.size - start)
-        total[:] = 0.0
-        for i in range(len(rows)):
-            if weights[i] != 0.0:
-                row, weight = rows[i, start : start + width], weights[i]
-                for j in range(width):
-                    total[j] += weight * row[j]
-        for j in range(width):
-            out[start + j] = total[j]
+def inner_products(
+    array: np.ndarray, origin: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of all rows, or their differences to `origin`, and which rows are finite.
 
-
-def weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sum of rows (n, d), float32, times their weights (n,), float64: float32 (d,).
-
-    Summed in float64. A row of weight 0 is not looked at, whatever it holds. Allocates nothing else.
+    float64 (m, m), exactly symmetric, and bool (m,). A row that is not finite counts as zeros.
     """
-    out = np.empty(rows.shape[1], dtype=np.float32)
-    _weighted_sum(rows, weights, out)
-    return out
+    products, finite = _gram(array, origin)
+    lower = np.tril(products, -1)
+    return lower + lower.T + np.diag(np.diag(products)), finite
 
 
 def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, or their differences to `origin`, and which rows are finite."""
     m, d = array.shape
     products = _gram_of_blocks(array, origin)
     if not np.isfinite(products).all():
         # A row is not finite, and counts as 0, or float32 products overflowed.
-        finite = finite_rows(array)
+        finite = np.array([np.isfinite(row).all() for row in array])
         return _gram_of_blocks(array, origin, finite), finite
     # Products of values as small as a row's are on average here are lost in float32. Rows of
     # zeros, from workers without examples, are right as they are.

@@ -1,8 +1,8 @@
-"""Rules that look along the direction in which the updates spread most, where attackers who push
-the aggregate one way stand out together.
+"""Rules that look along the direction in which the updates spread most.
 
-Both see the updates by their squared distances D alone. With weights p of sum 1 and the mean
-mu = sum_i p_i x_i, the inner product of x_i - mu and x_j - mu is
+Attackers who push the aggregate one way stand out together there. Both rules see the updates by
+their squared distances D alone: with weights p of sum 1 and the mean mu = sum_i p_i x_i, the inner
+product of x_i - mu and x_j - mu is
 
     B_ij = ((D p)_i + (D p)_j - D_ij - p' D p) / 2,
 
@@ -20,8 +20,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import eigh
 
-from fltrust_repro.distances import finite_rows, squared_distances, weighted_sum
+from fltrust_repro.aggregation import rule
+from fltrust_repro.distances import squared_distances
+from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
+from fltrust_repro.weighing import lengths, weighted_mean
 
 
 def spread(squared: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
@@ -56,6 +59,7 @@ def _filtered(squared: np.ndarray, enough: int) -> np.ndarray:
     return best
 
 
+@rule("caf", Limit("m - 2c", lambda m, c, beta: m - 2 * c))
 def caf(updates: np.ndarray, c: int) -> np.ndarray:
     """Covariance-bound-agnostic filter: the weighted mean whose covariance is least at its largest.
 
@@ -70,22 +74,17 @@ def caf(updates: np.ndarray, c: int) -> np.ndarray:
     random start, and the maximum over all rows. Needs m - 2c >= 1. Allocates what Krum does.
 
     >>> from fltrust_repro.spectral import caf
-    >>> caf([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)
+    >>> caf([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1).round(2)
     array([1.5, 1.5], dtype=float32)
     """
-    finite = finite_rows(updates)
+    finite = np.isfinite(lengths(updates))
     weights = np.zeros(len(updates))
     squared = squared_distances(updates)[np.ix_(finite, finite)]
     weights[finite] = _filtered(squared, len(updates) - 2 * c)
     return weighted_mean(updates, weights)
 
 
-def weighted_mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of the rows by weights, at least 0; NaN where all of them are 0: float32 (d,)."""
-    with np.errstate(invalid="ignore"):
-        return weighted_sum(updates, weights / weights.sum())
-
-
+@rule("dnc", Limit("m - c", lambda m, c, beta: m - c))
 def dnc(
     updates: np.ndarray,
     c: int,
@@ -106,12 +105,11 @@ def dnc(
     no code; public code takes 1 or 5 iterations: each may lose c others. fraction c is rounded; it
     has to be below m. Allocates m b numbers, and what Krum does for b columns.
 
-    >>> import numpy as np
     >>> from fltrust_repro.spectral import dnc
-    >>> dnc([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1, rng=np.random.default_rng(0))
+    >>> dnc([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)
     array([1.5, 1.5], dtype=float32)
     """
-    (m, d), finite = updates.shape, finite_rows(updates)
+    (m, d), finite = updates.shape, np.isfinite(lengths(updates))
     keep = m - round(fraction * c)
     if iterations < 1 or b < 1 or not 1 <= keep <= m:
         raise BadInput(
@@ -119,7 +117,7 @@ def dnc(
             f"be at least 1, and fraction * c at least 0 and below m (c = {c}, m = {m})."
         )
     kept = np.zeros(m)
-    for _ in range(iterations):
+    for _ in range(iterations if finite.any() else 0):
         part = updates if b >= d else updates[:, np.sort(rng.choice(d, b, replace=False))]
         squared = squared_distances(part)[np.ix_(finite, finite)]
         _, places = spread(squared, np.full(len(squared), 1 / len(squared)))

@@ -1,0 +1,238 @@
+"""Rules that compare the directions of updates, by cosines or signs, and look at lengths apart.
+
+They need not be told how many workers are compromised. None is translation-equivariant: where the
+updates are counted from matters, as it does in their papers. A row that is not finite is left out
+first, and takes part in no median, cluster or scale.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import HDBSCAN, MeanShift, estimate_bandwidth
+
+from fltrust_repro.aggregation import rule
+from fltrust_repro.distances import inner_products, lengths_and_slopes, squared_distances
+from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.weighing import lengths, weighted_mean, weighted_sum
+
+
+def cosines(updates: np.ndarray) -> np.ndarray:
+    """Cosines between all rows of updates (m, d), which are finite: float64 (m, m); 0 for zeros."""
+    products, _ = inner_products(updates)
+    long = np.sqrt(np.diag(products))
+    scale = long[:, None] * long
+    return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+
+
+# --- FoolsGold
+
+
+@rule("foolsgold")
+def foolsgold(updates: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
+    """FoolsGold: a mean in which workers whose updates went the same way so far count little.
+
+    With H_i the sum of worker i's updates of all iterations, s_ij the cosine of H_i and H_j, 0 on
+    the diagonal, and v_i = max_j s_ij:
+
+        s_ij <- s_ij v_i / v_j   where v_i < v_j  (pardoning),
+        a_i = 1 - max_j s_ij,  clipped to [0, 1], divided by max a,  0.99 where it is 1,
+        a_i <- ln(a_i / (1 - a_i)) + 1/2,  clipped to [0, 1].
+
+    The result is sum_i a_i x_i / sum_i a_i, and zero where nobody is trusted.
+
+    Fung, Yoon and Beschastnikh, "The limitations of federated learning in Sybil settings", RAID
+    2020, Algorithm 1. The paper adds the a_i x_i up; divided by their sum the step is a mean, as
+    other rules' are. Without the paper's choice of indicative features, which needs to know the
+    last layer. Rows have to be the same workers in each iteration; a history of another number of
+    workers is forgotten. A worker that ever sends a value that is not finite has no say from then
+    on. Remembers (m, d) numbers, allocates as many, and two (m, m) matrices.
+
+    >>> from fltrust_repro.similarity import foolsgold
+    >>> foolsgold([[1, 0], [0, 1], [-1, -1], [-1, -1]])
+    array([0.5, 0.5], dtype=float32)
+    """
+    history = memory.get("history")
+    with np.errstate(over="ignore", invalid="ignore"):
+        known = history is not None and history.shape == updates.shape
+        history = memory["history"] = history + updates if known else updates.copy()
+    finite = np.isfinite(lengths(history))
+    weights = np.zeros(len(updates))
+    if finite.any():
+        weights[finite] = _foolsgold_weights(cosines(history[finite]))
+    return weighted_sum(updates, weights / (weights.sum() or 1)).astype(np.float32)
+
+
+def _foolsgold_weights(similar: np.ndarray) -> np.ndarray:
+    np.fill_diagonal(similar, 0)
+    most = similar.max(axis=1)
+    ratios = np.ones_like(similar)
+    np.divide(most[:, None], most, out=ratios, where=most[:, None] < most)
+    trust = np.clip(1 - (similar * ratios).max(axis=1), 0, 1)
+    trust /= trust.max() or 1
+    trust[trust == 1] = 0.99
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(trust / (1 - trust)) + 0.5, 0, 1)
+
+
+# --- SignGuard
+
+
+@rule("signguard")
+def signguard(
+    updates: np.ndarray,
+    rng: np.random.Generator,
+    memory: dict[str, Any],
+    *,
+    similarity: str | None = None,
+    share: float = 0.1,
+    lower: float = 0.1,
+    upper: float = 3.0,
+) -> np.ndarray:
+    """SignGuard: mean of the updates of ordinary length whose signs are those of the largest group.
+
+    With M the median length: (1) updates are trusted whose length is above `lower` M and below
+    `upper` M; (2) of a `share` of all coordinates, drawn at random, an update's features are how
+    many are positive, zero and negative, each relative to the most that any update has; mean shift
+    groups them, with half of all features within its bandwidth; (3) the trusted updates of the
+    largest group, shortened to length M where they are longer, are averaged. Where that group has
+    no trusted one, all trusted ones are.
+
+    `similarity="cosine"` is SignGuard-Sim: a fourth feature is min(max(s, 0), med s) / (5 med s)
+    with s the cosine of an update and the last aggregate, in the first iteration the median of its
+    cosines to the others.
+
+    Xu, Huang, Song and Lan, "Byzantine-robust federated learning through collaborative malicious
+    gradient filtering", ICDCS 2022; mean shift as the authors' code sets it, which takes one window
+    of adjacent coordinates, where the paper draws them. Allocates m d `share` numbers.
+
+    >>> from fltrust_repro.similarity import signguard
+    >>> signguard([[1, 2], [2, 1], [1, 1], [2, 2], [-2, -2]], share=1.0).round(2)
+    array([1.4, 1.4], dtype=float32)
+    """
+    if similarity not in (None, "cosine") or not 0 < share <= 1 or not 0 <= lower < upper:
+        raise BadInput(
+            f"signguard: similarity is {shown(similarity)}, share {share}, lower {lower} and upper "
+            f"{upper}; give similarity=cosine or leave it out, 0 < share <= 1, 0 <= lower < upper."
+        )
+    long = lengths(updates)
+    finite = np.flatnonzero(np.isfinite(long))
+    if not finite.size:
+        return weighted_mean(updates, np.zeros(len(updates)))
+    median = np.median(long[finite])
+    d = updates.shape[1]
+    columns = np.sort(rng.choice(d, max(round(share * d), 1), replace=False))
+    features = _sign_shares(updates[np.ix_(finite, columns)])
+    if similarity is not None:
+        features = np.column_stack([features, _alike(updates, long, finite, memory)])
+    trusted = (long > lower * median) & (long < upper * median)
+    group = np.zeros(len(updates), dtype=bool)
+    group[finite[_largest_group(features, rng)]] = True
+    kept = next(some for some in (trusted & group, trusted, np.isfinite(long)) if some.any())
+    shrink = np.minimum(1, np.divide(median, long, out=np.ones_like(long), where=long > 0))
+    result = weighted_sum(updates, kept * shrink / kept.sum()).astype(np.float32)
+    if similarity is not None:
+        memory["last"] = result
+    return result
+
+
+def _sign_shares(part: np.ndarray) -> np.ndarray:
+    shares = np.column_stack([(part > 0).mean(1), (part == 0).mean(1), (part < 0).mean(1)])
+    most = shares.max(axis=0)
+    return np.divide(shares, most, out=shares, where=most > 0)
+
+
+def _alike(
+    updates: np.ndarray, long: np.ndarray, finite: np.ndarray, memory: dict[str, Any]
+) -> np.ndarray:
+    last = memory.get("last")
+    if last is None:
+        among = cosines(updates[finite])
+        np.fill_diagonal(among, np.nan)
+        cosine = np.nanmedian(among, axis=1) if len(finite) > 1 else np.zeros(1)
+    else:
+        slopes, scale = lengths_and_slopes(updates, last)[1], long * np.linalg.norm(last)
+        cosine = np.divide(slopes, scale, out=np.zeros_like(slopes), where=scale > 0)[finite]
+    median = np.median(cosine)
+    return np.clip(cosine, 0, median) / (5 * median) if median > 0 else np.zeros(len(finite))
+
+
+def _largest_group(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    # Which rows of features (n, k) are of the largest group that mean shift finds: bool (n,).
+    seed = int(rng.integers(2**31))
+    width = estimate_bandwidth(features, quantile=0.5, n_samples=50, random_state=seed)
+    shift = MeanShift(bandwidth=max(width, 1e-9), bin_seeding=True, cluster_all=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no two features share a bin
+        groups = shift.fit(features).labels_
+    return groups == np.bincount(groups[groups >= 0]).argmax()
+
+
+# --- FLAME
+
+
+@rule("flame")
+def flame(
+    updates: np.ndarray, rng: np.random.Generator, w_re: np.ndarray, *, noise: float = 0.001
+) -> np.ndarray:
+    """FLAME: mean of the majority's updates, shortened to the median length, with some noise.
+
+    (1) The local models w_re + x_i are clustered by HDBSCAN on their cosine distances, where a
+    cluster needs more than half of the models; others are left out. (2) With S the median length of
+    all updates, those longer are shortened to S. (3) The mean of those kept is the result, with
+    normal noise of standard deviation `noise` S on each parameter.
+
+    Nguyen et al., "FLAME: taming backdoors in federated learning", USENIX Security 2022, Algorithm
+    1. Late in training all cosines are nearly 1, so that distances are computed from the updates':
+    1 - cos(a, b) = (|a - b|^2 - (|a| - |b|)^2) / (2 |a| |b|). With `w_re` zero, the updates are
+    clustered. Allocates what Krum does, and 16 bytes a parameter.
+
+    >>> from fltrust_repro.similarity import flame
+    >>> flame([[1, 2], [2, 1], [1.5, 1.5], [9, -9]], noise=0.0).round(2)
+    array([1.5, 1.5], dtype=float32)
+    """
+    if noise < 0:
+        raise BadInput(f"flame: noise is {noise}; give a number of at least 0.")
+    long = lengths(updates)
+    finite = np.flatnonzero(np.isfinite(long))
+    if not finite.size:
+        return weighted_mean(updates, np.zeros(len(updates)))
+    median = np.median(long[finite])
+    apart = _angles_apart(updates, long, w_re)[np.ix_(finite, finite)]
+    kept = finite[_majority(apart)]
+    weights = np.zeros(len(updates))
+    weights[kept] = 1 / len(kept)
+    np.multiply(weights, median / np.maximum(long, median or 1), out=weights, where=long > median)
+    clean = weighted_sum(updates, weights)
+    return (clean + noise * median * rng.standard_normal(clean.size)).astype(np.float32)
+
+
+def _angles_apart(updates: np.ndarray, long: np.ndarray, w_re: np.ndarray) -> np.ndarray:
+    # Cosine distances of the models w_re + x_i, float64 (m, m); not finite where a row is not.
+    squared = squared_distances(updates)
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond = long**2 + 2 * lengths_and_slopes(updates, w_re)[1]  # of |w_re + x_i|^2
+        lengths_of = np.sqrt(np.maximum(np.square(w_re, dtype=np.float64).sum() + beyond, 0))
+        sums = lengths_of[:, None] + lengths_of
+        longer = np.divide(beyond[:, None] - beyond, sums, out=np.zeros_like(sums), where=sums > 0)
+        scale = 2 * lengths_of[:, None] * lengths_of
+        apart = np.where(squared > 0, 1.0, 0.0)
+        np.divide(squared - longer**2, scale, out=apart, where=scale > 0)
+        return np.clip(apart, 0, 2)
+
+
+def _majority(apart: np.ndarray) -> np.ndarray:
+    # Which points, by their distances (n, n), are in the cluster of more than half: bool (n,).
+    n = len(apart)
+    if n == 1:
+        return np.ones(1, dtype=bool)
+    clustering = HDBSCAN(
+        min_cluster_size=n // 2 + 1,
+        min_samples=1,
+        metric="precomputed",
+        allow_single_cluster=True,
+        copy=True,
+    )
+    return clustering.fit(apart).labels_ >= 0
