@@ -14,16 +14,15 @@ import numpy as np
 from sklearn.cluster import HDBSCAN, MeanShift, estimate_bandwidth
 
 from fltrust_repro.aggregation import rule
-from fltrust_repro.distances import inner_products, lengths_and_slopes, squared_distances
+from fltrust_repro.distances import inner_products, lengths_and_slopes
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.weighing import lengths, weighted_mean, weighted_sum
 
 
-def cosines(updates: np.ndarray) -> np.ndarray:
-    """Cosines between all rows of updates (m, d), which are finite: float64 (m, m); 0 for zeros."""
-    products, _ = inner_products(updates)
-    long = np.sqrt(np.diag(products))
-    scale = long[:, None] * long
+def cosines(products: np.ndarray) -> np.ndarray:
+    """Cosines from inner products (m, m): float64; 1 of copies exactly, 0 where a row is zeros."""
+    squared = np.diag(products)
+    scale = np.sqrt(squared[:, None] * squared)
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
 
 
@@ -61,7 +60,8 @@ def foolsgold(updates: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
     finite = np.isfinite(lengths(history))
     weights = np.zeros(len(updates))
     if finite.any():
-        weights[finite] = _foolsgold_weights(cosines(history[finite]))
+        products, _ = inner_products(history[finite])
+        weights[finite] = _foolsgold_weights(cosines(products))
     return weighted_sum(updates, weights / (weights.sum() or 1)).astype(np.float32)
 
 
@@ -149,7 +149,7 @@ def _alike(
 ) -> np.ndarray:
     last = memory.get("last")
     if last is None:
-        among = cosines(updates[finite])
+        among = cosines(inner_products(updates)[0][np.ix_(finite, finite)])
         np.fill_diagonal(among, np.nan)
         cosine = np.nanmedian(among, axis=1) if len(finite) > 1 else np.zeros(1)
     else:
@@ -185,9 +185,9 @@ def flame(
     normal noise of standard deviation `noise` S on each parameter.
 
     Nguyen et al., "FLAME: taming backdoors in federated learning", USENIX Security 2022, Algorithm
-    1. Late in training all cosines are nearly 1, so that distances are computed from the updates':
-    1 - cos(a, b) = (|a - b|^2 - (|a| - |b|)^2) / (2 |a| |b|). With `w_re` zero, the updates are
-    clustered. Allocates what Krum does, and 16 bytes a parameter.
+    1. Late in training all these cosines are nearly 1: they are made of products of updates and, in
+    float64, of `w_re`. With `w_re` zero, the updates are clustered. Allocates what Krum does, and
+    24 bytes a parameter.
 
     >>> from fltrust_repro.similarity import flame
     >>> flame([[1, 2], [2, 1], [1.5, 1.5], [9, -9]], noise=0.0).round(2)
@@ -200,27 +200,15 @@ def flame(
     if not finite.size:
         return weighted_mean(updates, np.zeros(len(updates)))
     median = np.median(long[finite])
-    apart = _angles_apart(updates, long, w_re)[np.ix_(finite, finite)]
-    kept = finite[_majority(apart)]
+    slopes = lengths_and_slopes(updates, w_re)[1][finite]
+    of_models = inner_products(updates)[0][np.ix_(finite, finite)]
+    of_models += slopes[:, None] + slopes + np.square(w_re, dtype=np.float64).sum()
+    kept = finite[_majority(np.clip(1 - cosines(of_models), 0, 2))]
     weights = np.zeros(len(updates))
     weights[kept] = 1 / len(kept)
     np.multiply(weights, median / np.maximum(long, median or 1), out=weights, where=long > median)
     clean = weighted_sum(updates, weights)
     return (clean + noise * median * rng.standard_normal(clean.size)).astype(np.float32)
-
-
-def _angles_apart(updates: np.ndarray, long: np.ndarray, w_re: np.ndarray) -> np.ndarray:
-    # Cosine distances of the models w_re + x_i, float64 (m, m); not finite where a row is not.
-    squared = squared_distances(updates)
-    with np.errstate(over="ignore", invalid="ignore"):
-        beyond = long**2 + 2 * lengths_and_slopes(updates, w_re)[1]  # of |w_re + x_i|^2
-        lengths_of = np.sqrt(np.maximum(np.square(w_re, dtype=np.float64).sum() + beyond, 0))
-        sums = lengths_of[:, None] + lengths_of
-        longer = np.divide(beyond[:, None] - beyond, sums, out=np.zeros_like(sums), where=sums > 0)
-        scale = 2 * lengths_of[:, None] * lengths_of
-        apart = np.where(squared > 0, 1.0, 0.0)
-        np.divide(squared - longer**2, scale, out=apart, where=scale > 0)
-        return np.clip(apart, 0, 2)
 
 
 def _majority(apart: np.ndarray) -> np.ndarray:

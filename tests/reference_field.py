@@ -5,6 +5,7 @@ finite; `rng` draws what the rule draws, in its order.
 """
 
 import math
+import warnings
 
 import numpy as np
 from sklearn.cluster import MeanShift, estimate_bandwidth
@@ -106,7 +107,9 @@ def sign_features(rows, columns):
 
 
 def similarity_feature(rows, last):
-    if last is None:
+    if last is None and len(rows) == 1:
+        cosines = [0.0]
+    elif last is None:
         m = len(rows)
         cosines = [
             float(np.median([cosine(rows[i], rows[j]) for j in range(m) if j != i]))
@@ -130,7 +133,10 @@ def signguard(updates, rng, share=0.1, lower=0.1, upper=3.0, similarity=False, l
     features = np.array(features)
     seed = int(rng.integers(2**31))
     width = estimate_bandwidth(features, quantile=0.5, n_samples=50, random_state=seed)
-    labels = MeanShift(bandwidth=width, bin_seeding=True, cluster_all=False).fit_predict(features)
+    shift = MeanShift(bandwidth=width or 1e-9, bin_seeding=True, cluster_all=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no two features share a bin
+        labels = shift.fit_predict(features)
     found = [label for label in labels if label >= 0]
     largest = max(sorted(set(found)), key=found.count)
     trusted = [i for i in range(m) if lower * median < long[i] < upper * median]
@@ -153,10 +159,13 @@ def majority(apart):
     return list(range(n))
 
 
+def flame_kept(updates, w_re):
+    models = [np.asarray(w_re, dtype=np.float64) + row for row in as_rows(updates)]
+    return majority([[1 - cosine(a, b) for b in models] for a in models])
+
+
 def flame(updates, w_re):
     """Without the noise."""
-    rows = as_rows(updates)
-    models = [np.asarray(w_re, dtype=np.float64) + row for row in rows]
-    kept = majority([[1 - cosine(a, b) for b in models] for a in models])
+    rows, kept = as_rows(updates), flame_kept(updates, w_re)
     scale = float(np.median([length(row) for row in rows]))
     return sum(rows[i] * min(1.0, scale / length(rows[i])) for i in kept) / len(kept)

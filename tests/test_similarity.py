@@ -1,0 +1,286 @@
+"""FoolsGold, SignGuard and FLAME: their formulas, memories, and what they promise."""
+
+import numpy as np
+import pytest
+import reference_field as reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fltrust_repro import similarity
+from fltrust_repro.aggregation import ServerState, rules
+from fltrust_repro.errors import BadInput
+from fltrust_repro.similarity import flame, foolsgold, signguard
+
+CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+NAMES = ("foolsgold", "signguard", "signguard:similarity=cosine", "flame:noise=0.0")
+
+
+def normal(m, d, seed=0):
+    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
+
+
+def benign(m, d, seed=0):
+    """Updates that share a direction, as those of workers who learn the same do."""
+    return normal(m, d, seed) + 2 * np.abs(normal(1, d, seed + 1))
+
+
+@st.composite
+def problems(draw, least=1):
+    """Updates in general position, and how many of the first ones are pushed away."""
+    m, d = draw(st.integers(least, 14)), draw(st.integers(2, 30))
+    c = draw(st.integers(0, (m - 1) // 2))
+    updates = benign(m, d, draw(st.integers(0, 2**16)))
+    updates[:c] *= draw(st.sampled_from([1, -1, 5, 1e3]))
+    return updates, c
+
+
+def aggregate(name, updates, seed=0, **state):
+    return rules[name](updates, c=0, state=ServerState(np.random.default_rng(seed), **state))
+
+
+# --- FoolsGold
+
+
+@given(problems(), st.integers(1, 3))
+def test_foolsgold_equals_the_reference_over_several_iterations(problem, iterations):
+    first, _ = problem
+    rounds = [first, *(normal(*first.shape, seed=k) for k in range(1, iterations))]
+    memory = {}
+    for k in range(iterations):
+        found = foolsgold(rounds[k], memory=memory)
+        np.testing.assert_allclose(found, reference.foolsgold(rounds[: k + 1]), **CLOSE)
+
+
+def test_foolsgold_gives_those_who_send_the_same_no_say():
+    updates = normal(12, 400)
+    updates[:4] = updates[0] + np.float32(0.05) * updates[:4]
+    np.testing.assert_allclose(foolsgold(updates), updates[4:].mean(axis=0), **CLOSE)
+
+
+def test_foolsgold_remembers_what_workers_sent_before():
+    rounds = [normal(8, 400, seed=k) for k in range(30)]
+    for updates in rounds:
+        updates[:3] += np.float32(0.5)  # too little to see in one iteration
+    memory = {}
+    shares = []
+    for updates in rounds:
+        foolsgold(updates, memory=memory)
+        weights = reference.foolsgold_weights(memory["history"])
+        shares.append(sum(weights[:3]) / sum(weights))
+    assert shares[0] > 0.3
+    assert shares[-1] == 0
+    np.testing.assert_allclose(memory["history"], sum(rounds), **CLOSE)
+
+
+def test_foolsgold_pardons_the_honest_who_look_like_one_who_copies():
+    # The third is like the first two, but less than these are like each other.
+    updates = np.array([[1, 0, 0], [1, 0.01, 0], [1, 0, 1], [0, 0, -1]], dtype=np.float32)
+    weights = reference.foolsgold_weights(updates)
+    assert weights[0] == weights[1] == 0 < weights[2]
+    np.testing.assert_allclose(foolsgold(updates), reference.foolsgold([updates]), **CLOSE)
+
+
+def test_foolsgold_leaves_the_model_where_nobody_is_trusted():
+    assert foolsgold(np.ones((4, 2))).tolist() == [0, 0]
+    assert foolsgold(np.full((4, 2), np.nan)).tolist() == [0, 0]
+
+
+def test_foolsgold_forgets_a_history_of_another_number_of_workers():
+    updates, memory = normal(5, 9), {"history": normal(6, 9)}
+    np.testing.assert_array_equal(foolsgold(updates, memory=memory), foolsgold(updates))
+    np.testing.assert_array_equal(memory["history"], updates)
+
+
+def test_a_worker_that_sends_what_is_not_finite_has_no_say_in_foolsgold_from_then_on():
+    rounds, memory = [normal(6, 9, seed=k) for k in range(3)], {}
+    rounds[1][0, 2], rounds[1][1, 3], rounds[1][2, 4] = np.nan, np.inf, -np.inf
+    foolsgold(rounds[0], memory=memory)
+    assert np.isfinite(foolsgold(rounds[1], memory=memory)).all()
+    rest = reference.foolsgold([one[3:] for one in rounds])
+    np.testing.assert_allclose(foolsgold(rounds[2], memory=memory), rest, **CLOSE)
+
+
+# --- SignGuard
+
+
+@given(problems(), st.integers(0, 9), st.sampled_from([0.1, 0.5, 1.0]))
+def test_signguard_equals_the_reference(problem, seed, share):
+    updates, _ = problem
+    found = signguard(updates, rng=np.random.default_rng(seed), share=share)
+    expected = reference.signguard(updates, np.random.default_rng(seed), share)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+@given(problems(), st.integers(0, 9))
+def test_signguard_by_similarity_equals_the_reference_with_and_without_a_last_aggregate(
+    problem, seed
+):
+    updates, _ = problem
+    of_rule, of_reference = (np.random.default_rng(seed) for _ in range(2))
+    last, memory = None, {}
+    for _ in range(2):
+        found = signguard(updates, rng=of_rule, memory=memory, similarity="cosine")
+        expected = reference.signguard(updates, of_reference, similarity=True, last=last)
+        np.testing.assert_allclose(found, expected, **CLOSE)
+        np.testing.assert_array_equal(memory["last"], found)
+        last = found
+
+
+@pytest.mark.parametrize("similarity", [None, "cosine"])
+def test_signguard_leaves_out_those_of_other_signs_and_of_other_lengths(similarity):
+    updates = benign(20, 500)
+    updates[0] *= 4  # too long
+    updates[1] *= np.float32(0.05)  # too short
+    updates[2:6] *= -1
+    long = np.linalg.norm(updates, axis=1)
+    shortened = updates * np.minimum(1, np.median(long) / long)[:, None]
+    found = signguard(updates, similarity=similarity)
+    np.testing.assert_allclose(found, shortened[6:].mean(axis=0), **CLOSE)
+
+
+def test_the_length_limits_of_signguard_are_relative_to_the_median():
+    updates = benign(20, 500)
+    updates[:3] *= 4
+    wide = signguard(updates, share=1.0, upper=10.0)
+    assert np.abs(wide - signguard(updates, share=1.0)).max() > 0.01
+
+
+def test_signguard_shortens_each_trusted_update_to_the_median_length():
+    updates = np.float32([[1, 1], [1, 1], [2, 2], [1, 1], [2, 2]])
+    np.testing.assert_allclose(signguard(updates, share=1.0), [1, 1], rtol=1e-6)
+
+
+def test_where_the_largest_group_has_no_trusted_update_all_trusted_ones_are_averaged():
+    # By signs the first three are alike, but their lengths are out of bounds.
+    updates = np.float32(
+        [[9, 9, 9], [8, 8, 8], [9, 8, 9], [1, -1, 0], [-1, 1, 1], [1, 0, -1], [0, -1, -1]]
+    )
+    expected = reference.signguard(updates, np.random.default_rng(0), share=1.0)
+    trusted = updates[3:]
+    long = np.linalg.norm(trusted, axis=1)
+    assert np.median(np.linalg.norm(updates, axis=1)) == pytest.approx(long.max())
+    np.testing.assert_allclose(signguard(updates, share=1.0), trusted.mean(axis=0), **CLOSE)
+    np.testing.assert_allclose(expected, trusted.mean(axis=0), **CLOSE)
+
+
+def test_two_groups_of_the_same_size_whose_signs_are_all_the_same_do_not_stop_signguard():
+    updates = np.float32([[1, 1]] * 3 + [[-1, -1]] * 3)
+    found = signguard(updates, share=1.0)
+    assert np.abs(found).tolist() == [1, 1]
+
+
+def test_only_zeros_or_mostly_zeros_give_zeros():
+    updates = np.zeros((5, 3), dtype=np.float32)
+    for name in NAMES:
+        assert aggregate(name, updates).tolist() == [0, 0, 0]
+    updates[0] = 9
+    for name in NAMES[1:]:
+        assert aggregate(name, updates).tolist() == [0, 0, 0]
+
+
+# --- FLAME
+
+
+@given(problems(), st.sampled_from([0.0, 1.0, 30.0]))
+def test_flame_equals_the_reference(problem, far):
+    updates, _ = problem
+    w_re = np.float32(far) * normal(1, updates.shape[1], seed=5)[0]
+    found = flame(updates, w_re=w_re, noise=0.0)
+    np.testing.assert_allclose(found, reference.flame(updates, w_re), **CLOSE)
+
+
+def test_flame_tells_updates_apart_though_all_models_have_nearly_one_direction():
+    updates = np.float32(1e-3) * benign(20, 300)
+    updates[:8] *= np.float32(-1.5)
+    w_re = 100 * normal(1, 300, seed=5)[0]
+    kept = reference.flame_kept(updates, w_re)
+    assert len(kept) > 10
+    assert min(kept) >= 8
+    found = flame(updates, w_re=w_re, noise=0.0)
+    np.testing.assert_allclose(found, reference.flame(updates, w_re), rtol=1e-3, atol=1e-7)
+
+
+def test_flame_looks_at_models_and_not_at_updates():
+    updates = np.float32([[1, 0], [1.1, 0], [0.9, 0], [1, 0.4], [1, 0.6]])
+    alone = flame(updates, noise=0.0)
+    along = flame(updates, w_re=np.float32([0, 5]), noise=0.0)
+    assert np.abs(alone - along).max() > 0.01
+    np.testing.assert_allclose(along, reference.flame(updates, [0, 5]), **CLOSE)
+
+
+def test_the_noise_of_flame_is_relative_to_the_median_length_and_drawn_from_the_generator():
+    updates = benign(9, 20_000)
+    for scale in np.float32([1, 1e-4]):
+        rng = np.random.default_rng(3)
+        noisy = flame(scale * updates, rng=rng, noise=0.01)
+        noise = (noisy - flame(scale * updates, noise=0.0)) / scale
+        expected = 0.01 * np.median(np.linalg.norm(updates, axis=1))
+        assert noise.std() == pytest.approx(expected, rel=0.05)
+        assert rng.random() != np.random.default_rng(3).random()
+    assert (flame(updates) != flame(updates, noise=0.0)).any()
+
+
+@given(st.data())
+def test_the_majority_is_what_the_closest_groups_joined_first(data):
+    m = data.draw(st.integers(2, 20))
+    points = normal(m, 3, data.draw(st.integers(0, 2**16))).astype(np.float64)
+    apart = np.linalg.norm(points[:, None] - points, axis=2)
+    np.testing.assert_array_equal(
+        np.flatnonzero(similarity._majority(apart)), reference.majority(apart)
+    )
+
+
+# --- all of them
+
+
+@given(problems(), st.sampled_from([np.nan, np.inf, -np.inf]), st.sampled_from(NAMES))
+def test_a_row_that_is_not_finite_is_as_one_that_is_not_there(problem, value, name):
+    updates, c = problem
+    broken = updates.copy()
+    broken[:c, 0] = value
+    before = broken.copy()
+    found = aggregate(name, broken)
+    np.testing.assert_allclose(found, aggregate(name, updates[c:]), **CLOSE)
+    np.testing.assert_array_equal(broken, before)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_without_a_finite_row_the_result_is_nan(name):
+    assert np.isnan(aggregate(name, np.full((4, 2), np.inf, dtype=np.float32))).all()
+
+
+@given(problems(), st.sampled_from(NAMES), st.integers(0, 9))
+def test_workers_have_no_order_and_updates_no_scale(problem, name, seed):
+    updates, _ = problem
+    found = aggregate(name, updates)
+    order = np.random.default_rng(seed).permutation(len(updates))
+    np.testing.assert_allclose(aggregate(name, updates[order]), found, **CLOSE)
+    for scale in np.float32([2.0**-20, 2.0**20]):
+        np.testing.assert_allclose(aggregate(name, updates * scale) / scale, found, **CLOSE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_of_one_update_and_one_worker_alone(name):
+    one = normal(1, 7)
+    np.testing.assert_allclose(aggregate(name, one), one[0], **CLOSE)
+    if name != "foolsgold":  # which trusts nobody then
+        np.testing.assert_allclose(aggregate(name, np.tile(one, (9, 1))), one[0], **CLOSE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("large", [1e18, 1e38])
+def test_values_that_a_float_can_just_hold_do_not_count(name, large):
+    updates = benign(20, 50)
+    updates[:4] = -np.float32(large)
+    found = aggregate(name, updates)
+    assert np.abs(found - updates[4:].mean(axis=0)).max() < 1
+
+
+def test_wrong_parameters_are_told_in_a_sentence():
+    updates = normal(4, 3)
+    wrong = "similarity=angle", "share=0.0", "share=1.5", "lower=4.0", "lower=-1.0"
+    for own in wrong:
+        with pytest.raises(BadInput, match=rf"signguard: .*{own.split('=')[0]}"):
+            aggregate(f"signguard:{own}", updates)
+    with pytest.raises(BadInput, match=r"flame: noise is -1\.0"):
+        aggregate("flame:noise=-1.0", updates)
