@@ -2,16 +2,17 @@
 
 They need not be told how many workers are compromised. None is translation-equivariant: where the
 updates are counted from matters, as it does in their papers. A row that is not finite is left out
-first, and takes part in no median, cluster or scale.
+first, and takes part in no median, cluster or scale. Notes: "workers kept", summed over iterations.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import HDBSCAN, MeanShift, estimate_bandwidth
 
 from fltrust_repro.aggregation import rule
 from fltrust_repro.distances import inner_products, lengths_and_slopes
@@ -30,7 +31,7 @@ def cosines(products: np.ndarray) -> np.ndarray:
 
 
 @rule("foolsgold")
-def foolsgold(updates: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
+def foolsgold(updates: np.ndarray, memory: dict[str, Any], notes: Counter[str]) -> np.ndarray:
     """FoolsGold: a mean in which workers whose updates went the same way so far count little.
 
     With H_i the sum of worker i's updates of all iterations, s_ij the cosine of H_i and H_j, 0 on
@@ -62,6 +63,7 @@ def foolsgold(updates: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
     if finite.any():
         products, _ = inner_products(history[finite])
         weights[finite] = _foolsgold_weights(cosines(products))
+    notes["workers kept"] += np.count_nonzero(weights)
     return weighted_sum(updates, weights / (weights.sum() or 1)).astype(np.float32)
 
 
@@ -85,6 +87,7 @@ def signguard(
     updates: np.ndarray,
     rng: np.random.Generator,
     memory: dict[str, Any],
+    notes: Counter[str],
     *,
     similarity: str | None = None,
     share: float = 0.1,
@@ -96,9 +99,9 @@ def signguard(
     With M the median length: (1) updates are trusted whose length is above `lower` M and below
     `upper` M; (2) of a `share` of all coordinates, drawn at random, an update's features are how
     many are positive, zero and negative, each relative to the most that any update has; mean shift
-    groups them, with half of all features within its bandwidth; (3) the trusted updates of the
-    largest group, shortened to length M where they are longer, are averaged. Where that group has
-    no trusted one, all trusted ones are.
+    groups them, its bandwidth the mean distance that reaches half of the others; (3) the trusted
+    updates of the largest group, shortened to length M where they are longer, are averaged. Where
+    that group has no trusted one, all trusted ones are; where there is no group, all are one.
 
     `similarity="cosine"` is SignGuard-Sim: a fourth feature is min(max(s, 0), med s) / (5 med s)
     with s the cosine of an update and the last aggregate, in the first iteration the median of its
@@ -131,6 +134,7 @@ def signguard(
     group = np.zeros(len(updates), dtype=bool)
     group[finite[_largest_group(features, rng)]] = True
     kept = next(some for some in (trusted & group, trusted, np.isfinite(long)) if some.any())
+    notes["workers kept"] += np.count_nonzero(kept)
     shrink = np.minimum(1, np.divide(median, long, out=np.ones_like(long), where=long > 0))
     result = weighted_sum(updates, kept * shrink / kept.sum()).astype(np.float32)
     if similarity is not None:
@@ -160,14 +164,18 @@ def _alike(
 
 
 def _largest_group(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    # Which rows of features (n, k) are of the largest group that mean shift finds: bool (n,).
-    seed = int(rng.integers(2**31))
+    # Which rows of features (n, k) are of the largest group that mean shift finds, or all if none.
+    from sklearn.cluster import MeanShift, estimate_bandwidth
+
+    seed, groups = int(rng.integers(2**31)), np.full(len(features), -1)
     width = estimate_bandwidth(features, quantile=0.5, n_samples=50, random_state=seed)
-    shift = MeanShift(bandwidth=max(width, 1e-9), bin_seeding=True, cluster_all=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no two features share a bin
-        groups = shift.fit(features).labels_
-    return groups == np.bincount(groups[groups >= 0]).argmax()
+    if width > 0:
+        shift = MeanShift(bandwidth=width, bin_seeding=True, cluster_all=False)
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):  # none is near a seed
+            warnings.simplefilter("ignore")  # that no two features share a bin
+            groups = shift.fit(features).labels_
+    found = groups[groups >= 0]
+    return groups == np.bincount(found).argmax() if found.size else groups < 0
 
 
 # --- FLAME
@@ -175,7 +183,12 @@ def _largest_group(features: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 @rule("flame")
 def flame(
-    updates: np.ndarray, rng: np.random.Generator, w_re: np.ndarray, *, noise: float = 0.001
+    updates: np.ndarray,
+    rng: np.random.Generator,
+    notes: Counter[str],
+    w_re: np.ndarray,
+    *,
+    noise: float = 0.001,
 ) -> np.ndarray:
     """FLAME: mean of the majority's updates, shortened to the median length, with some noise.
 
@@ -204,6 +217,7 @@ def flame(
     of_models = inner_products(updates)[0][np.ix_(finite, finite)]
     of_models += slopes[:, None] + slopes + np.square(w_re, dtype=np.float64).sum()
     kept = finite[_majority(np.clip(1 - cosines(of_models), 0, 2))]
+    notes["workers kept"] += len(kept)
     weights = np.zeros(len(updates))
     weights[kept] = 1 / len(kept)
     np.multiply(weights, median / np.maximum(long, median or 1), out=weights, where=long > median)
@@ -213,6 +227,8 @@ def flame(
 
 def _majority(apart: np.ndarray) -> np.ndarray:
     # Which points, by their distances (n, n), are in the cluster of more than half: bool (n,).
+    from sklearn.cluster import HDBSCAN
+
     n = len(apart)
     if n == 1:
         return np.ones(1, dtype=bool)

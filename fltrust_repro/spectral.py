@@ -12,10 +12,13 @@ the leading eigenvector v of the covariance, which has d entries, has lambda for
     (x_i - mu) . v = sum_j B_ij sqrt(p_j) u_j / sqrt(lambda).
 
 That is exact, the same at every call, and costs what Krum's distances do. Rows that are not finite
-are the first to be left out; where no row is finite, the result is NaN.
+are the first to be left out; where no row is finite, the result is NaN. Notes: "workers kept",
+those of any weight, summed over iterations.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 from scipy.linalg import eigh
@@ -60,7 +63,7 @@ def _filtered(squared: np.ndarray, enough: int) -> np.ndarray:
 
 
 @rule("caf", Limit("m - 2c", lambda m, c, beta: m - 2 * c))
-def caf(updates: np.ndarray, c: int) -> np.ndarray:
+def caf(updates: np.ndarray, c: int, notes: Counter[str]) -> np.ndarray:
     """Covariance-bound-agnostic filter: the weighted mean whose covariance is least at its largest.
 
     From weights q_i = 1 on, while their sum is above m - 2c: with the weighted mean mu and the
@@ -81,6 +84,7 @@ def caf(updates: np.ndarray, c: int) -> np.ndarray:
     weights = np.zeros(len(updates))
     squared = squared_distances(updates)[np.ix_(finite, finite)]
     weights[finite] = _filtered(squared, len(updates) - 2 * c)
+    notes["workers kept"] += np.count_nonzero(weights)
     return weighted_mean(updates, weights)
 
 
@@ -89,6 +93,7 @@ def dnc(
     updates: np.ndarray,
     c: int,
     rng: np.random.Generator,
+    notes: Counter[str],
     *,
     iterations: int = 1,
     fraction: float = 1.0,
@@ -123,4 +128,6 @@ def dnc(
         _, places = spread(squared, np.full(len(squared), 1 / len(squared)))
         lowest = np.argsort(np.abs(places), kind="stable")[:keep]
         kept[np.flatnonzero(finite)[lowest]] += 1
-    return weighted_mean(updates, (kept > 0) & (kept == kept.max()))
+    most = (kept > 0) & (kept == kept.max())
+    notes["workers kept"] += np.count_nonzero(most)
+    return weighted_mean(updates, most)

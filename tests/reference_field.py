@@ -4,6 +4,7 @@ As in `reference.py`, all is float64, with loops, and shares no code with the pa
 finite; `rng` draws what the rule draws, in its order.
 """
 
+import contextlib
 import math
 import warnings
 
@@ -121,6 +122,19 @@ def similarity_feature(rows, last):
     return [min(max(s, 0.0), med) / (5 * med) if med > 0 else 0.0 for s in cosines]
 
 
+def largest_group(features, width):
+    """Of the groups by mean shift the largest; all where it finds none."""
+    labels = [-1]
+    with warnings.catch_warnings(), contextlib.suppress(ValueError):
+        warnings.simplefilter("ignore")  # that no two features share a bin
+        shift = MeanShift(bandwidth=width, bin_seeding=True, cluster_all=False)
+        labels = list(shift.fit_predict(features))
+    sizes = [labels.count(label) for label in range(max(labels) + 1)]
+    if not sizes:
+        return range(len(features))
+    return [i for i, label in enumerate(labels) if label == sizes.index(max(sizes))]
+
+
 def signguard(updates, rng, share=0.1, lower=0.1, upper=3.0, similarity=False, last=None):
     rows = as_rows(updates)
     m, d = len(rows), len(rows[0])
@@ -133,14 +147,9 @@ def signguard(updates, rng, share=0.1, lower=0.1, upper=3.0, similarity=False, l
     features = np.array(features)
     seed = int(rng.integers(2**31))
     width = estimate_bandwidth(features, quantile=0.5, n_samples=50, random_state=seed)
-    shift = MeanShift(bandwidth=width or 1e-9, bin_seeding=True, cluster_all=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no two features share a bin
-        labels = shift.fit_predict(features)
-    found = [label for label in labels if label >= 0]
-    largest = max(sorted(set(found)), key=found.count)
+    largest = largest_group(features, width)
     trusted = [i for i in range(m) if lower * median < long[i] < upper * median]
-    kept = [i for i in trusted if labels[i] == largest] or trusted
+    kept = [i for i in trusted if i in largest] or trusted
     return sum(rows[i] * min(1.0, median / long[i]) for i in kept) / len(kept)
 
 

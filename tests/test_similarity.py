@@ -163,10 +163,11 @@ def test_where_the_largest_group_has_no_trusted_update_all_trusted_ones_are_aver
     np.testing.assert_allclose(expected, trusted.mean(axis=0), **CLOSE)
 
 
-def test_two_groups_of_the_same_size_whose_signs_are_all_the_same_do_not_stop_signguard():
-    updates = np.float32([[1, 1]] * 3 + [[-1, -1]] * 3)
-    found = signguard(updates, share=1.0)
-    assert np.abs(found).tolist() == [1, 1]
+def test_where_mean_shift_finds_no_group_all_are_one():
+    updates = np.float32([[1, 1]] * 4 + [[-1, -1]] * 2)
+    np.testing.assert_allclose(signguard(updates, share=1.0), [1, 1], **CLOSE)
+    # Each has half of all features at distance 0: no bandwidth.
+    np.testing.assert_allclose(signguard(updates[2:], share=1.0), [0, 0], atol=1e-6)
 
 
 def test_only_zeros_or_mostly_zeros_give_zeros():
