@@ -68,7 +68,8 @@ def weighted_mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
     total = float(np.sum(weights))
     if total == 0:
         return np.full(updates.shape[1], np.nan, dtype=np.float32)
-    return weighted_sum(updates, weights / total).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return (weighted_sum(updates, weights) / total).astype(np.float32)
 
 
 @compiled
