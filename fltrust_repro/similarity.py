@@ -1,8 +1,9 @@
 """Rules that compare the directions of updates, by cosines or signs, and look at lengths apart.
 
-They need not be told how many workers are compromised. None is translation-equivariant: where the
-updates are counted from matters, as it does in their papers. A row that is not finite is left out
-first, and takes part in no median, cluster or scale. Notes: "workers kept", summed over iterations.
+But for GAS, which looks at distances in groups of parameters, they need not be told how many
+workers are compromised, and it matters where updates are counted from, as in their papers: they are
+not translation-equivariant. A row that is not finite is left out first, and takes part in no
+median, cluster or scale. Notes: "workers kept", by their weights, summed over iterations.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fltrust_repro.aggregation import rule
+from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.distances import inner_products, lengths_and_slopes
+from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.registry import check_default
 from fltrust_repro.weighing import lengths, weighted_mean, weighted_sum
 
 
@@ -63,7 +66,7 @@ def foolsgold(updates: np.ndarray, memory: dict[str, Any], notes: Counter[str]) 
     if finite.any():
         products, _ = inner_products(history[finite])
         weights[finite] = _foolsgold_weights(cosines(products))
-    notes["workers kept"] += np.count_nonzero(weights)
+    notes["workers kept"] += weights.sum()
     return weighted_sum(updates, weights / (weights.sum() or 1)).astype(np.float32)
 
 
@@ -117,8 +120,8 @@ def signguard(
     """
     if similarity not in (None, "cosine") or not 0 < share <= 1 or not 0 <= lower < upper:
         raise BadInput(
-            f"signguard: similarity is {shown(similarity)}, share {share}, lower {lower} and upper "
-            f"{upper}; give similarity=cosine or leave it out, 0 < share <= 1, 0 <= lower < upper."
+            f"rule 'signguard': similarity is {shown(similarity)}, share {share}, lower {lower}, "
+            f"upper {upper}; give cosine or no similarity, 0 < share <= 1 and 0 <= lower < upper."
         )
     long = lengths(updates)
     finite = np.flatnonzero(np.isfinite(long))
@@ -207,7 +210,7 @@ def flame(
     array([1.5, 1.5], dtype=float32)
     """
     if noise < 0:
-        raise BadInput(f"flame: noise is {noise}; give a number of at least 0.")
+        raise BadInput(f"rule 'flame': noise is {noise}; give a number of at least 0.")
     long = lengths(updates)
     finite = np.flatnonzero(np.isfinite(long))
     if not finite.size:
@@ -240,3 +243,44 @@ def _majority(apart: np.ndarray) -> np.ndarray:
         copy=True,
     )
     return clustering.fit(apart).labels_ >= 0
+
+
+# --- GAS
+
+
+@rule("gas", Limit("m - c", lambda m, c, beta: m - c))
+def gas(
+    updates: np.ndarray,
+    c: int,
+    rng: np.random.Generator,
+    notes: Counter[str],
+    *,
+    base: str = "median",
+    p: int = 1000,
+) -> np.ndarray:
+    """Gradient splitting: mean of the m - c updates that are closest to a robust one, by parts.
+
+    The coordinates are split at random into p groups of nearly the same size, or fewer of one each.
+    In each group the rule `base` aggregates them; an update's score is the sum of its distances
+    from these aggregates over all groups, and those of the m - c smallest scores are averaged.
+
+    Liu et al., "Byzantine-robust learning on heterogeneous data via gradient splitting", ICML 2023.
+    The paper combines it with many rules: the median is our choice. A row that is not finite scores
+    infinity, and where `base` gives what is not, the result is NaN. Calls `base` p times; allocates
+    what that does, and m d / p numbers.
+
+    >>> from fltrust_repro.similarity import gas
+    >>> gas([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)
+    array([1.5, 1.5], dtype=float32)
+    """
+    check_default("rule 'gas'", "p", p, int)
+    (m, d), aggregate = updates.shape, rules[base]
+    scores = np.zeros(m)
+    for group in np.array_split(rng.permutation(d), min(p, d)):
+        part = updates.take(np.sort(group), 1)
+        scores += lengths(part, np.asarray(aggregate(part, c=c)))
+    kept = np.zeros(m, dtype=bool)
+    kept[np.argsort(scores, kind="stable")[: m - c]] = True
+    kept &= np.isfinite(scores)
+    notes["workers kept"] += np.count_nonzero(kept)
+    return weighted_mean(updates, kept)

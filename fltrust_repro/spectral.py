@@ -13,7 +13,7 @@ the leading eigenvector v of the covariance, which has d entries, has lambda for
 
 That is exact, the same at every call, and costs what Krum's distances do. Rows that are not finite
 are the first to be left out; where no row is finite, the result is NaN. Notes: "workers kept",
-those of any weight, summed over iterations.
+by their weights, summed over iterations.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fltrust_repro.aggregation import rule
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
+from fltrust_repro.registry import check_default
 from fltrust_repro.weighing import lengths, weighted_mean
 
 
@@ -84,7 +85,7 @@ def caf(updates: np.ndarray, c: int, notes: Counter[str]) -> np.ndarray:
     weights = np.zeros(len(updates))
     squared = squared_distances(updates)[np.ix_(finite, finite)]
     weights[finite] = _filtered(squared, len(updates) - 2 * c)
-    notes["workers kept"] += np.count_nonzero(weights)
+    notes["workers kept"] += weights.sum()
     return weighted_mean(updates, weights)
 
 
@@ -116,14 +117,16 @@ def dnc(
     """
     (m, d), finite = updates.shape, np.isfinite(lengths(updates))
     keep = m - round(fraction * c)
-    if iterations < 1 or b < 1 or not 1 <= keep <= m:
+    check_default("rule 'dnc'", "iterations", iterations, int)
+    check_default("rule 'dnc'", "b", b, int)
+    if not 1 <= keep <= m:
         raise BadInput(
-            f"dnc: iterations is {iterations}, b {b} and fraction {fraction}; the first two must "
-            f"be at least 1, and fraction * c at least 0 and below m (c = {c}, m = {m})."
+            f"rule 'dnc': fraction is {fraction}; fraction * c must be at least 0 and below m "
+            f"(c = {c} compromised, m = {m} workers)."
         )
     kept = np.zeros(m)
     for _ in range(iterations if finite.any() else 0):
-        part = updates if b >= d else updates[:, np.sort(rng.choice(d, b, replace=False))]
+        part = updates if b >= d else updates.take(np.sort(rng.choice(d, b, replace=False)), 1)
         squared = squared_distances(part)[np.ix_(finite, finite)]
         _, places = spread(squared, np.full(len(squared), 1 / len(squared)))
         lowest = np.argsort(np.abs(places), kind="stable")[:keep]

@@ -178,3 +178,15 @@ def flame(updates, w_re):
     rows, kept = as_rows(updates), flame_kept(updates, w_re)
     scale = float(np.median([length(row) for row in rows]))
     return sum(rows[i] * min(1.0, scale / length(rows[i])) for i in kept) / len(kept)
+
+
+def gas(updates, c, rng, base, p):
+    """`base` takes an array of updates and c."""
+    rows = np.array(as_rows(updates))
+    m, d = rows.shape
+    scores = [0.0] * m
+    for group in np.array_split(rng.permutation(d), min(p, d)):
+        robust = base(rows[:, group], c)
+        for i in range(m):
+            scores[i] += length(rows[i, group] - robust)
+    return sum(rows[i] for i in sorted(range(m), key=lambda i: scores[i])[: m - c]) / (m - c)

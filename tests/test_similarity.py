@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference as reference_2020
 import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from fltrust_repro import similarity
 from fltrust_repro.aggregation import ServerState, rules
 from fltrust_repro.errors import BadInput
-from fltrust_repro.similarity import flame, foolsgold, signguard
+from fltrust_repro.similarity import flame, foolsgold, gas, signguard
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
-NAMES = ("foolsgold", "signguard", "signguard:similarity=cosine", "flame:noise=0.0")
+NAMES = ("foolsgold", "signguard", "signguard:similarity=cosine", "flame:noise=0.0", "gas")
 
 
 def normal(m, d, seed=0):
@@ -34,8 +35,8 @@ def problems(draw, least=1):
     return updates, c
 
 
-def aggregate(name, updates, seed=0, **state):
-    return rules[name](updates, c=0, state=ServerState(np.random.default_rng(seed), **state))
+def aggregate(name, updates, c=0):
+    return rules[name](updates, c=c, state=ServerState(np.random.default_rng(0)))
 
 
 # --- FoolsGold
@@ -176,7 +177,7 @@ def test_only_zeros_or_mostly_zeros_give_zeros():
         assert aggregate(name, updates).tolist() == [0, 0, 0]
     updates[0] = 9
     for name in NAMES[1:]:
-        assert aggregate(name, updates).tolist() == [0, 0, 0]
+        assert aggregate(name, updates, c=1).tolist() == [0, 0, 0]
 
 
 # --- FLAME
@@ -231,6 +232,45 @@ def test_the_majority_is_what_the_closest_groups_joined_first(data):
     )
 
 
+# --- GAS
+
+
+@given(problems(least=7), st.integers(0, 9), st.sampled_from([1, 3, 1000]))
+def test_gas_equals_the_reference(problem, seed, p):
+    updates, _ = problem
+    for base, known in (("median", lambda rows, c: reference_2020.median(rows)),
+                        ("krum", reference_2020.krum)):  # fmt: skip
+        of_rule, of_reference = (np.random.default_rng(seed) for _ in range(2))
+        found = gas(updates, c=2, rng=of_rule, base=base, p=p)
+        np.testing.assert_allclose(
+            found, reference.gas(updates, 2, of_reference, known, p), **CLOSE
+        )
+
+
+def test_gas_finds_those_who_are_a_little_off_in_every_group():
+    updates = normal(30, 2000)
+    updates[:6] += np.float32(0.7)
+    np.testing.assert_allclose(gas(updates, c=6), updates[6:].mean(axis=0), **CLOSE)
+    np.testing.assert_allclose(gas(updates, c=0), updates.mean(axis=0), **CLOSE)
+
+
+def test_gas_does_not_matter_where_updates_are_counted_from():
+    updates = normal(9, 40)
+    moved = gas(updates + np.float32(3), c=2, rng=np.random.default_rng(1)) - 3
+    np.testing.assert_allclose(moved, gas(updates, c=2, rng=np.random.default_rng(1)), **CLOSE)
+
+
+def test_the_rule_that_gas_takes_may_have_parameters_and_has_its_own_limits():
+    updates = normal(9, 40)
+    assert np.isfinite(aggregate("gas:base=dnc:b=3", updates, c=2)).all()
+    with pytest.raises(BadInput, match=r"'bulyan' needs m - 4c"):
+        aggregate("gas:base=bulyan", updates, c=4)
+    with pytest.raises(BadInput, match="unknown rule 'kruum'"):
+        aggregate("gas:base=kruum", updates)
+    with pytest.raises(BadInput, match=r"'gas': p is 0"):
+        aggregate("gas:p=0", updates)
+
+
 # --- all of them
 
 
@@ -240,8 +280,9 @@ def test_a_row_that_is_not_finite_is_as_one_that_is_not_there(problem, value, na
     broken = updates.copy()
     broken[:c, 0] = value
     before = broken.copy()
-    found = aggregate(name, broken)
-    np.testing.assert_allclose(found, aggregate(name, updates[c:]), **CLOSE)
+    found, rest = aggregate(name, broken, c=c), aggregate(name, updates[c:])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, rest, **CLOSE)
     np.testing.assert_array_equal(broken, before)
 
 
@@ -252,12 +293,12 @@ def test_without_a_finite_row_the_result_is_nan(name):
 
 @given(problems(), st.sampled_from(NAMES), st.integers(0, 9))
 def test_workers_have_no_order_and_updates_no_scale(problem, name, seed):
-    updates, _ = problem
-    found = aggregate(name, updates)
+    updates, c = problem
+    found = aggregate(name, updates, c)
     order = np.random.default_rng(seed).permutation(len(updates))
-    np.testing.assert_allclose(aggregate(name, updates[order]), found, **CLOSE)
+    np.testing.assert_allclose(aggregate(name, updates[order], c), found, **CLOSE)
     for scale in np.float32([2.0**-20, 2.0**20]):
-        np.testing.assert_allclose(aggregate(name, updates * scale) / scale, found, **CLOSE)
+        np.testing.assert_allclose(aggregate(name, updates * scale, c) / scale, found, **CLOSE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -273,7 +314,7 @@ def test_copies_of_one_update_and_one_worker_alone(name):
 def test_values_that_a_float_can_just_hold_do_not_count(name, large):
     updates = benign(20, 50)
     updates[:4] = -np.float32(large)
-    found = aggregate(name, updates)
+    found = aggregate(name, updates, c=4)
     assert np.abs(found - updates[4:].mean(axis=0)).max() < 1
 
 
@@ -281,7 +322,7 @@ def test_wrong_parameters_are_told_in_a_sentence():
     updates = normal(4, 3)
     wrong = "similarity=angle", "share=0.0", "share=1.5", "lower=4.0", "lower=-1.0"
     for own in wrong:
-        with pytest.raises(BadInput, match=rf"signguard: .*{own.split('=')[0]}"):
+        with pytest.raises(BadInput, match=rf"'signguard': .*{own.split('=')[0]}"):
             aggregate(f"signguard:{own}", updates)
-    with pytest.raises(BadInput, match=r"flame: noise is -1\.0"):
+    with pytest.raises(BadInput, match=r"'flame': noise is -1\.0"):
         aggregate("flame:noise=-1.0", updates)
