@@ -41,7 +41,7 @@ def foolsgold(updates: np.ndarray, memory: dict[str, Any], notes: Counter[str]) 
     the diagonal, and v_i = max_j s_ij:
 
         s_ij <- s_ij v_i / v_j   where v_i < v_j  (pardoning),
-        a_i = 1 - max_j s_ij,  clipped to [0, 1], divided by max a,  0.99 where it is 1,
+        a_i = 1 - max_j s_ij,  clipped to [0, 1], divided by max a,
         a_i <- ln(a_i / (1 - a_i)) + 1/2,  clipped to [0, 1].
 
     The result is sum_i a_i x_i / sum_i a_i, and zero where nobody is trusted.
@@ -77,7 +77,6 @@ def _foolsgold_weights(similar: np.ndarray) -> np.ndarray:
     np.divide(most[:, None], most, out=ratios, where=most[:, None] < most)
     trust = np.clip(1 - (similar * ratios).max(axis=1), 0, 1)
     trust /= trust.max() or 1
-    trust[trust == 1] = 0.99
     with np.errstate(divide="ignore"):
         return np.clip(np.log(trust / (1 - trust)) + 0.5, 0, 1)
 

@@ -1,5 +1,7 @@
 """FoolsGold, SignGuard and FLAME: their formulas, memories, and what they promise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference as reference_2020
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from fltrust_repro import similarity
 from fltrust_repro.aggregation import ServerState, rules
 from fltrust_repro.errors import BadInput
+from fltrust_repro.settings import Setting
 from fltrust_repro.similarity import flame, foolsgold, gas, signguard
+from fltrust_repro.training import run_trial
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 NAMES = ("foolsgold", "signguard", "signguard:similarity=cosine", "flame:noise=0.0", "gas")
@@ -137,6 +141,27 @@ def test_signguard_leaves_out_those_of_other_signs_and_of_other_lengths(similari
     shortened = updates * np.minimum(1, np.median(long) / long)[:, None]
     found = signguard(updates, similarity=similarity)
     np.testing.assert_allclose(found, shortened[6:].mean(axis=0), **CLOSE)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_signguard_counts_zeros_as_a_sign_of_their_own(seed):
+    updates = benign(40, 200, seed)
+    there = np.random.default_rng(seed).random(updates.shape) < 0.4
+    updates[6:] *= there[6:]
+    updates[3:6] *= ~there[3:6]
+    found = signguard(updates, rng=np.random.default_rng(seed), share=0.7)
+    expected = reference.signguard(updates, np.random.default_rng(seed), share=0.7)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_those_without_a_zero_among_many_with_zeros_are_of_another_group():
+    # As the Krum attack's updates, -lambda s, are of half the signs of the others each.
+    updates = normal(30, 400)
+    updates[:, 200:] = 0
+    updates[:6, ::2], updates[:6, 1::2] = 0.5, -0.5
+    found = signguard(updates)
+    assert np.abs(found[:200]).max() > 0
+    assert found[200:].tolist() == [0] * 200
 
 
 def test_the_length_limits_of_signguard_are_relative_to_the_median():
@@ -326,3 +351,20 @@ def test_wrong_parameters_are_told_in_a_sentence():
             aggregate(f"signguard:{own}", updates)
     with pytest.raises(BadInput, match=r"'flame': noise is -1\.0"):
         aggregate("flame:noise=-1.0", updates)
+
+
+# --- in a trial
+
+
+@pytest.mark.parametrize("name", [*NAMES, "caf", "dnc:iterations=5,b=50", "gas:p=20"])
+def test_in_a_trial_a_rule_is_known_by_name_and_the_same_twice(name):
+    setting = Setting(
+        dataset="digits", workers=12, compromised=2, iterations=4, rule=name, attack="trimmed-mean"
+    )
+    found, again = (run_trial(setting, seed=3) for _ in range(2))
+    assert found.curve == again.curve
+    assert not found.diverged
+    assert found.iterations == 4
+    assert 0 < found.notes["workers kept"] <= 48
+    defended = run_trial(replace(setting, defense="lfr"), seed=3)
+    assert 0 < defended.notes["workers kept"] <= 40
