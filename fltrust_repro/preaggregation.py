@@ -20,6 +20,7 @@ from fltrust_repro.doors import Limit, as_numbers, lent
 from fltrust_repro.errors import BadInput
 from fltrust_repro.parameters import chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, place_of
+from fltrust_repro.weighing import lengths
 
 Rows = Callable[..., int]
 
@@ -146,8 +147,8 @@ def clip(updates: np.ndarray, *, radius: float = 1.0) -> np.ndarray:
     >>> clip(np.float32([[3, 4], [6, 8], [30, 40]])).tolist()
     [[3.0, 4.0], [6.0, 8.0], [6.0, 8.0]]
     """
-    lengths = _lengths(updates)
-    return _clipped(updates, lengths, radius * np.median(lengths))
+    long = lengths(updates)
+    return _clipped(updates, long, radius * np.median(long))
 
 
 @preaggregation("arc")
@@ -160,24 +161,17 @@ def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
     >>> adaptive_robust_clipping(np.float32([[1], [2], [3], [99]]), c=1).ravel().tolist()
     [1.0, 2.0, 3.0, 3.0]
     """
-    m, lengths = len(updates), _lengths(updates)
+    m, long = len(updates), lengths(updates)
     k = 2 * c * (m - c) // m
-    return _clipped(updates, lengths, np.sort(lengths)[m - k - 1])
+    return _clipped(updates, long, np.sort(long)[m - k - 1])
 
 
-def _lengths(updates: np.ndarray) -> np.ndarray:
-    """Euclidean lengths, float64 (m,); infinite where a row is not finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", updates, updates, dtype=np.float64))
-    return np.where(np.isfinite(lengths), lengths, np.inf)
-
-
-def _clipped(updates: np.ndarray, lengths: np.ndarray, bound: float) -> np.ndarray:
-    """Rows no longer than the bound; one that is not finite becomes 0."""
-    scale = np.ones(len(updates))
-    longer = lengths > bound
-    scale[longer] = bound / lengths[longer] if np.isfinite(bound) else 0.0
+def _clipped(updates: np.ndarray, long: np.ndarray, bound: float) -> np.ndarray:
+    """Rows, so long, shortened to the bound; one that is not finite becomes 0."""
+    scale = np.ones(len(updates), dtype=np.float32)
+    longer = long > bound
+    scale[longer] = bound / long[longer] if np.isfinite(bound) else 0.0
     with np.errstate(invalid="ignore"):
-        clipped = updates * scale[:, None].astype(np.float32)
-    clipped[~np.isfinite(lengths)] = 0
+        clipped = updates * scale[:, None]
+    clipped[~np.isfinite(long)] = 0
     return clipped

@@ -179,7 +179,7 @@ COMMANDS = {
     DIGITS + "--plugin broken.py": ["broken.py", "no_such_module"],
     DIGITS + "--plugin wrong_syntax.py": ["wrong_syntax.py", "line 1"],
     DIGITS + "--plugin clash.py": ["clash.py", "'krum' exists already"],
-    DIGITS + "--plugin parameters.py": ["parameters.py", "c and beta only"],
+    DIGITS + "--plugin parameters.py": ["parameters.py", "a rule may take c, beta, rng"],
     "list --plugin nowhere.py": ["nowhere.py"],
     # files of experiments
     "reproduce field.toml": ["field.toml", "unknown setting datasett"],
