@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what a type checker or an editor is told of the names that 
     from fltrust_repro.experiments import load_experiment
     from fltrust_repro.models import model
     from fltrust_repro.plugins import load_plugin
+    from fltrust_repro.preaggregation import preaggregation, preaggregations
     from fltrust_repro.settings import Readings, Setting
     from fltrust_repro.sweep import run
     from fltrust_repro.threat import Attack
@@ -58,6 +59,7 @@ _ROOMS = {
     "experiments": ("load_experiment",),
     "models": ("model",),
     "plugins": ("load_plugin",),
+    "preaggregation": ("preaggregation", "preaggregations"),
     "settings": ("Readings", "Setting"),
     "sweep": ("run",),
     "training": ("TrialResult", "run_trial"),

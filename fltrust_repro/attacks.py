@@ -18,6 +18,7 @@ import numpy as np
 from fltrust_repro.aggregation import Crowd, trimmed_mean
 from fltrust_repro.distances import lengths_and_slopes, squared_distances
 from fltrust_repro.doors import Limit
+from fltrust_repro.kernels import extremes, moments
 from fltrust_repro.poisoning import flip_labels, poisoned_set
 from fltrust_repro.threat import Attack, Round, attack, attacks
 from fltrust_repro.threat import Master as Master
@@ -32,8 +33,9 @@ attacks.add("back-gradient", Attack("back-gradient", inject=poisoned_set))
 def gaussian(step: Round) -> np.ndarray:
     """Samples of the Gaussian that fits each parameter of all before-attack models (4.1)."""
     noise = step.rng.standard_normal((step.c, step.known.shape[1]), dtype=np.float32)
-    noise *= step.known.std(axis=0)
-    noise += step.known.mean(axis=0)
+    mu, sigma = moments(step.known)
+    noise *= sigma
+    noise += mu
     return noise
 
 
@@ -186,8 +188,7 @@ def benign_interval(step: Round, direction: np.ndarray) -> tuple[np.ndarray, np.
     Returns the near and the far end for each parameter, as updates. With
     `interval_space="model"` the interval is taken on local models, not on updates.
     """
-    benign, b = step.known[step.c :], step.parameters.b
-    near = np.where(direction < 0, benign.max(axis=0), benign.min(axis=0))
+    near, b = extremes(step.known[step.c :], -direction), step.parameters.b
     shift = step.w_re if step.parameters.interval_space == "model" else np.zeros_like(near)
     near = near + shift
     outward = (direction < 0) == (near > 0)
@@ -197,7 +198,7 @@ def benign_interval(step: Round, direction: np.ndarray) -> tuple[np.ndarray, np.
 
 def estimated_interval(step: Round, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Partial knowledge: mu + 3 sigma to mu + 4 sigma against the direction (3.3)."""
-    mu, sigma = step.known.mean(axis=0), step.known.std(axis=0)
+    mu, sigma = moments(step.known)
     return mu - 3 * direction * sigma, mu - 4 * direction * sigma
 
 

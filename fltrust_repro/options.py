@@ -164,7 +164,7 @@ def trial_options(trials: int, first_seed: int) -> Callable:
                      help="Run on this Dask scheduler, tcp://host:8786."),
         click.option("--checkpoint-minutes", default=5.0, show_default=True, metavar="X",
                      callback=count("--checkpoint-minutes", 0, MOST_MINUTES),
-                     help="Between checkpoints of a trial; 0: none."),
+                     help="Of a running trial; 0: none."),
         plugin_option,
     )  # fmt: skip
 
@@ -191,6 +191,9 @@ def _option_of(field: dataclasses.Field) -> Callable:
         told += map(_told, dataclasses.fields(Readings))
         return click.option("--reading", "readings", multiple=True, metavar="NAME=VALUE",
                             help="\n".join(told))  # fmt: skip
+    if field.name == "pre":
+        return click.option("--pre", multiple=True, metavar="NAME", help=field.metadata["help"],
+                            callback=lambda context, option, names: "+".join(names))  # fmt: skip
     kind, metavar = _KINDS[field.type.split(" ")[0]]
     choices = "|".join(field.metadata["choices"])
     return click.option(

@@ -21,6 +21,7 @@ from fltrust_repro.datasets import DEALINGS, data_digest, datasets
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.models import models
+from fltrust_repro.preaggregation import behind, preaggregations
 from fltrust_repro.registry import Registry
 from fltrust_repro.threat import CHOICES, Master, Parameters
 
@@ -81,6 +82,7 @@ class Setting:
     dataset: str = _field("mnist", "Data set; `list` names them all.")
     model: str = _field("lr", "Classifier.")
     rule: str = _field("krum", "Aggregation rule.")
+    pre: str = _field("", "Before the rule: nnm, clip, ...; repeatable.")
     attack: str = _field("none", "What the compromised workers do.")
     knowledge: str | None = _field("full", "The attacker's", "partial")
     defense: str = _field("none", "What is removed before the rule.")
@@ -105,7 +107,11 @@ class Setting:
         _check_fields(self)
         data, model, rule = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
-        self._put({"rule": rule.name, "attack": attack.name})  # one name for one choice
+        # One name for one choice.
+        before = "+".join(
+            preaggregations[name.strip()].name for name in self.pre.split("+") if name
+        )
+        self._put({"rule": rule.name, "pre": before, "attack": attack.name})
         defaults = {
             "knowledge": "full",
             "beta": self.compromised,
@@ -139,7 +145,7 @@ class Setting:
         """The workers that send an update in one iteration; c and beta shrink with their number."""
         counts = self.compromised, self.beta
         c, beta = (math.ceil(count * self.selected / self.workers) for count in counts)
-        return Master(self.selected, c, beta, rules[self.rule])
+        return Master(self.selected, c, beta, behind(self.pre, rules[self.rule]))
 
     def parameters(self) -> Parameters:
         """What the attacker chooses."""
@@ -217,6 +223,7 @@ class Setting:
         registries: tuple[Registry[Any], ...] = (datasets, models, rules, attacks, defenses)
         names = (self.dataset, self.model, self.rule, self.attack, self.defense)
         digests = {registry.digest(name) for registry, name in zip(registries, names)}
+        digests |= {preaggregations.digest(name) for name in self.pre.split("+") if name}
         digests.add(data_digest(self.dataset))
         return "+".join(sorted(filter(None, digests)))
 

@@ -23,6 +23,7 @@ from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_installed
+from fltrust_repro.preaggregation import preaggregations
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
@@ -251,6 +252,7 @@ def list_everything() -> None:
     """List rules, attacks, models, data sets and experiments, one line each."""
     sections = {
         "rules": {name: summary(rule.function) for name, rule in rules.items()},
+        "pre-aggregations": {name: summary(pre.function) for name, pre in preaggregations.items()},
         "attacks": {name: attack.summary for name, attack in attacks.items()},
         "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},

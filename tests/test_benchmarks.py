@@ -133,6 +133,25 @@ def test_stages_and_plain_loops(tmp_path):
     assert set(stages[stages.who == "plain MXNet loop"].note) == {"same result"}
 
 
+@pytest.mark.slow
+def test_another_checkout_takes_turns(tmp_path):
+    rows = suite(tmp_path, "--only", "trial", "--against", REPOSITORY)
+    turns = rows[rows.section == "against"]
+    ours, theirs = (turns[turns.who == who] for who in ("fltrust_repro", "the other checkout"))
+    assert len(ours) == len(theirs) == 3 * 4
+    assert (turns["median"] > 0).all()
+    assert "this / other" in (tmp_path / "benchmarks.md").read_text()
+
+
+def test_another_checkout_is_a_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SUITE, "--against", tmp_path / "nowhere"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
+
+
 @pytest.mark.skipif(not tells_peaks(), reason="this system does not tell peaks")
 @pytest.mark.parametrize(
     "options", [[], pytest.param(["--non-finite"], marks=pytest.mark.slow)], ids=["finite", "not"]

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from fltrust_repro.backend import nd
 from fltrust_repro.distances import distances_from, lengths_and_slopes, squared_distances
-from fltrust_repro.kernels import middle_mean, selection_network, sorting_network
+from fltrust_repro.kernels import (
+    extremes,
+    middle_mean,
+    moments,
+    selection_network,
+    sorting_network,
+)
 
 NAN, INF = np.float32("nan"), np.float32("inf")
 
@@ -130,6 +136,28 @@ def test_sums_do_not_lose_small_values_beside_large_ones():
 
 def test_the_mean_of_two_huge_values_does_not_overflow():
     assert middle_mean(array([[3e38], [3e38]]), 0, 2).item() == np.float32(3e38)
+
+
+@pytest.mark.parametrize("d", [1, 4095, 4096, 4097])
+@pytest.mark.parametrize("m", [1, 2, 9])
+def test_extremes_are_on_the_side_asked_for_and_nan_is_one(m, d):
+    rng = np.random.default_rng(d)
+    values = rng.choice(np.float32([-INF, -2, -1, 0, 1, 2, INF, 3e38]), (m, d))
+    values[rng.random((m, d)) < 0.1] = NAN
+    sides = rng.choice(np.float32([-1, 1]), d)
+    expected = np.where(sides > 0, values.max(axis=0), values.min(axis=0))
+    np.testing.assert_array_equal(extremes(values, sides), expected)
+
+
+@pytest.mark.parametrize("d", [1, 511, 512, 513])
+@pytest.mark.parametrize("m", [1, 2, 33])
+def test_moments_are_numpys_and_what_is_not_finite_stays_in_its_column(m, d):
+    values = np.random.default_rng(m).standard_normal((m, d)).astype(np.float32)
+    values[0, -1] = INF
+    mean, deviation = moments(values)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(deviation, values.std(axis=0), rtol=1e-6, atol=1e-7)
 
 
 def test_kernels_leave_their_input_as_it_is():

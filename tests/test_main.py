@@ -304,14 +304,27 @@ def test_help_names_every_field_of_a_setting_on_two_screens(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call("run", "--help")
     assert code == 0
-    assert len(out.splitlines()) <= 2 * 24
+    assert len(out.splitlines()) <= 2 * 25
     assert max(map(len, out.splitlines())) < 80
     words = " ".join(out.split())
     for name, field in FIELDS.items():
         assert f" --{name.replace('_', '-')} " in words or f" {name}=" in words
         assert "|".join(field.metadata["choices"]) in words
-        in_words = field.default is None or name in vars(Readings())
+        in_words = field.default in (None, "") or name in vars(Readings())
         assert in_words or f"[default: {field.default}]" in words, name
+
+
+def test_pre_is_repeated_or_joined_and_kept_with_its_trials(call):
+    told = ("--pre", "nnm", "--pre", "clip:radius=2", "--rule", "median")
+    code, out, err = call(*RUN, *told, "--json")
+    assert code == 0, err
+    assert json.loads(out)["setting"]["pre"] == "nnm+clip:radius=2"
+    code, out, err = call(*RUN, "--pre", "nnm+clip:radius=2", "--rule", "median", "--json")
+    assert "1/1" not in err  # at hand
+    assert code == 0
+    code, _, err = call(*RUN, "--pre", "nmm")
+    assert code == 2
+    assert "Did you mean 'nnm'?" in err
 
 
 def test_readings_are_told_to_run_and_kept_with_its_trials(call):

@@ -291,7 +291,13 @@ def other_values():
         if choices := FIELDS[name].metadata["choices"]:
             yield name, next(choice for choice in choices if choice != value)
         elif isinstance(value, str):
-            others = {"dataset": "ch-mnist", "model": "cnn", "rule": "mean", "defense": "err"}
+            others = {
+                "dataset": "ch-mnist",
+                "model": "cnn",
+                "rule": "mean",
+                "pre": "nnm",
+                "defense": "err",
+            }
             yield name, others.get(name, "none")
         else:
             yield (

@@ -24,6 +24,9 @@ CASES = [
     ("cnn", 3, (1, 10, 10)),
     ("cnn", 4, (2, 13, 11)),
     ("cnn", 2, (1, 1, 30)),
+    ("cnn", 2, (2, 1, 31)),
+    ("cnn", 3, (3, 17, 24)),
+    ("cnn", 10, (1, 28, 28)),
 ]
 RATE = 0.1
 
@@ -111,6 +114,19 @@ def test_compiled_updates_equal_the_gluon_loop_where_workers_share_examples(name
     np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
 
 
+def test_a_workers_update_by_the_cnn_does_not_depend_on_who_passes_with_it():
+    # More workers than pass through the model together, which share no example.
+    shape, sizes = (1, 10, 10), [30, 0, 25, 1] * 2
+    x, labels = examples(3, shape, n=sum(sizes))
+    batches = batches_of(labels, sizes, batch_size=20)
+    trainee = learner("cnn", 3, shape)
+    updates, losses = trainee.updates(trainee.initial, x, batches, RATE)
+    for i in range(len(sizes)):
+        alone, loss = trainee.updates(trainee.initial, x, worker(batches, i), RATE)
+        np.testing.assert_allclose(updates[i].asnumpy(), alone[0].asnumpy(), atol=1e-7)
+        np.testing.assert_allclose(losses[i], loss[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", ["lr", "cnn"])
 def test_a_worker_without_examples_sends_a_zero_update(name, compiled):
@@ -125,9 +141,10 @@ def test_a_worker_without_examples_sends_a_zero_update(name, compiled):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_no_worker_has_examples(compiled):
-    x, labels = examples(3, (1, 4, 4))
-    trainee = learner("lr", 3, (1, 4, 4), compiled=compiled)
+@pytest.mark.parametrize("name", ["lr", "cnn"])
+def test_no_worker_has_examples(name, compiled):
+    x, labels = examples(3, (1, 10, 10))
+    trainee = learner(name, 3, (1, 10, 10), compiled=compiled)
     updates, losses = trainee.updates(trainee.initial, x, batches_of(labels, [0, 0]), RATE)
     assert (updates.asnumpy() == 0).all()
     assert np.isnan(losses).all()

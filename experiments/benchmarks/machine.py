@@ -26,13 +26,14 @@ _COPIED = 2**27  # bytes; several times the last-level cache
 _SIDE = 1024
 _COMPARED = 512, 20_000
 
-# Products (rows, inner, columns) of single workers, far from a large one's rate.
+# Products (rows, inner, columns) of workers, some far from a large one's rate.
 SMALL = {
     "LR, scores of a batch": (32, 784, 10),
     "LR, gradient of a batch": (10, 32, 784),
-    "CNN, second convolution": (50, 270, 32 * 121),
-    "CNN, its weight's gradient": (50, 32 * 121, 270),
-    "CNN, first dense layer": (32, 1250, 200),
+    "CNN, first convolution of an example": (676, 10, 32),
+    "CNN, second convolution of four": (400, 288, 50),
+    "CNN, first dense layer of eight workers": (256, 1250, 200),
+    "CNN, its weight's gradient": (200, 32, 1250),
     "distances, a block of 100 workers": (100, 8192, 100),
 }
 

@@ -12,6 +12,8 @@ distances call. `--numpy-kernel Prescott` (SSE3) gives numpy the kernels that it
 processor newer than itself, and leaves scipy's and MXNet's their own choice, as setting
 OPENBLAS_CORETYPE for the whole command would not (`numpy_kernel.py`). Results name the processor
 and each library with its kernels.
+
+`--only stages --against DIR` also runs iterations of this checkout and of the one in DIR in turns.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 import numpy_kernel  # first of all: numpy's library chooses its kernels when it loads
 
 # isort: split
+import against
 import attacks
 import click
 import defenses
@@ -56,6 +59,7 @@ class Options:
     non_finite: bool
     quick: bool
     data_dir: Path | None
+    other: Path | None
 
 
 _STARTED = time.monotonic()
@@ -85,6 +89,8 @@ def measured(sections: list[str], options: Options) -> tuple[str, list[Row]]:
     }
     for name in sections:
         rows += runs[name]()
+    if options.other is not None:
+        rows += against.rows(options.other, *common)
     return about, rows
 
 
@@ -109,6 +115,12 @@ def _chosen(_context: click.Context, _option: click.Option, value: str) -> list[
     "numpy_kernel_name",
     help="OpenBLAS kernels of numpy alone, as Prescott or Haswell.",
 )
+@click.option(
+    "--against",
+    "other",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Another checkout, whose iterations take turns with this one's.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), default="experiments/results", show_default=True
@@ -122,6 +134,7 @@ def main(
     patience: float | None,
     non_finite: bool,
     numpy_kernel_name: str | None,
+    other: Path | None,
     data_dir: Path | None,
     out: Path,
 ) -> None:
@@ -142,6 +155,7 @@ def main(
         non_finite,
         quick,
         data_dir,
+        other,
     )
     about, rows = measured(only, options)
     text = tables.markdown(rows, about)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 
+import against
 import attacks
 import defenses
 import pandas as pd
@@ -162,6 +163,18 @@ def panel_hours(short: bool, iteration: float, evaluation: float) -> float:
     return 15 * 50 * seconds / 3600 / os.cpu_count()
 
 
+def _against(rows: Sequence[Row]) -> list[str]:
+    """What the checkouts' iterations take, in seconds of the processor."""
+    found = {(row.case, row.who): row for row in rows}
+    lines = []
+    for case in dict.fromkeys(row.case for row in rows):
+        ours, theirs = found[case, OURS], found[case, against.OTHER]
+        told = {f"{against.OTHER}, ms": _ms(theirs.median), "this one, ms": _ms(ours.median)}
+        lines.append({"": case, "m": str(ours.m), "d": f"{ours.d:,}", **told})
+        lines[-1]["this / other"] = _ratio(ours.median, theirs.median)
+    return [_table(lines)]
+
+
 def _attacks(rows: Sequence[Row]) -> list[str]:
     """All attacks; the search for lambda beside the plain one."""
     plain = {row.case: row.median for row in rows if row.who == attacks.ANEW}
@@ -205,6 +218,7 @@ _TABLES = {
     "rules": ("Aggregation rules", _rules),
     DISTANCES: ("Distances between all updates", _distances),
     "stages": ("Stages of an iteration", _stages),
+    against.SECTION: ("Iterations of two checkouts", _against),
     "attacks": ("Attacks", _attacks),
     "defenses": ("Defenses", _defenses),
     "trial": ("A whole trial", _trial),

@@ -1,0 +1,183 @@
+"""What the master device makes of updates before the rule: (m, d) -> (k, d), one after another.
+
+    --pre nnm --pre clip --rule trimmed-mean      # or --pre nnm+clip
+
+A pre-aggregation asks by name for what it needs, as a rule does, and may have own parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fltrust_repro.aggregation import ASKED, Rule
+from fltrust_repro.distances import squared_distances
+from fltrust_repro.doors import Limit, as_numbers, lent
+from fltrust_repro.errors import BadInput
+from fltrust_repro.parameters import chosen, name_with, own_parameters, with_values
+from fltrust_repro.registry import Registry, place_of
+
+Rows = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class PreAggregation:
+    """A named step before the rule; `rows(m, **own parameters)` is how many rows it leaves of m."""
+
+    name: str
+    function: Callable[..., np.ndarray]
+    parameters: tuple[str, ...]
+    rows: Rows
+
+    def having(self, text: str) -> PreAggregation:
+        """Return the step with own parameters as chosen: `size=3`; `BadInput` for a wrong one."""
+        values = chosen(f"pre-aggregation {self.name!r}", self.function, text)
+        rows = with_values(self.rows, values) if own_parameters(self.rows) else self.rows
+        name, function = name_with(self.name, values), with_values(self.function, values)
+        return replace(self, name=name, function=function, rows=rows)
+
+
+preaggregations: Registry[PreAggregation] = Registry("pre-aggregation")
+
+
+def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], Callable]:
+    """Register a function `(updates[, c][, ...]) -> (k, d)` as pre-aggregation `name`.
+
+    It is given float32 (m, d), which it must not change, and by name what it asks for of
+    `aggregation.ASKED`; own parameters are by keyword alone. `rows` tells k.
+    """
+
+    def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        own = own_parameters(function)
+        names = [one for one in inspect.signature(function).parameters if one not in own][1:]
+        if strange := sorted(set(names) - set(ASKED)):
+            told = f"{', '.join(strange)}; after the updates it may take {', '.join(ASKED)}"
+            raise BadInput(f"pre-aggregation {name!r} takes {told}.")
+        preaggregations.add(name, PreAggregation(name, function, tuple(names), rows))
+        return function
+
+    return register
+
+
+def behind(names: str, rule: Rule) -> Rule:
+    """Return the rule on what the steps `names`, joined by +, make of updates; on these without."""
+    if not names:
+        return rule
+    steps = [preaggregations[name.strip()] for name in names.split("+")]
+    own = rule.limit
+
+    def rows(m: int) -> int:
+        for step in steps:
+            m = step.rows(m)
+        return m
+
+    def ask(place: int, step: PreAggregation | Rule, updates: np.ndarray, known: Any) -> Any:
+        memory = known["memory"].setdefault(f"{place} {step.name}", {})  # each has its own
+        asked = {**known, "memory": memory}
+        given = {name: asked[name] for name in step.parameters}
+        return step.function(lent(updates, step.function), **given)
+
+    def aggregate(updates: np.ndarray, **known: Any) -> np.ndarray:
+        for place, step in enumerate(steps):
+            user = f"pre-aggregation {step.name!r}{place_of(step.function)}"
+            found, shape = ask(place, step, updates, known), (None, updates.shape[1])
+            updates = as_numbers(found, shape, user, "its result")
+        return ask(len(steps), rule, updates, known)
+
+    limit = Limit(own.text, lambda m, c, beta: own.value(rows(m), c, beta)) if own else None
+    name = "+".join([*(step.name for step in steps), rule.name])
+    return replace(
+        rule, name=name, function=aggregate, parameters=ASKED, limit=limit, leave_one_out=None
+    )
+
+
+@preaggregation("nnm")
+def nearest_neighbour_mixing(updates: np.ndarray, c: int) -> np.ndarray:
+    """Nearest-neighbour mixing: the mean of each update's m - c nearest, itself among them.
+
+    Allouah et al., AISTATS 2023. Of equally near ones the first count. A row that is not finite is
+    nearest to none, and mixes with itself and the first of the others. Allocates (m, d) numbers.
+
+    >>> from fltrust_repro.preaggregation import nearest_neighbour_mixing
+    >>> nearest_neighbour_mixing(np.float32([[0], [2], [99]]), c=1).ravel().tolist()
+    [1.0, 1.0, 50.5]
+    """
+    m = len(updates)
+    itself_first = squared_distances(updates) - np.eye(m)
+    nearest = np.argsort(itself_first, axis=1, kind="stable")[:, : m - c]
+    mixing = np.zeros((m, m), dtype=np.float32)
+    np.put_along_axis(mixing, nearest, np.float32(1 / nearest.shape[1]), axis=1)
+    finite = np.isfinite(updates).all(axis=1)
+    mixed = mixing[:, finite] @ updates[finite]
+    spoilt = mixing[:, ~finite].any(axis=1)
+    mixed[spoilt] = np.nan
+    return mixed
+
+
+@preaggregation("bucketing", rows=lambda m, *, size=2: -(-m // size))
+def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -> np.ndarray:
+    """Means of buckets of `size` updates, drawn anew in each iteration; the last may be smaller.
+
+    Karimireddy, He, Jaggi, ICLR 2022; the rule takes the same c on ceil(m / size) rows. Allocates
+    these.
+
+    >>> from fltrust_repro.preaggregation import bucketing
+    >>> bucketing(np.ones((5, 2), dtype=np.float32), np.random.default_rng(0)).shape
+    (3, 2)
+    """
+    if size < 1:
+        raise BadInput(f"pre-aggregation 'bucketing': size is {size}; it must be at least 1.")
+    order = rng.permutation(len(updates))
+    buckets = np.split(order, range(size, len(updates), size))
+    return np.stack([updates[bucket].mean(axis=0) for bucket in buckets])
+
+
+@preaggregation("clip")
+def clip(updates: np.ndarray, *, radius: float = 1.0) -> np.ndarray:
+    """Updates clipped to a length of `radius` times their median length.
+
+    Norm bounding of Sun et al., 2019, its bound relative to the round. Allocates (m, d) numbers.
+
+    >>> from fltrust_repro.preaggregation import clip
+    >>> clip(np.float32([[3, 4], [6, 8], [30, 40]])).tolist()
+    [[3.0, 4.0], [6.0, 8.0], [6.0, 8.0]]
+    """
+    lengths = _lengths(updates)
+    return _clipped(updates, lengths, radius * np.median(lengths))
+
+
+@preaggregation("arc")
+def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
+    """Adaptive robust clipping: the k longest updates are clipped to the length of the next.
+
+    k = floor(2 (c / m) (m - c)): Allouah et al., 2024 (ARC). Allocates (m, d) numbers.
+
+    >>> from fltrust_repro.preaggregation import adaptive_robust_clipping
+    >>> adaptive_robust_clipping(np.float32([[1], [2], [3], [99]]), c=1).ravel().tolist()
+    [1.0, 2.0, 3.0, 3.0]
+    """
+    m, lengths = len(updates), _lengths(updates)
+    k = 2 * c * (m - c) // m
+    return _clipped(updates, lengths, np.sort(lengths)[m - k - 1])
+
+
+def _lengths(updates: np.ndarray) -> np.ndarray:
+    """Euclidean lengths, float64 (m,); infinite where a row is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", updates, updates, dtype=np.float64))
+    return np.where(np.isfinite(lengths), lengths, np.inf)
+
+
+def _clipped(updates: np.ndarray, lengths: np.ndarray, bound: float) -> np.ndarray:
+    """Rows no longer than the bound; one that is not finite becomes 0."""
+    scale = np.ones(len(updates))
+    longer = lengths > bound
+    scale[longer] = bound / lengths[longer] if np.isfinite(bound) else 0.0
+    with np.errstate(invalid="ignore"):
+        clipped = updates * scale[:, None].astype(np.float32)
+    clipped[~np.isfinite(lengths)] = 0
+    return clipped

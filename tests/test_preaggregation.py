@@ -1,0 +1,123 @@
+"""Pre-aggregations against slow versions written from their formulas, and before a rule."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fltrust_repro.aggregation import ServerState, rule, rules
+from fltrust_repro.errors import BadInput
+from fltrust_repro.preaggregation import (
+    adaptive_robust_clipping,
+    behind,
+    bucketing,
+    clip,
+    nearest_neighbour_mixing,
+    preaggregation,
+    preaggregations,
+)
+from fltrust_repro.settings import Setting
+from fltrust_repro.training import run_trial
+
+UPDATES = arrays(np.float32, (7, 3), elements=st.integers(-50, 50).map(float))
+SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 8}
+
+
+@given(UPDATES, st.integers(0, 3))
+def test_nnm_is_each_ones_mean_of_its_nearest(updates, c):
+    mixed = nearest_neighbour_mixing(updates, c)
+    for i, row in enumerate(updates):
+        distances = ((updates.astype(float) - row) ** 2).sum(axis=1)
+        distances[i] = -1
+        nearest = sorted(range(7), key=lambda k: (distances[k], k))[: 7 - c]
+        np.testing.assert_allclose(mixed[i], updates[nearest].mean(axis=0), rtol=1e-5, atol=1e-5)
+
+
+@given(UPDATES, st.integers(1, 8), st.integers(0, 99))
+def test_buckets_hold_every_update_once(updates, size, seed):
+    buckets = bucketing(updates, np.random.default_rng(seed), size=size)
+    assert len(buckets) == -(-7 // size) == preaggregations[f"bucketing:size={size}"].rows(7)
+    sizes = [min(size, 7 - start) for start in range(0, 7, size)]
+    total = (buckets * np.array(sizes)[:, None]).sum(axis=0)
+    np.testing.assert_allclose(total, updates.sum(axis=0), rtol=1e-4, atol=1e-3)
+
+
+def test_buckets_are_drawn_anew():
+    updates, rng = np.arange(40, dtype=np.float32)[:, None], np.random.default_rng(0)
+    assert (bucketing(updates, rng) != bucketing(updates, rng)).any()
+
+
+@given(UPDATES, st.integers(0, 3), st.sampled_from([0.5, 1.0, 2.0]))
+def test_clipping_keeps_directions_and_bounds_lengths(updates, c, radius):
+    lengths = np.linalg.norm(updates.astype(float), axis=1)
+    k = 2 * c * (7 - c) // 7
+    bounds = {"clip": radius * np.median(lengths), "arc": np.sort(lengths)[7 - k - 1]}
+    found = {"clip": clip(updates, radius=radius), "arc": adaptive_robust_clipping(updates, c)}
+    for name, clipped in found.items():
+        for row, length, given_row in zip(clipped, lengths, updates):
+            expected = given_row * min(1.0, bounds[name] / length) if length else given_row
+            np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_rows_beyond_numbers_do_not_spoil_the_others(value):
+    updates = np.float32([[1, 2], [2, 1], [value, 1], [1, 1], [2, 2]])
+    for clipped in (clip(updates), adaptive_robust_clipping(updates, 1)):
+        assert np.isfinite(clipped).all()
+        np.testing.assert_array_equal(clipped[0], updates[0])
+    mixed = nearest_neighbour_mixing(updates, 1)
+    assert np.isfinite(mixed[[0, 1, 3, 4]]).all()
+
+
+def test_steps_come_in_their_order_and_are_named_once():
+    setting = Setting(**SMALL, pre=" nnm+ clip:radius=1.0", rule="trimmed-mean")
+    assert setting.pre == "nnm+clip"
+    assert setting.at_master.rule.name == "nnm+clip+trimmed-mean"
+    other = Setting(**SMALL, pre="clip+nnm", rule="trimmed-mean")
+    assert other.key() != setting.key() != Setting(**SMALL, rule="trimmed-mean").key()
+    updates = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    updates[0] *= 50
+    by_hand = rules["trimmed-mean"](clip(nearest_neighbour_mixing(updates, 4)), c=4)
+    np.testing.assert_array_equal(setting.at_master.rule(updates, c=4), by_hand)
+    other_way = rules["trimmed-mean"](nearest_neighbour_mixing(clip(updates), 4), c=4)
+    np.testing.assert_array_equal(other.at_master.rule(updates, c=4), other_way)
+
+
+def test_limits_follow_the_rows_that_are_left():
+    Setting(**SMALL, pre="bucketing", rule="trimmed-mean")
+    with pytest.raises(BadInput, match=r"'bucketing:size=3\+trimmed-mean' needs m - 2 beta >= 1"):
+        Setting(**SMALL, pre="bucketing:size=3", rule="trimmed-mean")
+    with pytest.raises(BadInput, match=r"unknown pre-aggregation 'nmm'; .*Did you mean 'nnm'"):
+        Setting(**SMALL, pre="nmm")
+    with pytest.raises(BadInput, match="size is 0"):
+        run_trial(Setting(**SMALL, pre="bucketing:size=0", rule="mean"), 0)
+
+
+def test_each_step_and_the_rule_have_a_memory_of_their_own():
+    @preaggregation("counting")
+    def counting(updates, memory):
+        memory["calls"] = memory.get("calls", 0) + 1
+        return updates + memory["calls"]
+
+    @rule("counting")
+    def counting_rule(updates, memory):
+        memory["calls"] = memory.get("calls", 0) + 10
+        return updates.mean(axis=0) + memory["calls"]
+
+    try:
+        both, state = behind("counting", rules["counting"]), ServerState()
+        zeros = np.zeros((3, 1))
+        assert [both(zeros, c=0, state=state)[0] for _ in range(2)] == [11.0, 22.0]
+        assert both(zeros, c=0)[0] == 11.0
+    finally:
+        preaggregations.remove("counting")
+        rules.remove("counting")
+
+
+@pytest.mark.parametrize("pre", ["nnm", "bucketing", "clip", "arc", "arc+nnm"])
+@pytest.mark.parametrize("attack", ["trimmed-mean", "krum"])
+def test_trials_run_with_each_under_attack_and_defense(pre, attack):
+    found = run_trial(Setting(**SMALL, pre=pre, rule="median", attack=attack, defense="lfr"), 0)
+    assert 0 <= found.error_rate <= 1
+    assert not found.diverged
