@@ -23,7 +23,7 @@ import numpy as np
 
 from fltrust_repro.distances import lengths_and_slopes, squared_distances
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.threat import Round, attack
+from fltrust_repro.threat import Attack, Round, attack, attacks
 
 _COLUMNS = 2048  # a block of 100 rows in float64 then takes 1.6 MB
 
@@ -259,3 +259,26 @@ def min_sum(step: Round, *, vector: str = "std", bound: str = "max") -> np.ndarr
     squared, _ = lengths_and_slopes(mu.astype(np.float32) - benign, p)
     gamma = math.sqrt(squared.max() if bound == "max" else squared.min())
     return by_all(mu + gamma * p, step.c)
+
+
+# --- on data: the labels of the compromised workers' examples
+
+
+def random_labels(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw each label anew, uniformly among all classes, whenever an example is trained on."""
+    return rng.integers(classes, size=labels.shape)
+
+
+def least_likely_labels(
+    labels: np.ndarray, classes: int, scores: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Flip each label to the class that the received model finds least likely for the example.
+
+    Shejwalkar et al., "Back to the drawing board", IEEE S&P 2022, train a model of their own on the
+    compromised workers' examples for that; the received one is trained on all workers'.
+    """
+    return scores().argmin(axis=-1)
+
+
+attacks.add("random-labels", Attack("random-labels", poison=random_labels))
+attacks.add("dynamic-label-flip", Attack("dynamic-label-flip", poison=least_likely_labels))

@@ -15,7 +15,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
 from fltrust_repro.oblivious_attacks import SIDES, VECTORS, benign_rows, moments, z_max
 from fltrust_repro.settings import Setting
-from fltrust_repro.threat import Master, Round, attacks
+from fltrust_repro.threat import Attack, Master, Round, attacks
 from fltrust_repro.training import run_trial
 
 CRAFTED = ["sign-flip", "ipm", "alie", "byzmean", "min-max", "min-sum", "mpaf", "rop", "mimic"]
@@ -301,10 +301,11 @@ def test_no_gamma_is_too_large_and_none_larger_would_do(crowd, kind, vector):
     benign, within = updates[c:].astype(np.float64), a_kind(kind)
     mu, _ = reference.mean_and_deviation(benign)
     away = craft(with_vector(kind, vector), updates, c)[0].astype(np.float64) - mu
-    apart = math.sqrt(max(reference.squared(a, b) for a in benign for b in benign))
-    assert within(mu + away * (1 - 1e-6), benign) or np.linalg.norm(away) <= 1e-6 * apart
-    if np.linalg.norm(away) > 1e-6:
-        assert not within(mu + away * (1 + 1e-5), benign)
+    gamma = np.linalg.norm(away)
+    # In units of what float32 can tell apart here.
+    unit = 1e-6 * math.sqrt(max(reference.squared(a, b) for a in benign for b in benign))
+    assert gamma <= unit or within(mu + away * (1 - unit / gamma), benign)
+    assert gamma <= unit or not within(mu + away * (1 + 10 * unit / gamma), benign)
 
 
 def test_min_sum_is_as_far_from_the_mean_as_the_farthest_benign_update():
@@ -396,6 +397,39 @@ def test_mimic_holds_with_fewer_workers_than_before():
     np.testing.assert_array_equal(sent, np.eye(8)[[7, 7]])
 
 
+# --- on data
+
+
+def test_random_labels_are_drawn_evenly_and_by_the_attackers_generator():
+    labels = np.zeros((2, 20, 100), dtype=np.int32)
+    rngs = [np.random.default_rng(seed) for seed in (0, 0, 1)]
+    first, again, other = (attacks["random-labels"].relabel(labels, 4, rng, None) for rng in rngs)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert np.bincount(first.ravel()).tolist() == pytest.approx([1000] * 4, rel=0.1)
+
+
+def test_dynamic_flips_take_what_the_received_model_finds_least_likely(monkeypatch):
+    # The model (weights, then biases) and the examples, as the attacker gets both.
+    seen, real = [], oblivious_attacks.least_likely_labels
+
+    def watched(labels, classes, scores):
+        seen.append((labels, scores(), real(labels, classes, scores)))
+        return seen[-1][2]
+
+    monkeypatch.setitem(
+        attacks._entries, "dynamic-label-flip", Attack("dynamic-label-flip", poison=watched)
+    )
+    setting = Setting(dataset="digits", attack="dynamic-label-flip", rule="mean", iterations=60)
+    run_trial(setting, 0)
+    labels, scores, given = seen[-1]
+    assert scores.shape == (*labels.shape, 10)
+    right = (scores.argmax(axis=-1) == labels).mean()
+    assert right > 0.5  # of these examples, then, and not of others
+    assert (np.take_along_axis(scores, given[..., None], -1)[..., 0] == scores.min(axis=-1)).all()
+    assert (given != labels).mean() > 0.95
+
+
 # --- they work
 
 
@@ -437,6 +471,11 @@ def unattacked():
 def test_mean_learns_worse_under_attack(name, least, unattacked):
     assert unattacked < 0.13
     assert error_rate(name) > unattacked + least
+
+
+@pytest.mark.parametrize(("name", "least"), [("random-labels", 0.03), ("dynamic-label-flip", 0.07)])
+def test_mean_learns_worse_from_wrong_labels(name, least, unattacked):
+    assert error_rate(name, compromised=45) > unattacked + least
 
 
 @both
