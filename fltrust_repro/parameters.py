@@ -61,7 +61,7 @@ def _read(what: str, text: str, default: Any) -> Any:
 
 def name_with(name: str, values: Mapping[str, Any]) -> str:
     """Return the name under which an entry with these values is known: one name for one choice."""
-    told = ",".join(f"{key}={value!r}".replace("'", "") for key, value in values.items())
+    told = ",".join(f"{key}={str(value).removesuffix('.0')}" for key, value in values.items())
     return f"{name}:{told}" if told else name
 
 

@@ -50,8 +50,8 @@ _owner: Owner | None = None
 
 
 @contextlib.contextmanager
-def registering(owner: Owner) -> Iterator[None]:
-    """Let what is registered meanwhile be the owner's."""
+def registering(owner: Owner | None) -> Iterator[None]:
+    """Let what is registered meanwhile be the owner's; with None whose code it stands in."""
     global _owner
     outer, _owner = _owner, owner
     try:
@@ -69,7 +69,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """
 
     look_further: Any = staticmethod(lambda: ())
-    """Registers what installed packages bring; returns a sentence for each that is broken."""
+    """Registers what other rooms and installed packages bring; a sentence for each broken one."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
