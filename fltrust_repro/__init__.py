@@ -72,7 +72,7 @@ _ATTACKS = {
     "trimmed_mean_attack": "trimmed-mean",
 }
 # Rooms whose rules and attacks are registered when somebody asks for more than the paper's.
-_SINCE_2017: tuple[str, ...] = ()
+_SINCE_2017: tuple[str, ...] = ("lasting_attacks", "oblivious_attacks")
 # Rooms named as what they register: the module is looked into as its registry.
 _REGISTRIES = ("attacks", "datasets", "defenses", "models")
 __all__ = sorted([*_MODULES, *_ATTACKS, *_REGISTRIES])

@@ -22,7 +22,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 @attack("mpaf", has_knowledge=False)
 def mpaf(step: Round, *, scale: float = 1e6) -> np.ndarray:
-    """Drag the global model to a base model w': scale (w' - w_re) (Cao and Gong, CVPRW 2022).
+    """Drag the global model to a base model w', by scale (w' - w_re) (Cao and Gong, CVPRW 2022).
 
     w' is drawn when the trial begins, without anything known of the data: each parameter normal,
     of the root mean square that the received model has then (1 where that is 0). No benign update
@@ -48,11 +48,11 @@ def rop(
     relocation: float = 1.0,
     reference: float = 0.9,
 ) -> np.ndarray:
-    """Relocated orthogonal perturbation: beside what centered clipping compares with.
+    """Relocated orthogonal perturbation, of the last change (Ozfatura et al., IEEE TIFS 2024).
 
-    Ozfatura et al., "Byzantines can also learn from history", IEEE TIFS 2024: with v the last
-    change of the global model, which is what the master device clips around, mu the benign mean and
-    u = reference v + (1 - reference) mu (mu in the first iteration, where v = 0), all send
+    Against centered clipping, which clips around v, the last change of the global model (here since
+    the last attacked iteration; 0 in the first). With mu the benign mean and
+    u = reference v + (1 - reference) mu, in the first iteration mu, all send
 
         relocation v + (1 - relocation) mu + rho (sin(angle) p + cos(angle) u/|u|),
 

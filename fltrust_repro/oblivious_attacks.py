@@ -209,9 +209,9 @@ def largest_within(squared: np.ndarray, slopes: np.ndarray, limit: float) -> flo
 
 @attack("min-max")
 def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
-    """No farther from a benign update than two of these are from each other: mu + gamma p.
+    """As far from the benign updates as two of these are apart (Shejwalkar et al., NDSS 2021).
 
-    Shejwalkar and Houmansadr, NDSS 2021, for unknown rules: the largest gamma with
+    All send mu + gamma p, with the largest gamma for which
     `max_i |mu + gamma p - x_i| <= max_ij |x_i - x_j|`, where p is -mu ("unit"), -sign(mu) ("sign")
     or the standard deviation, "std" below the mean, "std-above" or "std-against"; the authors take
     the best of three. They search gamma, from a start and to a step in units of their gradients. It
@@ -236,9 +236,9 @@ def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
 
 @attack("min-sum")
 def min_sum(step: Round, *, vector: str = "std", bound: str = "max") -> np.ndarray:
-    """No larger sum of squared distances to all benign updates than one of these has: mu + gamma p.
+    """As far from all benign updates together as one of these is (Shejwalkar et al., NDSS 2021).
 
-    Shejwalkar and Houmansadr, NDSS 2021, for unknown rules: the largest gamma with
+    All send mu + gamma p, with the largest gamma for which
     `sum_i |mu + gamma p - x_i|^2 <= max_i sum_j |x_i - x_j|^2`, p as in Min-Max; `bound=min` takes
     the least sum, as the authors' code does. The benign updates' deviations from their mean add up
     to 0, so that for every x, sum_j |x - x_j|^2 = n |x - mu|^2 + sum_j |mu - x_j|^2: both sides
@@ -272,10 +272,10 @@ def random_labels(labels: np.ndarray, classes: int, rng: np.random.Generator) ->
 def least_likely_labels(
     labels: np.ndarray, classes: int, scores: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """Flip each label to the class that the received model finds least likely for the example.
+    """Flip each label to the class least likely to the received model (Shejwalkar et al., 2022).
 
-    Shejwalkar et al., "Back to the drawing board", IEEE S&P 2022, train a model of their own on the
-    compromised workers' examples for that; the received one is trained on all workers'.
+    The authors ("Back to the drawing board", IEEE S&P) train a model of their own for that, on the
+    compromised workers' examples; the received one is trained on all workers'.
     """
     return scores().argmin(axis=-1)
 

@@ -2,6 +2,8 @@
 
 import doctest
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,6 +251,11 @@ def test_alie_stays_within_z_standard_deviations(crowd, side, z):
         assert (np.where(mu > 0, 1, -1) * (sent - mu) <= 1e-6).all()
 
 
+def test_against_the_mean_no_change_counts_as_a_decrease():
+    updates = np.float32([[9, 9, 9], [1, 0, 0], [-1, 2, -2]])
+    assert craft("alie:z=1,side=against", updates, 1).tolist() == [[1, 0, 0]]
+
+
 @both
 @pytest.mark.parametrize(("m", "c"), [(25, 5), (9, 4), (5, 1)])
 def test_byzmean_makes_the_mean_of_all_what_alie_sends(m, c, knowledge):
@@ -397,6 +404,23 @@ def test_mimic_holds_with_fewer_workers_than_before():
     np.testing.assert_array_equal(sent, np.eye(8)[[7, 7]])
 
 
+@pytest.mark.parametrize("name", ["mpaf:scale=0.1", "rop:z=1", "mimic:warmup=20"])
+def test_a_trial_that_goes_on_remembers(name):
+    setting = Setting(dataset="digits", attack=name, rule="median", iterations=25)
+    taken = []
+
+    def keep(take):
+        if len(taken) < 12:
+            taken.append(take())
+
+    whole = run_trial(setting, 0, keep=keep)
+    assert run_trial(setting, 0, begun=taken[-1]).curve == whole.curve
+    arrays = {name: array for name, array in taken[-1].arrays.items() if "attack" not in name}
+    told = {**taken[-1].told, "attack's": {}}
+    forgotten = run_trial(setting, 0, begun=taken[-1]._replace(arrays=arrays, told=told))
+    assert forgotten.curve[-1] != whole.curve[-1]
+
+
 # --- on data
 
 
@@ -485,3 +509,16 @@ def test_the_two_sides_of_the_mean_are_not_the_same_for_logistic_regression(know
         error_rate(f"alie:z=1,side={side}", **fields) for side in ("above", "below", "against")
     )
     assert above < below < against - 0.1
+
+
+def test_a_user_chooses_an_attack_and_its_parameters_by_name(alone, tmp_path):
+    def run(attack):
+        words = ["run", "--dataset", "digits", "--rule", "mean", "--iterations", "20", "--trials"]
+        command = [sys.executable, "-m", "fltrust_repro", *words, "1", "--attack", attack]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    done, wrong = run("min-max:vector=unit"), run("min-max:vector=stdd")
+    assert (done.returncode, done.stdout[:19]) == (0, "seed 0: error rate ")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+    assert "attack 'min-max': vector is 'stdd'; choose one of unit, sign, std, " in wrong.stderr
