@@ -10,9 +10,10 @@ import math
 
 import numpy as np
 
+from fltrust_repro.attacks import attack
 from fltrust_repro.errors import BadInput
 from fltrust_repro.oblivious_attacks import benign_rows, by_all, moments, number, z_max
-from fltrust_repro.threat import Round, attack
+from fltrust_repro.threat import Round
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

@@ -21,9 +21,10 @@ from statistics import NormalDist
 
 import numpy as np
 
+from fltrust_repro.attacks import attack, attacks  # the paper's are registered first
 from fltrust_repro.distances import lengths_and_slopes, squared_distances
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.threat import Attack, Round, attack, attacks
+from fltrust_repro.threat import Attack, Round
 
 _COLUMNS = 2048  # a block of 100 rows in float64 then takes 1.6 MB
 
