@@ -83,6 +83,10 @@ def one_of(attack: str, name: str, value: str, known: Collection[str]) -> None:
 # --- the benign mean, turned round
 
 
+def _mean_by_all(step: Round, factor: float) -> np.ndarray:
+    return by_all(factor * moments(benign_rows(step))[0], step.c)
+
+
 @attack("sign-flip")
 def sign_flip(step: Round, *, of: str = "own", scale: float = 1.0) -> np.ndarray:
     """Send -scale times the own update, or with `of=mean` the benign mean (Li et al., AAAI 2019).
@@ -97,7 +101,7 @@ def sign_flip(step: Round, *, of: str = "own", scale: float = 1.0) -> np.ndarray
     factor = -number("sign-flip", "scale", scale)
     if of == "own":
         return np.float32(factor) * step.known[: step.c]
-    return by_all(factor * moments(benign_rows(step))[0], step.c)
+    return _mean_by_all(step, factor)
 
 
 @attack("ipm")
@@ -113,7 +117,7 @@ def ipm(step: Round, *, epsilon: float = 0.1) -> np.ndarray:
     array([[-1.5, -1. ]], dtype=float32)
     """
     factor = -number("ipm", "epsilon", epsilon)
-    return by_all(factor * moments(benign_rows(step))[0], step.c)
+    return _mean_by_all(step, factor)
 
 
 # --- a little is enough
