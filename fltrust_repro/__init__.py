@@ -72,7 +72,9 @@ _ATTACKS = {
     "trimmed_mean_attack": "trimmed-mean",
 }
 # Rooms whose rules and attacks are registered when somebody asks for more than the paper's.
-_SINCE_2017 = ("robust_means", "similarity", "spectral")
+_SINCE_2017 = (
+    "robust_means", "similarity", "spectral", "oblivious_attacks", "lasting_attacks",
+)  # fmt: skip
 # Rooms named as what they register: the module is looked into as its registry.
 _REGISTRIES = ("attacks", "datasets", "defenses", "models")
 __all__ = sorted([*_MODULES, *_ATTACKS, *_REGISTRIES])

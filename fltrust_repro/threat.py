@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any, cast
 
 import numpy as np
@@ -127,9 +128,10 @@ Craft = Callable[[Round], Any]
 class Attack:
     """A named attack: on the updates sent (`craft`), or on data.
 
-    Data are attacked by the labels of the compromised workers' batches (`poison`), or by examples
-    that they hold beside their own (`inject`: Dataset, share, generator, folders, function to call
-    after each step -> PoisonedSet). `against` are the rules it is made for, its own first.
+    Data are attacked by the labels of the compromised workers' batches (`poison`, as in `relabel`),
+    or by examples that they hold beside their own (`inject`: Dataset, share, generator, folders,
+    function to call after each step -> PoisonedSet). `against` are the rules that it is made for,
+    its own first.
 
     >>> from fltrust_repro import trimmed_mean_attack
     >>> trimmed_mean_attack([[-1, 1], [-2, 2], [-3, 3], [-4, 4]], c=1, b=1.0001).round(2)
@@ -138,7 +140,7 @@ class Attack:
 
     name: str
     craft: Craft | None = None
-    poison: Callable[[np.ndarray, int], np.ndarray] | None = None
+    poison: Callable[..., Any] | None = None
     inject: Callable[..., PoisonedSet] | None = None
     has_knowledge: bool = False
     limit: Limit | None = None
@@ -193,6 +195,24 @@ class Attack:
         known = rows[:c] if knowledge == "partial" else rows
         w_re = np.zeros(rows.shape[1]) if w_re is None else w_re
         return as_given(self.craft(Round(known, c, w_re, knowledge, rng, master, chosen)), updates)
+
+    def relabel(
+        self,
+        labels: np.ndarray,
+        classes: int,
+        rng: np.random.Generator,
+        scores: Callable[[], np.ndarray],
+    ) -> Any:
+        """What `poison` makes of the labels (rounds, c, batch size) of the examples in this turn.
+
+        It is given these and the number of classes, and by name what else it asks for: `rng`, the
+        attacker's, or `scores`, which gives the received model's for each of the examples, float32
+        (rounds, c, batch size, classes).
+        """
+        poison = cast(Callable[..., Any], self.poison)
+        asked = {"rng": rng, "scores": scores}
+        wanted = asked.keys() & signature(poison).parameters
+        return poison(labels, classes, **{name: asked[name] for name in wanted})
 
     @property
     def summary(self) -> str:

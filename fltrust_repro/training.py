@@ -21,7 +21,7 @@ from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.doors import as_numbers
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
-from fltrust_repro.partition import Shards, partition, sample_batches, share_groups
+from fltrust_repro.partition import Batches, Shards, partition, sample_batches, share_groups
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
 from fltrust_repro.workers import Learner
@@ -232,9 +232,7 @@ class Federation:
         drawn = setting.batch_size, setting.rounds, self._rngs["batches"], replaced
         batches = sample_batches(shards, data.train_y, *drawn)
         if attacked and attack.poison is not None:
-            own = batches.labels[:, :c]
-            flipped = attack.poison(own.copy(), data.classes)
-            own[:] = poisoning.checked_labels(attack.name, flipped, own.shape, data.classes)
+            batches.labels[:, :c] = self._poisoned(batches, c, w)
         self._server.w_re = host_view(w)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
         if setting.readings.gradient == "sum":
@@ -283,6 +281,17 @@ class Federation:
         drawn = np.sort(rng.choice(setting.workers, setting.selected, replace=False))
         compromised = np.count_nonzero(drawn < setting.compromised)
         return Shards.of([self._shards[worker] for worker in drawn]), compromised
+
+    def _poisoned(self, batches: Batches, c: int, w: NDArray) -> np.ndarray:
+        """What the compromised workers take for their examples' labels."""
+        attack, (own, classes) = self._attack, (batches.labels[:, :c], self._data.classes)
+
+        def scores() -> np.ndarray:
+            x = self.learner.resident(self._data.train_x[batches.rows[:, :c].ravel()])
+            return self.learner.scores(w, x).reshape(*own.shape, classes)
+
+        given = attack.relabel(own.copy(), classes, self._rngs["attack"], scores)
+        return poisoning.checked_labels(attack.name, given, own.shape, classes)
 
     def _seen(self, updates: NDArray, c: int, w: NDArray) -> Round:
         """What the attacker of c workers is given."""

@@ -189,8 +189,12 @@ class Learner:
 
     def error_rate(self, w: NDArray, x: NDArray, labels: np.ndarray) -> float:
         """Share of wrong predictions of model w on examples x, `resident`, with labels (n,)."""
+        return float((self.scores(w, x).argmax(axis=1) != labels).mean())
+
+    def scores(self, w: NDArray, x: NDArray) -> np.ndarray:
+        """Logits (n, classes) of model w on examples x, `resident`."""
         [scores] = self._scores(host_view(w)[None], x)
-        return float((scores.argmax(axis=1) != labels).mean())
+        return scores
 
     def judge(
         self, models: np.ndarray, x: NDArray, labels: np.ndarray

@@ -1,0 +1,289 @@
+"""Attacks since 2017 that do not ask what the aggregation rule is, in the space of updates.
+
+Their authors write of gradients, which the master device subtracts; an update is -alpha times one,
+what it adds. So `mu - z sigma` of gradients is `mu + z sigma` of updates, and which side of the
+mean is meant depends on who reads. An attack that is made of sigma therefore takes a side: "below"
+the mean of the updates in each parameter (the default), "above", as the authors' codes of ALIE,
+Min-Max and ByzMean are for gradients, or "against" the direction in which the mean changes it.
+Updates of logistic regression are skewed: there "above" makes it learn faster, "below" does little,
+and "against" does much, all three as inconspicuous in each parameter.
+
+What an attack knows of the benign updates is those of the m - c others with full knowledge, and the
+c own before-attack ones with partial knowledge. Of these a row that is not finite is not looked at;
+where none is finite, it is as if there were one of zeros. Unless said, all c send the same update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from statistics import NormalDist
+
+import numpy as np
+
+from fltrust_repro.attacks import attack, attacks  # the paper's are registered first
+from fltrust_repro.distances import lengths_and_slopes, squared_distances
+from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.threat import Attack, Round
+
+_COLUMNS = 2048  # a block of 100 rows in float64 then takes 1.6 MB
+
+
+# --- what the attacker sees
+
+
+def benign_rows(step: Round) -> np.ndarray:
+    """Return the finite ones of the updates that the attacker takes for benign: float32 (n, d)."""
+    rows = step.known if step.partial else step.known[step.c :]
+    finite = np.array([np.isfinite(row).all() for row in rows])
+    if finite.all():
+        return rows
+    return rows[finite] if finite.any() else np.zeros_like(rows[:1])
+
+
+def moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column of (n, d), over n as in numpy: float64 (d,)."""
+    mu, sigma = np.empty(rows.shape[1]), np.empty(rows.shape[1])
+    for start in range(0, rows.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        block = rows[:, columns].astype(np.float64)
+        mu[columns] = block.mean(axis=0)
+        block -= mu[columns]
+        sigma[columns] = np.sqrt(np.einsum("ij,ij->j", block, block) / len(block))
+    return mu, sigma
+
+
+Vector = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of mu and sigma
+
+SIDES: dict[str, Vector] = {
+    "below": lambda mu, sigma: -sigma,
+    "above": lambda mu, sigma: sigma,
+    "against": lambda mu, sigma: np.where(mu > 0, -sigma, sigma),  # no change counts as -1 (3.2)
+}
+
+
+def by_all(update: np.ndarray, c: int) -> np.ndarray:
+    """Return what c workers send who all send this update: float32 (c, d)."""
+    return np.tile(update.astype(np.float32), (c, 1))
+
+
+def number(attack: str, name: str, value: object) -> float:
+    """Return the value of an attack's own parameter; `BadInput` unless it is a finite number."""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return value
+    raise BadInput(f"attack {attack!r}: {name} is {shown(value)}; give a finite number.")
+
+
+def one_of(attack: str, name: str, value: str, known: Collection[str]) -> None:
+    """Raise `BadInput` where the value of an attack's own parameter is none of these."""
+    if value not in known:
+        raise BadInput(f"attack {attack!r}: {name} is {shown(value)}; {choose(value, known)}")
+
+
+# --- the benign mean, turned round
+
+
+def _mean_by_all(step: Round, factor: float) -> np.ndarray:
+    return by_all(factor * moments(benign_rows(step))[0], step.c)
+
+
+@attack("sign-flip")
+def sign_flip(step: Round, *, of: str = "own", scale: float = 1.0) -> np.ndarray:
+    """Send -scale times the own update, or with `of=mean` the benign mean (Li et al., AAAI 2019).
+
+    RSA's authors try scales up to 10. Non-finite own updates are sent as they are.
+
+    >>> import fltrust_repro as fl
+    >>> fl.attacks["sign-flip"]([[1, -2], [2, 4], [4, 0]], c=1)
+    array([[-1.,  2.]], dtype=float32)
+    """
+    one_of("sign-flip", "of", of, ("own", "mean"))
+    factor = -number("sign-flip", "scale", scale)
+    if of == "own":
+        return np.float32(factor) * step.known[: step.c]
+    return _mean_by_all(step, factor)
+
+
+@attack("ipm")
+def ipm(step: Round, *, epsilon: float = 0.1) -> np.ndarray:
+    """Inner product manipulation: -epsilon mu ("Fall of Empires", Xie et al., UAI 2020).
+
+    The inner product of what is sent and the benign mean is negative. Mean's own with it turns
+    negative where epsilon > (m - c) / c; below it only shrinks, and the rows stay short. epsilon =
+    0.1 is what Karimireddy et al. (ICLR 2022) take; 100 turns mean round.
+
+    >>> import fltrust_repro as fl
+    >>> fl.attacks["ipm:epsilon=0.5"]([[9, 9], [2, 4], [4, 0]], c=1)
+    array([[-1.5, -1. ]], dtype=float32)
+    """
+    factor = -number("ipm", "epsilon", epsilon)
+    return _mean_by_all(step, factor)
+
+
+# --- a little is enough
+
+
+def z_max(m: int, c: int) -> float:
+    """How many standard deviations leave the supporters needed for a majority farther out (ALIE).
+
+    With s = floor(m/2 + 1) - c supporters, Phi(z) = (m - c - s) / (m - c): Phi^-1 is meant, where
+    a widely copied code takes Phi, and gets z = 0.73 for 0.25 of m = 50, c = 10. Not below 0, where
+    the formula ends for c = 1 of an even m; s is at least 1.
+
+    >>> from fltrust_repro.oblivious_attacks import z_max
+    >>> round(z_max(100, 20), 3), round(z_max(50, 24), 2)
+    (0.286, 1.43)
+    """
+    supporters = max(m // 2 + 1 - c, 1)
+    share = (m - c - supporters) / (m - c)
+    return NormalDist().inv_cdf(share) if share > 0.5 else 0.0
+
+
+@attack("alie")
+def alie(step: Round, *, z: float | None = None, side: str = "below") -> np.ndarray:
+    """A little is enough: z standard deviations from the mean (Baruch et al., NeurIPS 2019).
+
+    mu - z sigma in each parameter, or mu + z sigma as `side` says, where z is `z_max(m, c)` unless
+    given; the paper's experiment on MNIST takes 1.5. Its authors know the c own updates only:
+    partial knowledge. sigma is over n, as in their code.
+
+    >>> import fltrust_repro as fl
+    >>> fl.attacks["alie:z=1"]([[0, 0], [1, 4], [3, 4]], c=1)
+    array([[1., 4.]], dtype=float32)
+    """
+    chosen = z_max(step.master.m, step.c) if z is None else number("alie", "z", z)
+    mu, sigma = moments(benign_rows(step))
+    return by_all(mu + chosen * _towards("alie", side, mu, sigma), step.c)
+
+
+def _towards(attack: str, side: str, mu: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    one_of(attack, "side", side, SIDES)
+    return SIDES[side](mu, sigma)
+
+
+@attack("byzmean")
+def byzmean(step: Round, *, z: float = 0.5, side: str = "below") -> np.ndarray:
+    """Two groups, by which the mean of all is that of ALIE's (SignGuard; Xu et al., ICDCS 2022).
+
+    The first m1 = floor(c/2) send x = mu -+ z sigma, as ALIE does, the other m2 = c - m1 send
+    `((m - m1) x - sum of the m - c benign) / m2`, that is mu -+ (m - m1)/m2 z sigma: then the mean
+    of all m is x. z = 0.5 as in the authors' code; that has m - c for the first m and adds up all m
+    updates, by which the mean is missed.
+
+    >>> import fltrust_repro as fl
+    >>> fl.attacks["byzmean"]([[9], [9], [0], [0], [4], [4]], c=2)
+    array([[ 1.],
+           [-3.]], dtype=float32)
+    """
+    first, m = step.c // 2, step.master.m
+    mu, sigma = moments(benign_rows(step))
+    away = number("byzmean", "z", z) * _towards("byzmean", side, mu, sigma)
+    near, far = mu + away, mu + (m - first) / (step.c - first) * away
+    return np.concatenate([by_all(near, first), by_all(far, step.c - first)])
+
+
+# --- within the distances of the benign updates: Min-Max and Min-Sum
+
+VECTORS: dict[str, Vector] = {
+    "unit": lambda mu, sigma: -mu,
+    "sign": lambda mu, sigma: -np.sign(mu),
+    "std": SIDES["below"],
+    "std-above": SIDES["above"],
+    "std-against": SIDES["against"],
+}
+
+
+def perturbation(name: str, vector: str, mu: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Return p, of length 1, or 0 where the vector is: float64 (d,)."""
+    one_of(name, "vector", vector, VECTORS)
+    p = VECTORS[vector](mu, sigma)
+    largest = np.abs(p).max()
+    p = p / largest if largest > 0 else p  # no square is lost, however small the updates
+    return p / max(float(np.sqrt(p @ p)), 1.0)
+
+
+def largest_within(squared: np.ndarray, slopes: np.ndarray, limit: float) -> float:
+    """Largest gamma with |r + gamma p|^2 <= limit for every r, where |p| = 1: 0 where none is.
+
+    From |r|^2 (`squared`) and p . r (`slopes`), both (n,): each inequality is a quadratic in
+    gamma, which holds from a negative root to a positive one; the least positive one counts.
+    """
+    room = np.maximum(limit - squared, 0.0)
+    return max(float((np.sqrt(slopes * slopes + room) - slopes).min()), 0.0)
+
+
+@attack("min-max")
+def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
+    """As far from the benign updates as two of these are apart (Shejwalkar et al., NDSS 2021).
+
+    All send mu + gamma p, with the largest gamma for which
+    `max_i |mu + gamma p - x_i| <= max_ij |x_i - x_j|`, where p is -mu ("unit"), -sign(mu) ("sign")
+    or the standard deviation, "std" below the mean, "std-above" or "std-against"; the authors take
+    the best of three. They search gamma, from a start and to a step in units of their gradients. It
+    needs no search: with r_i = mu - x_i, |p| = 1 and D the largest distance,
+    `gamma^2 + 2 gamma p.r_i + |r_i|^2 <= D^2` holds for each i from gamma = 0 (|r_i| is at most the
+    mean distance of x_i to all) to the positive root
+
+        gamma_i = sqrt((p.r_i)^2 + D^2 - |r_i|^2) - p.r_i,    and gamma = min_i gamma_i.
+
+    >>> import fltrust_repro as fl
+    >>> fl.attacks["min-max"]([[9], [1], [3], [5]], c=1)
+    array([[1.]], dtype=float32)
+    """
+    benign = benign_rows(step)
+    mu, sigma = moments(benign)
+    p = perturbation("min-max", vector, mu, sigma)
+    squared, slopes = lengths_and_slopes(mu.astype(np.float32) - benign, p)
+    distances = squared_distances(benign)
+    apart = np.subtract(*benign[list(np.divmod(distances.argmax(), len(benign)))], dtype=np.float64)
+    return by_all(mu + largest_within(squared, slopes, apart @ apart) * p, step.c)
+
+
+@attack("min-sum")
+def min_sum(step: Round, *, vector: str = "std", bound: str = "max") -> np.ndarray:
+    """As far from all benign updates together as one of these is (Shejwalkar et al., NDSS 2021).
+
+    All send mu + gamma p, with the largest gamma for which
+    `sum_i |mu + gamma p - x_i|^2 <= max_i sum_j |x_i - x_j|^2`, p as in Min-Max; `bound=min` takes
+    the least sum, as the authors' code does. The benign updates' deviations from their mean add up
+    to 0, so that for every x, sum_j |x - x_j|^2 = n |x - mu|^2 + sum_j |mu - x_j|^2: both sides
+    have the second term, and what is left is, with |p| = 1,
+
+        gamma = max_i |x_i - mu|,
+
+    as far from the mean as the farthest benign update (the nearest with `bound=min`).
+
+    >>> import fltrust_repro as fl
+    >>> fl.attacks["min-sum:vector=sign"]([[9], [1], [2], [6]], c=1)
+    array([[0.]], dtype=float32)
+    """
+    one_of("min-sum", "bound", bound, ("max", "min"))
+    benign = benign_rows(step)
+    mu, sigma = moments(benign)
+    p = perturbation("min-sum", vector, mu, sigma)
+    squared, _ = lengths_and_slopes(mu.astype(np.float32) - benign, p)
+    gamma = math.sqrt(squared.max() if bound == "max" else squared.min())
+    return by_all(mu + gamma * p, step.c)
+
+
+# --- on data: the labels of the compromised workers' examples
+
+
+def random_labels(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw each label anew, uniformly among all classes, whenever an example is trained on."""
+    return rng.integers(classes, size=labels.shape)
+
+
+def least_likely_labels(
+    labels: np.ndarray, classes: int, scores: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Flip each label to the class least likely to the received model (Shejwalkar et al., 2022).
+
+    The authors ("Back to the drawing board", IEEE S&P) train a model of their own for that, on the
+    compromised workers' examples; the received one is trained on all workers'.
+    """
+    return scores().argmin(axis=-1)
+
+
+attacks.add("random-labels", Attack("random-labels", poison=random_labels))
+attacks.add("dynamic-label-flip", Attack("dynamic-label-flip", poison=least_likely_labels))
