@@ -261,7 +261,8 @@ def list_everything() -> None:
     }
     for problem in load_installed():
         click.echo(f"Note: {problem}", err=True)
+    width = max(len(name) for lines in sections.values() for name in lines)
     for title, lines in sections.items():
         click.echo(f"{title}:")
         for name, text in lines.items():
-            click.echo(f"  {name:14} {one_line(text)}")
+            click.echo(f"  {name:{width}} {one_line(text)}")

@@ -278,7 +278,7 @@ def test_list_names_everything_with_one_line_each(call):
     ]:
         assert name in names
     assert all(len(line.split()) > 1 for line in out.splitlines() if line.startswith("  "))
-    told = [line[16:].strip() for line in out.splitlines() if line.startswith("  ")]
+    told = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("  ")]
     assert len({*told}) == len(told), "two are told apart by nothing but their names"
 
 
