@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # what a type checker or an editor is told of the names that 
     from fltrust_repro.experiments import load_experiment
     from fltrust_repro.models import model
     from fltrust_repro.plugins import load_plugin
-    from fltrust_repro.preaggregation import preaggregation, preaggregations
+    from fltrust_repro.preaggregations import preaggregation
     from fltrust_repro.settings import Readings, Setting
     from fltrust_repro.sweep import run
     from fltrust_repro.threat import Attack
@@ -59,7 +59,7 @@ _ROOMS = {
     "experiments": ("load_experiment",),
     "models": ("model",),
     "plugins": ("load_plugin",),
-    "preaggregation": ("preaggregation", "preaggregations"),
+    "preaggregations": ("preaggregation",),
     "settings": ("Readings", "Setting"),
     "sweep": ("run",),
     "training": ("TrialResult", "run_trial"),
@@ -76,7 +76,7 @@ _SINCE_2017 = (
     "robust_means", "similarity", "spectral", "oblivious_attacks", "lasting_attacks",
 )  # fmt: skip
 # Rooms named as what they register: the module is looked into as its registry.
-_REGISTRIES = ("attacks", "datasets", "defenses", "models")
+_REGISTRIES = ("attacks", "datasets", "defenses", "models", "preaggregations")
 __all__ = sorted([*_MODULES, *_ATTACKS, *_REGISTRIES])
 
 

@@ -160,6 +160,7 @@ def centered_clipping(
     workers' momentum; here it is `radius` times the median |x_i - v| at the round's start. A row
     that is not finite adds nothing. Notes: updates shortened. Allocates 32 bytes a parameter.
 
+    >>> import numpy as np
     >>> from fltrust_repro.robust_means import centered_clipping
     >>> centered_clipping([[1], [2], [90]], memory={"centre": np.float32([1])})
     array([1.6666666], dtype=float32)

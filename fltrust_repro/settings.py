@@ -21,7 +21,7 @@ from fltrust_repro.datasets import DEALINGS, data_digest, datasets
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.models import models
-from fltrust_repro.preaggregation import behind, preaggregations
+from fltrust_repro.preaggregations import behind, preaggregations
 from fltrust_repro.registry import Registry
 from fltrust_repro.threat import CHOICES, Master, Parameters
 

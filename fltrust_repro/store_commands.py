@@ -23,7 +23,7 @@ from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_installed
-from fltrust_repro.preaggregation import preaggregations
+from fltrust_repro.preaggregations import preaggregations
 from fltrust_repro.registry import summary
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store

@@ -16,9 +16,9 @@ MOST_LINES = 15
 FILE = re.compile(r"```python\n# (\w+\.py)\n(.+?)```", re.DOTALL)
 EXAMPLES = dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
 USES = {
-    "geometric_median.py": ["--rule", "geometric-median"],
-    "norm_clipping.py": ["--rule", "norm-clipping"],
-    "momentum_median.py": ["--rule", "momentum-median"],
+    "middle_half.py": ["--rule", "middle-half"],
+    "momentum_median.py": ["--rule", "momentum-median:beta1=0.5"],
+    "quantized.py": ["--pre", "quantized:levels=4+clip", "--rule", "median"],
     "inner_product.py": ["--attack", "inner-product", "--rule", "mean"],
     "distance_defense.py": ["--defense", "farthest", "--rule", "median"],
     "mlp.py": ["--model", "mlp"],

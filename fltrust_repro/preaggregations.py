@@ -103,7 +103,8 @@ def nearest_neighbour_mixing(updates: np.ndarray, c: int) -> np.ndarray:
     Allouah et al., AISTATS 2023. Of equally near ones the first count. A row that is not finite is
     nearest to none, and mixes with itself and the first of the others. Allocates (m, d) numbers.
 
-    >>> from fltrust_repro.preaggregation import nearest_neighbour_mixing
+    >>> import numpy as np
+    >>> from fltrust_repro.preaggregations import nearest_neighbour_mixing
     >>> nearest_neighbour_mixing(np.float32([[0], [2], [99]]), c=1).ravel().tolist()
     [1.0, 1.0, 50.5]
     """
@@ -126,7 +127,8 @@ def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -
     Karimireddy, He, Jaggi, ICLR 2022; the rule takes the same c on ceil(m / size) rows. Allocates
     these.
 
-    >>> from fltrust_repro.preaggregation import bucketing
+    >>> import numpy as np
+    >>> from fltrust_repro.preaggregations import bucketing
     >>> bucketing(np.ones((5, 2), dtype=np.float32), np.random.default_rng(0)).shape
     (3, 2)
     """
@@ -143,7 +145,8 @@ def clip(updates: np.ndarray, *, radius: float = 1.0) -> np.ndarray:
 
     Norm bounding of Sun et al., 2019, its bound relative to the round. Allocates (m, d) numbers.
 
-    >>> from fltrust_repro.preaggregation import clip
+    >>> import numpy as np
+    >>> from fltrust_repro.preaggregations import clip
     >>> clip(np.float32([[3, 4], [6, 8], [30, 40]])).tolist()
     [[3.0, 4.0], [6.0, 8.0], [6.0, 8.0]]
     """
@@ -157,7 +160,8 @@ def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
 
     k = floor(2 (c / m) (m - c)): Allouah et al., 2024 (ARC). Allocates (m, d) numbers.
 
-    >>> from fltrust_repro.preaggregation import adaptive_robust_clipping
+    >>> import numpy as np
+    >>> from fltrust_repro.preaggregations import adaptive_robust_clipping
     >>> adaptive_robust_clipping(np.float32([[1], [2], [3], [99]]), c=1).ravel().tolist()
     [1.0, 2.0, 3.0, 3.0]
     """

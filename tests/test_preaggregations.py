@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from fltrust_repro.aggregation import ServerState, rule, rules
 from fltrust_repro.errors import BadInput
-from fltrust_repro.preaggregation import (
+from fltrust_repro.preaggregations import (
     adaptive_robust_clipping,
     behind,
     bucketing,
