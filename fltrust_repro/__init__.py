@@ -21,6 +21,7 @@ Names are loaded when they are first used: MXNet, which takes seconds, with the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -95,7 +96,8 @@ sys.modules[__name__].__class__ = _Package
 def _more() -> Sequence[str]:
     with registering(None):  # whoever's code asks, these are ours
         for room in _SINCE_2017:
-            importlib.import_module(f"{__name__}.{room}")
+            with contextlib.suppress(ImportError):  # of a library, which `doctor` names
+                importlib.import_module(f"{__name__}.{room}")
     return importlib.import_module(f"{__name__}.plugins").load_installed()
 
 

@@ -68,12 +68,12 @@ def _mxnet() -> ModuleType:
             "('.[cuda]' on a machine with an NVIDIA driver)."
         )
     missing = machine.preload() if machine.CUDA_BUILD in builds else []
-    if importlib.util.find_spec("distutils") is None:  # left Python with 3.12
-        with contextlib.suppress(ImportError):
-            importlib.import_module("setuptools")  # brings it, where no .pth file does at the start
     # MXNet imports scikit-learn if it is there, which sets variables.
     with warnings.catch_warnings(), environment({}), _dropped_names():
         warnings.simplefilter("ignore")
+        if importlib.util.find_spec("distutils") is None:  # left Python with 3.12
+            with contextlib.suppress(ImportError):
+                importlib.import_module("setuptools")  # brings it, where no .pth file does
         try:
             import mxnet
         except Exception as error:  # whatever a damaged or mismatched installation raises

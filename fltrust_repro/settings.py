@@ -107,11 +107,10 @@ class Setting:
         _check_fields(self)
         data, model, rule = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
-        # One name for one choice.
-        before = "+".join(
-            preaggregations[name.strip()].name for name in self.pre.split("+") if name
-        )
-        self._put({"rule": rule.name, "pre": before, "attack": attack.name})
+        steps = (name.strip() for name in self.pre.split("+") if name)
+        before = "+".join(_named(preaggregations, name) for name in steps)
+        names = {"rule": _named(rules, self.rule), "attack": _named(attacks, self.attack)}
+        self._put({**names, "pre": before})
         defaults = {
             "knowledge": "full",
             "beta": self.compromised,
@@ -265,6 +264,12 @@ _KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
     "str": (str, str, "a name in quotes"),
     "Readings": (Readings, dataclasses.replace, "Readings(...)"),
 }
+
+
+def _named(registry: Registry[Any], name: str) -> str:
+    """One name for one choice of an entry's own parameters."""
+    entry = registry[name]
+    return entry.name if ":" in name else name
 
 
 def _check_fields(part: Setting | Readings) -> None:

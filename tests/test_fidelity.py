@@ -116,7 +116,7 @@ def test_trials_with_the_seeds_that_chose_the_readings_are_no_part_of_a_report(
 
 
 def test_every_experiment_that_chose_readings_is_none_of_the_papers():
-    ours = {name for name in available() if name.startswith("readings")}
+    ours = {name for name in available() if name.startswith(("readings", "rules"))}
     assert ours == {name for name in available() if load_experiment(name).published_by is None}
     assert not ours & {experiment.name for experiment in fidelity.all_experiments()}
 

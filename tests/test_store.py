@@ -30,7 +30,7 @@ from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
-from fltrust_repro.plugins import load_plugin
+from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.processes import Machine
 from fltrust_repro.progress import Watch
 from fltrust_repro.settings import Setting
@@ -130,18 +130,19 @@ def first_of_all(updates):
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
+def plugin(tmp_path):
     """Write and load a rule's source, in place of what the same file registered before."""
     path = tmp_path / "my_rule.py"
 
     def load(source: str):
-        monkeypatch.delitem(rules._entries, "first-of-all", raising=False)
+        rules.remove("first-of-all")
         path.write_text(source)
         load_plugin(path)
         return path
 
     yield load
-    rules._entries.pop("first-of-all", None)
+    run_afresh(())  # forgets it
+    rules.remove("first-of-all")
 
 
 def test_an_edited_plugin_does_not_answer_with_the_trials_of_its_old_source(plugin, file):
