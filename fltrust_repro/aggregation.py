@@ -171,7 +171,9 @@ def rule(
             bound.apply_defaults()
             (_, updates), *counts = bound.arguments.items()
             mine = replace(entry, function=with_values(function, values))
-            return mine(updates, **{"c": 0, **dict(counts)}, state=ServerState(**kept))
+            return mine(
+                updates, **{"c": 0, **dict(counts)}, state=ServerState(**kept) if kept else None
+            )
 
         return checked
 

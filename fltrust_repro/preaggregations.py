@@ -20,7 +20,7 @@ from fltrust_repro.doors import Limit, as_numbers, lent
 from fltrust_repro.errors import BadInput
 from fltrust_repro.parameters import chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, place_of
-from fltrust_repro.weighing import lengths
+from fltrust_repro.weighing import lengths, shortening
 
 Rows = Callable[..., int]
 
@@ -172,10 +172,7 @@ def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
 
 def _clipped(updates: np.ndarray, long: np.ndarray, bound: float) -> np.ndarray:
     """Rows, so long, shortened to the bound; one that is not finite becomes 0."""
-    scale = np.ones(len(updates), dtype=np.float32)
-    longer = long > bound
-    scale[longer] = bound / long[longer] if np.isfinite(bound) else 0.0
     with np.errstate(invalid="ignore"):
-        clipped = updates * scale[:, None]
+        clipped = updates * shortening(long, bound).astype(np.float32)[:, None]
     clipped[~np.isfinite(long)] = 0
     return clipped

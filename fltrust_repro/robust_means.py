@@ -20,7 +20,7 @@ from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, mean_around_middle
 from fltrust_repro.registry import check_default
-from fltrust_repro.weighing import lengths, sign_votes, weighted_mean, weighted_sum
+from fltrust_repro.weighing import lengths, shortening, sign_votes, weighted_mean, weighted_sum
 
 _MOST_STEPS = 1000
 _STILL = 1e-8  # a step this short beside the updates' distances is below float32's rounding
@@ -111,10 +111,8 @@ def weiszfeld(products: np.ndarray, nu: float) -> tuple[np.ndarray, int]:
 
 
 def _shortening(away: np.ndarray, most: float, notes: Counter[str]) -> np.ndarray:
-    """Factors that bring lengths down to `most`, which are counted; 0 for an infinite length."""
-    factors = np.ones(len(away))
-    np.divide(most, away, out=factors, where=away > most)
-    factors[~np.isfinite(away)] = 0
+    """Factors that bring lengths down to `most`; how many shorten is counted."""
+    factors = shortening(away, most)
     notes["updates shortened"] += np.count_nonzero(factors < 1)
     return factors
 

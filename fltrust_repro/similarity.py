@@ -20,7 +20,7 @@ from fltrust_repro.distances import inner_products, lengths_and_slopes
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.registry import check_default
-from fltrust_repro.weighing import lengths, weighted_mean, weighted_sum
+from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
 
 def cosines(products: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def signguard(
     group[finite[_largest_group(features, rng)]] = True
     kept = next(some for some in (trusted & group, trusted, np.isfinite(long)) if some.any())
     notes["workers kept"] += np.count_nonzero(kept)
-    shrink = np.minimum(1, np.divide(median, long, out=np.ones_like(long), where=long > 0))
+    shrink = shortening(long, median)
     result = weighted_sum(updates, kept * shrink / kept.sum()).astype(np.float32)
     if similarity is not None:
         memory["last"] = result
@@ -222,7 +222,7 @@ def flame(
     notes["workers kept"] += len(kept)
     weights = np.zeros(len(updates))
     weights[kept] = 1 / len(kept)
-    np.multiply(weights, median / np.maximum(long, median or 1), out=weights, where=long > median)
+    weights *= shortening(long, median)
     clean = weighted_sum(updates, weights)
     return (clean + noise * median * rng.standard_normal(clean.size)).astype(np.float32)
 

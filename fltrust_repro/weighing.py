@@ -34,6 +34,14 @@ def lengths(updates: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray
     return np.sqrt(np.where(np.isfinite(out), out, np.inf))
 
 
+def shortening(long: np.ndarray, most: float) -> np.ndarray:
+    """Factors that bring lengths (m,) down to `most`, 0 for an infinite one: float64 (m,)."""
+    factors = np.ones(len(long))
+    np.divide(most, long, out=factors, where=long > most)
+    factors[~np.isfinite(long)] = 0
+    return factors
+
+
 @compiled(fastmath={"contract"})
 def _weighted_sum(updates: Array, weights: Array, out: Array) -> None:
     d = updates.shape[1]
