@@ -27,7 +27,7 @@ from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, Numbers, as_given, as_updates, lent, taken_back
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
-from fltrust_repro.parameters import chosen, name_with, own_parameters, with_values
+from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry
 
 
@@ -148,14 +148,7 @@ def rule(
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., Numbers]:
         signature, own = inspect.signature(function), own_parameters(function)
-        parameters = tuple(one for one in signature.parameters if one not in own)[1:]
-        if strange := sorted(set(parameters) - set(ASKED)):
-            raise BadInput(
-                f"rule {name!r} takes {', '.join(strange)}; after the updates a rule may take "
-                f"{', '.join(ASKED)}, and parameters of its own by keyword alone."
-            )
-        if bare := [one for one, default in own.items() if default is inspect.Parameter.empty]:
-            raise BadInput(f"rule {name!r}: its parameter {bare[0]} has no default; give it one.")
+        parameters = asked_for("rule", name, function, ASKED)
         entry = Rule(name, function, limit, parameters, leave_one_out)
         rules.add(name, entry)
         updates_c_beta = [

@@ -21,6 +21,23 @@ def own_parameters(function: Callable) -> dict[str, Any]:
     return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
 
 
+def asked_for(kind: str, name: str, function: Callable, may: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what a function asks for after the updates; `BadInput` for what there is not.
+
+    Also where a parameter of its own, which is by keyword alone, has no default.
+    """
+    own = own_parameters(function)
+    names = tuple(one for one in inspect.signature(function).parameters if one not in own)[1:]
+    if strange := sorted(set(names) - set(may)):
+        raise BadInput(
+            f"{kind} {name!r} takes {', '.join(strange)}; after the updates a {kind} may take "
+            f"{', '.join(may)}, and parameters of its own by keyword alone."
+        )
+    if bare := [one for one, default in own.items() if default is inspect.Parameter.empty]:
+        raise BadInput(f"{kind} {name!r}: its parameter {bare[0]} has no default; give it one.")
+    return names
+
+
 def chosen(user: str, function: Callable, text: str) -> dict[str, Any]:
     """Read `q=5,of=mean` as values of a function's own parameters; `BadInput` where it is wrong.
 

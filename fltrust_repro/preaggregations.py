@@ -7,7 +7,6 @@ A pre-aggregation asks by name for what it needs, as a rule does, and may have o
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from fltrust_repro.aggregation import ASKED, Rule
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, as_numbers, lent
 from fltrust_repro.errors import BadInput
-from fltrust_repro.parameters import chosen, name_with, own_parameters, with_values
+from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, place_of
 from fltrust_repro.weighing import lengths, shortening
 
@@ -53,12 +52,8 @@ def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], 
     """
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        own = own_parameters(function)
-        names = [one for one in inspect.signature(function).parameters if one not in own][1:]
-        if strange := sorted(set(names) - set(ASKED)):
-            told = f"{', '.join(strange)}; after the updates it may take {', '.join(ASKED)}"
-            raise BadInput(f"pre-aggregation {name!r} takes {told}.")
-        preaggregations.add(name, PreAggregation(name, function, tuple(names), rows))
+        names = asked_for("pre-aggregation", name, function, ASKED)
+        preaggregations.add(name, PreAggregation(name, function, names, rows))
         return function
 
     return register

@@ -11,7 +11,6 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from fltrust_repro.aggregation import rule
 from fltrust_repro.diameters import smallest_diameter
@@ -274,6 +273,8 @@ def larger_cluster(products: np.ndarray) -> np.ndarray:
     `products`, float64 (n, n), are the inner products as seen from zero. A row of zeros is at right
     angles to every other.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes a while to load
+
     n = len(products)
     if n < 2:
         return np.ones(n, dtype=bool)
