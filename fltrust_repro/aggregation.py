@@ -15,9 +15,8 @@ import copy
 import functools
 import inspect
 import operator
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Union
 
 import numpy as np
@@ -29,6 +28,7 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry
+from fltrust_repro.server import ASKED, ServerState
 
 
 class WithoutEach(NamedTuple):
@@ -36,23 +36,6 @@ class WithoutEach(NamedTuple):
 
     aggregates: np.ndarray  # (k, d); k < m where leaving out one or another gives the same
     which: np.ndarray  # int (m,)
-
-
-@dataclass
-class ServerState:
-    """What the master device keeps through a trial, for rules that ask for it by name.
-
-    `memory` is the rule's own, empty at the start: numpy arrays, numbers, text and lists of these,
-    by name. `notes` counts over the trial. `w_re` is the global model that the updates are from.
-    """
-
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-    memory: dict[str, Any] = field(default_factory=dict)
-    notes: Counter[str] = field(default_factory=Counter)
-    w_re: np.ndarray | None = None  # float32 (d,); zeros where nobody told
-
-
-ASKED = ("c", "beta", "rng", "memory", "notes", "w_re")  # what a rule may ask for
 
 
 LeaveOneOut = Callable[..., Union[np.ndarray, WithoutEach]]
@@ -127,9 +110,7 @@ class Rule:
             self.limit.check(f"rule {self.name!r}", len(rows), **known)
         if set(self.parameters) - {"c", "beta"}:
             at = state or copy.deepcopy(self.state) or ServerState()
-            known |= vars(at)
-            if known["w_re"] is None:
-                known["w_re"] = np.zeros(rows.shape[1], dtype=np.float32)
+            known |= at.told(self.parameters, rows, f"rule {self.name!r}")
         return rows, {name: known[name] for name in self.parameters}
 
 

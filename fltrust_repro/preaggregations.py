@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fltrust_repro.aggregation import ASKED, Rule
+from fltrust_repro.aggregation import Rule
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, as_numbers, lent
 from fltrust_repro.errors import BadInput
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, place_of
+from fltrust_repro.server import ASKED
 from fltrust_repro.weighing import lengths, shortening
 
 Rows = Callable[..., int]
@@ -48,7 +49,7 @@ def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], 
     """Register a function `(updates[, c][, ...]) -> (k, d)` as pre-aggregation `name`.
 
     It is given float32 (m, d), which it must not change, and by name what it asks for of
-    `aggregation.ASKED`; own parameters are by keyword alone. `rows` tells k.
+    `server.ASKED`; own parameters are by keyword alone. `rows` tells k.
     """
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -86,8 +87,10 @@ def behind(names: str, rule: Rule) -> Rule:
 
     limit = Limit(own.text, lambda m, c, beta: own.value(rows(m), c, beta)) if own else None
     name = "+".join([*(step.name for step in steps), rule.name])
+    asked = {"memory", *rule.parameters}.union(*(step.parameters for step in steps))
+    names = tuple(name for name in ASKED if name in asked)
     return replace(
-        rule, name=name, function=aggregate, parameters=ASKED, limit=limit, leave_one_out=None
+        rule, name=name, function=aggregate, parameters=names, limit=limit, leave_one_out=None
     )
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fltrust_repro import backend, datasets, downloads, poisoning
-from fltrust_repro.aggregation import ServerState
 from fltrust_repro.attacks import attacks, direction_agreement
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
@@ -22,6 +21,7 @@ from fltrust_repro.doors import as_numbers
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, partition, sample_batches, share_groups
+from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
 from fltrust_repro.workers import Learner

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fltrust_repro import backend
-from fltrust_repro.aggregation import ServerState, rule, rules
+from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.errors import BadInput
+from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round, attack, attacks
 from fltrust_repro.training import Federation, run_trial

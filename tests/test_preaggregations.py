@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fltrust_repro.aggregation import ServerState, rule, rules
+from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.errors import BadInput
 from fltrust_repro.preaggregations import (
     adaptive_robust_clipping,
@@ -17,6 +17,7 @@ from fltrust_repro.preaggregations import (
     preaggregation,
     preaggregations,
 )
+from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
 

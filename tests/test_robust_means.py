@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from fltrust_repro import diameters, robust_means
 from fltrust_repro.__main__ import commands
-from fltrust_repro.aggregation import ServerState, krum, rules
+from fltrust_repro.aggregation import krum, rules
 from fltrust_repro.diameters import smallest_diameter
 from fltrust_repro.distances import inner_products, squared_distances
 from fltrust_repro.errors import BadInput
@@ -30,6 +30,7 @@ from fltrust_repro.robust_means import (
     sign_vote,
     weiszfeld,
 )
+from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
 from fltrust_repro.weighing import lengths, sign_votes, weighted_mean, weighted_sum

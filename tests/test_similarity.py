@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fltrust_repro import similarity
-from fltrust_repro.aggregation import ServerState, rules
+from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
+from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.similarity import flame, foolsgold, gas, signguard
 from fltrust_repro.training import run_trial
