@@ -87,10 +87,10 @@ def behind(names: str, rule: Rule) -> Rule:
 
     limit = Limit(own.text, lambda m, c, beta: own.value(rows(m), c, beta)) if own else None
     name = "+".join([*(step.name for step in steps), rule.name])
-    asked = {"memory", *rule.parameters}.union(*(step.parameters for step in steps))
-    names = tuple(name for name in ASKED if name in asked)
+    together = {"memory", *rule.parameters}.union(*(step.parameters for step in steps))
+    asked = tuple(one for one in ASKED if one in together)
     return replace(
-        rule, name=name, function=aggregate, parameters=names, limit=limit, leave_one_out=None
+        rule, name=name, function=aggregate, parameters=asked, limit=limit, leave_one_out=None
     )
 
 
