@@ -198,9 +198,17 @@ def host_view(array: NDArray) -> np.ndarray:
     return np.frombuffer(buffer, dtype=np.float32).reshape(array.shape)
 
 
-def pinned(*shape: int) -> NDArray:
-    """Return memory of the host, not yet filled, to which a GPU copies several times faster."""
-    return to_ndarray(host_view(_mxnet().nd.empty(shape, ctx=_mxnet().cpu_pinned())))
+def pinned(shape: tuple[int, ...], index: int) -> NDArray:
+    """Return memory of the host, not yet filled, from and to which a GPU copies quickly."""
+    return _mxnet().nd.empty(shape, ctx=_mxnet().cpu_pinned(index))
+
+
+def pinned_for(array: np.ndarray) -> int | None:
+    """Number of the GPU from whose `pinned` memory an array was cut; None of all other memory."""
+    while isinstance(array, np.ndarray):
+        array = array.base  # type: ignore[assignment]
+    ctx = getattr(getattr(array, "owner", None), "ctx", None)
+    return ctx.device_id if ctx is not None and ctx.device_type == "cpu_pinned" else None
 
 
 def to_ndarray(array: np.ndarray) -> NDArray:

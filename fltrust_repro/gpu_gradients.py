@@ -1,14 +1,13 @@
 """Exact updates of all workers for LR and the CNN on a GPU, many workers at a time.
 
 One product of a library's per layer and direction takes all of them in; what lies between is in
-`gradients.cu`, which MXNet compiles for the card at hand, older or newer than MXNet is. Nothing
-else of MXNet's own computes there. `gradients.py` and `cnn_gradients.py` do the same on a CPU.
+`gradients.cu`, compiled for the card at hand. Nothing else of MXNet's own computes there.
+`gradients.py` and `cnn_gradients.py` do the same on a CPU.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from fltrust_repro import backend
 from fltrust_repro.compiled import Array
+from fltrust_repro.cuda_source import Launch, kernels_of
 from fltrust_repro.gradients import Compiled
 
 if TYPE_CHECKING:
@@ -23,31 +23,8 @@ if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
 
 SOURCE = Path(__file__).with_name("gradients.cu")
-Launch = Callable[..., None]
-"""`launch(name, *arguments, n)`: run a kernel of `gradients.cu` in n threads."""
-
-_THREADS = 256  # in a block
 _WORKSPACE = 2**29  # bytes at most; more workers at a time are no faster
 _SCORE_CHUNK = 500  # examples
-
-
-def signatures(source: str) -> dict[str, str]:
-    """Return the parameters of each kernel in CUDA source, by its name."""
-    found = re.findall(r"__global__ void (\w+)\(([^)]*)\)", source)
-    return {name: " ".join(parameters.split()) for name, parameters in found}
-
-
-def kernels_of(ctx: Context) -> Launch:
-    """Compile `gradients.cu`; the GPU's driver does the rest when a kernel first runs there."""
-    source = SOURCE.read_text(encoding="utf-8")
-    module = backend.mx.rtc.CudaModule(source)
-    kernels = {name: module.get_kernel(name, told) for name, told in signatures(source).items()}
-
-    def launch(name: str, *arguments: Any) -> None:
-        blocks = -(-arguments[-1] // _THREADS)
-        kernels[name].launch(list(arguments), ctx, (blocks, 1, 1), (_THREADS, 1, 1))
-
-    return launch
 
 
 class _Layer(NamedTuple):
@@ -85,7 +62,7 @@ class Network:
         launch: Launch | None = None,
     ) -> None:
         self._ctx, self._kernel, self._pool = ctx, kernel, pool
-        self._launch = launch or kernels_of(ctx)
+        self._launch = launch or kernels_of(SOURCE, ctx)
         self._images = [_Images(*shape)]
         self._layers: list[_Layer] = []
         for filters in convolutions:

@@ -1,7 +1,8 @@
 """Means of each column's order statistics: what trimmed mean, median and Bulyan are made of.
 
 Compiled loops over one block of columns that stays in the cache. NaN ranks beyond the infinities,
-at the end of its sign; sums are float64.
+at the end of its sign; sums are float64. Of updates that a GPU has computed, `gpu_order.py` takes
+some of them there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fltrust_repro import gpu_order
 from fltrust_repro.compiled import Array, compiled, lines
 from fltrust_repro.doors import Numbers, as_updates
 from fltrust_repro.errors import BadInput
@@ -127,8 +129,11 @@ def middle_mean(updates: Numbers, first: int, stop: int) -> np.ndarray:
     array = as_updates(updates, "middle_mean")
     m, d = array.shape
     _ranks(first, stop, m, "middle_mean")
+    network = selection_network(m, first, stop)
+    if on_gpu := gpu_order.beside(array):
+        return on_gpu.middle_mean(array, network, first, stop)
     out = np.empty(d, dtype=np.float32)
-    _middle_mean(array, selection_network(m, first, stop), first, stop, out)
+    _middle_mean(array, network, first, stop, out)
     return out
 
 
@@ -286,6 +291,8 @@ def extremes(updates: Numbers, sides: np.ndarray) -> np.ndarray:
     NaN where a column has it.
     """
     array = as_updates(updates, "extremes")
+    if on_gpu := gpu_order.beside(array):
+        return on_gpu.extremes(array, sides)
     out = np.empty(array.shape[1], dtype=np.float32)
     _extremes(array, sides, out)
     return out

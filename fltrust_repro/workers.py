@@ -123,9 +123,11 @@ class Learner:
         """
         if self._formula is None:
             updates, losses = self._loop(w_re.as_in_context(self._ctx), x, batches, learning_rate)
+            if backend.is_gpu(self._ctx):
+                updates = updates.copyto(self._place_for(*updates.shape))
             # The one point of an iteration where the host waits for a GPU. It has to wait
             # somewhere: MXNet's asynchronous engine would pile up memory.
-            return updates.as_in_context(backend.mx.cpu()), losses.asnumpy()
+            return updates, losses.asnumpy()
         m = len(batches.counts)
         updates, losses = self._place_for(m, w_re.size), np.full(m, np.nan)
         given = host_view(w_re), _as_taken(x), tuple(batches)
@@ -142,7 +144,7 @@ class Learner:
         if not backend.is_gpu(self._ctx):
             return backend.to_ndarray(np.empty((m, d), dtype=np.float32))
         if self._pinned is None or self._pinned.shape != (m, d):
-            self._pinned = backend.pinned(m, d)
+            self._pinned = backend.pinned((m, d), self._ctx.device_id)
         return self._pinned
 
     def _loop(

@@ -1,6 +1,7 @@
 """Hypothesis profiles, one thread, and the device that stands in for a GPU."""
 
 import os
+from functools import cache, partial
 
 from fltrust_repro.backend import WORKER_ENVIRONMENT
 
@@ -15,7 +16,7 @@ from hypothesis import settings  # noqa: E402
 from stub_driver import driver  # noqa: E402, F401  (a fixture)
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from fltrust_repro import backend, gpu_gradients  # noqa: E402
+from fltrust_repro import backend, gpu_gradients, gpu_order  # noqa: E402
 from fltrust_repro.backend import mx  # noqa: E402
 
 threadpool_limits(1)  # numpy came before
@@ -27,7 +28,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(scope="session")
 def emulated_kernels(tmp_path_factory):
-    return launcher(tmp_path_factory.mktemp("kernels"))
+    """What compiles a file of kernels, in the place of `cuda_source.kernels_of`."""
+    compiled = cache(partial(launcher, tmp_path_factory.mktemp("kernels")))
+    return lambda file, ctx: compiled(file)
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -38,8 +41,9 @@ def device(request, monkeypatch, emulated_kernels):
             pytest.skip("MXNet sees no GPU on this machine")
         return mx.gpu()
     ctx = mx.cpu(1)
+    stand_in = gpu_order.Passes(ctx, emulated_kernels(gpu_order.SOURCE, ctx))
     monkeypatch.setattr(backend, "is_gpu", lambda where: where == ctx)
     monkeypatch.setattr(backend, "workspace", lambda where: 2**30)
-    monkeypatch.setattr(backend, "pinned", lambda *shape: backend.nd.empty(shape))
-    monkeypatch.setattr(gpu_gradients, "kernels_of", lambda where: emulated_kernels)
+    monkeypatch.setattr(gpu_gradients, "kernels_of", emulated_kernels)
+    monkeypatch.setattr(gpu_order, "_passes", lambda index: stand_in)
     return ctx

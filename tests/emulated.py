@@ -1,16 +1,23 @@
-"""The kernels of `gradients.cu` without a GPU: compiled as C++, a loop over the threads."""
+"""The kernels of CUDA sources without a GPU: compiled as C++, a loop over the threads."""
 
 import ctypes
 import re
 import subprocess
 
 from fltrust_repro.backend import mx, nd
-from fltrust_repro.gpu_gradients import SOURCE, signatures
+from fltrust_repro.cuda_source import signatures
 
 # What CUDA adds to C++, as far as the kernels use it.
 _CUDA = """
 #include <cmath>
+#include <cstring>
 #define __global__
+#define __device__
+static inline float __int_as_float(int bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
 struct Where { int x; };
 static Where blockIdx, blockDim, threadIdx;
 """
@@ -23,9 +30,9 @@ extern "C" void each_{name}({parameters}) {{
 """
 
 
-def launcher(folder, *warnings):
-    """Return what `gpu_gradients.Network` takes as `launch`, for arrays on the CPU."""
-    source = SOURCE.read_text()
+def launcher(folder, file, *warnings):
+    """Return what `cuda_source.kernels_of` returns of a file, for arrays on the CPU."""
+    source = file.read_text()
     loops = [
         _LOOP.format(
             name=name,
@@ -34,11 +41,11 @@ def launcher(folder, *warnings):
         )
         for name, parameters in signatures(source).items()
     ]
-    file, library = folder / "gradients.cpp", folder / "gradients.so"
-    file.write_text("\n".join([_CUDA, source, *loops]))
-    subprocess.run(
-        ["c++", "-O2", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-o", library, file], check=True
-    )
+    whole, library = folder / f"{file.stem}.cpp", folder / f"{file.stem}.so"
+    whole.write_text("\n".join([_CUDA, source, *loops]))
+    flags = ["-O2", "-fno-strict-aliasing", "-ffp-contract=off", *warnings]
+    made = ["-shared", "-fPIC", "-Wl,-Bsymbolic", "-o", library, whole]
+    subprocess.run(["c++", *flags, *made], check=True)
     compiled, wait = ctypes.CDLL(str(library)), mx.base._LIB.MXNDArrayWaitToRead
 
     def launch(name, *arguments):

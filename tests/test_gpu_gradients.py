@@ -5,8 +5,9 @@ import pytest
 from emulated import launcher
 from test_workers import CASES, RATE, batches_of, examples, learner, somewhere
 
-from fltrust_repro import backend, gpu_gradients
-from fltrust_repro.gpu_gradients import SOURCE, signatures
+from fltrust_repro import backend, gpu_gradients, gpu_order
+from fltrust_repro.cuda_source import signatures
+from fltrust_repro.gpu_gradients import SOURCE
 
 SIZES = [10, 0, 3, 20, 7, 8, 1]
 
@@ -80,4 +81,5 @@ def test_every_kernel_is_found_with_its_parameters():
 
 
 def test_the_kernels_compile_without_a_warning(tmp_path):
-    assert callable(launcher(tmp_path, "-Wall", "-Wextra", "-Werror"))
+    for file in (SOURCE, gpu_order.SOURCE):
+        assert callable(launcher(tmp_path, file, "-Wall", "-Wextra", "-Werror"))

@@ -136,7 +136,7 @@ def stages(plan: Plan) -> str:
     for model in ("lr", "cnn"):
         for who, device in (("GPU", "gpu"), ("one core", "cpu")):
             rows += _own(model, who, device, plan)
-    return table(rows + _rules() + _in_torch(plan))
+    return table(rows + _rules() + _iteration(plan) + _in_torch(plan))
 
 
 def _own(model: str, who: str, device: str, plan: Plan) -> list[dict]:
@@ -171,15 +171,38 @@ def _row(case: str, who: str, call: Callable[[], object]) -> dict:
 
 
 def _rules() -> list[dict]:
+    """Rules and the attack on them: of updates in any memory, and in that which the GPU fills."""
     from fltrust_repro import backend
     from fltrust_repro.aggregation import rules
+    from fltrust_repro.attacks import attacks
 
     updates = np.random.default_rng(0).standard_normal((WORKERS, 266_060), dtype=np.float32)
+    pinned = backend.host_view(backend.pinned(updates.shape, 0))
+    pinned[:] = updates
+    rows = []
     with backend.one_thread():
-        return [
-            _row(f"rule {name}", "one core", partial(rules[name], updates, c=20, beta=20))
-            for name in ("trimmed-mean", "median", "krum")
-        ]
+        for who, where in (("one core", updates), ("GPU", pinned)):
+            calls = {
+                f"rule {name}": partial(rules[name], where, c=20)
+                for name in ("trimmed-mean", "median", "krum")
+            }
+            calls["attack trimmed-mean"] = partial(attacks["trimmed-mean"], where, c=20)
+            rows += [_row(case, who, call) for case, call in calls.items()]
+    return rows
+
+
+def _iteration(plan: Plan) -> list[dict]:
+    """A whole iteration of the CNN, and the updates within."""
+    from fltrust_repro import backend
+    from fltrust_repro.settings import Setting
+    from fltrust_repro.training import Federation
+
+    setting = Setting(**MNIST, **ATTACKED)
+    with backend.one_thread(), np.errstate(invalid="ignore", over="ignore"):
+        there = Federation(setting, 0, backend.context("gpu"), plan.data_dir)
+        w = there.learner.initial
+        case = "cnn: an iteration, trimmed mean under its full knowledge attack"
+        return [_row(case, "GPU", lambda: there.iterate(w, 1))]
 
 
 def _in_torch(plan: Plan) -> list[dict]:
