@@ -25,7 +25,12 @@ from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, Numbers, as_given, as_updates, lent, taken_back
 from fltrust_repro.errors import BadInput
-from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
+from fltrust_repro.kernels import (
+    column_mean,
+    mean_around_median,
+    middle_mean,
+    middle_means_without,
+)
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry
 from fltrust_repro.server import ASKED, ServerState
@@ -159,19 +164,13 @@ def rule(
 def mean(updates: np.ndarray) -> np.ndarray:
     """Mean of each parameter (not robust).
 
-    Summed in float32, or in float64 where that overflows. Allocates 2 bytes a parameter, or 10
-    where a sum is not finite.
+    Allocates 2 bytes a parameter, or 10 where a sum is not finite.
 
     >>> from fltrust_repro import mean
     >>> mean([[1, 2], [3, 6]])
     array([2., 4.], dtype=float32)
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        out = updates.mean(axis=0)
-        lost = ~np.isfinite(out)
-        if lost.any():
-            np.copyto(out, updates.mean(axis=0, dtype=np.float64), where=lost, casting="same_kind")
-    return out
+    return column_mean(updates)
 
 
 @compiled

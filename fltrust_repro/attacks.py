@@ -18,7 +18,7 @@ import numpy as np
 from fltrust_repro.aggregation import Crowd, trimmed_mean
 from fltrust_repro.distances import lengths_and_slopes, squared_distances
 from fltrust_repro.doors import Limit
-from fltrust_repro.kernels import extremes, moments
+from fltrust_repro.kernels import column_mean, extremes, moments
 from fltrust_repro.poisoning import flip_labels, poisoned_set
 from fltrust_repro.threat import Attack, Round, attack, attacks
 from fltrust_repro.threat import Master as Master
@@ -48,7 +48,7 @@ def changing_direction(step: Round) -> np.ndarray:
     if step.parameters.direction == "rule" and not step.partial:
         change = step.master.rule(step.known, c=step.master.c, beta=step.master.beta)
     else:
-        change = step.known.mean(axis=0)
+        change = column_mean(step.known)
     return np.where(change > 0, np.float32(1), np.float32(-1))
 
 

@@ -214,7 +214,8 @@ def pinned_for(array: np.ndarray) -> int | None:
 def to_ndarray(array: np.ndarray) -> NDArray:
     """Turn a numpy array into an NDArray of float32; one of float32 shares its memory."""
     whole = np.ascontiguousarray(array, dtype=np.float32)
-    return _mxnet().nd.from_numpy(whole, zero_copy=True)
+    # MXNet makes what it is given read-only: a view, so that the array itself stays as it is.
+    return _mxnet().nd.from_numpy(whole.view(), zero_copy=True)
 
 
 # --- threads and environment

@@ -1,7 +1,7 @@
-"""Order statistics of columns on a GPU: `kernels.py` for updates that lie where a GPU copies from.
+"""Order statistics and means of columns on a GPU: `kernels.py` for what lies where one copies from.
 
-The same comparators in the same order and the same sums: the numbers are those of the CPU. The
-kernels are in `order.cu`.
+The same comparators and sums in the same order: the numbers are those of the CPU. The kernels are
+in `order.cu`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ class Passes:
         out = nd.empty(d, ctx=self._ctx)
         told = (m, len(network), first, stop, d)
         self._launch("middle_mean", self._copied(updates), pairs, out, *told)
+        return out.asnumpy()
+
+    def mean(self, updates: Array) -> Array:
+        """Means (d,)."""
+        m, d = updates.shape
+        out = backend.nd.empty(d, ctx=self._ctx)
+        self._launch("mean", self._copied(updates), out, m, d)
         return out.asnumpy()
 
     def extremes(self, updates: Array, sides: Array) -> Array:

@@ -130,7 +130,7 @@ def middle_mean(updates: Numbers, first: int, stop: int) -> np.ndarray:
     m, d = array.shape
     _ranks(first, stop, m, "middle_mean")
     network = selection_network(m, first, stop)
-    if on_gpu := gpu_order.beside(array):
+    if (on_gpu := gpu_order.beside(array)) is not None:
         return on_gpu.middle_mean(array, network, first, stop)
     out = np.empty(d, dtype=np.float32)
     _middle_mean(array, network, first, stop, out)
@@ -268,6 +268,21 @@ def mean_around_median(updates: Numbers, rows: np.ndarray, keep: int) -> np.ndar
     return mean_around_middle(updates, rows, (len(rows) - 1) // 2, keep)
 
 
+def column_mean(updates: Numbers) -> np.ndarray:
+    """Mean of each column of updates (m, d): float32 (d,).
+
+    Summed in float32, from the first row on, or in float64 where that overflows.
+    """
+    array = as_updates(updates, "column_mean")
+    on_gpu = gpu_order.beside(array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = array.mean(axis=0) if on_gpu is None else on_gpu.mean(array)
+        lost = ~np.isfinite(out)
+        if lost.any():
+            np.copyto(out, array.mean(axis=0, dtype=np.float64), where=lost, casting="same_kind")
+    return out
+
+
 @compiled
 def _extremes(updates: Array, sides: Array, out: Array) -> None:
     for start in range(0, out.size, _LONG):
@@ -291,7 +306,7 @@ def extremes(updates: Numbers, sides: np.ndarray) -> np.ndarray:
     NaN where a column has it.
     """
     array = as_updates(updates, "extremes")
-    if on_gpu := gpu_order.beside(array):
+    if (on_gpu := gpu_order.beside(array)) is not None:
         return on_gpu.extremes(array, sides)
     out = np.empty(array.shape[1], dtype=np.float32)
     _extremes(array, sides, out)

@@ -1,4 +1,4 @@
-// Order statistics of the columns of updates (m, n), for `gpu_order.py`: thread k takes column k.
+// Order statistics and means of the columns of updates (m, n), for `gpu_order.py`: thread k takes column k.
 // Each does what `kernels.py` does on a CPU, in the same order, so that the numbers are the same.
 
 // float32 bits as an integer of the same order, and back: NaN is beyond the infinities.
@@ -25,6 +25,15 @@ extern "C" __global__ void middle_mean(float *updates, const int *network, float
     double total = 0;
     for (int i = first; i < stop; ++i) total += __int_as_float(order(column[(long long)i * n]));
     out[k] = total / (stop - first);
+}
+
+// The mean of each column -> out (n,).
+extern "C" __global__ void mean(const float *updates, float *out, int m, int n) {
+    const int k = blockIdx.x * blockDim.x + threadIdx.x;
+    if (k >= n) return;
+    float total = updates[k];
+    for (int i = 1; i < m; ++i) total += updates[(long long)i * n + k];
+    out[k] = total / m;
 }
 
 // The largest value of each column where its side is 1, the smallest where it is -1 -> out (n,);

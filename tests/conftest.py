@@ -1,7 +1,6 @@
 """Hypothesis profiles, one thread, and the device that stands in for a GPU."""
 
 import os
-from functools import cache, partial
 
 from fltrust_repro.backend import WORKER_ENVIRONMENT
 
@@ -29,8 +28,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 @pytest.fixture(scope="session")
 def emulated_kernels(tmp_path_factory):
     """What compiles a file of kernels, in the place of `cuda_source.kernels_of`."""
-    compiled = cache(partial(launcher, tmp_path_factory.mktemp("kernels")))
-    return lambda file, ctx: compiled(file)
+    folder, files = tmp_path_factory.mktemp("kernels"), (gpu_gradients.SOURCE, gpu_order.SOURCE)
+    compiled = {file: launcher(folder, file) for file in files}
+    return lambda file, ctx: compiled[file]
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])

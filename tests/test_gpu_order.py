@@ -41,6 +41,12 @@ def test_middle_mean_is_the_cpus_to_the_bit(emulated, updates, ranks):
     np.testing.assert_array_equal(found, kernels.middle_mean(updates, first, stop))
 
 
+@given(updates=MATRICES)
+def test_mean_is_numpys_to_the_bit(emulated, updates):
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.testing.assert_array_equal(emulated.mean(updates), updates.mean(axis=0))
+
+
 @given(updates=MATRICES, sides=st.data())
 def test_extremes_are_the_cpus_to_the_bit(emulated, updates, sides):
     d = updates.shape[1]
@@ -61,6 +67,7 @@ def test_on_the_device_too(passes, m, d):
         found = passes.middle_mean(updates, network, first, stop)
         np.testing.assert_array_equal(found, kernels.middle_mean(updates, first, stop))
     np.testing.assert_array_equal(passes.extremes(updates, sides), kernels.extremes(updates, sides))
+    np.testing.assert_array_equal(passes.mean(updates), updates.mean(axis=0))
     np.testing.assert_array_equal(updates, kept)
 
 
@@ -73,16 +80,31 @@ def test_memory_is_known_by_what_it_was_cut_from():
         assert backend.pinned_for(array) is None
 
 
-@pytest.mark.parametrize("name", ["trimmed-mean", "median"])
+def test_a_sum_that_overflows_there_is_taken_in_float64(device):
+    updates = np.float32([[3e38, 1], [3e38, 2], [-3e38, 3]])
+    expected = kernels.column_mean(updates)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(kernels.column_mean(in_pinned_memory(updates)), expected)
+
+
+@pytest.mark.parametrize("name", ["mean", "trimmed-mean", "median"])
 def test_a_rule_goes_where_the_updates_are_and_its_result_is_the_same(device, monkeypatch, name):
     updates = np.random.default_rng(0).standard_normal((20, 40), dtype=np.float32)
     expected = rules[name](updates, c=4)
-    used = count_calls(monkeypatch, gpu_order._passes(0), "middle_mean")
+    used = count_calls(
+        monkeypatch, gpu_order._passes(0), "mean" if name == "mean" else "middle_mean"
+    )
     np.testing.assert_array_equal(rules[name](updates, c=4), expected)
     assert not used
     there = rules[name](in_pinned_memory(updates), c=4)
     np.testing.assert_array_equal(there, expected)
     assert len(used) == 1
+
+
+def test_updates_can_be_written_after_they_were_copied(passes):
+    pinned = in_pinned_memory(np.ones((6, 4), dtype=np.float32))
+    passes.mean(pinned)
+    assert pinned.flags.writeable
 
 
 def test_an_attack_likewise(device, monkeypatch):

@@ -404,7 +404,8 @@ def test_all_but_the_learner_and_sorting_stays_on_the_host(device, monkeypatch, 
     # It waits for the losses, and sends the model, and of all batches' examples the numbers, the
     # labels, and how many they are, each at once. A rule that sorts sends a sorting network.
     sorts = rule in ("trimmed-mean", "median")
-    waits, sends = 1 + sorts + (attack == "trimmed-mean"), 4 + sorts
+    directed, extreme = attack in ("krum", "trimmed-mean"), attack == "trimmed-mean"
+    waits, sends = 1 + directed + extreme + sorts + (rule == "mean"), 4 + sorts
     assert (seen[1] - seen[0]).tolist() == [waits, sends]
     assert set(given) == {"cpu_pinned"}
 
@@ -416,9 +417,9 @@ def test_in_the_loop_a_judgement_waits_once_for_all_models(device, monkeypatch):
     traffic, seen = Traffic(device, monkeypatch), []
     setting = Setting(**SMALL, iterations=3, rule="median", attack="trimmed-mean", defense="union")
     run_trial(setting, 0, after_iteration=lambda: seen.append(traffic.counts.copy()))
-    # Beside that once for the losses, for the attack's extremes and for the median, whose sorting
-    # network it sends beside the model and the batches.
-    assert (seen[1] - seen[0]).tolist() == [4, 3]
+    # Beside that once for the losses, for the attack's direction and extremes and for the median,
+    # whose sorting network it sends beside the model and the batches.
+    assert (seen[1] - seen[0]).tolist() == [5, 3]
 
 
 def test_a_model_that_diverges_on_the_device_ends_the_trial(device, monkeypatch):
