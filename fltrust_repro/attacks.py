@@ -61,6 +61,7 @@ def direction_agreement(step: Round, updates: np.ndarray) -> float:
 # --- Krum (3.2): the largest lambda for which it picks w'_1, at most that of Equation 3
 
 LAMBDA_THRESHOLD = 1e-5  # Section 3.2: below it, the search for lambda has failed
+LAMBDA_PRECISION = 1e-6  # relative, of the exact search
 _LARGEST = float(np.finfo(np.float32).max)  # lambda, as an update that can be sent
 
 
@@ -104,21 +105,33 @@ class KrumProblem:
         return self.benign.select(neighbours, None, squared, copies)[0] < 0
 
     def largest_lambda(
-        self, tries: Sequence[int], assumed: Callable[[int], int]
+        self, tries: Sequence[int], assumed: Callable[[int], int], exact: bool = False
     ) -> tuple[float, bool]:
         """Return the largest lambda found, and whether Krum picks w'_1 with it.
 
         From Equation 3's on it is halved, for each number of copies tried, until Krum picks w'_1 or
-        lambda < 1e-5; of so many copies, Krum assumes `assumed(copies)` compromised models.
+        lambda < 1e-5; of so many copies, Krum assumes `assumed(copies)` compromised models. What
+        halving stops at can be half of the largest one: `exact` goes on by bisection from there.
         """
         start = self.upper_bound(tries[0], assumed(tries[0]))
         for copies in tries:
             scale = start
             while scale >= LAMBDA_THRESHOLD:
                 if self.picks_crafted(scale, copies, assumed(copies)):
-                    return scale, True
+                    beyond = min(2 * scale, start) if exact else scale
+                    return self._bisected(scale, beyond, copies, assumed(copies)), True
                 scale /= 2
         return scale, False
+
+    def _bisected(self, picked: float, beyond: float, copies: int, assumed: int) -> float:
+        """From a lambda with which Krum picks w'_1 towards one with which it does not."""
+        while beyond - picked > LAMBDA_PRECISION * picked:
+            middle = (picked + beyond) / 2
+            if self.picks_crafted(middle, copies, assumed):
+                picked = middle
+            else:
+                beyond = middle
+        return picked
 
 
 def krum_problem(step: Round, direction: np.ndarray) -> tuple[KrumProblem, np.ndarray]:
@@ -144,10 +157,12 @@ def largest_lambda(problem: KrumProblem, step: Round) -> tuple[float, bool]:
     Full knowledge: c copies, Krum assuming what the master device does. Partial: crafted models are
     added one at a time, at most c, and `attacker_assumes` says what the attacker's own Krum takes.
     """
+    exact = step.parameters.search == "exact"
     if not step.partial:
-        return problem.largest_lambda([step.c], lambda copies: step.master.c)
-    assumed = {"zero": lambda copies: 0, "added": lambda copies: copies, "c": lambda copies: step.c}
-    return problem.largest_lambda(range(1, step.c + 1), assumed[step.parameters.attacker_assumes])
+        return problem.largest_lambda([step.c], lambda copies: step.master.c, exact)
+    assumes = {"zero": lambda copies: 0, "added": lambda copies: copies, "c": lambda copies: step.c}
+    assumed = assumes[step.parameters.attacker_assumes]
+    return problem.largest_lambda(range(1, step.c + 1), assumed, exact)
 
 
 def _supporters(crafted: np.ndarray, step: Round) -> np.ndarray:

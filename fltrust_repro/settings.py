@@ -58,6 +58,7 @@ class Readings:
     attacker_assumes: str = _attackers("attacker_assumes", "bad models in its Krum")
     base: str = _attackers("base", "the Krum attack's start")
     interval_space: str = _attackers("interval_space", "of [w_max, b w_max]")
+    search: str = _attackers("search", "for the Krum attack's lambda")
     dealing: str | None = _field(None, "by data set", *DEALINGS)
     master_assumes: str = _field("c", "compromised, after a defense", "zero")
     initial: str = _field("xavier-3", "", "xavier-2.24", "xavier-1", "uniform-0.07")

@@ -38,6 +38,7 @@ CHOICES = {
     "base": ("received", "before-attack"),
     "attacker_assumes": ("zero", "added", "c"),
     "interval_space": ("update", "model"),
+    "search": ("halving", "exact"),
 }
 
 
@@ -57,9 +58,10 @@ class Parameters:
     base: str = "received"  # the model the Krum attack deviates from, or the "before-attack" one
     attacker_assumes: str = "zero"  # compromised models for its own Krum: "zero", "added" or "c"
     interval_space: str = "update"  # where [w_max, b w_max] is taken, or on the "model"
+    search: str = "halving"  # for the Krum attack's lambda, which may stop at half, or "exact"
 
     def __post_init__(self) -> None:
-        for name in ("goal", "direction", "base", "attacker_assumes", "interval_space"):
+        for name in CHOICES.keys() - {"knowledge"}:
             _check_choice(name, getattr(self, name))
         for name, allowed, holds in (
             ("epsilon", "finite and at least 0", lambda value: 0 <= value < math.inf),

@@ -20,6 +20,7 @@ from fltrust_repro.attacks import (
     direction_agreement,
     estimated_interval,
     krum_problem,
+    largest_lambda,
 )
 from fltrust_repro.backend import nd
 from fltrust_repro.errors import BadInput
@@ -200,6 +201,25 @@ class NeverPicked(KrumProblem):
         """Never."""
         self.tries.append(scale)
         return False
+
+
+@pytest.mark.parametrize("knowledge", ["full", "partial"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_exact_search_finds_up_to_twice_what_halving_finds(seed, knowledge):
+    updates = np.random.default_rng(seed).standard_normal((20, 30), dtype=np.float32)
+    found = {}
+    for search in ("halving", "exact"):
+        step = a_round(updates, 4, "krum", rule="krum", knowledge=knowledge, search=search)
+        problem, _ = krum_problem(step, signs(step))
+        found[search], picked = largest_lambda(problem, step)
+        assert picked
+    copies = 4 if knowledge == "full" else 1
+    assumed = 4 if knowledge == "full" else 0
+    assert found["halving"] <= found["exact"] <= 2 * found["halving"]
+    assert problem.picks_crafted(found["exact"], copies, assumed)
+    beyond = found["exact"] * (1 + 2e-6)
+    at_the_bound = beyond > problem.upper_bound(copies, assumed)
+    assert at_the_bound or not problem.picks_crafted(beyond, copies, assumed)
 
 
 def test_the_search_ends_where_nothing_is_ever_picked():

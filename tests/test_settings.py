@@ -108,6 +108,7 @@ def test_readings_of_the_paper_default_to_those_that_fit_its_tables():
         "attacker_assumes": "zero",
         "base": "received",
         "interval_space": "update",
+        "search": "halving",
         "dealing": "once",
         "master_assumes": "c",
         "initial": "xavier-3",
