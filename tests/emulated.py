@@ -11,6 +11,7 @@ from fltrust_repro.gpu_gradients import SOURCE, signatures
 _CUDA = """
 #include <cmath>
 #define __global__
+#define __device__
 struct Where { int x; };
 static Where blockIdx, blockDim, threadIdx;
 """
