@@ -23,6 +23,7 @@ from fltrust_repro.convolutions import (
     second_gradient,
 )
 from fltrust_repro.gradients import Compiled, softmax_residual
+from fltrust_repro.pixels import gathered
 
 _FILTERS = 30, 50
 _HIDDEN = 200
@@ -90,10 +91,10 @@ def _write_dense(inputs: Array, d_outputs: Array, row: Array) -> None:
 
 
 @compiled
-def _forward(weights: tuple, x: Array, rows: Array, sizes: Sizes) -> tuple:
-    """Logits of examples `rows` of x, and what each layer made of them."""
+def _forward(weights: tuple, x: Array, sizes: Sizes) -> tuple:
+    """Logits of examples x, and what each layer made of them."""
     first, second, hidden, last = weights
-    maps, places1 = first_convolution(first, x, rows, sizes.ph)
+    maps, places1 = first_convolution(first, x, sizes.ph)
     flat, places2 = second_convolution(second, maps, sizes.ph)
     units = np.maximum(_dense(flat, hidden), np.float32(0))
     return _dense(units, last), units, (flat, places2), (maps, places1)
@@ -101,20 +102,20 @@ def _forward(weights: tuple, x: Array, rows: Array, sizes: Sizes) -> tuple:
 
 @compiled
 def _steps(
-    w: Array, x: Array, passing: tuple, held: tuple, rate: np.float32, sizes: Sizes, out: tuple
+    w: Array, passing: tuple, held: tuple, rate: np.float32, sizes: Sizes, out: tuple
 ) -> None:
     """A step of gradient descent on each worker's batch-mean cross-entropy, by the chain rule.
 
-    All workers are at the same model w, so that the passing examples, rows of x and labels, pass
+    All workers are at the same model w, so that the passing examples with their labels pass
     through it once, whoever holds them: worker i holds those of `members[i, :counts[i]]`, and its
     step is row i.
     """
-    (rows, labels), (members, counts), (steps, losses) = passing, held, out
+    (x, labels), (members, counts), (steps, losses) = passing, held, out
     weights, ends = _weights(w, sizes), sizes.ends
     first, second, hidden, last = weights
-    residual, units, (flat, places2), (maps, places1) = _forward(weights, x, rows, sizes)
-    loss = np.empty(rows.size)
-    for e in range(rows.size):
+    residual, units, (flat, places2), (maps, places1) = _forward(weights, x, sizes)
+    loss = np.empty(len(x))
+    for e in range(len(x)):
         loss[e] = softmax_residual(residual[e : e + 1], labels[e : e + 1])
     d_units = np.where(units > 0, np.dot(residual, last[0]), np.float32(0))
     d_outputs = let_through(places2, np.dot(d_units, hidden[0]))
@@ -127,7 +128,7 @@ def _steps(
             step[:] = 0
             continue
         losses[i] = loss[mine].mean()
-        first_gradient(x, rows, places1, d_maps, mine, sizes.ph, d_first.ravel())
+        first_gradient(x, places1, d_maps, mine, sizes.ph, d_first.ravel())
         second_gradient(maps, d_outputs, mine, d_second)
         scale = np.float32(-rate / mine.size)
         _write_convolutions(d_first, d_second, scale, sizes, step)
@@ -141,7 +142,7 @@ def _scores(w: Array, x: Array, sizes: Sizes, scores: Array) -> None:
     weights = _weights(w, sizes)
     for start in range(0, len(x), _TOGETHER):
         rows = np.arange(start, min(start + _TOGETHER, len(x)))
-        scores[start : start + rows.size] = _forward(weights, x, rows, sizes)[0]
+        scores[start : start + rows.size] = _forward(weights, gathered(x, rows), sizes)[0]
 
 
 def _together(names: Array, counts: Array) -> Iterator[tuple[slice, Array, Array]]:
@@ -177,18 +178,22 @@ def compiled_cnn(
     def updates(
         w: Array, x: Array, batches: tuple, learning_rate: float, updates: Array, losses: Array
     ) -> None:
+        def passing(names: Array) -> tuple[Array, Array]:
+            rows, labels = np.divmod(names, classes)
+            return gathered(x, rows), labels
+
         (rows, labels, counts), rate = batches, np.float32(learning_rate)
         names = rows * classes + labels
-        for some, passing, members in _together(names[0], counts):
-            given, held = np.divmod(passing, classes), (members, counts[some])
-            _steps(w, x, given, held, rate, sizes, (updates[some], losses[some]))
+        for some, distinct, members in _together(names[0], counts):
+            held, out = (members, counts[some]), (updates[some], losses[some])
+            _steps(w, passing(distinct), held, rate, sizes, out)
         step, unused = np.empty((1, w.size), dtype=np.float32), np.empty(1)
         everything = np.arange(rows.shape[2]).reshape(1, -1)
         for r in range(1, len(rows)):
             for i in np.flatnonzero(counts):
-                given, held = np.divmod(names[r, i, : counts[i]], classes), counts[i : i + 1]
-                local = w + updates[i], x, given, (everything, held)
-                _steps(*local, rate, sizes, (step, unused))
+                local = w + updates[i], passing(names[r, i, : counts[i]])
+                held = everything, counts[i : i + 1]
+                _steps(*local, held, rate, sizes, (step, unused))
                 updates[i] += step[0]
 
     def scores(w: Array, x: Array) -> Array:

@@ -65,20 +65,20 @@ def _taps(image: Array, kh: int, out: Array) -> None:
 
 
 @compiled
-def first_convolution(weight: Array, x: Array, rows: Array, ph: int) -> tuple[Array, Array]:
-    """Maps (n, height, width * lanes) of examples `rows` of x (..., channels, height, width).
+def first_convolution(weight: Array, x: Array, ph: int) -> tuple[Array, Array]:
+    """Maps (n, height, width * lanes) of examples x (n, channels, height, width).
 
     `weight` is (taps and bias, lanes), a tap for each channel, row and column of a kernel. Also
     returns the places that pooling let through, int32 (n, windows, lanes).
     """
     kh = len(weight) // (3 * x.shape[1])
-    n, height, width = rows.size, (x.shape[2] - kh + 1) // ph, (x.shape[3] - 2) // 2
+    n, height, width = len(x), (x.shape[2] - kh + 1) // ph, (x.shape[3] - 2) // 2
     maps = lines(n, height * width * LANES)
     places = np.empty((n, height * width, LANES), dtype=np.int32)
     seen = np.empty((len(weight), height * ph, width * 2), dtype=np.float32)
     z = lines(height * ph * width * 2, LANES)
     for e in range(n):
-        _taps(x[rows[e]], kh, seen)
+        _taps(x[e], kh, seen)
         np.dot(seen.reshape(len(weight), -1).T, weight, z)
         outputs, values = z.reshape(height * ph, width * 2, LANES), maps[e].reshape(-1, LANES)
         _relu_pool(outputs, ph, x.shape[3], values, places[e])
@@ -191,14 +191,14 @@ def maps_gradient(weight: Array, d_outputs: tuple, gradient: Array) -> None:
 
 @compiled(fastmath={"contract"})
 def first_gradient(
-    x: Array, rows: Array, places: Array, d_maps: Array, mine: Array, ph: int, gradient: Array
+    x: Array, places: Array, d_maps: Array, mine: Array, ph: int, gradient: Array
 ) -> None:
     """Gradient of the first convolution's weight, of examples `mine`, into `gradient`, flat."""
     kh, windows, width = len(gradient) // (x.shape[1] * RUN), d_maps.shape[2] // LANES, x.shape[3]
     bias, parts = gradient[-LANES:], lines(4, LANES).ravel()
     gradient[:] = 0
     for e in mine:
-        image, d_values = x[rows[e]], d_maps[e].ravel()
+        image, d_values = x[e], d_maps[e].ravel()
         for k in range(places.shape[1]):
             a, b = k // windows * ph, k % windows * 2
             upper = np.int32(a * width + b)

@@ -195,7 +195,8 @@ class Network:
         channels, height, width = self._images[0]
         images = self._empty(len(rows), channels, rows.shape[1], height, width)
         told = (channels, rows.shape[1], height * width, images.size)
-        self._launch("gather", x, self._upload(rows), images, *told)
+        gather = "gather" if x.dtype == np.float32 else "gather_pixels"
+        self._launch(gather, x, self._upload(rows), images, *told)
         return images
 
     def _patches(self, images: NDArray, of: _Images) -> NDArray:

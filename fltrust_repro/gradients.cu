@@ -4,6 +4,8 @@
 // g counts workers, e a worker's examples. Of a batch, images are (g, channels, e, height, width).
 // A layer's inputs end in a 1, and its packed parameters in the bias: one product takes both in.
 
+typedef unsigned char uint8_t;
+
 #define NUMBER_K_OF(n)                                \
     const int k = blockIdx.x * blockDim.x + threadIdx.x; \
     if (k >= n) return;
@@ -18,13 +20,25 @@ extern "C" __global__ void pack(const float *w, const float *updates, float *pac
     packed[k] = first ? w[at] : w[at] + updates[(long long)g * d + at];
 }
 
+// Where in x (all, channels, size) number k of images (g, channels, e, size) lies.
+static __device__ long long source(int k, const int *rows, int channels, int examples, int size) {
+    const int p = k % size, e = k / size % examples, c = k / size / examples % channels;
+    const int g = k / size / examples / channels;
+    return ((long long)rows[g * examples + e] * channels + c) * size + p;
+}
+
 // Examples `rows` (g, e) of x (all, channels, size) -> images (g, channels, e, size).
 extern "C" __global__ void gather(const float *x, const int *rows, float *images, int channels,
                                   int examples, int size, int n) {
     NUMBER_K_OF(n)
-    const int p = k % size, e = k / size % examples, c = k / size / examples % channels;
-    const int g = k / size / examples / channels;
-    images[k] = x[((long long)rows[g * examples + e] * channels + c) * size + p];
+    images[k] = x[source(k, rows, channels, examples, size)];
+}
+
+// The same of pixels. A division rounds as on a CPU; a product with 1 / 255 would not.
+extern "C" __global__ void gather_pixels(const uint8_t *x, const int *rows, float *images,
+                                         int channels, int examples, int size, int n) {
+    NUMBER_K_OF(n)
+    images[k] = x[source(k, rows, channels, examples, size)] / 255.0f;
 }
 
 // Images -> what a convolution multiplies: (g, channels * kh * kw + 1, e, oh, ow), a 1 at the end.

@@ -13,10 +13,13 @@ import numpy as np
 from scipy.linalg.blas import sgemm
 
 from fltrust_repro.compiled import Array, compiled
+from fltrust_repro.pixels import gathered, numbers
+
+_TOGETHER = 64  # examples of which scores are taken: their numbers stay in the core's cache
 
 
 class Compiled(NamedTuple):
-    """What a compiled model offers, both on numpy arrays.
+    """What a compiled model offers, on numpy arrays; examples x are float32, or uint8 pixels.
 
     `updates(w, x, (rows, labels, counts), learning_rate, updates, losses)` fills the last two as
     `workers.Learner.updates` describes them; `scores(w, x)` returns logits (n, classes), and
@@ -63,13 +66,12 @@ def softmax_residual(logits: Array, labels: Array) -> float:
 
 
 @compiled(fastmath=True)
-def _linear(x: Array, rows: Array, weight: Array, bias: Array, out: Array) -> None:
-    # Four examples per pass over the weights, read where the data set lies: the copy of a batch
-    # would cost as much as the products.
-    n, features = rows.size, x.shape[1]
+def _linear(x: Array, weight: Array, bias: Array, out: Array) -> None:
+    # Four examples per pass over the weights.
+    n, features = x.shape
     whole = n - n % 4
     for i in range(0, whole, 4):
-        xa, xb, xc, xd = x[rows[i]], x[rows[i + 1]], x[rows[i + 2]], x[rows[i + 3]]
+        xa, xb, xc, xd = x[i], x[i + 1], x[i + 2], x[i + 3]
         for k in range(bias.size):
             row = weight[k]
             a = b = c = d = np.float32(0)
@@ -81,7 +83,7 @@ def _linear(x: Array, rows: Array, weight: Array, bias: Array, out: Array) -> No
             out[i, k], out[i + 1, k] = a + bias[k], b + bias[k]
             out[i + 2, k], out[i + 3, k] = c + bias[k], d + bias[k]
     for i in range(whole, n):
-        xa = x[rows[i]]
+        xa = x[i]
         for k in range(bias.size):
             row = weight[k]
             a = np.float32(0)
@@ -91,20 +93,20 @@ def _linear(x: Array, rows: Array, weight: Array, bias: Array, out: Array) -> No
 
 
 @compiled(fastmath=True)
-def _linear_weight_gradient(residual: Array, x: Array, rows: Array, out: Array) -> None:
-    # Four examples per pass over the gradient, for the same reason.
-    n, features = rows.size, x.shape[1]
+def _linear_weight_gradient(residual: Array, x: Array, out: Array) -> None:
+    # Four examples per pass over the gradient.
+    n, features = x.shape
     whole = n - n % 4
     out[:] = 0
     for i in range(0, whole, 4):
-        xa, xb, xc, xd = x[rows[i]], x[rows[i + 1]], x[rows[i + 2]], x[rows[i + 3]]
+        xa, xb, xc, xd = x[i], x[i + 1], x[i + 2], x[i + 3]
         for k in range(out.shape[0]):
             row = out[k]
             a, b, c, d = residual[i, k], residual[i + 1, k], residual[i + 2, k], residual[i + 3, k]
             for j in range(features):
                 row[j] += a * xa[j] + b * xb[j] + c * xc[j] + d * xd[j]
     for i in range(whole, n):
-        xa = x[rows[i]]
+        xa = x[i]
         for k in range(out.shape[0]):
             row, a = out[k], residual[i, k]
             for j in range(features):
@@ -114,13 +116,13 @@ def _linear_weight_gradient(residual: Array, x: Array, rows: Array, out: Array) 
 @compiled
 def _lr_gradient(w: Array, x: Array, rows: Array, labels: Array, gradient: Array) -> float:
     """Gradient of the loss of LR, weight (L, features) then bias (L,), on the examples `rows`."""
-    features = x.shape[1]
+    batch, features = gathered(x, rows), x.shape[1]
     classes = w.size // (features + 1)
     cut = classes * features
     residual = np.empty((rows.size, classes), dtype=np.float32)
-    _linear(x, rows, w[:cut].reshape(classes, features), w[cut:], residual)
+    _linear(batch, w[:cut].reshape(classes, features), w[cut:], residual)
     loss = softmax_residual(residual, labels)
-    _linear_weight_gradient(residual, x, rows, gradient[:cut].reshape(classes, features))
+    _linear_weight_gradient(residual, batch, gradient[:cut].reshape(classes, features))
     for k in range(classes):
         gradient[cut + k] = residual[:, k].sum()
     return loss
@@ -154,9 +156,8 @@ def _add_products(sums: tuple, values: tuple, weight: np.float32) -> tuple:
 
 
 @compiled(fastmath=True)
-def _lr_scores(x: Array, weight: Array, bias: Array, out: Array) -> None:
-    # Eight examples and two classes per pass, read where they lie: a BLAS copies so many examples
-    # first, which takes longer than the products. At the end of either, the last one comes again.
+def _linear_by_eight(x: Array, weight: Array, bias: Array, out: Array) -> None:
+    # Eight examples and two classes per pass. At the end of either, the last one comes again.
     n, classes = out.shape
     zero = np.float32(0)
     zeros = (zero, zero, zero, zero)
@@ -178,6 +179,13 @@ def _lr_scores(x: Array, weight: Array, bias: Array, out: Array) -> None:
                 out[i + e, also] = bias[also] + (next_a[e] if e < 4 else next_b[e - 4])
 
 
+@compiled
+def _lr_scores(x: Array, weight: Array, bias: Array, out: Array) -> None:
+    for start in range(0, len(x), _TOGETHER):
+        rows = np.arange(start, min(start + _TOGETHER, len(x)))
+        _linear_by_eight(gathered(x, rows), weight, bias, out[start : start + rows.size])
+
+
 def compiled_lr(classes: int, _shape: tuple[int, ...]) -> Compiled:
     """Multi-class logistic regression."""
 
@@ -194,7 +202,7 @@ def compiled_lr(classes: int, _shape: tuple[int, ...]) -> Compiled:
         k, d = models.shape
         weights = models[:, : d - classes].reshape(k * classes, -1)
         # scipy brings a newer BLAS than numpy; transposed, it takes both arrays without a copy.
-        products = sgemm(1.0, weights.T, x.reshape(len(x), -1).T, trans_a=True).T
+        products = sgemm(1.0, weights.T, numbers(x).reshape(len(x), -1).T, trans_a=True).T
         scores = products.reshape(-1, k, classes).transpose(1, 0, 2)
         return scores + models[:, None, d - classes :]
 

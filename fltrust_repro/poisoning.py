@@ -27,6 +27,7 @@ from fltrust_repro.datasets import Dataset
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import write_bytes
 from fltrust_repro.gradients import cross_entropy, softmax
+from fltrust_repro.pixels import numbers
 
 VERSION = 1  # of the poisoned sets: raised when a change of the code moves them
 
@@ -174,7 +175,7 @@ def poisoned_set(
     directories: Sequence[Path],
     after_step: Callable[[float], None] = lambda loss: None,
 ) -> PoisonedSet:
-    """Examples of the back-gradient attack for a share of a data set (4.4), made once and kept.
+    """Examples of the back-gradient attack for a share of float32 data (4.4), made once and kept.
 
     They lie as `back-gradient/*.npz` in the first of `directories` (then `data/`) that can be
     written, under a name that tells the examples, the settings and the generator apart. Raises
@@ -240,6 +241,9 @@ def holders(
 
 
 def with_examples(data: Dataset, made: PoisonedSet) -> Dataset:
-    """Return a data set with the poisoned examples behind its own training examples."""
-    x = np.concatenate([data.train_x, made.x])
+    """Return a data set with the poisoned examples behind its own training examples, in float32.
+
+    What an attack makes of pixels are no whole pixels any more.
+    """
+    x = np.concatenate([numbers(data.train_x), made.x])
     return dataclasses.replace(data, train_x=x, train_y=np.concatenate([data.train_y, made.labels]))

@@ -42,8 +42,8 @@ def forget() -> None:
         cached.cache_clear()
 
 
-def _unit_pixels(pixels: np.ndarray) -> np.ndarray:
-    return np.divide(pixels, 255, dtype=np.float32).reshape(len(pixels), 1, *pixels.shape[1:])
+def _one_channel(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(len(pixels), 1, *pixels.shape[1:])
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ IDX_SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 
 @lru_cache(maxsize=2)
 def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
-    """Read-only `train_x, train_y, test_x, test_y`; `BadInput` for a file with wrong contents."""
+    """Read-only `train_x, train_y, test_x, test_y`, images uint8; `BadInput` for a wrong file."""
     parts = []
     checksums = downloads.SOURCES[name].registry.values()
     for path, shape, checksum in zip(paths, IDX_SHAPES, checksums):
@@ -100,7 +100,7 @@ def read_idx(name: str, paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
             if values.ndim == 1 and values.max() > 9:
                 raise ValueError(f"holds the label {values.max()}, outside 0..9")
             downloads.check([header, values.tobytes()], checksum)
-        parts.append(values.astype(np.int32) if values.ndim == 1 else _unit_pixels(values))
+        parts.append(values.astype(np.int32) if values.ndim == 1 else _one_channel(values))
     return tuple(map(frozen, parts))
 
 
@@ -132,7 +132,7 @@ _TILE_SIDE, _TILE_BYTES = 150, 2**20  # at most; the published ones have 74,000 
 
 @lru_cache(maxsize=1)
 def read_ch_mnist(name: str, path: Path) -> Pool:
-    """All tiles of `ch-mnist` or `ch-mnist-8`, in one order whichever file they come from.
+    """All tiles of `ch-mnist` or `ch-mnist-8`, uint8, in one order whichever file they come from.
 
     Reading the archive leaves an .npz file beside it. Raises `BadInput` for a wrong file.
     """
@@ -157,7 +157,7 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
         np.savez(packed, images=images, labels=labels)
         with contextlib.suppress(BadInput):  # which costs the next process these seconds again
             write_bytes(path.with_name(downloads.TILES_CACHE), packed.getvalue())
-    return Pool(_unit_pixels(images), labels.astype(np.int32))
+    return Pool(_one_channel(images), labels.astype(np.int32))
 
 
 def _table(path: Path) -> bytes:

@@ -333,6 +333,7 @@ def poisoned_examples(
     if inject is None:
         raise BadInput(f"attack {setting.attack!r} injects no examples; back-gradient does.")
     data = data or datasets.load(setting.dataset, generator(seed, "split"), data_dir)
+    data = data.in_float32()  # of which poisoned examples are made, and by which they are kept
     rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
     made = inject(data, setting.poisoned_share, rng, folders, after_step)
     return poisoning.checked_set(setting.attack, made, data)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -23,11 +23,15 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import cross_entropy
 from fltrust_repro.models import Model, with_gpu_formula
 from fltrust_repro.partition import Batches
+from fltrust_repro.pixels import WHITE, gathered
+from fltrust_repro.readers import frozen
 
 if TYPE_CHECKING:
     from mxnet.context import Context
     from mxnet.gluon import HybridBlock
     from mxnet.ndarray import NDArray
+
+    Examples = Union[NDArray, np.ndarray]  # there on a GPU, here on the CPU
 
 _TEST_CHUNK, _LEAST_CHUNK = 1000, 32  # examples; as many as in a batch fit, since training does
 
@@ -95,9 +99,14 @@ class Learner:
             self._chunk = min(max(fitting, _LEAST_CHUNK), _TEST_CHUNK)
         self.initial = _flatten([p.data(at) for p in self._weights]).as_in_context(mx.cpu())
 
-    def resident(self, x: np.ndarray) -> NDArray:
-        """Return examples (n, channels, height, width) where the learner takes them."""
-        return backend.to_ndarray(x).as_in_context(self._ctx)
+    def resident(self, x: np.ndarray) -> Examples:
+        """Return examples (n, channels, height, width), float32 or uint8, where it takes them.
+
+        They keep their type: on a GPU in its memory, on the CPU where they are, read-only.
+        """
+        if backend.is_gpu(self._ctx):
+            return backend.nd.array(x, ctx=self._ctx, dtype=x.dtype)
+        return frozen(np.ascontiguousarray(x).view())
 
     @property
     def statistics(self) -> np.ndarray:
@@ -112,7 +121,7 @@ class Learner:
         self._load(self._statistics, backend.nd.array(flat, ctx=self._ctx))
 
     def updates(
-        self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
+        self, w_re: NDArray, x: Examples, batches: Batches, learning_rate: float
     ) -> tuple[NDArray, np.ndarray]:
         """Local SGD of every worker from the received global model w_re, (d,) (2.1, Step II).
 
@@ -130,8 +139,8 @@ class Learner:
             return updates, losses.asnumpy()
         m = len(batches.counts)
         updates, losses = self._place_for(m, w_re.size), np.full(m, np.nan)
-        given = host_view(w_re), _as_taken(x), tuple(batches)
-        self._formula.updates(*given, learning_rate, host_view(updates), losses)
+        given = host_view(w_re), x, tuple(batches), learning_rate
+        self._formula.updates(*given, host_view(updates), losses)
         return updates, losses
 
     def _place_for(self, m: int, d: int) -> NDArray:
@@ -148,7 +157,7 @@ class Learner:
         return self._pinned
 
     def _loop(
-        self, w_re: NDArray, x: NDArray, batches: Batches, learning_rate: float
+        self, w_re: NDArray, x: Examples, batches: Batches, learning_rate: float
     ) -> tuple[NDArray, NDArray]:
         """Updates (m, d) and losses (m,), worker by worker, on the device; waits for none."""
         m, rounds, nd = len(batches.counts), len(batches.rows), backend.nd
@@ -189,17 +198,17 @@ class Learner:
             parameter.set_data(flat[start:stop].reshape(parameter.shape))
             start = stop
 
-    def error_rate(self, w: NDArray, x: NDArray, labels: np.ndarray) -> float:
+    def error_rate(self, w: NDArray, x: Examples, labels: np.ndarray) -> float:
         """Share of wrong predictions of model w on examples x, `resident`, with labels (n,)."""
         return float((self.scores(w, x).argmax(axis=1) != labels).mean())
 
-    def scores(self, w: NDArray, x: NDArray) -> np.ndarray:
+    def scores(self, w: NDArray, x: Examples) -> np.ndarray:
         """Logits (n, classes) of model w on examples x, `resident`."""
         [scores] = self._scores(host_view(w)[None], x)
         return scores
 
     def judge(
-        self, models: np.ndarray, x: NDArray, labels: np.ndarray
+        self, models: np.ndarray, x: Examples, labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Error rates and mean losses of models (k, d), float64 (k,); inf for logits not finite."""
         scores = self._scores(models, x).astype(np.float64)
@@ -208,26 +217,27 @@ class Learner:
             losses = cross_entropy(scores, labels).mean(axis=1)
         return errors, np.where(np.isfinite(losses), losses, np.inf)
 
-    def _scores(self, models: np.ndarray, x: NDArray) -> np.ndarray:
+    def _scores(self, models: np.ndarray, x: Examples) -> np.ndarray:
         """Logits (k, n, classes) of models (k, d)."""
         if self._formula is not None:
-            taken = _as_taken(x)
             if len(models) > 1 and self._formula.scores_of_all is not None:
-                return self._formula.scores_of_all(models, taken)
-            return np.stack([self._formula.scores(w, taken) for w in models])
+                return self._formula.scores_of_all(models, x)
+            return np.stack([self._formula.scores(w, x) for w in models])
         scores = []
         for w in backend.nd.array(models, ctx=self._ctx):
             for start in range(0, len(x), self._chunk):
                 # Anew for each chunk: nothing is computed of one while another still needs the
                 # parameters, so that memory holds the activations of one alone.
                 self._load(self._weights, w)
-                scores.append(self._net(x[start : start + self._chunk]))
+                scores.append(self._net(self._slice(x, start)))
         return backend.nd.concat(*scores, dim=0).asnumpy().reshape(len(models), len(x), -1)
 
-
-def _as_taken(x: NDArray) -> NDArray | np.ndarray:
-    """Examples as a formula takes them: on a GPU where they are, else as an array of numpy's."""
-    return x if backend.is_gpu(x.ctx) else host_view(x)
+    def _slice(self, x: Examples, start: int) -> NDArray:
+        """Return a chunk of examples as float32, on the device."""
+        stop = min(start + self._chunk, len(x))
+        if isinstance(x, np.ndarray):
+            return backend.nd.array(gathered(x, np.arange(start, stop)), ctx=self._ctx)
+        return _numbers(x[start:stop])
 
 
 def _flatten(arrays: list[NDArray]) -> NDArray:
@@ -243,17 +253,21 @@ def _bytes_per_example(net: HybridBlock, shape: tuple[int, ...]) -> int:
     return int(sum(sizes)) * np.dtype(np.float32).itemsize
 
 
+def _numbers(x: NDArray) -> NDArray:
+    """Examples on a device as float32; its own division gives the numbers of `gathered`."""
+    return x.astype("float32") / WHITE if x.dtype == np.uint8 else x
+
+
 def _batches_on(
-    ctx: Context, x: NDArray, batches: Batches
+    ctx: Context, x: Examples, batches: Batches
 ) -> Callable[[int, int], tuple[NDArray, NDArray]]:
     """Return a function (round, worker) -> examples and labels of a batch, on the device."""
     counts, nd = batches.counts.tolist(), backend.nd
-    if not backend.is_gpu(ctx):
-        images = host_view(x)
+    if isinstance(x, np.ndarray):
 
         def on_host(r: int, i: int) -> tuple[NDArray, NDArray]:
             rows, labels = batches.rows[r, i, : counts[i]], batches.labels[r, i, : counts[i]]
-            return nd.array(images[rows], ctx=ctx), nd.array(labels, ctx=ctx)
+            return nd.array(gathered(x, rows), ctx=ctx), nd.array(labels, ctx=ctx)
 
         return on_host
 
@@ -263,8 +277,8 @@ def _batches_on(
     # so never holds the activations of several workers, though the host runs ahead of the device.
     place = nd.empty((batches.rows.shape[2], *x.shape[1:]), ctx=ctx)
 
-    def gathered(r: int, i: int) -> tuple[NDArray, NDArray]:
+    def on_device(r: int, i: int) -> tuple[NDArray, NDArray]:
         rows, labels = numbers[0][r][i][: counts[i]], numbers[1][r][i][: counts[i]]
-        return nd.take(x, rows, axis=0, out=place[: counts[i]]), labels
+        return _numbers(nd.take(x, rows, axis=0)).copyto(place[: counts[i]]), labels
 
-    return gathered
+    return on_device

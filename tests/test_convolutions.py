@@ -31,15 +31,14 @@ def case(request):
     """Images and their maps, with the weights laid out for both convolutions."""
     channels, height, width, kh, ph = request.param
     rng = np.random.default_rng(0)
-    x = random(rng, 9, channels, height, width)
-    rows = rng.permutation(9)[:N]
+    x = random(rng, N, channels, height, width)
     first = np.zeros((channels * kh * 3 + 1, LANES), dtype=np.float32)
     first[:, :30] = random(rng, len(first), 30)
     first[-1, 30] = 1
-    maps, places = convolutions.first_convolution(first, x, rows, ph)
+    maps, places = convolutions.first_convolution(first, x, ph)
     second = np.zeros((4, kh * 3, LANES), dtype=np.float32)
     second[:, :, :30], second[:, 0, 30] = random(rng, 4, kh * 3, 30), random(rng, 4)
-    return x, rows, first, maps, places, second.reshape(4, -1), ph
+    return x, first, maps, places, second.reshape(4, -1), ph
 
 
 def as_images(maps):
@@ -54,16 +53,16 @@ def patch(image, place, kh):
 
 
 def test_first_convolution(case):
-    x, rows, first, maps, places, _, ph = case
+    x, first, maps, places, _, ph = case
     weight = first[:-1, :30].T.reshape(30, x.shape[1], -1, 3)
-    expected = plain(x[rows], weight, first[-1, :30], ph)
+    expected = plain(x, weight, first[-1, :30], ph)
     found = as_images(maps).reshape(N, 30, -1)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     lanes = maps.reshape(N, -1, LANES)
     assert (lanes[:, :, 30] == 1).all() and (lanes[:, :, 31] == 0).all()
     np.testing.assert_array_equal(places[:, :, :30] >= 0, found.transpose(0, 2, 1) > 0)
     for e, k, f in np.argwhere(places[:, :, :30] >= 0)[::7]:
-        seen = patch(x[rows[e]], places[e, k, f], weight.shape[2])
+        seen = patch(x[e], places[e, k, f], weight.shape[2])
         z = (seen * weight[f]).sum() + first[-1, f]
         assert found[e, f, k] == pytest.approx(z, abs=1e-5)
 
@@ -81,7 +80,7 @@ def test_second_convolution(case):
 
 
 def test_gradients_are_sums_over_windows(case):
-    x, rows, first, maps, places1, second, ph = case
+    x, first, maps, places1, second, ph = case
     rng, mine = np.random.default_rng(1), np.array([3, 0, 4])
     flat, places2 = convolutions.second_convolution(second, maps, ph)
     d_flat, d_maps = random(rng, *flat.shape), random(rng, *maps.shape)
@@ -90,7 +89,7 @@ def test_gradients_are_sums_over_windows(case):
     convolutions.second_gradient(maps, d_outputs, mine, found_second)
     convolutions.maps_gradient(second, d_outputs, found_maps)
     found_first = np.empty(first.size, dtype=np.float32)
-    convolutions.first_gradient(x, rows, places1, d_maps, mine, ph, found_first)
+    convolutions.first_gradient(x, places1, d_maps, mine, ph, found_first)
 
     kh, width = second.shape[1] // RUN, maps.shape[2] // LANES
     lanes = maps.reshape(N, -1, width, LANES)
@@ -102,7 +101,7 @@ def test_gradients_are_sums_over_windows(case):
         maps_expected[where] += d * second[f].reshape(kh, 3, LANES)
     first_expected = np.zeros_like(first)
     for e, k, f in np.argwhere(places1 >= 0):
-        seen = patch(x[rows[e]], places1[e, k, f], kh).ravel()
+        seen = patch(x[e], places1[e, k, f], kh).ravel()
         d = d_maps.reshape(places1.shape)[e, k, f] * (e in mine)
         first_expected[:, f] += d * np.append(seen, 1)
     np.testing.assert_allclose(found_second, second_expected, rtol=1e-3, atol=1e-4)

@@ -176,6 +176,7 @@ def test_a_data_set_of_ones_own_from_an_npz_file_is_a_few_lines(tmp_path):
         ({"train_x": np.zeros((2, 1, 1, 3))}, "but are float64"),
         ({"test_y": np.array([0, 1, 1], np.int32)}, "the test examples must be"),
         ({"test_x": np.zeros((2, 1, 1, 4), np.float32)}, r"have shape \(1, 1, 4\)"),
+        ({"test_x": np.zeros((2, 1, 1, 3), np.uint8)}, "are uint8, the training ones float32"),
         ({"test_y": np.array([0, 2], np.int32)}, r"labels 0\.\.1"),
         ({"train_y": np.array([0, -1], np.int32)}, r"labels 0\.\.1"),
     ],
@@ -183,6 +184,24 @@ def test_a_data_set_of_ones_own_from_an_npz_file_is_a_few_lines(tmp_path):
 def test_plugin_data_set_of_wrong_form(change, fault):
     with plugged(**change), pytest.raises(BadInput, match=fault):
         load("toy", rng())
+
+
+def test_a_loader_may_return_pixels_or_numbers():
+    pixels = rng().integers(0, 256, (2, 1, 1, 3)).astype(np.uint8)
+    unit = np.divide(pixels, 255, dtype=np.float32)
+    for given in (pixels, unit):
+        with plugged(train_x=given, test_x=given):
+            loaded = load("toy", rng())
+            verify("toy")
+        assert loaded.train_x.dtype == loaded.test_x.dtype == given.dtype
+        assert np.shares_memory(loaded.train_x, given)
+        read = loaded.in_float32()
+        for x in (read.train_x, read.test_x):
+            assert x.dtype == np.float32
+            assert not x.flags.writeable
+            np.testing.assert_array_equal(x, unit)
+        assert given.flags.writeable
+        assert (read.name, read.classes) == ("toy", 2)
 
 
 def test_verify_and_what_comes_before_trials_find_nan():
@@ -302,7 +321,7 @@ def test_real_idx_data(name):
     loaded = load(name, rng(), REAL)  # reading compares the md5 of all four files
     assert loaded.train_x.shape == (60_000, 1, 28, 28)
     assert loaded.test_x.shape == (10_000, 1, 28, 28)
-    assert (loaded.train_x.min(), loaded.train_x.max()) == (0, 1)
+    assert (loaded.train_x.min(), loaded.train_x.max()) == (0, 255)
     assert loaded.train_y[:8].tolist() == FIRST[name][0]
     assert loaded.test_y[:8].tolist() == FIRST[name][1]
 

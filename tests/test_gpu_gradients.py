@@ -25,7 +25,7 @@ def test_updates_and_losses_are_the_loops(
     there = learner(name, classes, shape, ctx=device)
     w = somewhere(here.initial)
     expected, losses = here.updates(w, x, batches, RATE)
-    updates, told = there.updates(w, there.resident(x.asnumpy()), batches, RATE)
+    updates, told = there.updates(w, there.resident(x), batches, RATE)
     scale = np.abs(expected.asnumpy()).max()
     np.testing.assert_allclose(updates.asnumpy(), expected.asnumpy(), atol=2e-5 * scale)
     np.testing.assert_allclose(told, losses, rtol=1e-5)
@@ -41,7 +41,7 @@ def test_scores_are_the_blocks(device, monkeypatch, name, classes, shape):
     there = learner(name, classes, shape, ctx=device)
     w = somewhere(here.initial)
     two = np.stack([w.asnumpy(), here.initial.asnumpy()])
-    on_device = there.resident(x.asnumpy())
+    on_device = there.resident(x)
     np.testing.assert_allclose(
         there._scores(two, on_device), here._scores(two, x), rtol=1e-4, atol=1e-5
     )
@@ -52,7 +52,7 @@ def test_every_update_that_was_given_stays_until_the_next_call(device):
     x, labels = examples(3, (1, 4, 5))
     batches = batches_of(labels, SIZES)
     there = learner("lr", 3, (1, 4, 5), ctx=device)
-    on_device = there.resident(x.asnumpy())
+    on_device = there.resident(x)
     first, _ = there.updates(there.initial, on_device, batches, RATE)
     kept = first.asnumpy()
     second, _ = there.updates(there.initial, on_device, batches, 2 * RATE)
@@ -63,7 +63,7 @@ def test_examples_beyond_a_workers_count_do_not_matter(device):
     x, labels = examples(3, (1, 10, 10))
     batches = batches_of(labels, SIZES)
     there = learner("cnn", 3, (1, 10, 10), ctx=device)
-    on_device = there.resident(x.asnumpy())
+    on_device = there.resident(x)
     expected = there.updates(there.initial, on_device, batches, RATE)[0].asnumpy()
     beyond = np.arange(batches.rows.shape[2]) >= batches.counts[:, None]
     wild = batches._replace(

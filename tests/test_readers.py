@@ -35,13 +35,13 @@ from fltrust_repro.errors import BadInput, DataUnavailable
 pytestmark = pytest.mark.usefixtures("alone")
 
 
-def test_idx_files_become_unit_float_images_and_int_labels(tiny, tmp_path):
+def test_idx_files_become_pixels_and_int_labels(tiny, tmp_path):
     place(tmp_path / "mnist")
     loaded = load("mnist", rng(), tmp_path)
-    assert loaded.train_x.dtype == loaded.test_x.dtype == np.float32
+    assert loaded.train_x.dtype == loaded.test_x.dtype == np.uint8
     assert loaded.train_y.dtype == loaded.test_y.dtype == np.int32
-    np.testing.assert_array_equal(loaded.train_x, (IMAGES / 255).astype("f4")[:, None])
-    np.testing.assert_array_equal(loaded.test_x, (IMAGES[:1] / 255).astype("f4")[:, None])
+    np.testing.assert_array_equal(loaded.train_x, IMAGES[:, None])
+    np.testing.assert_array_equal(loaded.test_x, IMAGES[:1, None])
     assert loaded.train_y.tolist() == [9, 0]
     assert loaded.test_y.tolist() == [9]
     assert loaded.classes == 10
@@ -67,7 +67,7 @@ def test_what_a_file_holds_decides_and_not_its_name(name, pack, tiny, tmp_path):
     folder = place(tmp_path / "mnist", train_images_idx3_ubyte=None)
     first = "train-images-idx3-ubyte"
     put(folder, name.format(first, dotted="train-images.idx3-ubyte"), pack(CONTENT[first]))
-    assert load("mnist", rng(), tmp_path).train_x[1, 0, 1, 1] == np.float32(224 / 255)
+    assert load("mnist", rng(), tmp_path).train_x[1, 0, 1, 1] == 224
     verify("mnist", tmp_path)
 
 
@@ -188,13 +188,14 @@ def test_table_archive_and_cache_give_the_same_examples(sixteen, tmp_path):
     results.append(load("ch-mnist", rng(2), tmp_path / "2"))
     for result in results:
         assert result.train_x.shape == (12, 1, 64, 64)
+        assert result.train_x.dtype == result.test_x.dtype == np.uint8
         assert result.test_x.shape == (4, 1, 64, 64)
         np.testing.assert_array_equal(result.train_x, results[0].train_x)
         np.testing.assert_array_equal(result.test_y, results[0].test_y)
     x = np.concatenate([results[0].train_x, results[0].test_x])[:, 0]
     y = np.concatenate([results[0].train_y, results[0].test_y])
     for image, label in zip(gray, labels):
-        found = np.flatnonzero((x == (image / 255).astype(np.float32)).all(axis=(1, 2)))
+        found = np.flatnonzero((x == image).all(axis=(1, 2)))
         assert y[found].tolist() == [label]
 
 

@@ -13,6 +13,7 @@ from fltrust_repro.backend import mx, nd
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, sample_batches
+from fltrust_repro.readers import frozen
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
 from fltrust_repro.workers import Learner, _batches_on
@@ -56,7 +57,7 @@ def examples(classes, shape, n=60, seed=0):
     x = rng.standard_normal((n, *shape)).astype(np.float32)
     # As in images, some have large constant areas: ties within the pooling windows.
     x[::3, :, :, : shape[2] // 2] = 0
-    return nd.array(x), rng.integers(0, classes, n)
+    return frozen(x), rng.integers(0, classes, n)
 
 
 def batches_of(labels, sizes, batch_size=8, rounds=1, seed=0):
@@ -153,7 +154,7 @@ def test_no_worker_has_examples(name, compiled):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_updates_are_minus_the_learning_rate_times_the_papers_gradient(compiled):
     x, labels = examples(3, (1, 4, 5))
-    flat = x.asnumpy().reshape(60, 20).astype(np.float64)
+    flat = x.reshape(60, 20).astype(np.float64)
     trainee = learner("lr", 3, (1, 4, 5), compiled=compiled)
     w, batches = somewhere(trainee.initial), batches_of(labels, [30, 5, 25])
     for rate in (0.1, 2.5):
@@ -170,7 +171,7 @@ def test_updates_are_minus_the_learning_rate_times_the_papers_gradient(compiled)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_local_rounds_are_gradient_descent_from_the_received_model(compiled):
     x, labels = examples(3, (1, 4, 5))
-    flat = x.asnumpy().reshape(60, 20).astype(np.float64)
+    flat = x.reshape(60, 20).astype(np.float64)
     trainee = learner("lr", 3, (1, 4, 5), compiled=compiled)
     w, batches = somewhere(trainee.initial), batches_of(labels, [40, 20], rounds=4)
     updates, losses = trainee.updates(w, x, batches, 0.5)
@@ -190,9 +191,9 @@ def test_the_received_model_and_the_batches_stay_as_they_are(name, classes, shap
     x, labels = examples(classes, shape)
     batches = batches_of(labels, RAGGED, rounds=2)
     trainee = learner(name, classes, shape)
-    before = (trainee.initial.asnumpy(), x.asnumpy(), labels.copy(), batches.rows.copy())
+    before = (trainee.initial.asnumpy(), x.copy(), labels.copy(), batches.rows.copy())
     trainee.updates(trainee.initial, x, batches, RATE)
-    after = (trainee.initial.asnumpy(), x.asnumpy(), labels, batches.rows)
+    after = (trainee.initial.asnumpy(), x, labels, batches.rows)
     for was, is_now in zip(before, after):
         np.testing.assert_array_equal(was, is_now)
 
@@ -215,10 +216,10 @@ def test_lrs_scores_are_the_linear_function_for_any_number_of_examples(classes, 
     trainee = learner("lr", classes, (2, 3, 5))
     rng = np.random.default_rng(1)
     models = nd.array(rng.standard_normal((3, trainee.initial.size)))
-    wide, flat = models.asnumpy().astype(np.float64), x.asnumpy().reshape(n, 30)
+    wide, flat = models.asnumpy().astype(np.float64), x.reshape(n, 30)
     weights, biases = wide[:, : 30 * classes].reshape(3, classes, 30), wide[:, 30 * classes :]
     expected = np.einsum("kcf,nf->knc", weights, flat) + biases[:, None]
-    together = trainee._formula.scores_of_all(models.asnumpy(), x.asnumpy())
+    together = trainee._formula.scores_of_all(models.asnumpy(), x)
     np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-5)
     for k in range(3):
         [scores] = trainee._scores(models.asnumpy()[k : k + 1], x)
@@ -230,7 +231,7 @@ def test_error_rate_is_the_share_of_wrong_predictions(compiled):
     # Two features, two classes: the larger feature is the predicted label.
     trainee = learner("lr", 2, (1, 1, 2), compiled=compiled)
     w = nd.array([1, 0, 0, 1, 0, 0])
-    x = nd.array([[2, 1], [1, 2], [5, 3], [0, 1]]).reshape((4, 1, 1, 2))
+    x = np.array([[2, 1], [1, 2], [5, 3], [0, 1]], np.float32).reshape((4, 1, 1, 2))
     assert trainee.error_rate(w, x, np.array([0, 1, 0, 1])) == 0
     assert trainee.error_rate(w, x, np.array([0, 1, 0, 0])) == 0.25
     assert trainee.error_rate(w, x, np.array([1, 0, 1, 0])) == 1
@@ -246,7 +247,7 @@ def test_error_rate_of_more_examples_than_fit_a_chunk(compiled):
     labels = np.ones(2345, dtype=np.int64)
     labels[-469:] = 0
     w = nd.array([1, 0, 0, 1, 0, 0])
-    assert trainee.error_rate(w, nd.array(x), labels) == pytest.approx(0.2)
+    assert trainee.error_rate(w, x, labels) == pytest.approx(0.2)
 
 
 # --- batch normalisation
@@ -292,7 +293,7 @@ def test_running_mean_is_one_momentum_step_from_the_batch_means(resnet_case):
     means = []
     for i in (0, 2, 3):
         rows = batches.rows[0, i, : batches.counts[i]]
-        seen = convolution(first(nd.array(x.asnumpy()[rows]))).asnumpy()
+        seen = convolution(first(nd.array(x[rows]))).asnumpy()
         means.append(seen.mean(axis=(0, 2, 3)))
     running = block[1].running_mean.data().asnumpy()
     np.testing.assert_allclose(running, 0.1 * np.mean(means, axis=0), rtol=1e-3, atol=1e-6)
@@ -336,7 +337,7 @@ def test_a_device_gives_the_numbers_of_the_host_and_gives_them_on_the_host(
     here = learner(name, 3, shape, compiled=False)
     there = learner(name, 3, shape, compiled=formula, ctx=device)
     np.testing.assert_array_equal(there.initial.asnumpy(), here.initial.asnumpy())
-    w, on_device = somewhere(here.initial), there.resident(x.asnumpy())
+    w, on_device = somewhere(here.initial), there.resident(x)
     assert on_device.ctx == device
     expected, losses = here.updates(w, x, batches, RATE)
     updates, on_device_losses = there.updates(w, on_device, batches, RATE)

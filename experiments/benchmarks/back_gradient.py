@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from fltrust_repro import datasets, machine
-from fltrust_repro.backend import mx, nd, one_thread
+from fltrust_repro.backend import mx, one_thread
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
 from fltrust_repro.partition import Shards, sample_batches
@@ -35,15 +35,15 @@ TRAININGS = 4
 def centralized_error(data: datasets.Dataset, x: np.ndarray, labels: np.ndarray) -> float:
     """Testing error rate of LR trained on x with labels; mean over a few seeds."""
     everything = Shards.of([np.arange(len(x))])
-    images = nd.array(x.reshape(-1, *data.train_x.shape[1:]))
-    test_x = nd.array(data.test_x)
+    images = x.reshape(-1, *data.train_x.shape[1:])
     errors = []
     for seed in range(TRAININGS):
         learner = Learner(models["lr"], data.classes, data.train_x.shape[1:], mx.cpu(), seed)
+        train_x, test_x = learner.resident(images), learner.resident(data.test_x)
         w, rng = learner.initial, np.random.default_rng(seed)
         for _ in range(500):
             batches = sample_batches(everything, labels, 32, 1, rng)
-            updates, _ = learner.updates(w, images, batches, 0.1)
+            updates, _ = learner.updates(w, train_x, batches, 0.1)
             w = w + updates[0]
         errors.append(learner.error_rate(w, test_x, data.test_y))
     return statistics.fmean(errors)
@@ -51,7 +51,7 @@ def centralized_error(data: datasets.Dataset, x: np.ndarray, labels: np.ndarray)
 
 def what_it_does(seed: int, data_dir: Path | None) -> None:
     """Print error rates with and without poisoned examples."""
-    data = datasets.load("mnist-6000", generator(seed, "split"), data_dir)
+    data = datasets.load("mnist-6000", generator(seed, "split"), data_dir).in_float32()
     x, labels = data.train_x.reshape(len(data.train_x), -1), data.train_y.astype(np.int64)
     count = round(SHARE * len(x))
     started = time.perf_counter()

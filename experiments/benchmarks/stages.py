@@ -26,6 +26,7 @@ from fltrust_repro.attacks import trimmed_mean_attack
 from fltrust_repro.backend import context, host_view, to_ndarray
 from fltrust_repro.models import models
 from fltrust_repro.partition import partition, sample_batches
+from fltrust_repro.pixels import gathered
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
 from fltrust_repro.training import generator
@@ -108,11 +109,10 @@ class Iteration:
         m, c, d, batch = (
             self.setting.workers, self.setting.compromised, self.w.size, self.setting.batch_size,
         )  # fmt: skip
-        pixels, tests = int(np.prod(self.x.shape[1:])), len(self.test_x)
         layers = LAYERS[self.setting.model]
         by_mxnet = models[self.setting.model].compiled is None
         train = Work(
-            4.0 * m * (batch * pixels + d),
+            1.0 * m * (batch * self.x[0].nbytes + 4 * d),
             m * flops(of_gradient(layers(batch))),
             by_mxnet=by_mxnet,
         )
@@ -122,7 +122,7 @@ class Iteration:
             "attack": Work(4.0 * 2 * c * d),
             "trimmed mean": work_of_rule("trimmed-mean", m, d),
             EVALUATION: Work(
-                4.0 * tests * pixels, flops(of_scores(layers(tests))), by_mxnet=by_mxnet
+                self.test_x.nbytes, flops(of_scores(layers(len(self.test_x)))), by_mxnet=by_mxnet
             ),
         }
 
@@ -132,7 +132,8 @@ class Iteration:
         self.sample()
         self.train()
         rows = self.batches.rows[0]
-        arrays = host_view(self.w).copy(), self.data.train_x[rows], self.batches.labels[0]
+        images = gathered(self.x, rows.ravel()).reshape(*rows.shape, *self.x.shape[1:])
+        arrays = host_view(self.w).copy(), images, self.batches.labels[0]
         return (self.setting.model, self.data.classes, *arrays, self.setting.learning_rate)
 
 
