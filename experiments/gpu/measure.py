@@ -28,6 +28,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from fltrust_repro.backend import WORKER_ENVIRONMENT  # noqa: E402
+
+os.environ.update(WORKER_ENVIRONMENT)  # before MXNet loads: what is timed runs as in trials
+
 EXPERIMENTS = ("table2b", "table2c")
 MNIST = {"dataset": "mnist", "learning_rate": 0.01, "model": "cnn"}
 ATTACKED = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
@@ -121,7 +125,7 @@ def golden(plan: Plan) -> str:
         for device in ("cpu", "gpu"):
             told = trial_process.run(setting, 0, str(PROTOCOL), device, None)
             if not isinstance(told, Trial):
-                rows.append({"trial": name, "error rates": "", "losses": str(told)})
+                rows.append({"trial": name, "error rates": "", "losses": told.message})
                 break
             curves.append(np.array(json.loads(told.row()["curve"]), dtype=float))
         else:
