@@ -13,8 +13,8 @@ import ctypes
 import functools
 import importlib.util
 import os
+import queue
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -262,23 +262,33 @@ class _EngineContext(ctypes.Structure):
     _fields_ = (("device_type", ctypes.c_int), ("device_id", ctypes.c_int))
 
 
-def _limit_mxnet(count: int) -> int:
-    """Tell OpenMP its threads, in the thread in which MXNet computes; return the former number."""
-    mx, told, former = _mxnet(), threading.Event(), []
-    library = mx.base._LIB
-    try:
-        had, give = library.omp_get_max_threads, library.omp_set_num_threads
-    except AttributeError:  # a build without OpenMP
-        return 1
+@functools.cache
+def _teller() -> tuple[Any, queue.SimpleQueue[int]]:
+    """Return what MXNet's engine calls with a number of threads for OpenMP, and the former ones.
+
+    Kept for good: the engine may not have left it yet when its answer is there.
+    """
+    library, former = _mxnet().base._LIB, queue.SimpleQueue[int]()
+    had, give = library.omp_get_max_threads, library.omp_set_num_threads
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-    def tell(run_context: int | None, parameter: int | None) -> None:
-        former.append(had())
+    def tell(run_context: int | None, count: int | None) -> None:
+        before = had()
         give(count)
-        told.set()
+        former.put(before)
 
+    return tell, former
+
+
+def _limit_mxnet(count: int) -> int:
+    """Tell OpenMP its threads, in the thread in which MXNet computes; return the former number."""
+    mx = _mxnet()
+    try:
+        tell, former = _teller()
+    except AttributeError:  # a build without OpenMP
+        return 1
     cpu = _EngineContext(mx.cpu().device_typeid, 0)
     nothing = (None, 0, None, 0, None, 0, None)
-    mx.base.check_call(library.MXEnginePushSync(tell, None, None, ctypes.byref(cpu), *nothing))
-    told.wait()
-    return former[0]
+    given = ctypes.c_void_p(count), None, ctypes.byref(cpu), *nothing
+    mx.base.check_call(mx.base._LIB.MXEnginePushSync(tell, *given))
+    return former.get()
