@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg.blas import sgemm
 
-from fltrust_repro.compiled import Array, compiled
-from fltrust_repro.pixels import gathered, numbers
+from fltrust_repro.compiled import Array, compiled, lines
+from fltrust_repro.pixels import gather, numbers
 
-_TOGETHER = 64  # examples of which scores are taken: their numbers stay in the core's cache
+_TOGETHER = 32  # examples whose pixels become numbers, which stay in the core's cache
 
 
 class Compiled(NamedTuple):
@@ -114,12 +114,12 @@ def _linear_weight_gradient(residual: Array, x: Array, out: Array) -> None:
 
 
 @compiled
-def _lr_gradient(w: Array, x: Array, rows: Array, labels: Array, gradient: Array) -> float:
-    """Gradient of the loss of LR, weight (L, features) then bias (L,), on the examples `rows`."""
-    batch, features = gathered(x, rows), x.shape[1]
+def _lr_gradient(w: Array, batch: Array, labels: Array, gradient: Array) -> float:
+    """Gradient of the loss of LR, weight (L, features) then bias (L,), on a batch of examples."""
+    n, features = batch.shape
     classes = w.size // (features + 1)
     cut = classes * features
-    residual = np.empty((rows.size, classes), dtype=np.float32)
+    residual = np.empty((n, classes), dtype=np.float32)
     _linear(batch, w[:cut].reshape(classes, features), w[cut:], residual)
     loss = softmax_residual(residual, labels)
     _linear_weight_gradient(residual, batch, gradient[:cut].reshape(classes, features))
@@ -134,16 +134,20 @@ def _lr_updates(
 ) -> None:
     rows, labels, counts = batches
     rate, gradient = np.float32(learning_rate), np.empty(w.size, dtype=np.float32)
+    place = lines(rows.shape[2], x.shape[1])
     for i in range(counts.size):
         update, mine = updates[i], slice(0, counts[i])
         if counts[i] == 0:
             update[:] = 0
             continue
-        losses[i] = _lr_gradient(w, x, rows[0, i, mine], labels[0, i, mine], gradient)
+        batch = place[mine]
+        gather(x, rows[0, i, mine], batch)
+        losses[i] = _lr_gradient(w, batch, labels[0, i, mine], gradient)
         for j in range(w.size):
             update[j] = -rate * gradient[j]
         for r in range(1, len(rows)):
-            _lr_gradient(w + update, x, rows[r, i, mine], labels[r, i, mine], gradient)
+            gather(x, rows[r, i, mine], batch)
+            _lr_gradient(w + update, batch, labels[r, i, mine], gradient)
             for j in range(w.size):
                 update[j] -= rate * gradient[j]
 
@@ -156,8 +160,9 @@ def _add_products(sums: tuple, values: tuple, weight: np.float32) -> tuple:
 
 
 @compiled(fastmath=True)
-def _linear_by_eight(x: Array, weight: Array, bias: Array, out: Array) -> None:
-    # Eight examples and two classes per pass. At the end of either, the last one comes again.
+def _lr_scores(x: Array, weight: Array, bias: Array, out: Array) -> None:
+    # Eight examples and two classes per pass, read where they lie: a BLAS copies so many examples
+    # first, which takes longer than the products. At the end of either, the last one comes again.
     n, classes = out.shape
     zero = np.float32(0)
     zeros = (zero, zero, zero, zero)
@@ -180,10 +185,12 @@ def _linear_by_eight(x: Array, weight: Array, bias: Array, out: Array) -> None:
 
 
 @compiled
-def _lr_scores(x: Array, weight: Array, bias: Array, out: Array) -> None:
+def _lr_scores_of_pixels(x: Array, weight: Array, bias: Array, out: Array) -> None:
+    place = lines(_TOGETHER, x.shape[1])
     for start in range(0, len(x), _TOGETHER):
         rows = np.arange(start, min(start + _TOGETHER, len(x)))
-        _linear_by_eight(gathered(x, rows), weight, bias, out[start : start + rows.size])
+        gather(x, rows, place)
+        _lr_scores(place[: rows.size], weight, bias, out[start : start + rows.size])
 
 
 def compiled_lr(classes: int, _shape: tuple[int, ...]) -> Compiled:
@@ -195,7 +202,8 @@ def compiled_lr(classes: int, _shape: tuple[int, ...]) -> Compiled:
     def scores(w: Array, x: Array) -> Array:
         out = np.empty((len(x), classes), dtype=np.float32)
         weight, bias = w[:-classes].reshape(classes, -1), w[-classes:]
-        _lr_scores(x.reshape(len(x), -1), weight, bias, out)
+        own = _lr_scores if x.dtype == np.float32 else _lr_scores_of_pixels
+        own(x.reshape(len(x), -1), weight, bias, out)
         return out
 
     def scores_of_all(models: Array, x: Array) -> Array:

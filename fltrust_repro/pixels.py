@@ -13,21 +13,32 @@ WHITE = 255
 
 
 @compiled
-def gathered(x: Array, rows: Array) -> Array:
-    """Return examples `rows` of x (n, ...) as float32 (len(rows), ...).
+def gather(x: Array, rows: Array, out: Array) -> None:
+    """Write examples `rows` of x (n, ...) into `out`, float32 (len(rows), ...).
 
     Where x is uint8 they are pixels / 255, rounded once; where it is float32 they are as they are.
     """
-    out = np.empty((rows.size,) + x.shape[1:], dtype=np.float32)  # noqa: RUF005  (for numba)
-    # By a division: some pixels times 1 / 255 would be other numbers.
-    one = np.float32(WHITE if x.itemsize == 1 else 1)
+    white = np.float32(WHITE)  # some pixels times 1 / 255 would be other numbers
+    length = x.size // len(x)
+    examples, places = x.reshape(len(x), length), out.reshape(len(out), length)
     for i in range(rows.size):
-        source, target = x[rows[i]].ravel(), out[i].ravel()
-        for j in range(source.size):
-            target[j] = np.float32(source[j]) / one
+        source, target = examples[rows[i]], places[i]
+        if x.itemsize == 1:
+            for j in range(length):
+                target[j] = np.float32(source[j]) / white
+        else:
+            for j in range(length):
+                target[j] = np.float32(source[j])
+
+
+@compiled
+def gathered(x: Array, rows: Array) -> Array:
+    """Return examples `rows` of x (n, ...), as `gather` writes them."""
+    out = np.empty((rows.size,) + x.shape[1:], dtype=np.float32)  # noqa: RUF005  (for numba)
+    gather(x, rows, out)
     return out
 
 
 def numbers(x: Array) -> Array:
-    """Return all examples x (n, ...) as float32, as `gathered` does; x itself where it is that."""
+    """Return all examples x (n, ...) as float32; x itself where it is that."""
     return x if x.dtype == np.float32 else gathered(x, np.arange(len(x)))
