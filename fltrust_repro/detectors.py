@@ -52,8 +52,9 @@ def fldetector(
     told of as many fewer compromised, and the others' scores are taken anew, so that the next
     detection is `window` iterations away. A detection that would make half of all known workers
     left out is passed over, since the threat model says that most are honest. A worker that sends
-    what is not finite is left out at once. One that was not selected in the last `window`
-    iterations is not scored in this one. Where nobody is left, the model stays.
+    what is not finite is left out at once. Where workers are selected, one that did not send in the
+    last `window` iterations is not scored in this one, and none is detected before most have a
+    score. Where nobody is left, the model stays.
 
     Notes: "workers kept", "workers detected", summed over iterations. Remembers (m, d) numbers and
     2 `window` d; costs one pass over the updates and (window d) times window beside `base`, of
@@ -136,17 +137,17 @@ def hessian_products(steps: np.ndarray, changes: np.ndarray, ways: np.ndarray) -
         H v = sigma v - [sigma S' Y'] M^-1 [sigma S v; Y v],   M = [sigma S S', L; L', -D],
 
     sigma = s'y / s's of the latest, L_ij = s_i'y_j below the diagonal, D on it. H is linear in Y:
-    of updates instead of gradients it gives differences of updates. 0 where nothing moved.
+    of updates instead of gradients it gives differences of updates. 0 where nothing moved last, or
+    a difference is not finite.
     """
     s, y, v = (array.astype(np.float64) for array in (steps, changes, ways))
-    if not len(s) or not (length := s[-1] @ s[-1]):
+    known = len(s) and np.isfinite(s).all() and np.isfinite(y).all()
+    if not known or not (length := s[-1] @ s[-1]):
         return np.zeros_like(v)
     sigma, products = y[-1] @ s[-1] / length, s @ y.T
     lower = np.tril(products, -1)
     middle = np.block([[sigma * (s @ s.T), lower], [lower.T, -np.diag(np.diag(products))]])
     both = np.vstack([sigma * s, y])
-    if not np.isfinite(middle).all():
-        return np.zeros_like(v)
     return sigma * v - np.linalg.lstsq(middle, both @ v.T, rcond=None)[0].T @ both
 
 
@@ -179,11 +180,12 @@ def upper_group(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     groups by k-means with those of scores drawn evenly between the least and the largest, as their
     code does: gap_k = log(mean W_k*) - log W_k. There is more than one group where
     gap_1 < gap_2 - std(log W_2*) sqrt(1 + 1/10). On a line the best two groups are what lies below
-    and above one of n - 1 cuts: k-means is solved exactly, without a random start.
+    and above one of n - 1 cuts: k-means is solved exactly, without a random start. Fewer than three
+    scores are one group, and so are equal ones.
     """
-    low, wide = scores.min(), np.ptp(scores)
-    if not wide > 0:
+    if len(scores) < 3 or not np.ptp(scores) > 0:
         return np.zeros(len(scores), dtype=bool)
+    low, wide = scores.min(), np.ptp(scores)
     drawn = rng.random((_REFERENCES, len(scores)))
     one, two, below = _squares_within(np.sort((scores - low) / wide))
     one_drawn, two_drawn, _ = _squares_within(np.sort(drawn, axis=1))
@@ -212,7 +214,7 @@ def _detected(memory: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
     # Workers of the higher scores, int (k,), of all whose window of distances is full.
     distances, out = memory["distances"], memory["left out"]
     scored = np.flatnonzero(~np.isnan(distances).any(axis=1) & ~out)
-    if len(scored) < 2:
+    if 2 * len(scored) <= np.count_nonzero(~out):
         return scored[:0]
     found = scored[upper_group(distances[scored].mean(axis=1), rng)]
     return found if 2 * (len(found) + np.count_nonzero(out)) < len(out) else found[:0]

@@ -67,7 +67,7 @@ def zeno(
     m, removed = len(updates), c if b is None else b
     if not np.isfinite(rho) or rho < 0:
         raise BadInput(f"rule 'zeno': rho is {rho}; give a finite number of at least 0.")
-    if isinstance(removed, float) or not 0 <= removed < m:
+    if not isinstance(removed, int) or not 0 <= removed < m:
         raise BadInput(
             f"rule 'zeno': b is {removed} of m = {m} workers; give a whole number from 0 to "
             f"{m - 1}."
