@@ -101,4 +101,4 @@ def _differs(change: np.ndarray, average: np.ndarray) -> bool:
     if np.array_equal(change, average, equal_nan=True):
         return False
     gap, length = (np.linalg.norm(a.astype(np.float64)) for a in (change - average, average))
-    return not gap <= _ROUNDING * length
+    return not gap <= _ROUNDING * length < np.inf
