@@ -41,9 +41,9 @@ def fldetector(
 
     H the L-BFGS estimate of `hessian_products` from the last `window` differences of global models
     and of the aggregates. In each iteration after the first `start`, the distances between sent and
-    predicted updates are divided by their mean; a worker's score is the mean of its last `window`
-    (4.2). If by the gap statistic there is more than one group of scores, k-means makes two, and
-    the one of the higher scores is detected (4.3).
+    predicted updates are divided by their mean (there by their sum, which orders scores alike); a
+    worker's score is the mean of its last `window` (4.2). If by the gap statistic there is more
+    than one group of scores, k-means makes two, and that of the higher scores is detected (4.3).
 
     Zhang, Cao, Jia and Gong, "FLDetector: defending federated learning against model poisoning
     attacks via detecting malicious clients", KDD 2022; window, start and base as in their code,
@@ -70,7 +70,7 @@ def fldetector(
     iteration, out = memory["iteration"], memory["left out"]
     finite, already = np.isfinite(lengths(updates)), np.count_nonzero(out)
     out[workers[~finite]] = True
-    step = w_re - memory.get("model", w_re)
+    step = _difference(w_re, memory.get("model", w_re))
     if iteration > start:
         _score(updates, workers, memory, step)
         detected = _detected(memory, rng)
@@ -84,13 +84,18 @@ def fldetector(
     if kept.any():
         left = updates if kept.all() else updates[kept]
         result = np.asarray(rules[base](left, c=max(c - np.count_nonzero(out), 0)))
-    sent = {"steps": step, "changes": result - memory.get("aggregate", result)}
-    for name, row in sent.items() if iteration > 0 else ():
+    change = _difference(result, memory.get("aggregate", result))
+    for name, row in (("steps", step), ("changes", change)) if iteration > 0 else ():
         memory[name] = np.concatenate([memory[name], row[None]])[-window:]
     memory["updates"][workers[finite]] = updates if finite.all() else updates[finite]
     memory["sent in"][workers[finite]] = iteration
     memory.update(iteration=iteration + 1, model=w_re.copy(), aggregate=result.copy())
     return result
+
+
+def _difference(now: np.ndarray, before: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # not finite where nothing will come of it
+        return now - before
 
 
 def _remember(memory: dict[str, Any], known: int, d: int, window: int) -> None:

@@ -118,13 +118,13 @@ def lasa(
     keep = max(round((1 - sparsity) * len(out)), 1)
     ends = np.array([0, *(layer.stop for layer in layers)])
     norms, purity = layer_statistics(updates, rows, keep, ends)
-    counts = 0
+    sizes = []
     for layer, norm, pure in zip(layers, norms * factors[rows], purity):
         kept = ordinary(norm, norm_radius) & ordinary(pure, sign_radius)
         chosen = rows[kept] if kept.any() else rows
         weights = np.zeros(len(updates))
         weights[chosen] = factors[chosen] / len(chosen)
         out[layer] = weighted_sum(updates, weights, layer)
-        counts += len(chosen)
-    notes["workers kept"] += counts / len(layers)
+        sizes.append(len(chosen))
+    notes["workers kept"] += np.array(sizes).mean()
     return out

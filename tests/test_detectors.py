@@ -158,6 +158,17 @@ def test_who_sends_what_is_not_finite_is_left_out_at_once_and_for_good(bad):
     assert not rules["fldetector"](np.full((5, 3), bad), c=1).any()
 
 
+def test_values_that_a_float_can_just_hold_are_borne():
+    send, state = quadratic(9, 6), ServerState()
+    for k in range(12):
+        state.w_re = np.float32([3e38, -3e38, 0, 1, 2, 3]) * np.float32((-1) ** k)
+        updates = send(state.w_re * np.float32(1e-38))
+        updates[:4] = np.float32(3e38) * np.float32((-1) ** k)
+        found = rules["fldetector:base=median,start=2,window=3"](updates, c=4, state=state)
+        assert np.isfinite(found).all()
+    assert left_out(state) == [0, 1, 2, 3]
+
+
 def test_its_memory_is_arrays_and_numbers_and_a_query_moves_nothing():
     send = quadratic(12, 9, 2)
     _, _, state = rounds(send, 8, "fldetector:start=3,window=3", c=2)
