@@ -180,11 +180,11 @@ def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
     "synthetic" ones (Equations 2 to 7); the rule takes the same c on all of them.
 
     Fang, Nabavirazavi, Liu, Sun, Iyengar and Yang, "Do we really need to design new
-    Byzantine-robust aggregation rules?", NDSS 2025, with trimmed mean or median behind
-    it and m / 2 copies. Three workers suffice against trimmed mean, one that sends K in each
-    parameter, one -K, and one a long vector whose values add up to 0: it is the one that is copied,
-    and no trimming of c < m / 2 values removes m / 2 + 1. A row that is not finite is no extreme,
-    and not copied. Allocates (m + share m, d) numbers.
+    Byzantine-robust aggregation rules?", NDSS 2025, with trimmed mean or median behind it and m / 2
+    copies. Three workers suffice against trimmed mean: two send K and -K in each parameter, and the
+    third a long vector whose values add up to 0, which is then the farthest from both extremes; its
+    copies are more than trimming cuts. A row that is not finite is no extreme, and is not copied.
+    Allocates (m + share m, d) numbers.
 
     >>> import numpy as np
     >>> from fltrust_repro.preaggregations import foundation
