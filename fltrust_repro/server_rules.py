@@ -35,7 +35,7 @@ def fltrust(updates: np.ndarray, root: np.ndarray, notes: Counter[str]) -> np.nd
     long, own = lengths(updates), float(lengths(root[None])[0])
     trust = np.zeros(len(updates))
     if 0 < own < np.inf:
-        usable = (0 < long) & (long < np.inf)
+        usable = (long > 0) & (long < np.inf)
         np.divide(lengths_and_slopes(updates, root)[1], long * own, out=trust, where=usable)
         np.clip(trust, 0, 1, out=trust)
     notes["workers kept"] += np.count_nonzero(trust)
