@@ -147,7 +147,7 @@ def measure(budget: float) -> tuple[str, Machine, list[Row]]:
     ]
     for name, sizes in SMALL.items():
         rows.append(_product_row(name, sizes, product_seconds(*sizes, budget / 4)))
-    return _described(), machine, rows
+    return described(), machine, rows
 
 
 def _product_row(case: str, sizes: tuple[int, int, int], seconds: float) -> Row:
@@ -160,6 +160,6 @@ def _row(case: str, rate: str, **figures: float) -> Row:
     return Row("machine", case, "machine", note=rate, **figures)
 
 
-def _described() -> str:
+def described() -> str:
     """Versions, CPU, and each library of matrix products with the kernels that it chose."""
     return f"{versions()}; {os.cpu_count()} cores, one thread"
