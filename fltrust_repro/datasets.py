@@ -25,7 +25,7 @@ from fltrust_repro.files import check_name
 from fltrust_repro.registry import Registry, check_default, is_built_in, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
-DEALINGS = ("once", "each-iteration", "shared")
+DEALINGS = ("once", "each-iteration", "shared", "sorted", "natural")
 # Of a model that a data set names none for. The paper gives no learning rate; this one and those
 # below are calibrated on its numbers without attack.
 LEARNING_RATE = 0.1
@@ -36,7 +36,8 @@ class Dataset:
     """Training and test examples of one trial; once loaded, the arrays are read-only.
 
     `train_x` and `test_x` are float32 (examples, channels, height, width), images pixels / 255;
-    `train_y` and `test_y` int32 (examples,), labels 0..classes-1. A loader need not give `name`.
+    `train_y` and `test_y` int32 (examples,), labels 0..classes-1. A loader need not give
+    `name`, nor `users`, integers that say whose each training example is (`dealing` "natural").
     """
 
     train_x: np.ndarray
@@ -45,10 +46,11 @@ class Dataset:
     test_y: np.ndarray
     classes: int
     name: str = ""
+    users: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.train_x, str):  # earlier versions had the name first
-            name, *parts = (getattr(self, field.name) for field in dataclasses.fields(self))
+            name, *parts = (getattr(self, field) for field in (*PARTS, "classes", "name"))
             for field, value in zip((*PARTS, "classes", "name"), (*parts, name)):
                 object.__setattr__(self, field, value)
 
@@ -171,7 +173,8 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
         with threadpool_limits(limits=1):  # whose number moves the last bits of a product
             loaded = load(name, np.random.default_rng(0), data_dir)
         digest = hashlib.sha256(str(loaded.classes).encode())
-        for array in (getattr(loaded, part) for part in PARTS):
+        parts = [getattr(loaded, part) for part in PARTS]
+        for array in parts + [loaded.users] * (loaded.users is not None):
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(array)
         _digests[name, code] = digest.hexdigest()[:16]
@@ -230,7 +233,11 @@ def _checked(name: str, loaded: Any) -> Dataset:
         else:
             continue
         raise BadInput(f"data set {name!r}: the {part} examples {problem}; correct its loader.")
-    return Dataset(train_x, train_y, test_x, test_y, int(classes), name)
+    users = loaded.users
+    if users is not None and not (users.dtype.kind in "iu" and users.shape == train_y.shape):
+        given = f"{users.dtype} {users.shape} for {len(train_y)} training examples"
+        raise BadInput(f"{what} gave users {given}; give a whole number for each.")
+    return Dataset(train_x, train_y, test_x, test_y, int(classes), name, users)
 
 
 def _laid_out(array: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import pandas as pd
 from fltrust_repro import claims, figures, report
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
-from fltrust_repro.experiments import Experiment, readable
+from fltrust_repro.experiments import MEASURES, Experiment, readable
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import FIRST_SEED, Trial
 
@@ -220,6 +220,7 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
         sections=[_section(experiment, trials) for experiment in ordered],
         origin=_origin(_used(experiments, trials)),
         panel=figures.PANEL,
+        measures=MEASURES,
     )
 
 

@@ -129,6 +129,8 @@ class Setting:
         # What changes nothing takes its default.
         if attack.name == "none":
             self._put({n: f.default for n, f in FIELDS.items() if f.metadata["attackers"]})
+        if self.readings.dealing in ("sorted", "natural"):
+            self._put({"non_iid": FIELDS["non_iid"].default})
         if self.defense == "none" or "c" not in rule.parameters:
             self._put({"master_assumes": FIELDS["master_assumes"].default})
 

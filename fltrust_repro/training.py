@@ -20,7 +20,7 @@ from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.doors import as_numbers
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
-from fltrust_repro.partition import Batches, Shards, partition, sample_batches, share_groups
+from fltrust_repro.partition import Batches, Shards, deal, sample_batches
 from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
@@ -261,9 +261,14 @@ class Federation:
     def _deal(self) -> Shards:
         """Deal the examples to the workers (4.1), and the poisoned ones to their holders."""
         setting, rng = self._setting, self._rngs["partition"]
-        deal = share_groups if setting.readings.dealing == "shared" else partition
-        shards = deal(self._dealt_y, self._data.classes, setting.workers, setting.non_iid, rng)
-        if setting.readings.worker_order == "shuffled":
+        readings, data, counts = (
+            setting.readings,
+            self._data,
+            (setting.workers, setting.compromised),
+        )
+        examples = self._dealt_y, data.classes, data.users
+        shards = deal(readings.dealing, *examples, *counts, setting.non_iid, rng)
+        if readings.worker_order == "shuffled" and readings.dealing != "sorted":
             shards = shards.shuffled(generator(self._seed, "order"))
         if self._holders is None:
             return shards
