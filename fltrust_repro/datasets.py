@@ -1,4 +1,4 @@
-"""The data sets of Section 4.1: MNIST, Fashion-MNIST, CH-MNIST and Breast Cancer.
+"""The data sets of Section 4.1, MNIST, Fashion-MNIST, CH-MNIST and Breast Cancer, and others.
 
 Each is read once per process; only its split is redone per call. A plug-in adds one with a function
 from the directories to search and a generator, and says what the data set is trained with:
@@ -22,6 +22,7 @@ import numpy as np
 from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, in_words, shown
 from fltrust_repro.files import check_name
+from fltrust_repro.har import CLASSES, read_har
 from fltrust_repro.registry import Registry, check_default, is_built_in, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
@@ -197,6 +198,7 @@ def verify(name: str, data_dir: str | Path | None = None) -> None:
             f"{name} is not at hand; run `python -m fltrust_repro data fetch {name}`, or "
             f"{downloads.by_hand(name, directories)}."
         )
+    read_har.cache_clear()
     readers.forget()  # what lies on the disk now is to be checked
     _check_finite(load(name, np.random.default_rng(0), data_dir))
     if name == "ch-mnist":
@@ -293,6 +295,21 @@ def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Da
     scaled = [((x - center) / scale).astype(np.float32) for x in (drawn.train_x, drawn.test_x)]
     train_x, test_x = map(readers.frozen, scaled)
     return dataclasses.replace(drawn, train_x=train_x, test_x=test_x)
+
+
+@dataset("har", learning_rates={"lr": 0.01}, dealing="natural")
+def har(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
+    """Activities by smartphone: 10,299, 561 features, 6 classes, 30 users (UCI, CC-BY 4.0; 61 MB).
+
+    Of each user's examples 3/4 are for training, drawn at random (FLTrust, FoundationFL).
+    """
+    x, y, users = read_har(downloads.obtain("har", directories)[0])
+    trains = np.zeros(len(y), dtype=bool)
+    for user in np.unique(users):
+        own = rng.permutation(np.flatnonzero(users == user))
+        trains[own[: 3 * len(own) // 4]] = True
+    kept = (readers.frozen(part[which]) for which in (trains, ~trains) for part in (x, y))
+    return Dataset(*kept, classes=CLASSES, users=readers.frozen(users[trains]))
 
 
 @dataset("digits")

@@ -260,14 +260,10 @@ class Federation:
 
     def _deal(self) -> Shards:
         """Deal the examples to the workers (4.1), and the poisoned ones to their holders."""
-        setting, rng = self._setting, self._rngs["partition"]
-        readings, data, counts = (
-            setting.readings,
-            self._data,
-            (setting.workers, setting.compromised),
-        )
-        examples = self._dealt_y, data.classes, data.users
-        shards = deal(readings.dealing, *examples, *counts, setting.non_iid, rng)
+        setting, readings = self._setting, self._setting.readings
+        examples = self._dealt_y, self._data.classes, self._data.users
+        who = setting.workers, setting.compromised, setting.non_iid
+        shards = deal(readings.dealing, *examples, *who, self._rngs["partition"])
         if readings.worker_order == "shuffled" and readings.dealing != "sorted":
             shards = shards.shuffled(generator(self._seed, "order"))
         if self._holders is None:
