@@ -131,6 +131,14 @@ def cnn(classes: int, shape: Shape) -> HybridBlock:
     return block
 
 
+@model("resnet20")
+def resnet20(classes: int, shape: Shape) -> HybridBlock:
+    """ResNet20 of He et al. (2016) from Gluon's model zoo, first convolution for small images."""
+    zoo = backend.mx.gluon.model_zoo.vision
+    depths, channels = [3, 3, 3], [16, 16, 32, 64]
+    return zoo.ResNetV1(zoo.BasicBlockV1, depths, channels, classes=classes, thumbnail=True)
+
+
 @model("bucketing-cnn", iterations=600)
 def bucketing_cnn(classes: int, shape: Shape) -> HybridBlock:
     """CNN of the bucketing paper's code, with dropout (d = 1,199,882; Karimireddy et al., 2022).
@@ -160,11 +168,3 @@ def bucketing_cnn(classes: int, shape: Shape) -> HybridBlock:
         nn.Dense(classes, in_units=128, **drawn(128)),
     )
     return block
-
-
-@model("resnet20")
-def resnet20(classes: int, shape: Shape) -> HybridBlock:
-    """ResNet20 of He et al. (2016) from Gluon's model zoo, first convolution for small images."""
-    zoo = backend.mx.gluon.model_zoo.vision
-    depths, channels = [3, 3, 3], [16, 16, 32, 64]
-    return zoo.ResNetV1(zoo.BasicBlockV1, depths, channels, classes=classes, thumbnail=True)
