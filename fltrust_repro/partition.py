@@ -97,7 +97,7 @@ def root_examples(
 
 
 def deal(
-    dealing: str,
+    dealing: str | None,
     labels: np.ndarray,
     classes: int,
     users: np.ndarray | None,
