@@ -308,8 +308,10 @@ def har(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
     for user in np.unique(users):
         own = rng.permutation(np.flatnonzero(users == user))
         trains[own[: 3 * len(own) // 4]] = True
-    kept = (readers.frozen(part[which]) for which in (trains, ~trains) for part in (x, y))
-    return Dataset(*kept, classes=CLASSES, users=readers.frozen(users[trains]))
+    train_x, test_x, train_y, test_y, own = map(
+        readers.frozen, (x[trains], x[~trains], y[trains], y[~trains], users[trains])
+    )
+    return Dataset(train_x, train_y, test_x, test_y, CLASSES, users=own)
 
 
 @dataset("digits")

@@ -180,7 +180,7 @@ class Learner:
         losses = [nd.full(1, np.nan, ctx=self._ctx)] * m
         # What a layer draws, such as dropout, follows from the batches: new in each iteration, and
         # the same in a trial that goes on from where it was interrupted.
-        backend.mx.random.seed(zlib.crc32(batches.rows))
+        backend.mx.random.seed(zlib.crc32(batches.rows.tobytes()))
         self._load(self._weights, w_re)
         for i, count in enumerate(batches.counts):
             update = 0.0
