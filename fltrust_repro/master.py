@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro.aggregation import mean
+from fltrust_repro.aggregation import rules
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.datasets import Dataset
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
@@ -76,8 +76,9 @@ class MasterDevice:
             state.workers = np.delete(state.workers, removed)
         change = host_view(master.rule(updates, c=c, beta=master.beta, state=state))
         if compared:
+            mean = rules["mean"].function(host_view(updates))
             state.notes["compared with the mean"] += 1
-            state.notes["differs from the mean"] += int(_differs(change, mean(host_view(updates))))
+            state.notes["differs from the mean"] += int(_differs(change, mean))
         return change
 
     def _removed(self, updates: NDArray) -> np.ndarray:
@@ -97,8 +98,8 @@ class MasterDevice:
         return judge
 
 
-def _differs(change: np.ndarray, average: np.ndarray) -> bool:
-    if np.array_equal(change, average, equal_nan=True):
+def _differs(change: np.ndarray, mean: np.ndarray) -> bool:
+    if np.array_equal(change, mean, equal_nan=True):
         return False
-    gap, length = (np.linalg.norm(a.astype(np.float64)) for a in (change - average, average))
+    gap, length = (np.linalg.norm(a.astype(np.float64)) for a in (change - mean, mean))
     return not gap <= _ROUNDING * length

@@ -32,14 +32,14 @@ def fltrust(updates: np.ndarray, root: np.ndarray, notes: Counter[str]) -> np.nd
     >>> fltrust([[4, 0], [0, 9], [-1, 0], [3, 3]], root=[2, 0]).round(3)
     array([1.757, 0.586], dtype=float32)
     """
-    long, slopes = lengths(updates), lengths_and_slopes(updates, root)[1]
-    own = float(lengths(root[None])[0])
-    usable = np.isfinite(long) & (long > 0) & (0 < own < np.inf)
+    long, own = lengths(updates), float(lengths(root[None])[0])
     trust = np.zeros(len(updates))
-    np.divide(slopes, long * own, out=trust, where=usable)
-    trust = np.clip(trust, 0, 1)
+    if 0 < own < np.inf:
+        usable = (0 < long) & (long < np.inf)
+        np.divide(lengths_and_slopes(updates, root)[1], long * own, out=trust, where=usable)
+        np.clip(trust, 0, 1, out=trust)
     notes["workers kept"] += np.count_nonzero(trust)
     notes["trust"] += trust.sum()
-    weights = np.zeros(len(updates))
-    np.divide(trust * own, long * trust.sum(), out=weights, where=trust > 0)
-    return weighted_sum(updates, weights).astype(np.float32)
+    weights = np.divide(trust, long, out=np.zeros(len(updates)), where=trust > 0)
+    scale = own / trust.sum() if trust.any() else 0.0
+    return weighted_sum(updates, scale * weights).astype(np.float32)

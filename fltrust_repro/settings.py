@@ -34,10 +34,12 @@ MOST = 1_000_000
 MOST_EXAMPLES = 100_000_000  # drawn in one iteration, all workers together
 
 
-def _field(default: Any, text: str, *others: str, attackers: bool = False) -> Any:
-    """A field, its help text, and what else may be chosen."""
+def _field(
+    default: Any, text: str, *others: str, attackers: bool = False, untold: bool = False
+) -> Any:
+    """A field, its help text, and what else may be chosen; `untold` where another's text tells."""
     choices = tuple(filter(None, (default, *others))) if others else ()
-    metadata = {"help": text, "choices": choices, "attackers": attackers}
+    metadata = {"help": text, "choices": choices, "attackers": attackers, "untold": untold}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -63,7 +65,7 @@ class Readings:
     master_assumes: str = _field("c", "compromised, after a defense", "zero")
     initial: str = _field("xavier-3", "", "xavier-2.24", "xavier-1", "uniform-0.07")
     batches: str = _field("distinct", "", "with-replacement")
-    gradient: str = _field("mean", "over a batch", "sum")
+    gradient: str = _field("mean", "", "sum")  # over a batch
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -87,7 +89,7 @@ class Setting:
     attack: str = _field("none", "What the compromised workers do.")
     knowledge: str | None = _field("full", "The attacker's", "partial")
     defense: str = _field("none", "What is removed before the rule.")
-    workers: int = _field(100, "Worker devices, m.")
+    workers: int = _field(100, "Workers, m; --selected N at a time.")
     compromised: int = _field(20, "Compromised among them, c.")
     non_iid: float = _field(0.5, "Degree of non-IID, p.")
     beta: int = _field(None, "Values trimmed per end by trimmed mean; default c.")
@@ -98,9 +100,9 @@ class Setting:
     learning_rate: float = _field(None, "alpha on the mean loss; default the data set's.")
     rounds: int = _field(1, "Local rounds of SGD per iteration.")
     momentum: float = _field(0.0, "Of each worker's updates.")
-    selected: int = _field(None, "Workers selected per iteration; default all.")
-    root_size: int = _field(0, "Examples of the server's own, as fltrust asks for.")
-    root_bias: float = _field(None, "Share of class 1 in them; default random.")
+    selected: int = _field(None, "Workers selected per iteration; default all.", untold=True)
+    root_size: int = _field(0, "The server's own examples (FLTrust).")
+    root_bias: float = _field(None, "Share of class 1 in these; default at random.")
     poisoned_fraction: float = _field(1.0, "Share of iterations attacked.", attackers=True)
     goal: str = _attackers("goal", "What is maximised")
     poisoned_share: float = _field(0.04, "Share of examples poisoned (4.4).", attackers=True)
