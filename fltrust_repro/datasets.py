@@ -22,7 +22,7 @@ import numpy as np
 from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, in_words, shown
 from fltrust_repro.files import check_name
-from fltrust_repro.har import CLASSES, read_har
+from fltrust_repro.har import CLASSES, divided, read_har
 from fltrust_repro.registry import Registry, check_default, is_built_in, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
@@ -235,10 +235,11 @@ def _checked(name: str, loaded: Any) -> Dataset:
         else:
             continue
         raise BadInput(f"data set {name!r}: the {part} examples {problem}; correct its loader.")
-    users = loaded.users
-    if users is not None and not (users.dtype.kind in "iu" and users.shape == train_y.shape):
-        given = f"{users.dtype} {users.shape} for {len(train_y)} training examples"
-        raise BadInput(f"{what} gave users {given}; give a whole number for each.")
+    if (users := loaded.users) is not None:
+        counted = isinstance(users, np.ndarray) and users.dtype.kind == "i"
+        if not counted or users.shape != train_y.shape:
+            raise BadInput(f"{what} gave users that are no array of int for each training example.")
+        users = _laid_out(users)
     return Dataset(train_x, train_y, test_x, test_y, int(classes), name, users)
 
 
@@ -299,19 +300,9 @@ def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Da
 
 @dataset("har", learning_rates={"lr": 0.01}, dealing="natural")
 def har(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
-    """Activities by smartphone: 10,299, 561 features, 6 classes, 30 users (UCI, CC-BY 4.0; 61 MB).
-
-    Of each user's examples 3/4 are for training, drawn at random (FLTrust, FoundationFL).
-    """
-    x, y, users = read_har(downloads.obtain("har", directories)[0])
-    trains = np.zeros(len(y), dtype=bool)
-    for user in np.unique(users):
-        own = rng.permutation(np.flatnonzero(users == user))
-        trains[own[: 3 * len(own) // 4]] = True
-    train_x, test_x, train_y, test_y, own = map(
-        readers.frozen, (x[trains], x[~trains], y[trains], y[~trains], users[trains])
-    )
-    return Dataset(train_x, train_y, test_x, test_y, CLASSES, users=own)
+    """Activities by smartphone: 10,299, 561 features, 6 classes, 30 users (UCI, CC-BY 4.0; 61 MB)."""
+    train_x, train_y, test_x, test_y, users = divided(downloads.obtain("har", directories)[0], rng)
+    return Dataset(train_x, train_y, test_x, test_y, CLASSES, users=users)
 
 
 @dataset("digits")

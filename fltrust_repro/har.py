@@ -43,6 +43,20 @@ def read_har(path: Path) -> Activities:
         return _parsed(lambda name: _content(folder / name))
 
 
+def divided(path: Path, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Read-only `train_x, train_y, test_x, test_y` and whose each training example is.
+
+    Of each user's examples 3/4 are for training, drawn at random (FLTrust, FoundationFL).
+    """
+    x, y, users = read_har(path)
+    trains = np.zeros(len(y), dtype=bool)
+    for user in np.unique(users):
+        own = rng.permutation(np.flatnonzero(users == user))
+        trains[own[: 3 * len(own) // 4]] = True
+    parts = x[trains], y[trains], x[~trains], y[~trains], users[trains]
+    return tuple(map(frozen, parts))
+
+
 def _content(path: Path) -> bytes:
     with path.open("rb") as file:
         return all_of(file, _MOST_BYTES)
