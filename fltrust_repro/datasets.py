@@ -300,7 +300,7 @@ def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Da
 
 @dataset("har", learning_rates={"lr": 0.01}, dealing="natural")
 def har(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
-    """Activities by smartphone: 10,299, 561 features, 6 classes, 30 users (UCI, CC-BY 4.0; 61 MB)."""
+    """Activities by smartphone: 10,299, 561 features, 6 classes, 30 users (UCI, CC-BY; 61 MB)."""
     train_x, train_y, test_x, test_y, users = divided(downloads.obtain("har", directories)[0], rng)
     return Dataset(train_x, train_y, test_x, test_y, CLASSES, users=users)
 
