@@ -31,7 +31,7 @@ from fltrust_repro.kernels import (
     middle_means_without,
 )
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
-from fltrust_repro.registry import Registry
+from fltrust_repro.registry import Registry, check_default
 from fltrust_repro.server import ASKED, ServerState
 
 
@@ -242,25 +242,31 @@ class Crowd:
         return _krum(self._squared, self._nearest, among, neighbours, crafted, copies)
 
 
-def _krum_without(updates: np.ndarray, c: int) -> WithoutEach:
-    m = len(updates)
-    crowd = Crowd(squared_distances(updates))
+def _crowd(updates: np.ndarray, power: float) -> Crowd:
+    check_default("rule 'krum'", "power", power, float)
+    return Crowd(squared_distances(updates) ** (power / 2))
+
+
+def _krum_without(updates: np.ndarray, c: int, *, power: float = 2.0) -> WithoutEach:
+    m, crowd = len(updates), _crowd(updates, power)
     chosen = [crowd.select(max(m - c - 3, 1), others)[0] for others in ~np.eye(m, dtype=bool)]
     few, which = np.unique(chosen, return_inverse=True)
     return WithoutEach(updates[few], which)
 
 
 @rule("krum", Limit("m - c - 2", lambda m, c, beta: m - c - 2), leave_one_out=_krum_without)
-def krum(updates: np.ndarray, c: int) -> np.ndarray:
+def krum(updates: np.ndarray, c: int, *, power: float = 2.0) -> np.ndarray:
     """Select the update with the smallest sum of squared distances to its m - c - 2 nearest.
 
-    Of equal ones the first is selected. Allocates a block of columns and a few (m, m) matrices.
+    Of equal ones the first is selected. With `power=4` the squares are squared once more, as the
+    code of the bucketing paper does by mistake (experiments/bucketing.toml); the Krum attack still
+    expects squares. Allocates a block of columns and a few (m, m) matrices.
 
     >>> from fltrust_repro import krum
     >>> krum([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]], c=1)
     array([1. , 1.5], dtype=float32)
     """
-    choice, _ = Crowd(squared_distances(updates)).select(len(updates) - c - 2)
+    choice, _ = _crowd(updates, power).select(len(updates) - c - 2)
     return updates[choice].copy()
 
 

@@ -166,8 +166,8 @@ class Archive:
     def error_rates(
         self, setting: Setting, seeds: Container[int], measure: str = "error_rate"
     ) -> list[float]:
-        """Return the final error rates of a setting's finished trials, or their lowest ones."""
-        return [getattr(trial.result, measure) for trial in self.find(setting, seeds)]
+        """Return a measure of a setting's finished trials, by default the final error rates."""
+        return [trial.error(measure) for trial in self.find(setting, seeds)]
 
     def salvaged(self) -> Iterator[Trial]:
         """Yield the file's trials; where it is damaged, what can be read before and after that."""

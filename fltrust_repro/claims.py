@@ -55,7 +55,7 @@ class Numbers:
 
     def errors(self, cell: Cell, what: str = "error_rate") -> list[float]:
         """Error rates of a cell's trials, or their lowest ones."""
-        return [getattr(trial.result, what) for trial in self.trials(cell)]
+        return [trial.error(what) for trial in self.trials(cell)]
 
     def mean(self, cell: Cell, what: str = "error_rate") -> float:
         """Mean error rate of a cell."""

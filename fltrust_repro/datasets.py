@@ -1,4 +1,4 @@
-"""The data sets of Section 4.1: MNIST, Fashion-MNIST, CH-MNIST and Breast Cancer.
+"""The data sets of Section 4.1, MNIST, Fashion-MNIST, CH-MNIST and Breast Cancer, and others.
 
 Each is read once per process; only its split is redone per call. A plug-in adds one with a function
 from the directories to search and a generator, and says what the data set is trained with:
@@ -22,10 +22,11 @@ import numpy as np
 from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, in_words, shown
 from fltrust_repro.files import check_name
+from fltrust_repro.har import CLASSES, divided, read_har
 from fltrust_repro.registry import Registry, check_default, is_built_in, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
-DEALINGS = ("once", "each-iteration", "shared")
+DEALINGS = ("once", "each-iteration", "shared", "sorted", "natural")
 # Of a model that a data set names none for. The paper gives no learning rate; this one and those
 # below are calibrated on its numbers without attack.
 LEARNING_RATE = 0.1
@@ -37,7 +38,8 @@ class Dataset:
 
     `train_x` and `test_x` are (examples, channels, height, width), both of one type: float32, or
     uint8, pixels that stand for pixel / 255 and so take a quarter of the memory. `train_y` and
-    `test_y` are int32 (examples,), labels 0..classes-1. A loader need not give `name`.
+    `test_y` are int32 (examples,), labels 0..classes-1. A loader need not give `name`, nor `users`,
+    integers that say whose each training example is (`dealing` "natural").
     """
 
     train_x: np.ndarray
@@ -46,10 +48,11 @@ class Dataset:
     test_y: np.ndarray
     classes: int
     name: str = ""
+    users: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.train_x, str):  # earlier versions had the name first
-            name, *parts = (getattr(self, field.name) for field in dataclasses.fields(self))
+            name, *parts = (getattr(self, field) for field in (*PARTS, "classes", "name"))
             for field, value in zip((*PARTS, "classes", "name"), (*parts, name)):
                 object.__setattr__(self, field, value)
 
@@ -179,7 +182,8 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
         with threadpool_limits(limits=1):  # whose number moves the last bits of a product
             loaded = load(name, np.random.default_rng(0), data_dir)
         digest = hashlib.sha256(str(loaded.classes).encode())
-        for array in (getattr(loaded, part) for part in PARTS):
+        parts = [getattr(loaded, part) for part in PARTS]
+        for array in parts + [loaded.users] * (loaded.users is not None):
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(array)
         _digests[name, code] = digest.hexdigest()[:16]
@@ -202,6 +206,7 @@ def verify(name: str, data_dir: str | Path | None = None) -> None:
             f"{name} is not at hand; run `python -m fltrust_repro data fetch {name}`, or "
             f"{downloads.by_hand(name, directories)}."
         )
+    read_har.cache_clear()
     readers.forget()  # what lies on the disk now is to be checked
     _check_finite(load(name, np.random.default_rng(0), data_dir))
     if name == "ch-mnist":
@@ -242,7 +247,12 @@ def _checked(name: str, loaded: Any) -> Dataset:
         else:
             continue
         raise BadInput(f"data set {name!r}: the {part} examples {problem}; correct its loader.")
-    return Dataset(train_x, train_y, test_x, test_y, int(classes), name)
+    if (users := loaded.users) is not None:
+        counted = isinstance(users, np.ndarray) and users.dtype.kind == "i"
+        if not counted or users.shape != train_y.shape:
+            raise BadInput(f"{what} gave users that are no array of int for each training example.")
+        users = _laid_out(users)
+    return Dataset(train_x, train_y, test_x, test_y, int(classes), name, users)
 
 
 def _laid_out(array: np.ndarray) -> np.ndarray:
@@ -298,6 +308,13 @@ def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Da
     scaled = [((x - center) / scale).astype(np.float32) for x in (drawn.train_x, drawn.test_x)]
     train_x, test_x = map(readers.frozen, scaled)
     return dataclasses.replace(drawn, train_x=train_x, test_x=test_x)
+
+
+@dataset("har", learning_rates={"lr": 0.01}, dealing="natural")
+def har(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
+    """Activities by smartphone: 10,299, 561 features, 6 classes, 30 users (UCI, CC-BY; 61 MB)."""
+    train_x, train_y, test_x, test_y, users = divided(downloads.obtain("har", directories)[0], rng)
+    return Dataset(train_x, train_y, test_x, test_y, CLASSES, users=users)
 
 
 @dataset("digits")

@@ -19,6 +19,8 @@ from fltrust_repro.files import path_of
 
 TILES_ZIP = "Kather_texture_2016_image_tiles_5000.zip"
 TILES_CACHE = "ch-mnist-64.npz"
+HAR_ZIP = "human+activity+recognition+using+smartphones.zip"
+HAR_INNER = "UCI HAR Dataset.zip"  # in it
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 _CHUNK = 2**16
 _REASONS = {
@@ -83,6 +85,12 @@ SOURCES: dict[str, Source] = {
     "ch-mnist-8": Source(
         "ch-mnist", (("hmnist_8_8_L.csv", "hmnist_8_8_L.csv.gz"),),
         by_hand="Kaggle's hmnist_8_8_L.csv (data set kmader/colorectal-histology-mnist)",
+    ),
+    "har": Source(
+        "har", (("UCI HAR Dataset/train/X_train.txt", HAR_INNER, HAR_ZIP),),
+        {HAR_ZIP: "sha256:c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"},
+        ("https://archive.ics.uci.edu/static/public/240/",),
+        by_hand=f"UCI's {HAR_ZIP}, or the folder 'UCI HAR Dataset' that is in it,",
     ),
 }  # fmt: skip
 SOURCES["mnist-6000"] = SOURCES["mnist"]

@@ -2,7 +2,7 @@
 
 title = "..."
 published_by = "..."           # optional: whose numbers `paper` are
-measure = "lowest_error_rate"  # optional: the default is "error_rate", of the final model
+measure = "lowest_error_rate"  # optional, one of `MEASURES`: the default is of the final model
 seconds = 5                    # optional: of one trial on one CPU core
 [setting]                      # what all cells share
 [rows]                         # per row: name = { setting fields }
@@ -34,7 +34,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MEASURES = ("error_rate", "lowest_error_rate")
+MEASURES = {
+    "error_rate": "Testing error rate",  # of the final model
+    "lowest_error_rate": "Lowest testing error rate",
+    "late_error_rate": "Mean testing error rate of the last fifth of the iterations",
+}
 MOST_BYTES = 1_000_000  # of an experiment's file; the largest of the paper's has 2,000
 MOST_CELLS = 10_000
 MOST_LETTERS = 300  # of a title, or of the name of a row
@@ -105,7 +109,7 @@ class Experiment:
     columns: tuple[str, ...]
     cells: tuple[Cell, ...]
     figure: Figure | None = None
-    measure: str = MEASURES[0]
+    measure: str = "error_rate"
     seconds: float | None = None
     published_by: str | None = None
 
@@ -307,7 +311,7 @@ def _check_parts(content: Fields) -> None:
         if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
             allowed = f"at most {MOST_LETTERS} letters on one line"
             raise BadInput(f"{what} is {shown(text)}; give {allowed}.")
-    measure, seconds = content.get("measure", MEASURES[0]), content.get("seconds", 1)
+    measure, seconds = content.get("measure", "error_rate"), content.get("seconds", 1)
     if measure not in MEASURES:
         raise BadInput(f"measure is {shown(measure)}; {choose(measure, MEASURES)}")
     if not _is_number(seconds) or not 0 < seconds < 1e9:

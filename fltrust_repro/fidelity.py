@@ -1,12 +1,14 @@
-"""The fidelity report: every value that the paper prints beside ours, and its claims in words.
+"""The fidelity report: every value that a paper prints beside ours, and its claims in words.
 
-As Markdown, as LaTeX, and as one HTML page that needs no other file, no network and no script.
+A page for each paper whose tables are experiments: as Markdown, as LaTeX, and as one HTML page that
+needs no other file, no network and no script.
 """
 
 from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from statistics import median
@@ -17,18 +19,47 @@ import pandas as pd
 from fltrust_repro import claims, figures, report
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
-from fltrust_repro.experiments import Experiment, readable
+from fltrust_repro.experiments import MEASURES, Experiment, readable
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import FIRST_SEED, Trial
 
+PAPER = "Fang et al., USENIX Security 2020"  # the one whose claims are judged, too
 PAPER_TRIALS = 50
 SEEDS_TOLD = f"Seeds 0 to {FIRST_SEED - 1} chose the readings; trials with them are left out."
 Trials = Mapping[Setting, Sequence[Trial]]
 
 
 def all_experiments() -> list[Experiment]:
-    """Return the experiments of the paper, by name; not those that chose the readings."""
+    """Return the experiments of all papers, by name; not those that chose the readings."""
     return [experiment for experiment in readable() if experiment.published_by]
+
+
+def by_paper(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+    """Return published experiments by who published them, the paper first."""
+    papers: dict[str, list[Experiment]] = {PAPER: []}
+    for experiment in experiments:
+        papers.setdefault(experiment.published_by or PAPER, []).append(experiment)
+    return {paper: some for paper, some in papers.items() if some}
+
+
+def page_name(paper: str) -> str:
+    """Name the files of a paper's page, without their endings.
+
+    >>> from fltrust_repro.fidelity import page_name
+    >>> page_name("Karimireddy et al., ICLR 2022")
+    'fidelity-karimireddy-et-al-iclr-2022'
+    """
+    words = re.findall(r"\w+", paper.lower())
+    return "fidelity" if paper == PAPER else f"fidelity-{'-'.join(words)}"
+
+
+def _judged(
+    experiments: Sequence[Experiment], trials: Trials
+) -> tuple[str, list[tuple[claims.Claim, str, str]]]:
+    """Whose page the experiments make, and that paper's claims with their verdicts."""
+    paper = next(iter(by_paper(experiments)), PAPER)
+    known = CLAIMS if paper == PAPER else []
+    return paper, claims.judge(known, numbers(experiments, trials))
 
 
 def measured(experiment: Experiment, trials: Trials) -> list[report.Measured]:
@@ -134,14 +165,14 @@ def latex(experiment: Experiment, trials: Trials) -> str:
 
 
 def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
-    """Return the whole report as a page; `frame` is `as_frame` of the same."""
-    judged = claims.judge(CLAIMS, numbers(experiments, trials))
+    """Return the report on a paper's experiments; `frame` is `as_frame` of the same."""
+    paper, judged = _judged(experiments, trials)
     told = [
         {"section": one.section, "claim": one.text, "verdict": word, "ours": evidence}
         for one, word, evidence in judged
     ]
     parts = [
-        "# Fidelity report\n",
+        "# Fidelity report" + f": {report.markdown(paper)}" * (paper != PAPER) + "\n",
         f"{summary(frame)} {SEEDS_TOLD} Written by `python -m fltrust_repro report`.",
         "",
         "Inside: within 0.03 of the paper, under a crafted attack within 0.03 + 20% of the",
@@ -151,9 +182,12 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
         f"{report.LEAST_TRIALS} trials is not judged.",
         "± is the 95% confidence interval over trials (Student's t).",
         "",
-        "## What the paper says in words\n",
-        f"{claims.counted(judged)}.\n\n{report.rendered(told, 'github')}\n",
     ]
+    if judged:
+        parts += [
+            "## What the paper says in words\n",
+            f"{claims.counted(judged)}.\n\n{report.rendered(told, 'github')}\n",
+        ]
     for experiment in experiments:
         heading = f"## {report.markdown(experiment.title)}\n"
         lines = frame[frame["experiment"] == experiment.name]
@@ -191,7 +225,7 @@ def _values_table(lines: pd.DataFrame) -> str:
 
 
 def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
-    """Return the report as a page, with figures, error curves and where they came from.
+    """Return a paper's report as a page, with figures, error curves and where they came from.
 
     `frame` is `as_frame` of the same. The same numbers give the same bytes.
     """
@@ -203,12 +237,13 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
         finalize=lambda value: one_line(value) if type(value) is str else value,
     )  # fmt: skip
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    judged = claims.judge(CLAIMS, numbers(experiments, trials))
+    paper, judged = _judged(experiments, trials)
     # Tables first, then what the text prints, then figures.
     ordered = sorted(
         experiments, key=lambda e: (e.figure is not None, not e.title.startswith("Table"))
     )
     return environment.from_string(template).render(
+        paper="" if paper == PAPER else paper,
         summary=summary(frame),
         seeds=SEEDS_TOLD,
         least_trials=report.LEAST_TRIALS,
@@ -220,6 +255,7 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
         sections=[_section(experiment, trials) for experiment in ordered],
         origin=_origin(_used(experiments, trials)),
         panel=figures.PANEL,
+        measures=MEASURES,
     )
 
 

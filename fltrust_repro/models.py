@@ -1,4 +1,4 @@
-"""The paper's classifiers (Section 4.1) as plain Gluon blocks, and how to add one.
+"""The paper's classifiers (Section 4.1) and others' as plain Gluon blocks, and how to add one.
 
     @model("mlp", iterations=1000)
     def mlp(classes: int, shape: Shape) -> HybridBlock:
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -137,3 +137,34 @@ def resnet20(classes: int, shape: Shape) -> HybridBlock:
     zoo = backend.mx.gluon.model_zoo.vision
     depths, channels = [3, 3, 3], [16, 16, 32, 64]
     return zoo.ResNetV1(zoo.BasicBlockV1, depths, channels, classes=classes, thumbnail=True)
+
+
+@model("bucketing-cnn", iterations=600)
+def bucketing_cnn(classes: int, shape: Shape) -> HybridBlock:
+    """CNN of the bucketing paper's code, with dropout (d = 1,199,882; Karimireddy et al., 2022).
+
+    PyTorch's example for MNIST as it was then: no activation after the second convolution, pixels
+    normalised by MNIST's mean and deviation, and PyTorch's initial model, whatever `initial` says.
+    """
+    if any(size < 6 for size in shape[1:]):
+        given = f"images of at least 6 x 6 pixels, these are {shape[1]} x {shape[2]}"
+        raise BadInput(f"model 'bucketing-cnn' needs {given}; use --model lr.")
+    nn, init = backend.mx.gluon.nn, backend.mx.init
+    flat = 64 * ((shape[1] - 4) // 2) * ((shape[2] - 4) // 2)
+
+    def drawn(inputs: int) -> dict[str, Any]:
+        uniform = init.Uniform(inputs**-0.5)
+        return {"weight_initializer": uniform, "bias_initializer": uniform}
+
+    block = nn.HybridSequential()
+    block.add(
+        nn.HybridLambda(lambda F, x: (x - 0.1307) / 0.3081),  # noqa: N803
+        nn.Conv2D(32, 3, activation="relu", in_channels=shape[0], **drawn(9 * shape[0])),
+        nn.Conv2D(64, 3, in_channels=32, **drawn(9 * 32)),
+        nn.MaxPool2D(2, 2),
+        nn.Dropout(0.25, axes=(2, 3)),  # whole maps
+        nn.Dense(128, activation="relu", in_units=flat, **drawn(flat)),
+        nn.Dropout(0.5),
+        nn.Dense(classes, in_units=128, **drawn(128)),
+    )
+    return block

@@ -96,6 +96,25 @@ def root_examples(
     return np.sort(np.concatenate(drawn))
 
 
+def deal(
+    dealing: str | None,
+    labels: np.ndarray,
+    classes: int,
+    users: np.ndarray | None,
+    workers: int,
+    compromised: int,
+    non_iid: float,
+    rng: np.random.Generator,
+) -> Shards:
+    """Deal the training examples as a reading of `dealing` says; raises as `of_users` does."""
+    if dealing == "sorted":
+        return sorted_parts(labels, workers, compromised)
+    if dealing == "natural":
+        return of_users(users, workers)
+    by_group = share_groups if dealing == "shared" else partition
+    return by_group(labels, classes, workers, non_iid, rng)
+
+
 def partition(
     labels: np.ndarray, classes: int, workers: int, non_iid: float, rng: np.random.Generator
 ) -> Shards:
@@ -123,6 +142,32 @@ def share_groups(
     group = _groups(labels, classes, non_iid, rng)
     own = ((np.arange(workers) + 0.5) * classes / workers).astype(np.int64)
     return Shards.of([np.flatnonzero(group == g) for g in own])
+
+
+def sorted_parts(labels: np.ndarray, workers: int, compromised: int) -> Shards:
+    """Cut the examples in the order of their labels into equal parts, one per benign worker.
+
+    The first `compromised` workers hold all examples each. So Karimireddy et al. (ICLR 2022), whose
+    compromised workers draw from other examples of the whole data set in each epoch.
+    """
+    order = np.argsort(labels, kind="stable")
+    parts = np.array_split(order, workers - compromised)
+    return Shards.of([order] * compromised + parts)
+
+
+def of_users(users: np.ndarray | None, workers: int) -> Shards:
+    """Give each worker the examples of one user; `users` (n,) says whose an example is.
+
+    Raises `BadInput` where the data set has no users, or another number of them.
+    """
+    if users is None:
+        problem = "the data set does not say whose its examples are; use --reading dealing=once"
+        raise BadInput(f"dealing is 'natural', but {problem}.")
+    names = np.unique(users)
+    if len(names) != workers:
+        take = f"use --workers {len(names)}, or --reading dealing=once"
+        raise BadInput(f"the data set has {len(names)} users for {workers} workers; {take}.")
+    return Shards.of([np.flatnonzero(users == name) for name in names])
 
 
 def _groups(

@@ -83,7 +83,7 @@ class Watch:
     def done(self, trial: Trial) -> None:
         """Count a finished trial."""
         self._done += 1
-        self._errors[trial.setting].append(getattr(trial.result, self._measure))
+        self._errors[trial.setting].append(trial.error(self._measure))
         self._changed.append(trial.setting)
 
     def failed(self) -> None:

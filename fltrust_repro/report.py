@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import one_line
-from fltrust_repro.experiments import Cell, Experiment
+from fltrust_repro.experiments import MEASURES, Cell, Experiment
 from fltrust_repro.trials import Trial
 
 TOLERANCE = 0.03
@@ -69,8 +69,8 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:
-    """Collect a cell's finished trials; `what` is "error_rate" or "lowest_error_rate"."""
-    errors = tuple(getattr(trial.result, what) for trial in trials)
+    """Collect a cell's finished trials; `what` is one of `MEASURES`."""
+    errors = tuple(trial.error(what) for trial in trials)
     return Measured(cell, errors, sum(trial.result.diverged for trial in trials))
 
 
@@ -207,9 +207,10 @@ def tally(words: Iterable[str]) -> str:
 def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
     """Say what the cells of a table show."""
     printed = any(m.cell.paper is not None for m in measured)
-    lowest = experiment.measure == "lowest_error_rate"
-    what = "Lowest testing error rate" if lowest else "Testing error rate"
-    return f"{what} ± 95% confidence interval" + " (the paper's value, difference)" * printed
+    return (
+        f"{MEASURES[experiment.measure]} ± 95% confidence interval"
+        + " (the paper's value, difference)" * printed
+    )
 
 
 def picture_link(experiment: Experiment) -> str:

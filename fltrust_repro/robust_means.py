@@ -148,14 +148,16 @@ def centered_clipping(
     *,
     radius: float = 1.0,
     iterations: int = 1,
+    tau: float | None = None,
 ) -> np.ndarray:
     """Last round's result and the mean of the differences from it, each shortened to tau at most.
 
     v <- v + (1/m) sum_i (x_i - v) min(1, tau / |x_i - v|), so many `iterations` on from the v of
     the round before, which is 0 at first (Karimireddy, He, Jaggi, ICML 2021; one iteration in its
     authors' code, three in that of their paper on bucketing, ICLR 2022). Their tau is absolute, for
-    workers' momentum; here it is `radius` times the median |x_i - v| at the round's start. A row
-    that is not finite adds nothing. Notes: updates shortened. Allocates 32 bytes a parameter.
+    workers' momentum; here it is `radius` times the median |x_i - v| at the round's start, unless
+    given: theirs of gradients, 10, is 10 times the learning rate of updates. A row that is not
+    finite adds nothing. Notes: updates shortened. Allocates 32 bytes a parameter.
 
     >>> import numpy as np
     >>> from fltrust_repro.robust_means import centered_clipping
@@ -166,7 +168,8 @@ def centered_clipping(
     check_default("rule 'centered-clipping'", "iterations", iterations, int)
     m, d = updates.shape
     centre = np.asarray(memory.get("centre", np.zeros(d)), dtype=np.float64)
-    tau: float | None = None
+    if tau is not None:
+        check_default("rule 'centered-clipping'", "tau", tau, float)
     for _ in range(iterations):
         away = lengths(updates, centre)
         tau = radius * float(np.median(away)) if tau is None else tau

@@ -136,6 +136,8 @@ class Setting:
         # What changes nothing takes its default.
         if attack.name == "none":
             self._put({n: f.default for n, f in FIELDS.items() if f.metadata["attackers"]})
+        if self.readings.dealing in ("sorted", "natural"):
+            self._put({"non_iid": FIELDS["non_iid"].default})
         if self.defense == "none" or "c" not in self.at_master.rule.parameters:
             self._put({"master_assumes": FIELDS["master_assumes"].default})
         if not self.root_data:

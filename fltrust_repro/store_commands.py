@@ -222,28 +222,33 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
 def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
     """Set every number that the paper prints beside ours, and check its claims in words.
 
-    Reads the trials in the store, in OUT and those published with the program; runs none. Those
-    with seeds 0 to 9, which chose the readings, are left out.
+    Another paper's numbers have a page of their own, as fidelity-karimireddy-et-al-iclr-2022. Reads
+    the trials in the store, in OUT and those published with the program; runs none. Those with
+    seeds 0 to 9, which chose the readings, are left out.
     """
     check_writable(out)
     experiments = fidelity.all_experiments()
     with Archive(store_path) as store:
         trials = reproduction.reported(reproduction.finished(store, out, experiments))
-    frame = fidelity.as_frame(experiments, trials)
-    texts = {
-        "fidelity.md": fidelity.markdown(experiments, trials, frame),
-        "fidelity.csv": frame.to_csv(index=False),
-    }
-    if as_html:
-        texts["fidelity.html"] = fidelity.html(experiments, trials, frame)
+    papers = fidelity.by_paper(experiments)
+    frames = {paper: fidelity.as_frame(some, trials) for paper, some in papers.items()}
+    texts: dict[str, str] = {}
+    for paper, some in papers.items():
+        name, told = fidelity.page_name(paper), (some, trials, frames[paper])
+        texts[f"{name}.md"] = fidelity.markdown(*told)
+        texts[f"{name}.csv"] = frames[paper].to_csv(index=False)
+        if as_html:
+            texts[f"{name}.html"] = fidelity.html(*told)
     if as_latex:
         tables = (experiment for experiment in experiments if experiment.figure is None)
         texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
     for name, text in texts.items():
         write_text(out / name, text)
-    click.echo(f"{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
-    for line in fidelity.outside(frame):
-        click.echo(line)
+    for paper, frame in frames.items():
+        of = "" if paper == fidelity.PAPER else f"{one_line(paper)}: "
+        click.echo(f"{of}{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
+        for line in fidelity.outside(frame):
+            click.echo(line)
     click.echo(reproduction.wrote(out / name for name in texts))
 
 
@@ -256,7 +261,7 @@ def _of_league(entry: Rule | PreAggregation) -> str:
 @click.command("list")
 @options.plugin_option
 def list_everything() -> None:
-    """List rules, attacks, models, data sets and experiments, one line each."""
+    """List rules, attacks, models, data sets and experiments by paper, one line each."""
     sections = {
         "rules": {name: _of_league(rule) for name, rule in rules.items()},
         "pre-aggregations": {name: _of_league(pre) for name, pre in preaggregations.items()},
@@ -264,12 +269,15 @@ def list_everything() -> None:
         "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},
         "data sets": {name: data.summary for name, data in datasets.datasets.items()},
-        "experiments": {experiment.name: experiment.title for experiment in readable()},
     }
+    known = readable()
+    papers = fidelity.by_paper([one for one in known if one.published_by])
+    papers["of this program"] = [one for one in known if not one.published_by]
+    sections |= {f"experiments, {of}": {e.name: e.title for e in es} for of, es in papers.items()}
     for problem in load_installed():
         click.echo(f"Note: {problem}", err=True)
     width = max(len(name) for lines in sections.values() for name in lines)
     for title, lines in sections.items():
-        click.echo(f"{title}:")
+        click.echo(f"{one_line(title)}:")
         for name, text in lines.items():
             click.echo(f"  {name:{width}} {one_line(text)}")

@@ -19,7 +19,7 @@ from fltrust_repro.course import Course, Moving, Snapshot
 from fltrust_repro.errors import BadInput
 from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
-from fltrust_repro.partition import Batches, Shards, partition, sample_batches, share_groups
+from fltrust_repro.partition import Batches, Shards, deal, sample_batches
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
 from fltrust_repro.workers import Learner, with_momentum
@@ -214,10 +214,11 @@ class Federation:
 
     def _deal(self) -> Shards:
         """Deal the examples to the workers (4.1), and the poisoned ones to their holders."""
-        setting, rng = self._setting, self._rngs["partition"]
-        deal = share_groups if setting.readings.dealing == "shared" else partition
-        shards = deal(self._dealt_y, self._data.classes, setting.workers, setting.non_iid, rng)
-        if setting.readings.worker_order == "shuffled":
+        setting, readings = self._setting, self._setting.readings
+        examples = self._dealt_y, self._data.classes, self._data.users
+        who = setting.workers, setting.compromised, setting.non_iid
+        shards = deal(readings.dealing, *examples, *who, self._rngs["partition"])
+        if readings.worker_order == "shuffled" and readings.dealing != "sorted":
             shards = shards.shuffled(generator(self._seed, "order"))
         shards = shards.without(self._master.root)
         if self._holders is None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from fltrust_repro.errors import BadInput, LeftOut, UnknownName, one_line
@@ -64,6 +65,18 @@ class Trial:
     def name(self) -> TrialName:
         """What makes the trial unique."""
         return TrialName(self.setting.key(), self.seed, self.protocol)
+
+    def error(self, measure: str) -> float:
+        """Return one of `experiments.MEASURES`.
+
+        "late_error_rate" is the mean of those of the curve from 4/5 of the iterations on, which
+        varies less than the final one.
+        """
+        result = self.result
+        if measure != "late_error_rate":
+            return getattr(result, measure)
+        late = [error for i, error, _ in result.curve if 5 * i >= 4 * result.iterations]
+        return fmean(late or [result.error_rate])
 
     def row(self) -> dict[str, Any]:
         """Return the trial as values of the columns `COLUMNS`."""

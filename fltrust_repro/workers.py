@@ -11,6 +11,7 @@ batch normalisation takes; where it does not fit, the trial fails and says so.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Union
@@ -188,6 +189,9 @@ class Learner:
         statistics = []
         updates = nd.empty((m, w_re.size), ctx=self._ctx)
         losses = [nd.full(1, np.nan, ctx=self._ctx)] * m
+        # What a layer draws, such as dropout, follows from the batches: new in each iteration, and
+        # the same in a trial that goes on from where it was interrupted.
+        backend.mx.random.seed(zlib.crc32(batches.rows.tobytes()))
         self._load(self._weights, w_re)
         for i, count in enumerate(batches.counts):
             update = 0.0

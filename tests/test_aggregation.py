@@ -250,6 +250,23 @@ def test_krum_sums_squared_distances():
     assert krum(array([[0], [-0.1], [5], [20], [23], [17]]), 2).asscalar() == 20
 
 
+def test_krum_of_fourth_powers_is_another_rule():
+    updates = np.float32([[1.7], [8.0], [6.4], [9.5], [3.6], [4.3]])
+    by_power = {power: rules[f"krum:power={power}"](updates, c=2).item() for power in (2, 4)}
+    scores = {p: [sum(sorted(abs(a - b) ** p for b in updates.ravel())[1:3])
+                  for a in updates.ravel()] for p in (2, 4)}  # fmt: skip
+    assert by_power == {p: updates[int(np.argmin(scores[p]))].item() for p in (2, 4)}
+    assert by_power[2] != by_power[4]
+    assert rules["krum:power=2"].name == "krum"
+    left = rules["krum:power=4"].without_each(updates, c=1)
+    for i in range(6):
+        rest = np.delete(updates, i, axis=0)
+        alone = rules["krum:power=4"](rest, c=1)
+        np.testing.assert_array_equal(left.aggregates[left.which[i]], alone)
+    with pytest.raises(BadInput, match="power is 0"):
+        rules["krum:power=0"](updates, c=1)
+
+
 def test_krum_looks_at_exactly_m_minus_c_minus_2_neighbours():
     # One neighbour: the pair 10, 10.1. Two: the middle of 0, 1.2, 2.4. Then ever more central.
     values = array([[0], [1.2], [2.4], [5], [10], [10.1]])

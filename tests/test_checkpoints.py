@@ -83,6 +83,7 @@ KINDS: dict[str, dict] = {
     },
     "cnn": {**CNN, **PARTIAL},
     "cnn, krum, defense": {**CNN, **KRUM, "defense": "err"},
+    "dealt sorted, dropout": {**RESNET20, **FULL, "model": "bucketing-cnn", "dealing": "sorted"},
     "batch normalisation": {**RESNET20, **FULL},
     "batch normalisation, rounds": {**RESNET20, **FULL, "rounds": 2, "iterations": 4},
 }

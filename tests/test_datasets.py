@@ -253,6 +253,36 @@ def test_a_loader_that_returns_no_data_set_is_told_to(returned, kind):
         load("toy", rng())
 
 
+def of_users(users):
+    x, y = np.zeros((4, 1, 1, 2), np.float32), np.array([0, 1, 0, 1], np.int32)
+    return lambda *_: Dataset(x, y, x, y, classes=2, users=users)
+
+
+@pytest.mark.parametrize(
+    "users", [[1, 2, 2, 1], np.ones(3, int), np.ones((4, 1), int), np.ones(4), np.array([*"abcd"])]
+)
+def test_users_that_are_no_whole_number_for_each_example_are_refused(users):
+    fault = "'toy': its loader gave users that are no array of int for each training example"
+    with loaded_by(of_users(users)), pytest.raises(BadInput, match=fault):
+        load("toy", rng())
+
+
+def test_a_plugins_data_set_may_say_whose_its_examples_are(monkeypatch):
+    shared = {"workers": 2, "compromised": 0, "attack": "none", "iterations": 1, "rule": "mean"}
+    setting = {"dataset": "toy", **shared, "readings": Readings(dealing="natural")}
+    with loaded_by(of_users(np.array([7, 3, 7, 7]))):
+        assert run_trial(Setting(**setting), 0).empty_workers == 0
+    with loaded_by(of_users(np.array([3, 3, 7, 7]))):
+        assert load("toy", rng()).users.tolist() == [3, 3, 7, 7]
+    # Another owner makes another data set, whose trials are others.
+    digests = set()
+    for code, users in enumerate((None, np.array([3, 3, 7, 7]), np.array([7, 3, 7, 7]))):
+        monkeypatch.setattr(type(datasets), "digest", lambda *_, told=str(code): told)
+        with loaded_by(of_users(users)):
+            digests.add(module.data_digest("toy"))
+    assert len(digests) == 3
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), SystemExit(0), FileNotFoundError(2, "No file")])
 def test_a_loader_that_fails_is_one_sentence(error):
     def fails(directories, generator):

@@ -377,3 +377,28 @@ def test_the_features_and_layers_tried_for_breast_cancer_train(tmp_path):
     rates = pd.read_csv(out / "short.csv")
     assert len(rates) == 4 * 7
     assert rates["mean"].between(0, 1).all()
+
+
+def test_other_papers_tables_are_on_their_own_protocols():
+    bucketing, foundation = load_experiment("bucketing"), load_experiment("foundationfl1c")
+    for cell in bucketing.cells:
+        one = cell.setting
+        assert (one.workers, one.compromised, one.iterations, one.batch_size) == (25, 5, 600, 32)
+        assert (one.model, one.learning_rate) == ("bucketing-cnn", 0.01)
+        assert one.readings.dealing == "sorted"
+    printed = {(cell.row, cell.column): cell.paper for cell in bucketing.cells}
+    alone = [row for row in bucketing.rows if "+" not in row]
+    # As printed, buckets help each rule against each attack, but Krum against ALIE.
+    worse = [
+        (row, column)
+        for row in alone
+        for column in bucketing.columns
+        if printed[f"bucketing+{row}", column] > printed[row, column]
+    ]
+    assert worse == [("krum", "alie")]
+    for cell in foundation.cells:
+        one = cell.setting
+        assert (one.dataset, one.model, one.workers, one.compromised) == ("har", "lr", 30, 6)
+        assert (one.iterations, one.learning_rate) == (1000, 0.01)
+        assert one.readings.dealing == "natural"
+    assert {cell.setting.pre for cell in foundation.cells} == {"", "foundation"}

@@ -121,6 +121,88 @@ def test_every_experiment_that_chose_readings_is_none_of_the_papers():
     assert not ours & {experiment.name for experiment in fidelity.all_experiments()}
 
 
+OTHERS = """
+title = "Their table"
+published_by = "Others & Co., 2031"
+[setting]
+dataset = "digits"
+workers = 20
+compromised = 4
+[rows]
+median = { rule = "median" }
+[columns]
+no-attack = { attack = "none" }
+full = { attack = "trimmed-mean" }
+[paper]
+median = [0.10, 0.40]
+"""
+
+
+@pytest.fixture
+def with_others(tmp_path, monkeypatch):
+    """The paper's Table 7 (b), another paper's table, and one that nobody published."""
+    home = tmp_path / "home"
+    home.mkdir()
+    paper = (experiments.home() / "table7b.toml").read_text()
+    (home / "table7b.toml").write_text(paper)
+    (home / "theirs.toml").write_text(OTHERS)
+    ours = OTHERS.replace("Their table", "Our table").replace("published_by", "# published_by")
+    (home / "ours.toml").write_text(ours)
+    monkeypatch.setattr(experiments, "home", lambda: home)
+    return home
+
+
+def report_into(out, *options):
+    arguments = ["report", *options, "--out", str(out), "--store", str(out / "none")]
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_another_papers_numbers_have_a_page_of_their_own_with_the_same_verdicts(
+    tmp_path, with_others
+):
+    without, out = tmp_path / "without", tmp_path / "out"
+    (with_others / "theirs.toml").rename(tmp_path / "theirs.toml")
+    report_into(without, "--html")
+    assert {file.stem for file in without.iterdir()} == {"fidelity"}
+    (tmp_path / "theirs.toml").rename(with_others / "theirs.toml")
+    plain, attacked = load_experiment("theirs").settings
+    trials = [a_trial(plain, seed, 0.11) for seed in (10, 11, 12)]
+    trials += [a_trial(attacked, seed, 0.2) for seed in (10, 11, 12)]
+    out.mkdir()
+    write_csv(out / "theirs.trials.csv", trials)
+    told = report_into(out, "--html")
+    assert "outside: theirs, median, full: 0.200, the paper has 0.40 (3 trials)" in told
+    assert "Others & Co., 2031: 2 of the 2 values that the paper prints are measured" in told
+    # The paper's own page does not change by it, not by a byte.
+    for name in ("fidelity.md", "fidelity.csv", "fidelity.html"):
+        assert (out / name).read_bytes() == (without / name).read_bytes()
+    name = "fidelity-others-co-2031"
+    page = (out / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith("# Fidelity report: Others \\& Co., 2031\n")
+    assert "What the paper says in words" not in page
+    assert pd.read_csv(out / f"{name}.csv")["verdict"].tolist() == ["inside", "outside"]
+    html = (out / f"{name}.html").read_text(encoding="utf-8")
+    assert "The paper is that of Others &amp; Co., 2031." in html
+    assert "What the paper says in words" not in html
+    assert "USENIX" not in html
+    assert not [file for file in out.iterdir() if "ours" in file.name]
+
+
+def test_experiments_are_listed_by_paper_and_nobodys_at_the_end(with_others):
+    listed = CliRunner().invoke(commands, ["list"]).output
+    lines = listed[listed.index("experiments,") :].splitlines()
+    assert [line.split("  ")[1] if line.startswith("  ") else line for line in lines] == [
+        f"experiments, {fidelity.PAPER}:",
+        "table7b",
+        "experiments, Others & Co., 2031:",
+        "theirs",
+        "experiments, of this program:",
+        "ours",
+    ]
+
+
 def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path):
     experiment = load_experiment("figure4a")
     found = {

@@ -632,7 +632,8 @@ def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_processe
     assert out.splitlines()[-1].startswith("Wrote results/fidelity.md, .csv; results/")
     assert "not measured" in page
     assert (tmp_path / "results" / "table2a.tex").is_file()
-    printed = [c.paper is not None for e in fidelity.all_experiments() for c in e.cells]
+    papers = fidelity.by_paper(fidelity.all_experiments())
+    printed = [c.paper is not None for e in papers[fidelity.PAPER] for c in e.cells]
     assert len(pd.read_csv(tmp_path / "results" / "fidelity.csv")) == sum(printed) > 140
 
 

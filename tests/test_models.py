@@ -21,6 +21,7 @@ def learner(name, classes, shape, seed=0, initial="xavier-3"):
         ("cnn", 10, (1, 28, 28), 266_060),
         ("cnn", 2, (1, 1, 30), 65_272),
         ("cnn", 3, (1, 10, 10), 24_653),
+        ("bucketing-cnn", 10, (1, 28, 28), 1_199_882),
     ],
 )
 def test_number_of_parameters(name, classes, shape, d):
@@ -68,6 +69,44 @@ def test_initial_weights_are_xavier_and_biases_zero():
 def test_other_initial_models_have_the_magnitude_in_their_name(initial, bound):
     weights = learner("lr", 10, (1, 28, 28), initial=initial).initial.asnumpy()[:7840]
     assert 0.99 * bound < np.abs(weights).max() <= bound * (1 + 1e-6)
+
+
+def test_the_bucketing_papers_cnn_begins_as_pytorchs_whatever_the_reading():
+    first, again = (
+        learner("bucketing-cnn", 10, (1, 28, 28), initial=initial).initial.asnumpy()
+        for initial in ("xavier-3", "uniform-0.07")
+    )
+    np.testing.assert_array_equal(first, again)
+    # Weights and biases of each layer are uniform within 1 / sqrt(inputs).
+    ends = np.cumsum([0, 32 * 9 + 32, 64 * 32 * 9 + 64, 128 * 9216 + 128, 10 * 128 + 10])
+    for start, end, inputs in zip(ends, ends[1:], (9, 32 * 9, 9216, 128)):
+        part, bound = first[start:end], inputs**-0.5
+        assert 0.98 * bound < np.abs(part).max() <= bound * (1 + 1e-6)
+        assert part.std() == pytest.approx(bound / 3**0.5, rel=0.07)
+
+
+def test_the_bucketing_papers_cnn_by_hand():
+    trainee = learner("bucketing-cnn", 3, (1, 8, 8))
+    w, x = trainee.initial.asnumpy(), np.random.default_rng(0).random((2, 1, 8, 8), np.float32)
+    parts = np.split(w, np.cumsum([288, 32, 18432, 64, 32768, 128, 384]))
+    kernels, windows = (parts[0].reshape(32, 1, 3, 3), parts[2].reshape(64, 32, 3, 3)), (3, 3)
+
+    def convolved(images, kernel, bias):
+        seen = np.lib.stride_tricks.sliding_window_view(images, windows, axis=(2, 3))
+        return np.einsum("nchwij,kcij->nkhw", seen, kernel) + bias[:, None, None]
+
+    maps = np.maximum(convolved((x - 0.1307) / 0.3081, kernels[0], parts[1]), 0)
+    maps = convolved(maps, kernels[1], parts[3])  # no activation
+    pooled = maps.reshape(2, 64, 2, 2, 2, 2).max(axis=(3, 5)).reshape(2, -1)
+    units = np.maximum(pooled @ parts[4].reshape(128, -1).T + parts[5], 0)
+    scores = units @ parts[6].reshape(3, -1).T + parts[7]
+    found = trainee.scores(trainee.initial, trainee.resident(x))  # without dropout
+    np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bucketing_papers_cnn_refuses_images_that_are_too_small():
+    with pytest.raises(BadInput, match="at least 6 x 6 pixels, these are 1 x 30"):
+        models["bucketing-cnn"].build(2, (1, 1, 30))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 9, 28), (3, 28, 9), (1, 1, 9)])

@@ -78,7 +78,7 @@ def trials(experiments):
 
 
 def test_every_value_of_the_paper_stands_in_its_row_and_column():
-    everything = fidelity.all_experiments()
+    everything = fidelity.by_paper(fidelity.all_experiments())[fidelity.PAPER]
     tree = made(everything, {})
     printed = 0
     for experiment in everything:
@@ -312,7 +312,8 @@ def test_a_browser_shows_all_tables_and_pictures_and_says_nothing(browser, writt
     )
     # A table of claims, one per table of the paper, and one per figure with a trial.
     trials = reproduction.finished(Archive(written.parent / "none"), written.parent, [])
-    known = [e for e in fidelity.all_experiments() if not e.figure or trials.keys() & e.settings]
+    paper = fidelity.by_paper(fidelity.all_experiments())[fidelity.PAPER]
+    known = [e for e in paper if not e.figure or trials.keys() & e.settings]
     assert tables == 1 + len(known)
     assert len(pictures) == 2
     assert min(pictures) > 0

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import (
     Shards,
+    of_users,
     partition,
     root_examples,
     sample_batches,
     share_groups,
+    sorted_parts,
 )
 
 LABELS = np.arange(1000) % 7
@@ -25,6 +27,34 @@ def of_sizes(*sizes):
     """Shards of consecutive examples: worker 0 holds 0..sizes[0]-1, and so on."""
     ends = np.cumsum(sizes)
     return Shards.of([np.arange(end - size, end) for size, end in zip(sizes, ends)])
+
+
+# --- by labels in order, by users
+
+
+def test_sorted_parts_are_equal_in_order_and_all_is_held_by_who_attacks():
+    labels = np.array([2, 0, 1, 0, 2, 1])
+    shards = sorted_parts(labels, workers=5, compromised=2)
+    assert [shards[i].tolist() for i in range(5)] == [[1, 3, 2, 5, 0, 4]] * 2 + [
+        [1, 3], [2, 5], [0, 4],
+    ]  # fmt: skip
+
+
+def test_each_user_is_a_worker_and_holds_what_is_the_users():
+    shards = of_users(np.array([7, 3, 7, 9, 3]), 3)
+    assert [shards[i].tolist() for i in range(3)] == [[1, 4], [0, 2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("users", "problem"),
+    [
+        (None, "does not say whose its examples are; use --reading dealing=once"),
+        (np.array([1, 2, 2]), "has 2 users for 3 workers; use --workers 2, or"),
+    ],
+)
+def test_users_that_are_no_workers_are_refused(users, problem):
+    with pytest.raises(BadInput, match=problem):
+        of_users(users, 3)
 
 
 # --- partition

@@ -308,6 +308,8 @@ def test_one_worker_alone_is_followed(name):
         ("geometric-median:nu=0", "nu is 0.0; give a finite number above 0"),
         ("norm-clipping:radius=-1", "radius is -1.0; give a finite number above 0"),
         ("centered-clipping:radius=0", "radius is 0.0"),
+        ("centered-clipping:tau=0", "tau is 0; give a finite number above 0"),
+        ("centered-clipping:tau=far", "tau is 'far'; give a finite number above 0"),
         ("centered-clipping:iterations=0", "iterations is 0; give a whole number"),
         ("sign-vote:step=0", "step is 0.0"),
         ("rlr:theta=0", "theta is 0.0"),
@@ -385,6 +387,13 @@ def test_a_row_of_no_weight_may_hold_anything():
 
 
 # --- in a trial
+
+
+def test_centered_clipping_with_tau_clips_at_an_absolute_length():
+    updates, notes = np.float32([[1], [2], [90]]), Counter()
+    found = centered_clipping(updates, memory={}, notes=notes, tau=5)
+    np.testing.assert_allclose(found, [(1 + 2 + 5) / 3], rtol=1e-6)
+    assert notes["updates shortened"] == 1
 
 
 @pytest.mark.parametrize("name", [*NAMES, "multi-krum:q=3", "centered-clipping:iterations=3"])

@@ -104,7 +104,7 @@ def test_what_is_published_counts_in_status_and_report_and_can_be_shown(call, tm
     assert code == 0
     assert text.startswith("2 of the ")  # Table 4 has that cell, too
     out = tmp_path / "out"
-    assert text.splitlines()[-1] == f"Wrote {out / 'fidelity.md'}, .csv"
+    assert text.splitlines()[-1].startswith(f"Wrote {out / 'fidelity.md'}, .csv; {out}")
     assert [path.name for path in (tmp_path / "published").iterdir()] == ["any.trials.csv"]
 
 

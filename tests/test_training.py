@@ -100,7 +100,7 @@ def watched(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("dealing", ["once", "each-iteration", "shared"])
+@pytest.mark.parametrize("dealing", ["once", "each-iteration", "shared", "sorted"])
 def test_label_flipping_flips_the_compromised_workers_labels_and_no_others(watched, dealing):
     run_trial(small(3, attack="label-flip", dealing=dealing), 2)
     true = datasets.load("digits", generator(2, "split")).train_y
@@ -125,6 +125,15 @@ def test_examples_dealt_once_stay_where_they_are_and_otherwise_move(watched):
     assert np.mean([len(workers) for workers in holders("each-iteration").values()]) > 3
     # Two workers per group of digits: they share all of its examples, and no other worker does.
     assert {len(workers) for workers in holders("shared").values()} <= {1, 2}
+
+
+def test_sorted_examples_are_parts_of_the_benign_and_all_those_of_who_attacks(watched):
+    run_trial(small(30, attack="sign-flip", dealing="sorted", rule="mean"), 0)
+    true = datasets.load("digits", generator(0, "split")).train_y
+    parts = np.array_split(np.sort(true), 16)  # benign workers, of 20
+    for worker in range(20):
+        held = {*np.concatenate([batches.labels[0, worker] for batches in watched]).tolist()}
+        assert held == ({*range(10)} if worker < 4 else {*parts[worker - 4].tolist()})
 
 
 def test_batches_with_replacement_are_whole_for_all_who_hold_an_example(watched):

@@ -192,6 +192,16 @@ def test_the_key_of_a_setting_is_the_same_whatever_is_spelled_out_and_in_what_or
     assert Setting.from_dict(dict(reversed(fields.items()))).key() == SETTING.key()
 
 
+def test_the_late_error_rate_is_the_mean_of_the_curves_last_fifth():
+    curve = [(10 * k, k / 100, 1.0) for k in range(1, 11)]  # 100 iterations
+    result = replace(RESULT, iterations=100, error_rate=0.10, curve=curve)
+    late = replace(trial(), result=result)
+    assert late.error("late_error_rate") == pytest.approx((0.08 + 0.09 + 0.10) / 3)
+    assert late.error("error_rate") == 0.10
+    broken = replace(result, iterations=3, error_rate=0.7, curve=[(3, 0.7, 1.0)])
+    assert replace(late, result=broken).error("late_error_rate") == 0.7
+
+
 def test_a_trial_of_the_most_iterations_is_read_back(tmp_path):
     setting = replace(SETTING, iterations=1_000_000)
     curve = [(i, 1 / 3, 0.12345) for i in range(10, 1_000_001, 10)]
