@@ -207,10 +207,11 @@ def _option_of(field: dataclasses.Field) -> Callable:
         return click.option("--pre", multiple=True, metavar="NAME", help=field.metadata["help"],
                             callback=lambda context, option, names: "+".join(names))  # fmt: skip
     kind, metavar = _KINDS[field.type.split(" ")[0]]
-    choices = "|".join(field.metadata["choices"])
+    first, *others = field.metadata["choices"] or (None,)
+    choices = ", ".join([f"{first} (default)", *others]) if others else ""
     return click.option(
         "--" + field.name.replace("_", "-"), field.name, type=kind, metavar=metavar,
-        default=field.default, show_default=field.default is not None,
+        default=field.default, show_default=field.default is not None and not choices,
         cls=_Untold if field.metadata["untold"] else click.Option,
         help=field.metadata["help"] + f": {choices}." * bool(choices),
     )  # fmt: skip
