@@ -11,7 +11,6 @@ for m = 100, whatever d.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import operator
@@ -98,9 +97,16 @@ class Rule:
         if self.leave_one_out is not None:
             found = self.leave_one_out(lent(rows, self.leave_one_out), **known)
         else:
-            rest = (np.delete(rows, i, axis=0) for i in range(len(rows)))
-            found = np.stack([self(others, c=c, beta=beta) for others in rest])
+            rest = ((self._seen_without(i), np.delete(rows, i, axis=0)) for i in range(len(rows)))
+            found = np.stack([rule(others, c=c, beta=beta) for rule, others in rest])
         return found if isinstance(found, WithoutEach) else WithoutEach(found, np.arange(len(rows)))
+
+    def _seen_without(self, row: int) -> Rule:
+        """The rule as others may query it about all workers but the one of this row."""
+        state = self.state
+        if state is None or state.workers is None:
+            return self
+        return self.seen_at(replace(state, workers=np.delete(state.workers, row)))
 
     def _checked(
         self, updates: Numbers, c: int, beta: int | None, state: ServerState | None
@@ -114,7 +120,7 @@ class Rule:
         if self.limit is not None:
             self.limit.check(f"rule {self.name!r}", len(rows), **known)
         if set(self.parameters) - {"c", "beta"}:
-            at = state or copy.deepcopy(self.state) or ServerState()
+            at = state or (self.state or ServerState()).copied()
             known |= at.told(self.parameters, rows, f"rule {self.name!r}")
         return rows, {name: known[name] for name in self.parameters}
 

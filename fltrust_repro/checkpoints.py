@@ -24,9 +24,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fltrust_repro import compiled, downloads, machine, training
+from fltrust_repro.course import Snapshot
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import write_bytes
-from fltrust_repro.training import PROTOCOL, Snapshot
+from fltrust_repro.training import PROTOCOL
 from fltrust_repro.trials import TrialName
 
 FORM = 1  # of the files: raised where what they hold means something else

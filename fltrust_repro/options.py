@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fltrust_repro.trials import LAST_SEED
 
 LONG_HOURS = 1.0
 MOST_TRIALS = 10_000  # per setting
+_WIDTH = 52  # of a help text
 
 
 def count(text: str, least: int, most: int) -> Callable:
@@ -62,6 +64,13 @@ def _kept(_context: click.Context, _parameter: click.Parameter, path: Path) -> P
     if str(path) == ":memory:":
         raise BadInput("--store is ':memory:', which is lost as the command ends; give it a file.")
     return path
+
+
+class _Untold(click.Option):
+    """An option that another one's line tells of, so that `run --help` fits two screens."""
+
+    def get_help_record(self, ctx: click.Context) -> None:
+        """Return no line of its own."""
 
 
 store_option = click.option(
@@ -157,10 +166,10 @@ def trial_options(trials: int, first_seed: int) -> Callable:
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),
-                     help="Processes; 0: in this one; default as many as fit."),
+                     help="Processes; 0: this one; or Dask --scheduler ADDRESS."),
         click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
         store_option,
-        click.option("--scheduler", metavar="ADDRESS",
+        click.option("--scheduler", metavar="ADDRESS", cls=_Untold,
                      help="Run on this Dask scheduler, tcp://host:8786."),
         click.option("--checkpoint-minutes", default=5.0, show_default=True, metavar="X",
                      callback=count("--checkpoint-minutes", 0, MOST_MINUTES),
@@ -188,7 +197,10 @@ _KINDS = {"int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")}
 def _option_of(field: dataclasses.Field) -> Callable:
     if field.name == "readings":
         told = ["\b", "How the paper is read; repeatable, default the first:"]
-        told += map(_told, dataclasses.fields(Readings))
+        lines = [_told(one) for one in dataclasses.fields(Readings)]
+        told += [line for line in lines if ": " in line]
+        alone = " ".join(line for line in lines if ": " not in line)
+        told += textwrap.wrap(alone, _WIDTH, break_on_hyphens=False)
         return click.option("--reading", "readings", multiple=True, metavar="NAME=VALUE",
                             help="\n".join(told))  # fmt: skip
     if field.name == "pre":
@@ -199,6 +211,7 @@ def _option_of(field: dataclasses.Field) -> Callable:
     return click.option(
         "--" + field.name.replace("_", "-"), field.name, type=kind, metavar=metavar,
         default=field.default, show_default=field.default is not None,
+        cls=_Untold if field.metadata["untold"] else click.Option,
         help=field.metadata["help"] + f": {choices}." * bool(choices),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fltrust_repro.compiled import Array, compiled
+from fltrust_repro.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Shards:
         """Number the workers at random, so that the first c are c random ones."""
         return Shards.of([self[i] for i in rng.permutation(len(self))])
 
+    def without(self, examples: np.ndarray) -> Shards:
+        """Take examples (k,) away from whoever holds them."""
+        if not len(examples):
+            return self
+        kept = ~np.isin(self.examples, examples)
+        return Shards(self.examples[kept], np.concatenate([[0], np.cumsum(kept)])[self.starts])
+
     def with_examples(self, holders: np.ndarray, first: int) -> Shards:
         """Give worker `holders[j]` the example first + j, beside its own."""
         own = (first + np.flatnonzero(holders == worker) for worker in range(len(self)))
@@ -50,6 +58,42 @@ class Batches(NamedTuple):
     rows: np.ndarray  # int64 (rounds, m, batch size): which training examples
     labels: np.ndarray  # int (rounds, m, batch size): what the worker takes for their labels
     counts: np.ndarray  # int64 (m,)
+
+    def and_of(self, others: Batches) -> Batches:
+        """Return these and those of further workers, behind them."""
+        axes = (1, 1, 0)
+        return Batches(*(np.concatenate(pair, axis=a) for *pair, a in zip(self, others, axes)))
+
+
+def root_examples(
+    labels: np.ndarray, classes: int, size: int, bias: float | None, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw the server's own examples, `size` of the training examples: int64 (size,).
+
+    Uniformly at random (FLTrust's Case I), or with a bias probability (Case II): that share is of
+    class 1, and the other classes have the same number each, but for what does not divide. Raises
+    `BadInput` where there are too few.
+    """
+    if size >= len(labels):
+        raise BadInput(f"root_size is {size}; it must be less than all {len(labels)} examples.")
+    if bias is None:
+        return np.sort(rng.choice(len(labels), size, replace=False))
+    biased, quotas = 1 % classes, np.zeros(classes, dtype=np.int64)
+    quotas[biased] = round(bias * size) if classes > 1 else size
+    each, more = divmod(size - quotas[biased], max(classes - 1, 1))
+    others = rng.permutation(np.delete(np.arange(classes), biased))
+    quotas[others] = each
+    quotas[others[:more]] += 1
+    drawn = []
+    for label, quota in enumerate(quotas):
+        held = np.flatnonzero(labels == label)
+        if quota > len(held):
+            raise BadInput(
+                f"root_size {size} with root_bias {bias:g} takes {quota} examples of class {label},"
+                f" of which there are {len(held)}; use a smaller size or another bias."
+            )
+        drawn.append(rng.choice(held, quota, replace=False))
+    return np.sort(np.concatenate(drawn))
 
 
 def partition(

@@ -81,8 +81,10 @@ def behind(names: str, rule: Rule) -> Rule:
     def aggregate(updates: np.ndarray, **known: Any) -> np.ndarray:
         for place, step in enumerate(steps):
             user = f"pre-aggregation {step.name!r}{place_of(step.function)}"
-            found, shape = ask(place, step, updates, known), (None, updates.shape[1])
-            updates = as_numbers(found, shape, user, "its result")
+            (before, d), found = updates.shape, ask(place, step, updates, known)
+            updates = as_numbers(found, (None, d), user, "its result")
+            if "workers" in known and len(updates) != before:  # rows are no worker's any more
+                known["workers"] = np.arange(len(updates))
         return ask(len(steps), rule, updates, known)
 
     limit = Limit(own.text, lambda m, c, beta: own.value(rows(m), c, beta)) if own else None

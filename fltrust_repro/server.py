@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from fltrust_repro.doors import as_numbers
 from fltrust_repro.errors import BadInput
 
 ASKED = (
@@ -22,14 +24,24 @@ ROOT_DATA = ("root", "judge")
 Judge = Callable[[np.ndarray], "tuple[np.ndarray, np.ndarray]"]
 
 
+def of_root_data(asked: Collection[str]) -> tuple[str, ...]:
+    """Those of the names asked for that take examples of the server's own: a league apart."""
+    return tuple(name for name in ROOT_DATA if name in asked)
+
+
+def lacks_root_data(user: str, name: str, instead: str) -> BadInput:
+    """Return the error of a user that asks for what there is not, and what to do `instead`."""
+    return BadInput(f"{user} asks for {name}, which takes examples of the server's own; {instead}.")
+
+
 @dataclass
 class ServerState:
     """What the master device keeps through a trial, for rules that ask for it by name.
 
-    `memory` is the rule's own, empty at the start: numpy arrays, numbers, text and lists of these,
-    by name. `notes` counts over the trial. `w_re` is the global model that the updates are from,
-    `workers` are the identities of those who sent them, in ascending order, and `layers` says which
-    parameters belong together, a weight or a bias each.
+    `memory` is the rule's own, empty at the start: by names that are text, numpy arrays, numbers,
+    text, and lists and dicts of these. `notes` counts over the trial. `w_re` is the global model
+    that the updates are from, `workers` are the identities of those who sent them, in ascending
+    order, and `layers` says which parameters belong together, a weight or a bias each.
 
     Of a server with a small data set of its own, `root` is its own update from `w_re`, computed as
     a worker's, and `judge` gives error rates and mean losses, float64 (k,), of models (k, d) there.
@@ -44,22 +56,36 @@ class ServerState:
     root: np.ndarray | None = None  # float32 (d,)
     judge: Judge | None = None
 
+    def copied(self, **changes: Any) -> ServerState:
+        """Return a state to query with: what a rule moves on is a copy, what it reads may change.
+
+        The judge is the same: models and data sets are not copied.
+        """
+        moved = {name: copy.deepcopy(getattr(self, name)) for name in ("rng", "memory", "notes")}
+        return replace(self, **moved, **changes)
+
     def told(self, asked: tuple[str, ...], rows: np.ndarray, user: str) -> dict[str, Any]:
         """What `user` is given of what it asks for, c and beta apart, with updates `rows` (m, d).
 
-        Raises `BadInput` where that takes examples of the server's own, and there are none.
+        Arrays are its own copies, but for its memory. Where a query has another number of rows than
+        there are workers, these are the first so many, and then nobody's. Raises `BadInput` where
+        that takes examples of the server's own, and there are none.
         """
         m, d = rows.shape
-        known = {name: value for name, value in vars(self).items() if name in asked}
-        if missing := [name for name in ROOT_DATA if name in known and known[name] is None]:
-            raise BadInput(
-                f"{user} asks for {missing[0]}, which takes examples of the server's own; give "
-                f"ServerState({missing[0]}=...) or, in a trial, --root-size 100."
-            )
-        unknown = {
-            "w_re": lambda: np.zeros(d, dtype=np.float32),
-            "workers": lambda: np.arange(m),
-            "layers": lambda: (slice(0, d),),
-        }
-        empty = {name for name in unknown if name in known and known[name] is None}
-        return {**known, **{name: unknown[name]() for name in empty}}
+        for name in of_root_data(asked):
+            if getattr(self, name) is None:
+                do = f"give ServerState({name}=...) or, in a trial, --root-size 100"
+                raise lacks_root_data(user, name, do)
+        known: dict[str, Any] = {name: value for name, value in vars(self).items() if name in asked}
+        if "w_re" in known:
+            w_re = np.zeros(d) if self.w_re is None else self.w_re
+            known["w_re"] = as_numbers(w_re, (d,), user, "w_re").copy()
+        if "workers" in known:
+            senders = np.arange(0) if self.workers is None else self.workers[:m]
+            nobody = senders.max(initial=-1) + 1 + np.arange(m - len(senders))
+            known["workers"] = np.concatenate([senders, nobody])
+        if "layers" in known and self.layers is None:
+            known["layers"] = (slice(0, d),)
+        if "root" in known:
+            known["root"] = as_numbers(self.root, (d,), user, "root").copy()
+        return known

@@ -23,6 +23,7 @@ from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.models import models
 from fltrust_repro.preaggregations import behind, preaggregations
 from fltrust_repro.registry import Registry
+from fltrust_repro.server import lacks_root_data, of_root_data
 from fltrust_repro.threat import CHOICES, Master, Parameters
 
 # The default of a field when trials were first stored, or before it was a choice, where it is
@@ -33,10 +34,12 @@ MOST = 1_000_000
 MOST_EXAMPLES = 100_000_000  # drawn in one iteration, all workers together
 
 
-def _field(default: Any, text: str, *others: str, attackers: bool = False) -> Any:
-    """A field, its help text, and what else may be chosen."""
+def _field(
+    default: Any, text: str, *others: str, attackers: bool = False, untold: bool = False
+) -> Any:
+    """A field, its help text, and what else may be chosen; `untold` where another's text tells."""
     choices = tuple(filter(None, (default, *others))) if others else ()
-    metadata = {"help": text, "choices": choices, "attackers": attackers}
+    metadata = {"help": text, "choices": choices, "attackers": attackers, "untold": untold}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -63,7 +66,7 @@ class Readings:
     master_assumes: str = _field("c", "compromised, after a defense", "zero")
     initial: str = _field("xavier-3", "", "xavier-2.24", "xavier-1", "uniform-0.07")
     batches: str = _field("distinct", "", "with-replacement")
-    gradient: str = _field("mean", "over a batch", "sum")
+    gradient: str = _field("mean", "", "sum")  # over a batch
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -87,7 +90,7 @@ class Setting:
     attack: str = _field("none", "What the compromised workers do.")
     knowledge: str | None = _field("full", "The attacker's", "partial")
     defense: str = _field("none", "What is removed before the rule.")
-    workers: int = _field(100, "Worker devices, m.")
+    workers: int = _field(100, "Workers, m; --selected N at a time.")
     compromised: int = _field(20, "Compromised among them, c.")
     non_iid: float = _field(0.5, "Degree of non-IID, p.")
     beta: int = _field(None, "Values trimmed per end by trimmed mean; default c.")
@@ -97,7 +100,10 @@ class Setting:
     batch_size: int = _field(None, "Examples per batch; default the data set's.")
     learning_rate: float = _field(None, "alpha on the mean loss; default the data set's.")
     rounds: int = _field(1, "Local rounds of SGD per iteration.")
-    selected: int = _field(None, "Workers selected per iteration; default all.")
+    momentum: float = _field(0.0, "Of each worker's updates.")
+    selected: int = _field(None, "Workers selected per iteration; default all.", untold=True)
+    root_size: int = _field(0, "The server's own examples (FLTrust).")
+    root_bias: float = _field(None, "Share of class 1 in these; default at random.")
     poisoned_fraction: float = _field(1.0, "Share of iterations attacked.", attackers=True)
     goal: str = _attackers("goal", "What is maximised")
     poisoned_share: float = _field(0.04, "Share of examples poisoned (4.4).", attackers=True)
@@ -106,7 +112,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        data, model, rule = datasets[self.dataset], models[self.model], rules[self.rule]
+        data, model, _ = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
         steps = (name.strip() for name in self.pre.split("+") if name)
         before = "+".join(_named(preaggregations, name) for name in steps)
@@ -130,8 +136,10 @@ class Setting:
         # What changes nothing takes its default.
         if attack.name == "none":
             self._put({n: f.default for n, f in FIELDS.items() if f.metadata["attackers"]})
-        if self.defense == "none" or "c" not in rule.parameters:
+        if self.defense == "none" or "c" not in self.at_master.rule.parameters:
             self._put({"master_assumes": FIELDS["master_assumes"].default})
+        if not self.root_data:
+            self._put({name: FIELDS[name].default for name in ("root_size", "root_bias")})
 
     def _put(self, values: Mapping[str, Any]) -> None:
         """Set fields, as only the making of a setting may."""
@@ -146,6 +154,11 @@ class Setting:
         counts = self.compromised, self.beta
         c, beta = (math.ceil(count * self.selected / self.workers) for count in counts)
         return Master(self.selected, c, beta, behind(self.pre, rules[self.rule]))
+
+    @property
+    def root_data(self) -> tuple[str, ...]:
+        """What the rule or the attack asks for that takes examples of the server's own."""
+        return of_root_data({*self.at_master.rule.parameters, *attacks[self.attack].asks})
 
     def parameters(self) -> Parameters:
         """What the attacker chooses."""
@@ -179,6 +192,9 @@ class Setting:
             ("beta", beta >= 0 and 2 * beta < m, f"in [0, m/2), m = {m}"),
             ("beta", trims_enough, at_least_c),
             ("non_iid", 0 < self.non_iid <= 1, "in (0, 1]"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and less than 1"),
+            ("root_size", 0 <= self.root_size <= MOST, f"at least 0 and at most {MOST:,}"),
+            ("root_bias", 0 <= (self.root_bias or 0) <= 1, "in [0, 1]"),
             ("learning_rate", 0 < self.learning_rate < math.inf, "a finite number above 0"),
         ):
             if not holds:
@@ -195,6 +211,10 @@ class Setting:
                 rule.limit.check(after, m - defense.most * c, self.c_left, beta)
         if attack.limit is not None:
             attack.limit.check(f"attack {attack.name!r}", m, c, beta)
+        if self.root_data and self.root_size == 0:
+            by_rule = of_root_data(rule.parameters)
+            user = f"rule {rule.name!r}" if by_rule else f"attack {attack.name!r}"
+            raise lacks_root_data(user, self.root_data[0], "use --root-size 100 (root_size)")
         if self.goal == "deviation" and attack.has_knowledge and self.knowledge == "partial":
             raise BadInput(
                 "goal is 'deviation' with knowledge 'partial'; the paper has this goal for full "

@@ -34,7 +34,9 @@ def cosines(products: np.ndarray) -> np.ndarray:
 
 
 @rule("foolsgold")
-def foolsgold(updates: np.ndarray, memory: dict[str, Any], notes: Counter[str]) -> np.ndarray:
+def foolsgold(
+    updates: np.ndarray, memory: dict[str, Any], notes: Counter[str], workers: np.ndarray
+) -> np.ndarray:
     """FoolsGold: a mean in which workers whose updates went the same way so far count little.
 
     With H_i the sum of worker i's updates of all iterations, s_ij the cosine of H_i and H_j, 0 on
@@ -49,18 +51,19 @@ def foolsgold(updates: np.ndarray, memory: dict[str, Any], notes: Counter[str]) 
     Fung, Yoon and Beschastnikh, "The limitations of federated learning in Sybil settings", RAID
     2020, Algorithm 1. The paper adds the a_i x_i up; divided by their sum the step is a mean, as
     other rules' are. Without the paper's choice of indicative features, which needs to know the
-    last layer. Rows have to be the same workers in each iteration; a history of another number of
-    workers is forgotten. A worker that ever sends a value that is not finite has no say from then
-    on. Remembers (m, d) numbers, allocates as many, and two (m, m) matrices.
+    last layer. Histories are kept by identity: a worker that is not selected, or whose update a
+    defense removes, keeps its own. A worker that ever sends a value that is not finite has no say
+    from then on. Remembers d numbers a worker, allocates (m, d), and two (m, m) matrices.
 
     >>> from fltrust_repro.similarity import foolsgold
     >>> foolsgold([[1, 0], [0, 1], [-1, -1], [-1, -1]])
     array([0.5, 0.5], dtype=float32)
     """
-    history = memory.get("history")
+    histories, history = memory.setdefault("histories", {}), updates.copy()
     with np.errstate(over="ignore", invalid="ignore"):
-        known = history is not None and history.shape == updates.shape
-        history = memory["history"] = history + updates if known else updates.copy()
+        for total, worker in zip(history, map(str, workers.tolist())):
+            total += histories.get(worker, 0)
+            histories[worker] = total.copy()
     finite = np.isfinite(lengths(history))
     weights = np.zeros(len(updates))
     if finite.any():

@@ -13,7 +13,7 @@ import click
 import pandas as pd
 
 from fltrust_repro import datasets, fidelity, figures, options, report, reproduction
-from fltrust_repro.aggregation import rules
+from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
@@ -23,8 +23,9 @@ from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_installed
-from fltrust_repro.preaggregations import preaggregations
+from fltrust_repro.preaggregations import PreAggregation, preaggregations
 from fltrust_repro.registry import summary
+from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, read_csv
@@ -246,13 +247,19 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
     click.echo(reproduction.wrote(out / name for name in texts))
 
 
+def _of_league(entry: Rule | PreAggregation) -> str:
+    """What `list` says; what takes examples of the server's own is in a league of its own."""
+    league = " [server data]" * bool(of_root_data(entry.parameters))
+    return summary(entry.function) + league
+
+
 @click.command("list")
 @options.plugin_option
 def list_everything() -> None:
     """List rules, attacks, models, data sets and experiments, one line each."""
     sections = {
-        "rules": {name: summary(rule.function) for name, rule in rules.items()},
-        "pre-aggregations": {name: summary(pre.function) for name, pre in preaggregations.items()},
+        "rules": {name: _of_league(rule) for name, rule in rules.items()},
+        "pre-aggregations": {name: _of_league(pre) for name, pre in preaggregations.items()},
         "attacks": {name: attack.summary for name, attack in attacks.items()},
         "defenses": {name: defense.summary for name, defense in defenses.items()},
         "models": {name: summary(model.build) for name, model in models.items()},

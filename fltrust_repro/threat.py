@@ -21,6 +21,7 @@ from fltrust_repro.doors import (
     Limit,
     Numbers,
     as_given,
+    as_numbers,
     as_updates,
     lent_parts,
     take_in,
@@ -30,6 +31,7 @@ from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.parameters import chosen, name_with, with_values
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.registry import Registry, summary
+from fltrust_repro.server import ServerState, lacks_root_data
 
 CHOICES = {
     "knowledge": ("full", "partial"),
@@ -107,10 +109,14 @@ class Round:
     memory: dict[str, Any] = field(
         default_factory=dict
     )  # the attack's own, kept between iterations
+    root: np.ndarray | None = None  # float32 (d,), the server's own update, if the attack asks
 
     def __post_init__(self) -> None:
         _check_choice("knowledge", self.knowledge)
         take_in(self, "an attack", "known")
+        if self.root is not None:
+            root = as_numbers(self.root, self.w_re.shape, "an attack", "the server's own update")
+            object.__setattr__(self, "root", root)
         rows = len(self.known)
         fits = self.c == rows if self.partial else 1 <= self.c < rows
         if not fits:
@@ -133,7 +139,7 @@ class Attack:
     Data are attacked by the labels of the compromised workers' batches (`poison`, as in `relabel`),
     or by examples that they hold beside their own (`inject`: Dataset, share, generator, folders,
     function to call after each step -> PoisonedSet). `against` are the rules that it is made for,
-    its own first.
+    its own first; `asks` is ("root",) where it is said to know the server's own update.
 
     >>> from fltrust_repro import trimmed_mean_attack
     >>> trimmed_mean_attack([[-1, 1], [-2, 2], [-3, 3], [-4, 4]], c=1, b=1.0001).round(2)
@@ -147,8 +153,14 @@ class Attack:
     has_knowledge: bool = False
     limit: Limit | None = None
     against: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if strange := set(self.asks) - {"root"}:
+            raise BadInput(
+                f"attack {self.name!r} asks for {', '.join(map(str, sorted(strange, key=str)))}; "
+                "an attack may ask for root, the server's own update."
+            )
         if self.craft is not None:
             object.__setattr__(self, "craft", _checked(self.name, _unchecked(self.craft)))
 
@@ -170,6 +182,7 @@ class Attack:
         w_re: Numbers | None = None,
         rule: str | None = None,
         beta: int | None = None,
+        root: Numbers | None = None,
         **parameters: Any,
     ) -> Numbers:
         """Craft what the c compromised workers send, in one iteration and outside of a trial.
@@ -177,7 +190,8 @@ class Attack:
         Of the before-attack updates (m, d), numbers of any type, rows 0..c-1 are the compromised
         workers'; with partial knowledge the others are not looked at. Unless given, the received
         model `w_re` is zeros, the master's rule what the attack is made for, else mean, its beta c.
-        `seed` is of the attacker's draws; `parameters` are those of `Parameters`, as `epsilon=0.1`.
+        `seed` is of the attacker's draws; `root`, (d,), is the server's own update, if the attack
+        asks for it; `parameters` are those of `Parameters`, as `epsilon=0.1`.
 
         Returns float32 (c, d), of the kind of array that was given. Raises `BadInput` where what is
         given does not fit, or the attack crafts no updates.
@@ -191,12 +205,19 @@ class Attack:
             raise BadInput(f"c is {c!r}; it must be at least 1 and less than half of m = {m}.")
         if self.limit is not None:
             self.limit.check(user, m, c, beta)
+        if "root" in self.asks and root is None:
+            raise lacks_root_data(user, "root", "give root=..., an update as a worker's")
         master = Master(m, c, beta, rules[rule or next(iter(self.against), "mean")])
+        if root is not None:
+            root = as_numbers(root, rows.shape[1:], user, "root")
+            master = replace(master, rule=master.rule.seen_at(ServerState(root=root)))
         chosen, rng = Parameters.from_dict(parameters), np.random.default_rng(seed)
         knowledge = knowledge if self.has_knowledge else "full"
         known = rows[:c] if knowledge == "partial" else rows
         w_re = np.zeros(rows.shape[1]) if w_re is None else w_re
-        return as_given(self.craft(Round(known, c, w_re, knowledge, rng, master, chosen)), updates)
+        known_root = root if self.asks else None
+        step = Round(known, c, w_re, knowledge, rng, master, chosen, root=known_root)
+        return as_given(self.craft(step), updates)
 
     def relabel(
         self,
@@ -249,15 +270,17 @@ def attack(
     has_knowledge: bool = True,
     limit: Limit | None = None,
     against: tuple[str, ...] = (),
+    asks: tuple[str, ...] = (),
 ) -> Callable[[Craft], Craft]:
     """Register a function `(Round) -> array (c, d)` as attack `name`; what it returns is checked.
 
     `has_knowledge` says whether full and partial knowledge make a difference; without it the
     attack is given all m before-attack updates. `against` names the rules that it is made for.
+    With `asks=("root",)` it is given the server's own update as `step.root`, whatever the rule.
     """
 
     def register(craft: Craft) -> Craft:
-        entry = Attack(name, craft=craft, has_knowledge=has_knowledge, limit=limit, against=against)
+        entry = Attack(name, craft, None, None, has_knowledge, limit, against, asks)
         attacks.add(name, entry)
         return cast(Craft, entry.craft)
 

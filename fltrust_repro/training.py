@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fltrust_repro import backend, datasets, downloads, poisoning
 from fltrust_repro.attacks import attacks, direction_agreement
 from fltrust_repro.backend import host_view, to_ndarray
-from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
-from fltrust_repro.doors import as_numbers
+from fltrust_repro.course import Course, Moving, Snapshot
 from fltrust_repro.errors import BadInput
+from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, partition, sample_batches, share_groups
-from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
-from fltrust_repro.workers import Learner
+from fltrust_repro.workers import Learner, with_momentum
 
 if TYPE_CHECKING:
     from mxnet.context import Context
@@ -39,7 +37,7 @@ MOST_NUMBERS = 2**31 - 1  # in an array of MXNet's
 
 _PURPOSES = (
     "split", "partition", "order", "initial", "batches", "attack", "selected", "poisoned",
-    "validation", "ties", "back-gradient", "distribution", "rule",
+    "validation", "ties", "back-gradient", "distribution", "rule", "root",
 )  # fmt: skip
 
 
@@ -48,8 +46,10 @@ class TrialResult:
     """What a trial found.
 
     Its notes: "attacked iterations"; what an attack counts, such as "lambda not found", in how many
-    of them; with partial knowledge "direction agreement", the share of parameters whose changing
-    direction the attacker's own updates tell right (4.2), as a mean over them.
+    of them; in how many of the evaluated iterations, which are "compared with the mean", the rule's
+    result "differs from the mean" of the updates given to it, by more than rounding; with partial
+    knowledge "direction agreement", the share of parameters whose changing direction the attacker's
+    own updates tell right (4.2), as a mean over the attacked iterations.
     """
 
     error_rate: float  # share of wrong predictions on the whole test set, final global model
@@ -64,30 +64,14 @@ class TrialResult:
     notes: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
-class Course:
-    """How far a trial has come: the global model, and what will be told of the way there."""
-
-    w: NDArray  # (d,)
-    iterations: int = 0
-    curve: list[tuple[int, float, float]] = field(default_factory=list)  # as a result's
-    seconds: float = 0.0
-
-
-class Snapshot(NamedTuple):
-    """All between two iterations that the rest of a trial depends on, beside setting and seed.
-
-    But for what a user's own rule or attack keeps in variables, which nobody can tell.
-    """
-
-    iterations: int
-    told: dict[str, Any]  # what JSON can say, generators among it
-    arrays: dict[str, np.ndarray]
-
-
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """Return the trial's own generator for one purpose, so that no draw depends on another's."""
     return np.random.default_rng([seed, _PURPOSES.index(purpose)])
+
+
+def is_evaluated(iteration: int, setting: Setting) -> bool:
+    """Whether the global model after an iteration is evaluated: every tenth, and the last."""
+    return iteration == setting.iterations or iteration % EVALUATE_EVERY == 0
 
 
 @backend.one_thread()
@@ -120,7 +104,7 @@ def run_trial(
     for iteration in range(course.iterations + 1, setting.iterations + 1):
         w, losses = federation.iterate(course.w, iteration)
         diverged = not np.isfinite(host_view(w)).all()
-        if diverged or iteration == setting.iterations or iteration % EVALUATE_EVERY == 0:
+        if diverged or is_evaluated(iteration, setting):
             known = losses[~np.isnan(losses)].astype(np.float64)
             loss = float(known.mean()) if known.size else float("nan")
             curve.append((iteration, federation.error_rate(w), loss))
@@ -141,111 +125,80 @@ class Federation:
         self, setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None
     ) -> None:
         self._setting, self._seed, self._attack = setting, seed, attacks[setting.attack]
-        self._parameters, self._master = setting.parameters(), setting.at_master
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._notes: Any = Counter()  # a Counter may count in fractions
-        self._server = ServerState(self._rngs["rule"], notes=self._notes)
-        self._memory: dict[str, Any] = {}  # the attack's
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
+        initial_seed = int(self._rngs["initial"].integers(2**31))
+        self.learner = Learner(
+            models[setting.model], data.classes, data.train_x.shape[1:], ctx, initial_seed,
+            setting.readings.initial,
+        )  # fmt: skip
+        self._check_size()
+        self._master = MasterDevice(setting, self.learner, data, self._rngs, self._notes)
+        self._memory: dict[str, Any] = {}  # the attack's
+        self._momenta: dict[str, np.ndarray] = {}  # by identity
+        memories = {"rule's": self._master.state.memory, "attack's": self._memory}
+        self._moving = Moving(self._rngs, self._notes, {**memories, "workers'": self._momenta})
         self._dealt_y, self._holders = data.train_y, None
         if self._attack.inject is not None:
             made = poisoned_examples(setting, seed, data_dir, data=data)
             who = setting.distribution, setting.compromised, self._rngs["distribution"]
             self._holders = poisoning.holders(len(made.x), *who)
             data = poisoning.with_examples(data, made)
-        self._data, shape = data, data.train_x.shape[1:]
+        self._data = data
         self._shards = self._deal()
         self.empty_workers = int((self._shards.sizes == 0).sum())
-        initial_seed = int(self._rngs["initial"].integers(2**31))
-        self.learner = Learner(
-            models[setting.model], data.classes, shape, ctx, initial_seed, setting.readings.initial
-        )
-        m, d = setting.selected, self.learner.initial.size
+        self._train_x, self._test_x = map(self.learner.resident, (data.train_x, data.test_x))
+        # A share of the iterations is attacked, drawn at random (4.2).
+        count = round(setting.poisoned_fraction * setting.iterations)
+        drawn = self._rngs["poisoned"].permutation(setting.iterations)[:count] + 1
+        self._attacked = set(drawn.tolist())
+
+    def _check_size(self) -> None:
+        m = self._setting.selected + ("root" in self._setting.root_data)
+        d = self.learner.initial.size
         if m * d > MOST_NUMBERS:
             raise BadInput(
                 f"m = {m:,} workers and a model of d = {d:,} parameters make {m * d:,} numbers, "
                 f"and an array of MXNet holds {MOST_NUMBERS:,}; take fewer workers or a smaller "
                 "model."
             )
-        chosen = self._rngs["validation"].permutation(len(data.test_y))[:VALIDATION_EXAMPLES]
-        self._validation_y = data.test_y[chosen]
-        self._train_x, self._test_x, self._validation_x = (
-            self.learner.resident(x) for x in (data.train_x, data.test_x, data.test_x[chosen])
-        )
-        # A share of the iterations is attacked, drawn at random (4.2).
-        count = round(setting.poisoned_fraction * setting.iterations)
-        drawn = self._rngs["poisoned"].permutation(setting.iterations)[:count] + 1
-        self._attacked = set(drawn.tolist())
 
     def begin(self, kept: Snapshot | None) -> Course:
         """Go on from a snapshot; from the start without one, or where it is of another trial."""
+        initial, statistics = self.learner.initial, self.learner.statistics
         if kept is not None:
-            with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-                return self._restored(kept)
-        return Course(self.learner.initial)
+            try:
+                self.learner.statistics = kept.arrays["statistics"]
+                return self._moving.restore(kept, initial.shape)
+            except (KeyError, TypeError, ValueError, OverflowError):
+                self.learner.statistics = statistics
+        return Course(initial)
 
     def snapshot(self, course: Course) -> Snapshot:
         """Take down all that the rest of the trial depends on."""
-        # Not who holds what: it was dealt at the start, or is dealt anew in each iteration.
-        states = {name: rng.bit_generator.state for name, rng in self._rngs.items()}
-        told = {"curve": [*course.curve], "seconds": course.seconds, "notes": {**self._notes}}
-        arrays = {"w": host_view(course.w), "statistics": self.learner.statistics}
-        for whose, memory in self._memories().items():
-            kept = {name: value for name, value in memory.items() if isinstance(value, np.ndarray)}
-            arrays |= {f"{whose} {name}": value.copy() for name, value in kept.items()}
-            told[whose] = {name: value for name, value in memory.items() if name not in kept}
-        return Snapshot(course.iterations, {**told, "generators": states}, arrays)
-
-    def _memories(self) -> dict[str, dict[str, Any]]:
-        return {"rule's": self._server.memory, "attack's": self._memory}
-
-    def _restored(self, kept: Snapshot) -> Course:
-        iterations, told, arrays = kept
-        rngs = {name: np.random.default_rng() for name in _PURPOSES}
-        for name, rng in rngs.items():
-            rng.bit_generator.state = told["generators"][name]
-        curve = [(int(i), float(error), float(loss)) for i, error, loss in told["curve"]]
-        w = arrays["w"].astype(np.float32).reshape(self.learner.initial.shape)
-        course = Course(to_ndarray(w), iterations, curve, float(told["seconds"]))
-        notes = Counter(told["notes"])
-        self.learner.statistics = arrays["statistics"]
-        self._rngs, self._notes = rngs, notes
-        self._server.rng, self._server.notes = rngs["rule"], notes
-        for whose, memory in self._memories().items():
-            begins = f"{whose} "
-            whole = {n[len(begins) :]: a for n, a in arrays.items() if n.startswith(begins)}
-            memory.clear()
-            memory.update(told[whose], **whole)
-        return course
+        return self._moving.snapshot(course, self.learner.statistics)
 
     def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, np.ndarray]:
         """One iteration (2.1): the next global model (d,), and the benign workers' losses at w."""
-        setting, attack, data = self._setting, self._attack, self._data
+        setting, attack = self._setting, self._attack
         # Step I: the master device sends the global model to the workers that take part.
-        shards, c = self._taking_part()
+        workers, shards = self._taking_part()
+        c, m = np.count_nonzero(workers < setting.compromised), len(workers)
         # Neither where no compromised worker was selected nor where no other one was.
-        possible = setting.attack != "none" and 0 < c < len(shards)
+        possible = setting.attack != "none" and 0 < c < m
         attacked = possible and iteration in self._attacked
         self._notes["attacked iterations"] += int(attacked)
         # Step II: the workers train on their own examples; the compromised ones attack.
-        replaced = setting.readings.batches == "with-replacement"
-        drawn = setting.batch_size, setting.rounds, self._rngs["batches"], replaced
-        batches = sample_batches(shards, data.train_y, *drawn)
+        batches = self._batches(shards, self._rngs["batches"])
         if attacked and attack.poison is not None:
             batches.labels[:, :c] = self._poisoned(batches, c, w)
-        self._server.w_re = host_view(w)
-        updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
-        if setting.readings.gradient == "sum":
-            # Relative to a whole batch, whose learning rate is then the same.
-            weights = (batches.counts / setting.batch_size).astype(np.float32)
-            host_view(updates)[:] *= weights[:, None]
+        updates, losses = self._trained(w, workers, batches)
         if attacked and attack.craft is not None:
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         # Step III: the master device aggregates.
-        kept = updates if setting.defense == "none" else self._defended(updates, w)
-        beta = self._master.beta
-        change = self._master.rule(kept, c=setting.c_left, beta=beta, state=self._server)
-        return to_ndarray(host_view(w) + host_view(change)), losses[c:]
+        change = self._master.aggregate(updates, is_evaluated(iteration, setting))
+        return to_ndarray(host_view(w) + change), losses[c:m]
 
     def error_rate(self, w: NDArray) -> float:
         """Of model w on the whole test set."""
@@ -265,22 +218,51 @@ class Federation:
         shards = deal(self._dealt_y, self._data.classes, setting.workers, setting.non_iid, rng)
         if setting.readings.worker_order == "shuffled":
             shards = shards.shuffled(generator(self._seed, "order"))
+        shards = shards.without(self._master.root)
         if self._holders is None:
             return shards
         return shards.with_examples(self._holders, len(self._dealt_y))
 
-    def _taking_part(self) -> tuple[Shards, int]:
-        """The workers selected in this iteration, and how many of them are compromised."""
+    def _taking_part(self) -> tuple[np.ndarray, Shards]:
+        """The workers selected in this iteration, ascending, and what they hold."""
         setting = self._setting
         if setting.readings.dealing == "each-iteration":
             self._shards = self._deal()
         if setting.selected == setting.workers:
-            return self._shards, setting.compromised
+            return np.arange(setting.workers), self._shards
         rng = self._rngs["selected"]
         # In order, so that the compromised ones, numbered from 0, stay first.
         drawn = np.sort(rng.choice(setting.workers, setting.selected, replace=False))
-        compromised = np.count_nonzero(drawn < setting.compromised)
-        return Shards.of([self._shards[worker] for worker in drawn]), compromised
+        return drawn, Shards.of([self._shards[worker] for worker in drawn])
+
+    def _batches(self, shards: Shards, rng: np.random.Generator) -> Batches:
+        setting, labels = self._setting, self._data.train_y
+        replaced = setting.readings.batches == "with-replacement"
+        return sample_batches(shards, labels, setting.batch_size, setting.rounds, rng, replaced)
+
+    def _trained(
+        self, w: NDArray, workers: np.ndarray, batches: Batches
+    ) -> tuple[NDArray, np.ndarray]:
+        """Updates (m, d) and losses of workers, and what the master device knows of the iteration.
+
+        It trains as one more worker, where anybody asks for its own update.
+        """
+        setting, state = self._setting, self._master.state
+        state.w_re, state.workers = host_view(w), workers
+        if self._master.trains:
+            own = self._batches(Shards.of([self._master.root]), self._rngs["root"])
+            batches, workers = batches.and_of(own), np.append(workers, setting.workers)
+        updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
+        if setting.readings.gradient == "sum":
+            # Relative to a whole batch, whose learning rate is then the same.
+            weights = (batches.counts / setting.batch_size).astype(np.float32)
+            host_view(updates)[:] *= weights[:, None]
+        if setting.momentum > 0:
+            with_momentum(host_view(updates), workers, setting.momentum, self._momenta)
+        if not self._master.trains:
+            return updates, losses
+        state.root = host_view(updates)[-1].copy()
+        return updates[:-1], losses
 
     def _poisoned(self, batches: Batches, c: int, w: NDArray) -> np.ndarray:
         """What the compromised workers take for their examples' labels."""
@@ -297,27 +279,12 @@ class Federation:
         """What the attacker of c workers is given."""
         knowledge, rng = self._setting.knowledge or "full", self._rngs["attack"]
         known = updates[:c] if knowledge == "partial" else updates
-        master = replace(self._master, rule=self._master.rule.seen_at(self._server))
-        kept = self._parameters, self._notes, self._memory
-        step = Round(known, c, w, knowledge, rng, master, *kept)
+        kept = self._setting.parameters(), self._notes, self._memory
+        root = self._master.state.root if "root" in self._attack.asks else None
+        step = Round(known, c, w, knowledge, rng, self._master.seen(), *kept, root)
         if step.partial:
             self._notes["direction agreement"] += direction_agreement(step, updates)
         return step
-
-    def _defended(self, updates: NDArray, w: NDArray) -> NDArray:
-        """The updates that the defense leaves (Section 5)."""
-        master, rng = self._master, self._rngs["ties"]
-        rule = master.rule.seen_at(self._server)
-        case = Suspicion(updates, w, rule, master.c, master.beta, self._judge, rng)
-        removed = defenses[self._setting.defense].removed(case)
-        return to_ndarray(np.delete(host_view(updates), removed, axis=0))
-
-    def _judge(self, models: Any) -> tuple[np.ndarray, np.ndarray]:
-        """What a defense asks: error rates and losses of models (k, d) on the validation set."""
-        shape = (None, self.learner.initial.size)
-        user = f"defense {self._setting.defense!r}"
-        checked = as_numbers(models, shape, user, "models that it has judged")
-        return self.learner.judge(checked, self._validation_x, self._validation_y)
 
 
 @backend.one_thread()

@@ -53,12 +53,32 @@ def _objective() -> type[HybridBlock]:
     return Objective
 
 
+def with_momentum(
+    updates: np.ndarray, workers: np.ndarray, share: float, momenta: dict[str, np.ndarray]
+) -> None:
+    """Put each worker's momentum in place of its update: m_i <- (1 - b) x_i + b m_i, b = `share`.
+
+    Worker momentum of Karimireddy, He, Jaggi (ICML 2021) for updates (m, d); with one local round
+    of SGD it is that of gradients. As in their code, m_i is at first the first update. `momenta` is
+    what is kept by identity, d numbers for each worker that has taken part.
+    """
+    for update, worker in zip(updates, workers.tolist()):
+        momentum = momenta.get(str(worker))
+        if momentum is None:
+            momenta[str(worker)] = update.copy()
+            continue
+        momentum *= np.float32(share)
+        momentum += np.float32(1 - share) * update
+        update[:] = momentum
+
+
 class Learner:
     """A model whose parameters are one flat vector: what workers train and what is tested.
 
     It computes where `ctx` says. `seed` draws the initial global model, which `initial` keeps as an
     NDArray (d,), by an initializer of MXNet and its magnitude: "xavier-3" (Gluon's default),
-    "uniform-0.07"; biases are 0 (paper silent, README "Readings of the paper").
+    "uniform-0.07"; biases are 0 (paper silent, README "Readings of the paper"). `layers` says which
+    of the d parameters are one weight's or bias's.
     """
 
     def __init__(
@@ -98,6 +118,8 @@ class Learner:
             fitting = backend.workspace(at) // _bytes_per_example(self._net, shape)
             self._chunk = min(max(fitting, _LEAST_CHUNK), _TEST_CHUNK)
         self.initial = _flatten([p.data(at) for p in self._weights]).as_in_context(mx.cpu())
+        ends = np.cumsum([0, *(int(np.prod(p.shape)) for p in self._weights)]).tolist()
+        self.layers = tuple(slice(*ends[i : i + 2]) for i in range(len(self._weights)))
 
     def resident(self, x: np.ndarray) -> Examples:
         """Return examples (n, channels, height, width), float32 or uint8, where it takes them.

@@ -42,7 +42,7 @@ RESNET20 = {
 FULL = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
 PARTIAL = {"rule": "median", "attack": "trimmed-mean", "knowledge": "partial"}
 KRUM = {"rule": "krum", "attack": "krum"}
-KINDS = {
+KINDS: dict[str, dict] = {
     "krum attack": {**LR, **KRUM},
     "partial knowledge": {**LR, **PARTIAL},
     "krum attack, partial": {**LR, **KRUM, "knowledge": "partial"},
@@ -52,6 +52,35 @@ KINDS = {
     "some selected": {**LR, **PARTIAL, "selected": 8, "poisoned_fraction": 0.5},
     "a defense with ties": {**LR, **KRUM, "defense": "union"},
     "several rounds": {**LR, **FULL, "rounds": 2},
+    "the server's own examples": {**LR, "rule": "fltrust", "root_size": 40, "attack": "krum"},
+    "momentum, some selected": {**LR, **PARTIAL, "selected": 8, "momentum": 0.9},
+    "histories, some selected": {
+        **LR,
+        "rule": "foolsgold",
+        "attack": "krum",
+        "selected": 8,
+        "defense": "lfr",
+    },
+    "a centre, some selected": {
+        **LR,
+        "rule": "centered-clipping",
+        "attack": "krum",
+        "selected": 8,
+        "defense": "err",
+    },
+    "a memory behind another step": {
+        **LR,
+        "pre": "nnm+clip",
+        "rule": "centered-clipping",
+        "attack": "trimmed-mean",
+    },
+    "histories behind another step, dealt anew": {
+        **LR,
+        "pre": "clip",
+        "rule": "foolsgold",
+        "defense": "union",
+        "dealing": "each-iteration",
+    },
     "cnn": {**CNN, **PARTIAL},
     "cnn, krum, defense": {**CNN, **KRUM, "defense": "err"},
     "batch normalisation": {**RESNET20, **FULL},

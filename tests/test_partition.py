@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fltrust_repro.errors import BadInput
 from fltrust_repro.partition import (
     Shards,
     partition,
+    root_examples,
     sample_batches,
     share_groups,
 )
@@ -210,3 +212,48 @@ def test_a_shared_group_is_what_each_of_its_workers_holds(workers, classes):
     assert len(set(everybody.tolist())) == len(everybody)
     if workers >= classes:
         assert len(everybody) == 600
+
+
+TEN_CLASSES = np.repeat(np.arange(10), 60)
+
+
+@pytest.mark.parametrize("bias", [None, 0, 0.1, 0.5, 1])
+@pytest.mark.parametrize("size", [1, 33, 60])
+def test_root_examples_are_so_many_and_class_1_has_its_share(size, bias):
+    drawn = root_examples(TEN_CLASSES, 10, size, bias, np.random.default_rng(0))
+    assert len(set(drawn.tolist())) == size
+    assert (drawn == np.sort(drawn)).all()
+    counts = np.bincount(TEN_CLASSES[drawn], minlength=10)
+    if bias is not None:
+        assert counts[1] == round(bias * size)
+        others = np.delete(counts, 1)
+        assert others.max() - others.min() <= 1
+
+
+def test_root_examples_at_random_are_any_with_equal_chance():
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([root_examples(TEN_CLASSES, 10, 60, None, rng) for _ in range(500)])
+    counts = np.bincount(drawn, minlength=600)
+    assert counts.mean() == 50
+    assert 25 < counts.min() < counts.max() < 80  # more than 3.5 deviations away
+
+
+def test_root_examples_that_there_are_not_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(BadInput, match="root_size is 600; it must be less than all 600 examples"):
+        root_examples(TEN_CLASSES, 10, 600, None, rng)
+    words = "takes 90 examples of class 1, of which there are 60; use a smaller size"
+    with pytest.raises(BadInput, match=words):
+        root_examples(TEN_CLASSES, 10, 100, 0.9, rng)
+    assert root_examples(np.zeros(9, dtype=int), 1, 4, 0.5, rng).size == 4
+
+
+@given(
+    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=9),
+    taken=st.sets(st.integers(0, 40)),
+)
+def test_examples_taken_away_are_missing_where_they_were(sizes, taken):
+    shards = of_sizes(*sizes)
+    left = shards.without(np.array(sorted(taken), dtype=np.int64))
+    for worker in range(len(sizes)):
+        assert left[worker].tolist() == [e for e in shards[worker].tolist() if e not in taken]

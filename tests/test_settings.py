@@ -284,7 +284,12 @@ def test_the_key_does_not_depend_on_order_or_on_spelling_defaults_out():
 
 
 # Where every field matters.
-EVERYTHING = {**Setting(attack="krum", defense="lfr").as_dict(), "selected": 90}
+EVERYTHING = {
+    **Setting(attack="krum", defense="lfr", rule="fltrust", pre="nnm", root_size=50).as_dict(),
+    "selected": 90,
+    "root_bias": 0.5,
+    "momentum": 0.5,
+}
 
 
 def other_values():
@@ -296,7 +301,7 @@ def other_values():
                 "dataset": "ch-mnist",
                 "model": "cnn",
                 "rule": "mean",
-                "pre": "nnm",
+                "pre": "arc",
                 "defense": "err",
             }
             yield name, others.get(name, "none")
@@ -304,7 +309,8 @@ def other_values():
             yield (
                 name,
                 value / 2
-                if name in ("non_iid", "poisoned_fraction", "poisoned_share")
+                if name
+                in ("non_iid", "poisoned_fraction", "poisoned_share", "root_bias", "momentum")
                 else value + 1,
             )
 
@@ -331,7 +337,11 @@ def test_from_dict_names_an_unknown_field_and_those_there_are():
 
 def test_every_field_says_what_it_is_and_names_its_default_first():
     for name, field in FIELDS.items():
-        assert field.metadata["help"] or name in ("initial", "batches")  # say it themselves
+        assert field.metadata["help"] or name in (
+            "initial",
+            "batches",
+            "gradient",
+        )  # say it themselves
         if field.metadata["choices"] and field.default is not None:
             assert field.default == field.metadata["choices"][0]  # as `--help` says
 

@@ -71,11 +71,12 @@ def test_foolsgold_remembers_what_workers_sent_before():
     shares = []
     for updates in rounds:
         foolsgold(updates, memory=memory)
-        weights = reference.foolsgold_weights(memory["history"])
+        weights = reference.foolsgold_weights(np.stack([*memory["histories"].values()]))
         shares.append(sum(weights[:3]) / sum(weights))
     assert shares[0] > 0.3
     assert shares[-1] == 0
-    np.testing.assert_allclose(memory["history"], sum(rounds), **CLOSE)
+    for worker, total in enumerate(sum(rounds)):
+        np.testing.assert_allclose(memory["histories"][str(worker)], total, **CLOSE)
 
 
 def test_foolsgold_pardons_the_honest_who_look_like_one_who_copies():
@@ -91,10 +92,17 @@ def test_foolsgold_leaves_the_model_where_nobody_is_trusted():
     assert foolsgold(np.full((4, 2), np.nan)).tolist() == [0, 0]
 
 
-def test_foolsgold_forgets_a_history_of_another_number_of_workers():
-    updates, memory = normal(5, 9), {"history": normal(6, 9)}
-    np.testing.assert_array_equal(foolsgold(updates, memory=memory), foolsgold(updates))
-    np.testing.assert_array_equal(memory["history"], updates)
+@given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=5))
+def test_foolsgold_keeps_histories_of_those_who_send_by_who_they_are(senders):
+    memory, totals = {}, {}
+    for k, some in enumerate(map(sorted, senders)):
+        updates = normal(len(some), 9, seed=k)
+        for worker, update in zip(some, updates):
+            totals[worker] = totals.get(worker, 0) + update
+        found = foolsgold(updates, memory=memory, workers=np.array(some))
+        weights = reference.foolsgold_weights(np.stack([totals[worker] for worker in some]))
+        expected = weights @ updates / (sum(weights) or 1)
+        np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 def test_a_worker_that_sends_what_is_not_finite_has_no_say_in_foolsgold_from_then_on():

@@ -383,6 +383,7 @@ def test_notes_are_plain_numbers_that_any_store_can_hold(own):
     notes = own(craft=noting).notes
     assert notes == {
         "attacked iterations": 10, "count": 10, "share": 5.0, "array": 10.0, "whole": 20,
+        "compared with the mean": 1, "differs from the mean": 0,
     }  # fmt: skip
     assert {type(value) for value in notes.values()} == {int, float}
 

@@ -1,0 +1,105 @@
+"""Step III of federated learning: the master device removes and aggregates (2.1, Section 5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fltrust_repro.aggregation import rules
+from fltrust_repro.backend import host_view, to_ndarray
+from fltrust_repro.datasets import Dataset
+from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
+from fltrust_repro.doors import as_numbers
+from fltrust_repro.partition import root_examples
+from fltrust_repro.server import Judge, ServerState
+from fltrust_repro.settings import Setting
+from fltrust_repro.threat import Master
+from fltrust_repro.workers import Learner
+
+if TYPE_CHECKING:
+    from mxnet.ndarray import NDArray
+
+_ROUNDING = 1e-4  # of the mean's length: beyond what another order of summing makes
+
+
+class MasterDevice:
+    """The master device of one trial: its rule and defense, its own examples, what it remembers.
+
+    `root` are the training examples that it keeps for itself, int (k,), and `state` is what it has
+    for its rule. The trial fills in who sends updates from which model.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        learner: Learner,
+        data: Dataset,
+        rngs: dict[str, np.random.Generator],
+        notes: Counter[str],
+    ) -> None:
+        self._setting, self._learner, self._master = setting, learner, setting.at_master
+        self._rngs, self._asked = rngs, setting.root_data
+        self.state = ServerState(rngs["rule"], notes=notes, layers=learner.layers)
+        chosen = rngs["validation"].permutation(len(data.test_y))[:VALIDATION_EXAMPLES]
+        validation = data.test_x[chosen], data.test_y[chosen]
+        self._validation = self._judge(f"defense {setting.defense!r}", *validation)
+        self.root = np.empty(0, dtype=np.int64)
+        if self._asked:
+            given = setting.root_size, setting.root_bias, rngs["root"]
+            self.root = root_examples(data.train_y, data.classes, *given)
+        if "judge" in self._asked:
+            own = data.train_x[self.root], data.train_y[self.root]
+            self.state.judge = self._judge(f"rule {self._master.rule.name!r}", *own)
+
+    @property
+    def trains(self) -> bool:
+        """Whether somebody asks for the server's own update."""
+        return "root" in self._asked
+
+    def seen(self) -> Master:
+        """What an attacker may ask the master device, who moves nothing of it thereby."""
+        return replace(self._master, rule=self._master.rule.seen_at(self.state))
+
+    def aggregate(self, updates: NDArray, compared: bool) -> np.ndarray:
+        """Return the change (d,) of the global model that updates (m, d) make.
+
+        Where it is `compared` with the mean of what the defense leaves, the notes count both that
+        and how often it is another.
+        """
+        master, state, c = self._master, self.state, self._setting.c_left
+        if self._setting.defense != "none":
+            removed = self._removed(updates)
+            updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
+            state.workers = np.delete(state.workers, removed)
+        change = host_view(master.rule(updates, c=c, beta=master.beta, state=state))
+        if compared:
+            mean = rules["mean"].function(host_view(updates))
+            state.notes["compared with the mean"] += 1
+            state.notes["differs from the mean"] += int(_differs(change, mean))
+        return change
+
+    def _removed(self, updates: NDArray) -> np.ndarray:
+        """Which rows the defense removes (Section 5)."""
+        master, w_re = self.seen(), self.state.w_re
+        known = master.rule, master.c, master.beta, self._validation, self._rngs["ties"]
+        return defenses[self._setting.defense].removed(Suspicion(updates, w_re, *known))
+
+    def _judge(self, user: str, x: np.ndarray, labels: np.ndarray) -> Judge:
+        """What tells error rates and losses of models (k, d) on examples."""
+        resident, shape = self._learner.resident(x), (None, self._learner.initial.size)
+
+        def judge(models: Any) -> tuple[np.ndarray, np.ndarray]:
+            checked = as_numbers(models, shape, user, "models that it has judged")
+            return self._learner.judge(checked, resident, labels)
+
+        return judge
+
+
+def _differs(change: np.ndarray, mean: np.ndarray) -> bool:
+    if np.array_equal(change, mean, equal_nan=True):
+        return False
+    gap, length = (np.linalg.norm(a.astype(np.float64)) for a in (change - mean, mean))
+    return not gap <= _ROUNDING * length
