@@ -102,4 +102,4 @@ def _differs(change: np.ndarray, mean: np.ndarray) -> bool:
     if np.array_equal(change, mean, equal_nan=True):
         return False
     gap, length = (np.linalg.norm(a.astype(np.float64)) for a in (change - mean, mean))
-    return not gap <= _ROUNDING * length
+    return not gap <= _ROUNDING * length < np.inf

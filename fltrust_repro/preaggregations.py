@@ -17,6 +17,7 @@ from fltrust_repro.aggregation import Rule
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit, as_numbers, lent
 from fltrust_repro.errors import BadInput
+from fltrust_repro.kernels import extremes
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, place_of
 from fltrust_repro.server import ASKED
@@ -168,6 +169,38 @@ def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
     m, long = len(updates), lengths(updates)
     k = 2 * c * (m - c) // m
     return _clipped(updates, long, np.sort(long)[m - k - 1])
+
+
+@preaggregation("foundation", rows=lambda m, *, share=0.5: m + int(share * m))
+def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
+    """FoundationFL: all updates, and `share` m copies of the one that is farthest from extremes.
+
+    With g_max and g_min the largest and the smallest value of each parameter, the update of the
+    largest s_i = min(|x_i - g_max|, |x_i - g_min|), the first of equal ones, is appended as so many
+    "synthetic" ones (Equations 2 to 7); the rule takes the same c on all of them.
+
+    Fang, Nabavirazavi, Liu, Sun, Iyengar and Yang, "Do we really need to design new
+    Byzantine-robust aggregation rules?", NDSS 2025, with trimmed mean or median behind it and m / 2
+    copies. Three workers suffice against trimmed mean: two send K and -K in each parameter, and the
+    third a long vector whose values add up to 0, which is then the farthest from both extremes; its
+    copies are more than trimming cuts. A row that is not finite is no extreme, and is not copied.
+    Allocates (m + share m, d) numbers.
+
+    >>> import numpy as np
+    >>> from fltrust_repro.preaggregations import foundation
+    >>> foundation(np.float32([[1, 0], [0, 1], [9, 9], [-9, -9], [5, -5], [0, 0]]))[6:].tolist()
+    [[5.0, -5.0], [5.0, -5.0], [5.0, -5.0]]
+    """
+    if not 0 <= share < np.inf:
+        raise BadInput(f"pre-aggregation 'foundation': share is {share}; give at least 0.")
+    finite = np.isfinite(lengths(updates))
+    if not finite.any():
+        return np.concatenate([updates, updates[: int(share * len(updates))]])
+    known, up = updates if finite.all() else updates[finite], np.ones(updates.shape[1], np.float32)
+    away = np.minimum(*(lengths(updates, extremes(known, side)) for side in (up, -up)))
+    away[~finite] = -1
+    copies = np.full(int(share * len(updates)), away.argmax())
+    return updates[np.concatenate([np.arange(len(updates)), copies])]
 
 
 def _clipped(updates: np.ndarray, long: np.ndarray, bound: float) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.aggregation import rule, rules
+from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.distances import inner_products, lengths_and_slopes
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput, shown
@@ -249,6 +250,9 @@ def _majority(apart: np.ndarray) -> np.ndarray:
 
 # --- GAS
 
+_BY_PARAMETER = ("mean", "median", "trimmed-mean", "meamed", "phocas")
+_GROUPS = 100  # gathered at once: columns that lie apart are read a row at a time, not one by one
+
 
 @rule("gas", Limit("m - c", lambda m, c, beta: m - c))
 def gas(
@@ -268,8 +272,9 @@ def gas(
 
     Liu et al., "Byzantine-robust learning on heterogeneous data via gradient splitting", ICML 2023.
     The paper combines it with many rules: the median is our choice. A row that is not finite scores
-    infinity, and where `base` gives what is not, the result is NaN. Calls `base` p times; allocates
-    what that does, and m d / p numbers.
+    infinity, and where `base` gives what is not, the result is NaN. Calls `base` p times, but once
+    where it looks at each parameter by itself; allocates what that does, 14 bytes a parameter, and
+    in the first case m d / 10 numbers.
 
     >>> from fltrust_repro.similarity import gas
     >>> gas([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)
@@ -277,12 +282,37 @@ def gas(
     """
     check_default("rule 'gas'", "p", p, int)
     (m, d), aggregate = updates.shape, rules[base]
-    scores = np.zeros(m)
-    for group in np.array_split(rng.permutation(d), min(p, d)):
-        part = updates.take(np.sort(group), 1)
-        scores += lengths(part, np.asarray(aggregate(part, c=c)))
+    order, p = rng.permutation(d), min(p, d)
+    ends = np.cumsum([len(group) for group in np.array_split(order, p)])
+    if base in _BY_PARAMETER:  # then its result in a group is its result, there
+        robust = np.asarray(aggregate(updates, c=c))
+    else:
+        robust = np.empty(d, dtype=np.float32)
+        for some in np.array_split(np.arange(p), -(-p // _GROUPS)):
+            first = ends[some[0] - 1] if some[0] else 0
+            columns = order[first : ends[some[-1]]]
+            parts = np.split(updates.take(columns, 1), ends[some[:-1]] - first, axis=1)
+            robust[columns] = np.concatenate([aggregate(part, c=c) for part in parts])
+    group = np.empty(d, dtype=np.int32)
+    group[order] = np.repeat(np.arange(p), np.diff(ends, prepend=0))
+    scores = np.empty(m)
+    _distances_by_group(updates, robust, group, np.empty(p), scores)
     kept = np.zeros(m, dtype=bool)
     kept[np.argsort(scores, kind="stable")[: m - c]] = True
     kept &= np.isfinite(scores)
     notes["workers kept"] += np.count_nonzero(kept)
     return weighted_mean(updates, kept)
+
+
+@compiled
+def _distances_by_group(
+    updates: Array, robust: Array, group: Array, squares: Array, out: Array
+) -> None:
+    # Of each row the sum over groups of columns of its distances from a robust row there.
+    for i in range(len(updates)):
+        row = updates[i]
+        squares[:] = 0.0
+        for j in range(row.size):
+            away = np.float64(row[j]) - robust[j]
+            squares[group[j]] += away * away
+        out[i] = np.sqrt(squares).sum()

@@ -43,28 +43,31 @@ def shortening(long: np.ndarray, most: float) -> np.ndarray:
 
 
 @compiled(fastmath={"contract"})
-def _weighted_sum(updates: Array, weights: Array, out: Array) -> None:
-    d = updates.shape[1]
+def _weighted_sum(updates: Array, weights: Array, first: int, out: Array) -> None:
     total = np.empty(_COLUMNS)
-    for start in range(0, d, _COLUMNS):
-        width = min(_COLUMNS, d - start)
+    for start in range(0, out.size, _COLUMNS):
+        width = min(_COLUMNS, out.size - start)
         total[:] = 0.0
         for i in range(len(weights)):
             if weights[i] != 0:
-                weight, row = weights[i], updates[i, start : start + width]
+                weight, row = weights[i], updates[i, first + start : first + start + width]
                 for j in range(width):
                     total[j] += weight * row[j]
         for j in range(width):
             out[start + j] = total[j]
 
 
-def weighted_sum(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_sum(
+    updates: np.ndarray, weights: np.ndarray, columns: slice | None = None
+) -> np.ndarray:
     """Sum of each update (m, d) times the weight (m,) of its worker: float64 (d,).
 
-    A row of weight 0 is not looked at: what it holds may be anything.
+    A row of weight 0 is not looked at: what it holds may be anything. `columns`, from one to
+    another, are all unless given.
     """
-    out = np.empty(updates.shape[1])
-    _weighted_sum(updates, np.asarray(weights, dtype=np.float64), out)
+    columns = columns or slice(0, updates.shape[1])
+    out = np.empty(columns.stop - columns.start)
+    _weighted_sum(updates, np.asarray(weights, dtype=np.float64), columns.start, out)
     return out
 
 

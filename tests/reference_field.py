@@ -9,7 +9,7 @@ import math
 import warnings
 
 import numpy as np
-from sklearn.cluster import MeanShift, estimate_bandwidth
+from sklearn.cluster import KMeans, MeanShift, estimate_bandwidth
 
 
 def as_rows(updates):
@@ -190,3 +190,143 @@ def gas(updates, c, rng, base, p):
         for i in range(m):
             scores[i] += length(rows[i, group] - robust)
     return sum(rows[i] for i in sorted(range(m), key=lambda i: scores[i])[: m - c]) / (m - c)
+
+
+# --- judged
+
+
+def zeno(updates, b, w, loss, rho):
+    """`loss` takes one model."""
+    rows, w = as_rows(updates), np.asarray(w, dtype=np.float64)
+    before = loss(w)
+    lowered = [before - loss(w + row) for row in rows]
+    long = [length(row) for row in rows]
+    change, unit = np.median(np.abs(lowered)), np.median(long)
+    scores = [
+        gain - rho * change * (n / unit) ** 2 if unit > 0 else gain
+        for gain, n in zip(lowered, long)
+    ]
+    kept = sorted(range(len(rows)), key=lambda i: -scores[i])[: len(rows) - b]
+    return sum(rows[i] for i in kept) / len(kept)
+
+
+def fedgreed(updates, w, loss):
+    rows, w = as_rows(updates), np.asarray(w, dtype=np.float64)
+    rows = sorted(rows, key=lambda row: loss(w + row))
+    best, least, last = None, math.inf, math.inf
+    for k in range(1, len(rows) + 1):
+        average = sum(rows[:k]) / k
+        now = loss(w + average)
+        if now > last:
+            break
+        if now < least:
+            best, least = average, now
+        last = now
+    return best
+
+
+# --- by layer
+
+
+def within(values, radius):
+    median, deviation = float(np.median(values)), float(np.std(values))
+    return [abs(v - median) <= radius * deviation for v in values]
+
+
+def lasa(updates, layers, sparsity, norm_radius, sign_radius):
+    rows = as_rows(updates)
+    d, long = len(rows[0]), [length(row) for row in rows]
+    median = float(np.median(long))
+    clipped = [row * min(1.0, median / n) if n > 0 else row for row, n in zip(rows, long)]
+    sparse = []
+    for row in clipped:
+        least = sorted(abs(v) for v in row)[::-1][max(round((1 - sparsity) * d), 1) - 1]
+        sparse.append(np.array([v if abs(v) >= least else 0.0 for v in row]))
+    out = np.zeros(d)
+    for layer in layers:
+        norms = [length(row[layer]) for row in sparse]
+        purity = []
+        for row in sparse:
+            signs = np.sign(row[layer])
+            share = signs.sum() / np.abs(signs).sum() if np.abs(signs).sum() > 0 else 0.0
+            purity.append(0.5 * (1 + share))
+        both = zip(within(norms, norm_radius), within(purity, sign_radius))
+        kept = [row for row, (a, b) in zip(clipped, both) if a and b] or clipped
+        out[layer] = sum(kept)[layer] / len(kept)
+    return out
+
+
+# --- FLDetector
+
+
+def bfgs(steps, changes):
+    """The Hessian estimate as a matrix: by the update formula, pair after pair."""
+    s, y = as_rows(steps), as_rows(changes)
+    matrix = (y[-1] @ s[-1]) / (s[-1] @ s[-1]) * np.eye(len(s[0]))
+    for a, b in zip(s, y):
+        moved = matrix @ a
+        matrix = matrix - np.outer(moved, moved) / (a @ moved) + np.outer(b, b) / (b @ a)
+    return matrix
+
+
+def squares_within(values, k):
+    """Sum of squares around the centres that k-means finds."""
+    found = KMeans(k, n_init=20, random_state=0).fit(np.reshape(values, (-1, 1)))
+    return found.inertia_, found.labels_
+
+
+def suspects(scores, rng):
+    """Who is in the group of higher scores, if there is more than one."""
+    scores = np.asarray(scores, dtype=np.float64)
+    drawn = rng.random((10, len(scores)))
+    if scores.max() == scores.min():
+        return []
+    scores = (scores - scores.min()) / (scores.max() - scores.min())
+    gaps, deviations = [], []
+    for k in (1, 2):
+        own, labels = squares_within(scores, k)
+        others = [squares_within(row, k)[0] for row in drawn]
+        gaps.append(math.log(np.mean(others)) - math.log(own))
+        deviations.append(float(np.std(np.log(others))) * math.sqrt(1.1))
+    if gaps[0] >= gaps[1] - deviations[1]:
+        return []
+    high = int(scores[labels == 1].mean() > scores[labels == 0].mean())
+    return [i for i in range(len(scores)) if labels[i] == high]
+
+
+def fldetector(rounds, rng, base, window, start):
+    """Aggregate and those left out of each of the rounds (updates, w); all workers take part."""
+    aggregates, models, left_out, told, before = [], [], [], [], None
+    distances = [[] for _ in rounds[0][0]]
+    for t, (updates, w) in enumerate(rounds):
+        rows, w = as_rows(updates), np.asarray(w, dtype=np.float64)
+        models.append(w)
+        inside = [i for i in range(len(rows)) if i not in left_out]
+        if t > start:
+            pairs = range(max(1, t - window), t)
+            steps = [models[k] - models[k - 1] for k in pairs]
+            changes = [aggregates[k] - aggregates[k - 1] for k in pairs]
+            turn = bfgs(steps, changes) @ (w - models[-2])
+            away = [length(rows[i] - before[i] - turn) for i in inside]
+            for i, gap in zip(inside, away):
+                distances[i].append(gap / np.mean(away))
+            if len(distances[inside[0]]) >= window:
+                found = suspects([np.mean(distances[i][-window:]) for i in inside], rng)
+                if found and 2 * (len(found) + len(left_out)) < len(rows):
+                    left_out += [inside[i] for i in found]
+                    distances = [[] for _ in rows]
+        kept = np.array([row for i, row in enumerate(rows) if i not in left_out])
+        aggregates.append(base(kept))
+        told.append(sorted(left_out))
+        before = rows
+    return aggregates, told
+
+
+# --- before a rule
+
+
+def foundation(updates, copies):
+    rows = as_rows(updates)
+    highest, lowest = np.max(rows, axis=0), np.min(rows, axis=0)
+    scores = [min(length(row - highest), length(row - lowest)) for row in rows]
+    return [*rows, *[rows[scores.index(max(scores))]] * copies]

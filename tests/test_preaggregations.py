@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -13,6 +14,7 @@ from fltrust_repro.preaggregations import (
     behind,
     bucketing,
     clip,
+    foundation,
     nearest_neighbour_mixing,
     preaggregation,
     preaggregations,
@@ -59,6 +61,38 @@ def test_clipping_keeps_directions_and_bounds_lengths(updates, c, radius):
         for row, length, given_row in zip(clipped, lengths, updates):
             expected = given_row * min(1.0, bounds[name] / length) if length else given_row
             np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
+
+
+@given(UPDATES, st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+def test_foundation_adds_copies_of_the_one_farthest_from_the_extremes(updates, share):
+    found = foundation(updates, share=share)
+    assert len(found) == preaggregations[f"foundation:share={share}"].rows(7)
+    np.testing.assert_array_equal(found, reference.foundation(updates, int(share * 7)))
+
+
+def test_foundation_copies_no_row_that_is_not_finite_and_sees_no_extreme_there():
+    updates = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    broken = np.vstack([np.full_like(updates[:3], value) for value in (np.nan, np.inf)] + [updates])
+    np.testing.assert_array_equal(foundation(broken)[12:], np.tile(foundation(updates)[6], (6, 1)))
+    assert foundation(broken[:4]).shape == (6, 4)
+    with pytest.raises(BadInput, match="share is -1"):
+        foundation(updates, share=-1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_three_workers_of_a_hundred_have_foundation_copy_what_they_like(seed):
+    # Two far ones make both extremes; of all others the longest whose values add up to 0 is then
+    # the farthest from them: fifty copies, of which trimmed mean cuts twenty.
+    rng = np.random.default_rng(seed)
+    updates = rng.normal(size=(100, 1500)).astype(np.float32)
+    towards = np.where(np.arange(1500) < 750, 1000.0, -1000.0)
+    updates[0], updates[1], updates[2] = 1e6, -1e6, towards
+    benign = updates[3:].mean(axis=0)
+    plain = rules["trimmed-mean"](updates, c=20)
+    np.testing.assert_array_equal(foundation(updates)[100:], np.tile(updates[2], (50, 1)))
+    before = behind("foundation", rules["trimmed-mean"])(updates, c=20)
+    assert np.abs(plain - benign).max() < 1
+    assert (np.sign(towards) * (before - benign)).min() > 100  # standard deviations
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
@@ -116,7 +150,7 @@ def test_each_step_and_the_rule_have_a_memory_of_their_own():
         rules.remove("counting")
 
 
-@pytest.mark.parametrize("pre", ["nnm", "bucketing", "clip", "arc", "arc+nnm"])
+@pytest.mark.parametrize("pre", ["nnm", "bucketing", "clip", "arc", "arc+nnm", "foundation"])
 @pytest.mark.parametrize("attack", ["trimmed-mean", "krum"])
 def test_trials_run_with_each_under_attack_and_defense(pre, attack):
     found = run_trial(Setting(**SMALL, pre=pre, rule="median", attack=attack, defense="lfr"), 0)
