@@ -109,15 +109,16 @@ def searched(problem: TrustProblem, vectors: np.ndarray, rng: np.random.Generato
     for _ in range(_PASSES):
         for j, e in enumerate(vectors):
             others = problem.beside(np.delete(cosines, j), np.delete(slopes, j))
-            at = axes @ e
-            for _ in range(_STEPS):
-                u = spread * rng.standard_normal(e.size, dtype=np.float32)
-                gain = others.with_copies(1, *at) - others.with_copies(
-                    1, *(at + _GAMMA * (axes @ u))
-                )
-                e += np.float32(_ETA * gain / _GAMMA) * u
-                e /= max(np.sqrt(e @ e), np.float32(_TINY))
-                at = axes @ e
+            at = (axes @ e).astype(np.float64)
+            us = spread * rng.standard_normal((_STEPS, e.size), dtype=np.float32)
+            for u, move in zip(us, us @ axes.T):
+                gain = others.with_copies(1, *at) - others.with_copies(1, *(at + _GAMMA * move))
+                if gain != 0:
+                    size = _ETA * gain / _GAMMA
+                    e += np.float32(size) * u
+                    long = np.sqrt(e @ e)
+                    e /= long
+                    at = (at + size * move) / long
             cosines[j], slopes[j] = at
     return vectors
 
