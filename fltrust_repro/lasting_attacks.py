@@ -67,7 +67,7 @@ def poisonedfl(step: Round, *, scale: float = 8.0) -> np.ndarray:
     """
     memory, w = step.memory, step.w_re.astype(np.float64)
     if "s" not in memory:
-        memory["s"] = step.rng.choice(np.float32([-1, 1]), w.size)
+        memory["s"] = step.rng.choice(np.array([-1, 1], dtype=np.float32), w.size)
         memory.update(t=0, scale=number("poisonedfl", "scale", scale), start=w, w=w, sent=0 * w)
     if memory["t"] and memory["t"] % _PERIOD == 0:
         _lower_unless_it_moves(step, w)

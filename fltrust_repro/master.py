@@ -63,17 +63,19 @@ class MasterDevice:
         """What an attacker may ask the master device, who moves nothing of it thereby."""
         return replace(self._master, rule=self._master.rule.seen_at(self.state))
 
-    def aggregate(self, updates: NDArray, compared: bool) -> np.ndarray:
-        """Return the change (d,) of the global model that updates (m, d) make.
+    def aggregate(
+        self, w: NDArray, workers: np.ndarray, updates: NDArray, compared: bool
+    ) -> np.ndarray:
+        """Return the change (d,) of the global model w that updates (m, d) of workers (m,) make.
 
         Where it is `compared` with the mean of what the defense leaves, the notes count both that
         and how often it is another.
         """
         master, state, c = self._master, self.state, self._setting.c_left
         if self._setting.defense != "none":
-            removed = self._removed(updates)
+            removed = self._removed(w, updates)
             updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
-            state.workers = np.delete(state.workers, removed)
+            state.workers = np.delete(workers, removed)
         change = host_view(master.rule(updates, c=c, beta=master.beta, state=state))
         if compared:
             mean = rules["mean"].function(host_view(updates))
@@ -81,11 +83,11 @@ class MasterDevice:
             state.notes["differs from the mean"] += int(_differs(change, mean))
         return change
 
-    def _removed(self, updates: NDArray) -> np.ndarray:
+    def _removed(self, w: NDArray, updates: NDArray) -> np.ndarray:
         """Which rows the defense removes (Section 5)."""
-        master, w_re = self.seen(), self.state.w_re
+        master = self.seen()
         known = master.rule, master.c, master.beta, self._validation, self._rngs["ties"]
-        return defenses[self._setting.defense].removed(Suspicion(updates, w_re, *known))
+        return defenses[self._setting.defense].removed(Suspicion(updates, w, *known))
 
     def _judge(self, user: str, x: np.ndarray, labels: np.ndarray) -> Judge:
         """What tells error rates and losses of models (k, d) on examples."""

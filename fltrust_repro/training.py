@@ -204,7 +204,8 @@ class Federation:
         if attacked and attack.craft is not None:
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         # Step III: the master device aggregates.
-        change = self._master.aggregate(updates, is_evaluated(iteration, setting))
+        compared = is_evaluated(iteration, setting)
+        change = self._master.aggregate(w, workers, updates, compared)
         return to_ndarray(host_view(w) + change), losses[c:m]
 
     def error_rate(self, w: NDArray) -> float:

@@ -404,9 +404,11 @@ def printed(code):
 def test_numpy_in_never_loads_mxnet():
     code = """
 import sys, numpy as np, fltrust_repro as fl
+from fltrust_repro.server import ServerState
 updates = np.random.default_rng(0).standard_normal((12, 5))
 for name in fl.rules:
-    fl.rules[name](updates, c=2)
+    state = ServerState(root=updates[0], judge=lambda models: (models[:, 0], models[:, 1]))
+    fl.rules[name](updates, c=2, state=state)
 for knowledge in ("full", "partial"):
     fl.krum_attack(updates, c=2, knowledge=knowledge)
     fl.trimmed_mean_attack(updates, c=2, knowledge=knowledge)

@@ -1,5 +1,8 @@
 """What a trial hands to rules: identities, the server's own examples, momentum; what it notes."""
 
+import json
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -365,6 +368,69 @@ def test_queries_copy_what_a_rule_remembers_but_no_models(monkeypatch):
         state = ServerState(judge=Costly().judge)
         assert rules["own"].seen_at(state)(np.ones((3, 2)), c=0).tolist() == [1, 1]
         assert state.memory == {}
+
+
+# ---- memories under selection and defenses
+
+
+@pytest.mark.parametrize("defense", ["none", "err", "lfr", "union"])
+@pytest.mark.parametrize("selected", [20, 9])
+def test_foolsgold_adds_to_the_history_of_those_whose_updates_it_is_given(
+    trained, defense, selected
+):
+    given = {**LR, "rule": "foolsgold", "attack": "krum", "defense": defense, "selected": selected}
+    taken = []
+    run_trial(Setting(**given), 3, keep=lambda take: taken.append(take()))
+    before: dict[int, np.ndarray] = {}
+    most_removed = {"none": 0, "union": 2}.get(defense, 1) * -(-4 * selected // 20)
+    for kept, (_, updates), who in zip(taken, trained, _identities(trained, selected)):
+        arrays = {int(n.split()[-1]): a for n, a in kept.arrays.items() if "histories" in n}
+        moved = {w for w, a in arrays.items() if not np.array_equal(a, before.get(w, 0 * a))}
+        assert moved <= {*who}
+        assert len(who) - most_removed <= len(moved) <= len(who) - (defense != "none")
+        for worker in moved - {0, 1, 2, 3}:  # these attack
+            expected = before.get(worker, 0) + updates[who.index(worker)]
+            np.testing.assert_array_equal(arrays[worker], expected)
+        before = arrays
+
+
+@pytest.mark.parametrize("defense", ["none", "err", "lfr", "union"])
+@pytest.mark.parametrize("selected", [20, 9])
+def test_centered_clipping_goes_on_from_the_last_change_of_the_model(defense, selected):
+    given = {**LR, "rule": "centered-clipping", "attack": "trimmed-mean", "defense": defense}
+    taken = []
+    run_trial(Setting(**given, selected=selected), 3, keep=lambda take: taken.append(take().arrays))
+    for before, after in zip(taken, taken[1:]):
+        change = after["w"] - before["w"]  # and none of the queries' results
+        np.testing.assert_allclose(after["rule's centre"], change, atol=1e-6)
+
+
+def test_trials_are_the_same_in_other_processes_and_through_the_command(tmp_path):
+    fields = {"iterations": 20, "selected": 9, "momentum": 0.9, "root_size": 40, "root_bias": 0.5}
+    given = {**LR, **fields, "rule": "fltrust", "pre": "clip", "attack": "krum", "defense": "lfr"}
+    words = [w for name, v in given.items() for w in ("--" + name.replace("_", "-"), str(v))]
+    code, out, err = _called("run", *words, "--trials", "2", "--jobs", "2", "--json",
+                             "--device", "cpu", "--store", str(tmp_path / "t.sqlite"))  # fmt: skip
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["setting"]["root_size"] == 40
+    here = [run_trial(Setting(**given), seed).error_rate for seed in range(2)]
+    assert [trial["error_rate"] for trial in told["trials"]] == here
+
+
+def test_the_command_says_what_a_rule_of_the_servers_league_takes(tmp_path):
+    store = str(tmp_path / "t.sqlite")
+    code, _, err = _called("run", "--dataset", "digits", "--rule", "fltrust", "--store", store)
+    assert code == 2
+    assert "use --root-size 100" in err
+    assert len(err.splitlines()) == 1
+
+
+def _called(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", "fltrust_repro", *words], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 # ---- momentum

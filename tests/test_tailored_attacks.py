@@ -134,7 +134,7 @@ def test_it_is_told_where_there_is_no_server_with_examples():
         attacks["fltrust-adaptive:search=halving"](np.eye(5), c=1, root=np.ones(5))
 
 
-def test_the_maximum_harms_fltrust_and_mean_and_the_search_finds_little():
+def test_the_maximum_harms_fltrust_and_mean():
     def error_rate(attack, rule):
         fields = {"dataset": "digits", "iterations": 200, "root_size": 100, "rule": rule}
         errors = [run_trial(Setting(attack=attack, **fields), seed).error_rate for seed in range(3)]
@@ -144,4 +144,3 @@ def test_the_maximum_harms_fltrust_and_mean_and_the_search_finds_little():
     assert clean < 0.3
     assert error_rate(EXACT, "fltrust") > clean + 0.1
     assert error_rate(EXACT, "mean") > error_rate("none", "mean") + 0.01
-    assert abs(error_rate(RANDOM, "fltrust") - clean) < 0.06
