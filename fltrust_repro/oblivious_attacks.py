@@ -241,10 +241,10 @@ def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
     All send mu + gamma p, with the largest gamma for which
     `max_i |mu + gamma p - x_i| <= max_ij |x_i - x_j|`, where p is -mu ("unit"), -sign(mu) ("sign")
     or the standard deviation, "std" below the mean, "std-above" or "std-against"; the authors take
-    the best of three, and their code "unit" if not told. They search gamma, from a start and to a step in units of their gradients. It
-    needs no search: with r_i = mu - x_i, |p| = 1 and D the largest distance,
-    `gamma^2 + 2 gamma p.r_i + |r_i|^2 <= D^2` holds for each i from gamma = 0 (|r_i| is at most the
-    mean distance of x_i to all) to the positive root
+    the best of three, and their code "unit" unless told otherwise. They search gamma, from a start
+    and to a step in units of their gradients. It needs no search: with r_i = mu - x_i, |p| = 1 and
+    D the largest distance, `gamma^2 + 2 gamma p.r_i + |r_i|^2 <= D^2` holds for each i from
+    gamma = 0 (|r_i| is at most the mean distance of x_i to all) to the positive root
 
         gamma_i = sqrt((p.r_i)^2 + D^2 - |r_i|^2) - p.r_i,    and gamma = min_i gamma_i.
 

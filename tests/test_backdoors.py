@@ -1,6 +1,9 @@
 """Backdoors: the trigger, who trains on it, and how often it succeeds."""
 
 import doctest
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -171,3 +174,12 @@ def test_a_backdoor_of_ones_own_needs_no_crafting(own):
     found = run_trial(Setting(attack="own", **DIGITS), 0)
     assert Counter(found.notes)["attacked iterations"] == 150
     assert 0 <= found.notes["attack success rate"] <= 1
+
+
+def test_a_run_tells_the_success_beside_the_error_rate(alone, tmp_path):
+    words = ["run", "--dataset", "digits", "--rule", "mean", "--iterations", "20", "--attack"]
+    command = [sys.executable, "-m", "fltrust_repro", *words, "scaling:factor=5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert re.match(
+        r"seed 0: error rate 0\.\d{4} \(.*\), attack success rate [01]\.\d{4}, 20", done.stdout
+    )
