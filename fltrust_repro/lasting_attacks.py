@@ -7,6 +7,7 @@ attack's `memory` of the trial.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 
@@ -38,6 +39,53 @@ def mpaf(step: Round, *, scale: float = 1e6) -> np.ndarray:
         spread = math.sqrt(w @ w / w.size) or 1.0
         step.memory["base"] = spread * step.rng.standard_normal(w.size)
     return by_all(factor * (step.memory["base"] - w), step.c)
+
+
+_PERIOD, _DECAY, _LEAST = 50, 0.7, 0.5  # of PoisonedFL's scale: test every e, times b, not below
+_QUANTILE = NormalDist().inv_cdf(0.99)  # of its test, at p = 0.01
+
+
+@attack("poisonedfl", has_knowledge=False)
+def poisonedfl(step: Round, *, scale: float = 8.0) -> np.ndarray:
+    """Push the same way in all iterations, along a random s (PoisonedFL; Xie et al., CVPR 2025).
+
+    s in {-1, 1}^d is drawn when the trial begins; no benign update is looked at. With h what the
+    global model has changed by since the last attacked iteration and k what all sent in that
+    (Section 4 of the paper), each parameter's magnitude is v, where h is not by k, and all send
+
+        scale |h| s v/|v|,    v = abs(h - k |h|/|k|),
+
+    zeros in the first iteration. Every 50 attacked iterations scale is multiplied by 0.7, not to
+    below 0.5, unless the model has moved along s since the last 50: in more parameters than the 99%
+    quantile of tossing d coins, by their normal distribution d/2 + 2.33 sqrt(d)/2. Defaults are
+    those of the authors' scripts. As in their code, where h is 0 nothing is ever sent until it is
+    not, and a parameter that has not moved counts by its own sign. Notes: "scale lowered".
+
+    >>> import fltrust_repro as fl
+    >>> fl.attacks["poisonedfl"]([[1, 2], [2, 1], [1, 1]], c=1, w_re=[3, 3])
+    array([[0., 0.]], dtype=float32)
+    """
+    memory, w = step.memory, step.w_re.astype(np.float64)
+    if "s" not in memory:
+        memory["s"] = step.rng.choice(np.array([-1, 1], dtype=np.float32), w.size)
+        memory.update(t=0, scale=number("poisonedfl", "scale", scale), start=w, w=w, sent=0 * w)
+    if memory["t"] and memory["t"] % _PERIOD == 0:
+        _lower_unless_it_moves(step, w)
+        memory["start"] = w
+    h, sent, long = w - memory["w"], memory["sent"], float(np.linalg.norm(w - memory["w"]))
+    v = _unit(np.abs(h - long * _unit(sent)))
+    memory.update(t=memory["t"] + 1, w=w, sent=memory["scale"] * long * memory["s"] * v)
+    return by_all(memory["sent"], step.c)
+
+
+def _lower_unless_it_moves(step: Round, w: np.ndarray) -> None:
+    """Test whether the model moves along s: PoisonedFL's feedback."""
+    memory, moved = step.memory, w - step.memory["start"]
+    along = np.sign(np.where(moved == 0, w, moved)) == memory["s"]
+    needed = w.size / 2 + _QUANTILE * math.sqrt(w.size) / 2
+    if along.sum() < needed and _DECAY * memory["scale"] >= _LEAST:
+        memory["scale"] *= _DECAY
+        step.notes["scale lowered"] += 1
 
 
 @attack("rop")

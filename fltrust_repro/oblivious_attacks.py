@@ -3,10 +3,31 @@
 Their authors write of gradients, which the master device subtracts; an update is -alpha times one,
 what it adds. So `mu - z sigma` of gradients is `mu + z sigma` of updates, and which side of the
 mean is meant depends on who reads. An attack that is made of sigma therefore takes a side: "below"
-the mean of the updates in each parameter (the default), "above", as the authors' codes of ALIE,
-Min-Max and ByzMean are for gradients, or "against" the direction in which the mean changes it.
-Updates of logistic regression are skewed: there "above" makes it learn faster, "below" does little,
-and "against" does much, all three as inconspicuous in each parameter.
+the mean in each parameter (the default: the printed formula, for what these workers send), "above",
+which the authors' codes of ALIE, Min-Max and ByzMean are for gradients, or "against" the direction
+in which the mean changes it, which is the strongest by far. Error rates of LR on MNIST, 20 of 100
+workers compromised, full knowledge (`run --seed 10`; "NNM" before the trimmed mean):
+
+                         mean  trimmed  median   Krum  Multi-Krum    NNM
+    none                0.100    0.119   0.133  0.149       0.103  0.103
+    alie, z = 0.29      0.102    0.118   0.118  0.113       0.105  0.105
+      above             0.101    0.110   0.126  0.099       0.102  0.102
+      against           0.107    0.137   0.146  0.429       0.112  0.112
+    alie, z = 1.5       0.113    0.129   0.137  0.139       0.131  0.108
+      above             0.100    0.106   0.128  0.133       0.101  0.100
+      against           0.465    0.450   0.302  0.158       0.217  0.151
+    min-max, std        0.117    0.129   0.137  0.136       0.107  0.102
+      std-above         0.103    0.106   0.128  0.135       0.101  0.102
+      std-against       0.534    0.455   0.302  0.142       0.204  0.151
+      unit              0.710    0.422   0.270  0.153       0.209  0.186
+      sign              0.530    0.607   0.304  0.137       0.232  0.105
+    min-sum, std        0.116    0.129   0.137  0.134       0.107  0.103
+      std-above         0.101    0.106   0.128  0.134       0.100  0.101
+      std-against       0.494    0.456   0.302  0.138       0.160  0.116
+      unit              0.597    0.430   0.283  0.140       0.157  0.120
+      sign              0.450    0.591   0.305  0.135       0.207  0.113
+
+Updates of logistic regression are skewed: "above" makes it learn faster there, "below" does little.
 
 What an attack knows of the benign updates is those of the m - c others with full knowledge, and the
 c own before-attack ones with partial knowledge. Of these a row that is not finite is not looked at;
@@ -144,7 +165,8 @@ def alie(step: Round, *, z: float | None = None, side: str = "below") -> np.ndar
     """A little is enough: z standard deviations from the mean (Baruch et al., NeurIPS 2019).
 
     mu - z sigma in each parameter, or mu + z sigma as `side` says, where z is `z_max(m, c)` unless
-    given; the paper's experiment on MNIST takes 1.5. Its authors know the c own updates only:
+    given; the paper's experiment on MNIST takes 1.5. `side=against` is the strongest (see above).
+    Its authors know the c own updates only:
     partial knowledge. sigma is over n, as in their code.
 
     >>> import fltrust_repro as fl
@@ -219,10 +241,10 @@ def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
     All send mu + gamma p, with the largest gamma for which
     `max_i |mu + gamma p - x_i| <= max_ij |x_i - x_j|`, where p is -mu ("unit"), -sign(mu) ("sign")
     or the standard deviation, "std" below the mean, "std-above" or "std-against"; the authors take
-    the best of three. They search gamma, from a start and to a step in units of their gradients. It
-    needs no search: with r_i = mu - x_i, |p| = 1 and D the largest distance,
-    `gamma^2 + 2 gamma p.r_i + |r_i|^2 <= D^2` holds for each i from gamma = 0 (|r_i| is at most the
-    mean distance of x_i to all) to the positive root
+    the best of three, and their code "unit" unless told otherwise. They search gamma, from a start
+    and to a step in units of their gradients. It needs no search: with r_i = mu - x_i, |p| = 1 and
+    D the largest distance, `gamma^2 + 2 gamma p.r_i + |r_i|^2 <= D^2` holds for each i from
+    gamma = 0 (|r_i| is at most the mean distance of x_i to all) to the positive root
 
         gamma_i = sqrt((p.r_i)^2 + D^2 - |r_i|^2) - p.r_i,    and gamma = min_i gamma_i.
 

@@ -27,6 +27,7 @@ from fltrust_repro.datasets import Dataset
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import write_bytes
 from fltrust_repro.gradients import cross_entropy, softmax
+from fltrust_repro.partition import Batches
 from fltrust_repro.pixels import numbers
 
 VERSION = 1  # of the poisoned sets: raised when a change of the code moves them
@@ -60,6 +61,51 @@ def checked_set(attack: str, made: PoisonedSet, data: Dataset) -> PoisonedSet:
         )
     labels = checked_labels(attack, made.labels, x.shape[:1], data.classes)
     return PoisonedSet(x, labels, made.start)
+
+
+# --- backdoors
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """A trigger, and the class that a model shall see in whatever has it.
+
+    `trigger` is given examples (n, channels, height, width), float32 or uint8, and returns them
+    with the trigger. In an attacked iteration each example of the compromised workers' batches has
+    it, and the target's label, with probability `share`.
+    """
+
+    trigger: Callable[[np.ndarray], np.ndarray]
+    target: int = 0
+    share: float = 0.3
+
+    def triggered(self, x: np.ndarray) -> np.ndarray:
+        """Return examples with the trigger; `BadInput` where it makes something else of them."""
+        made = np.asarray(self.trigger(x.copy()))
+        if (made.shape, made.dtype) != (x.shape, x.dtype):
+            raise BadInput(
+                f"a backdoor's trigger makes {made.dtype} {made.shape} of {x.dtype} {x.shape}; "
+                "it must return the examples as it is given them, with the trigger."
+            )
+        return made
+
+    def added_to(self, data: Dataset) -> Dataset:
+        """Return a data set with each training example once more, triggered, behind all of them."""
+        if not 0 <= self.target < data.classes:
+            raise BadInput(
+                f"a backdoor's target is class {self.target}, but data set {data.name!r} has "
+                f"classes 0 to {data.classes - 1}; choose one of these."
+            )
+        x = np.concatenate([data.train_x, self.triggered(data.train_x)])
+        y = np.concatenate([data.train_y, np.full_like(data.train_y, self.target)])
+        return dataclasses.replace(data, train_x=x, train_y=y)
+
+    def plant(self, batches: Batches, c: int, first: int, rng: np.random.Generator) -> None:
+        """Put triggered copies into c workers' batches; that of example j is example first + j."""
+        rows, labels = batches.rows[:, :c], batches.labels[:, :c]
+        chosen = rng.random(rows.shape) < self.share
+        rows[chosen] += first
+        labels[chosen] = self.target
 
 
 # --- the back-gradient attack (4.4)

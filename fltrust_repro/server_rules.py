@@ -33,13 +33,19 @@ def fltrust(updates: np.ndarray, root: np.ndarray, notes: Counter[str]) -> np.nd
     array([1.757, 0.586], dtype=float32)
     """
     long, own = lengths(updates), float(lengths(root[None])[0])
-    trust = np.zeros(len(updates))
-    if 0 < own < np.inf:
-        usable = (long > 0) & (long < np.inf)
-        np.divide(lengths_and_slopes(updates, root)[1], long * own, out=trust, where=usable)
-        np.clip(trust, 0, 1, out=trust)
+    trust = trust_scores(updates, long, root, own)
     notes["workers kept"] += np.count_nonzero(trust)
     notes["trust"] += trust.sum()
     weights = np.divide(trust, long, out=np.zeros(len(updates)), where=trust > 0)
     scale = own / trust.sum() if trust.any() else 0.0
     return weighted_sum(updates, scale * weights).astype(np.float32)
+
+
+def trust_scores(updates: np.ndarray, long: np.ndarray, root: np.ndarray, own: float) -> np.ndarray:
+    """TS_i of updates (m, d) whose lengths are `long`, root's being `own`: float64 (m,)."""
+    trust = np.zeros(len(updates))
+    if 0 < own < np.inf:
+        usable = (long > 0) & (long < np.inf)
+        np.divide(lengths_and_slopes(updates, root)[1], long * own, out=trust, where=usable)
+        np.clip(trust, 0, 1, out=trust)
+    return trust

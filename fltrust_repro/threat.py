@@ -29,7 +29,7 @@ from fltrust_repro.doors import (
 )
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.parameters import chosen, name_with, with_values
-from fltrust_repro.poisoning import PoisonedSet
+from fltrust_repro.poisoning import Backdoor, PoisonedSet
 from fltrust_repro.registry import Registry, summary
 from fltrust_repro.server import ServerState, lacks_root_data
 
@@ -138,8 +138,10 @@ class Attack:
 
     Data are attacked by the labels of the compromised workers' batches (`poison`, as in `relabel`),
     or by examples that they hold beside their own (`inject`: Dataset, share, generator, folders,
-    function to call after each step -> PoisonedSet). `against` are the rules that it is made for,
-    its own first; `asks` is ("root",) where it is said to know the server's own update.
+    function to call after each step -> PoisonedSet). With a `backdoor`, `craft` is given updates of
+    compromised workers who train on its trigger, and the trial notes how often it succeeds.
+    `against` are the rules that it is made for, its own first; `asks` is ("root",) where it is said
+    to know the server's own update.
 
     >>> from fltrust_repro import trimmed_mean_attack
     >>> trimmed_mean_attack([[-1, 1], [-2, 2], [-3, 3], [-4, 4]], c=1, b=1.0001).round(2)
@@ -154,6 +156,7 @@ class Attack:
     limit: Limit | None = None
     against: tuple[str, ...] = ()
     asks: tuple[str, ...] = ()
+    backdoor: Backdoor | None = None
 
     def __post_init__(self) -> None:
         if strange := set(self.asks) - {"root"}:
@@ -271,16 +274,18 @@ def attack(
     limit: Limit | None = None,
     against: tuple[str, ...] = (),
     asks: tuple[str, ...] = (),
+    backdoor: Backdoor | None = None,
 ) -> Callable[[Craft], Craft]:
     """Register a function `(Round) -> array (c, d)` as attack `name`; what it returns is checked.
 
     `has_knowledge` says whether full and partial knowledge make a difference; without it the
     attack is given all m before-attack updates. `against` names the rules that it is made for.
-    With `asks=("root",)` it is given the server's own update as `step.root`, whatever the rule.
+    With `asks=("root",)` it is given the server's own update as `step.root`, whatever the rule;
+    with a `backdoor` its workers train on triggered examples first.
     """
 
     def register(craft: Craft) -> Craft:
-        entry = Attack(name, craft, None, None, has_knowledge, limit, against, asks)
+        entry = Attack(name, craft, None, None, has_knowledge, limit, against, asks, backdoor)
         attacks.add(name, entry)
         return cast(Craft, entry.craft)
 

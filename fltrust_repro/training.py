@@ -49,7 +49,9 @@ class TrialResult:
     of them; in how many of the evaluated iterations, which are "compared with the mean", the rule's
     result "differs from the mean" of the updates given to it, by more than rounding; with partial
     knowledge "direction agreement", the share of parameters whose changing direction the attacker's
-    own updates tell right (4.2), as a mean over the attacked iterations.
+    own updates tell right (4.2), as a mean over the attacked iterations; with a backdoor the
+    "attack success rate": how many test examples of other classes, once they have the trigger, the
+    final model takes for the target.
     """
 
     error_rate: float  # share of wrong predictions on the whole test set, final global model
@@ -100,9 +102,10 @@ def run_trial(
     """
     federation = Federation(setting, seed, backend.context(device, gpu), data_dir)
     course, diverged = federation.begin(begun), False
+    w = course.w
     curve, started = course.curve, time.perf_counter() - course.seconds
     for iteration in range(course.iterations + 1, setting.iterations + 1):
-        w, losses = federation.iterate(course.w, iteration)
+        w, losses = federation.iterate(w, iteration)
         diverged = not np.isfinite(host_view(w)).all()
         if diverged or is_evaluated(iteration, setting):
             known = losses[~np.isnan(losses)].astype(np.float64)
@@ -114,7 +117,7 @@ def run_trial(
         course = Course(w, iteration, curve, time.perf_counter() - started)
         keep(partial(federation.snapshot, course))
     errors, seconds = [error for _, error, _ in curve], time.perf_counter() - started
-    done, empty, notes = curve[-1][0], federation.empty_workers, federation.finished_notes()
+    done, empty, notes = curve[-1][0], federation.empty_workers, federation.finished_notes(w)
     return TrialResult(errors[-1], min(errors), done, diverged, seconds, curve, empty, notes)
 
 
@@ -145,6 +148,8 @@ class Federation:
             who = setting.distribution, setting.compromised, self._rngs["distribution"]
             self._holders = poisoning.holders(len(made.x), *who)
             data = poisoning.with_examples(data, made)
+        if self._attack.backdoor is not None:
+            data = self._attack.backdoor.added_to(data)
         self._data = data
         self._shards = self._deal()
         self.empty_workers = int((self._shards.sizes == 0).sum())
@@ -193,6 +198,8 @@ class Federation:
         batches = self._batches(shards, self._rngs["batches"])
         if attacked and attack.poison is not None:
             batches.labels[:, :c] = self._poisoned(batches, c, w)
+        if attacked and attack.backdoor is not None:
+            attack.backdoor.plant(batches, c, len(self._dealt_y), self._rngs["attack"])
         updates, losses = self._trained(w, workers, batches)
         if attacked and attack.craft is not None:
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
@@ -205,12 +212,22 @@ class Federation:
         """Of model w on the whole test set."""
         return self.learner.error_rate(w, self._test_x, self._data.test_y)
 
-    def finished_notes(self) -> dict[str, float]:
-        """What was counted; the direction agreement as a mean over the attacked iterations."""
+    def finished_notes(self, w: NDArray) -> dict[str, float]:
+        """What was counted, rates as such, and what a backdoor makes the final model w see."""
         notes = {str(name): _number(name, value) for name, value in self._notes.items()}
         if "direction agreement" in notes:
             notes["direction agreement"] /= notes["attacked iterations"]
+        if self._attack.backdoor is not None:
+            notes["attack success rate"] = self._success_rate(self._attack.backdoor, w)
         return notes
+
+    def _success_rate(self, backdoor: poisoning.Backdoor, w: NDArray) -> float:
+        """Share of other classes' test examples that w takes for the target with the trigger."""
+        others = self._data.test_x[self._data.test_y != backdoor.target]
+        scores = self.learner.scores(w, self.learner.resident(backdoor.triggered(others)))
+        # A model that diverged gives NaN, of which argmax is class 0.
+        taken = np.isfinite(scores).all(axis=1) & (scores.argmax(axis=1) == backdoor.target)
+        return float(taken.sum() / max(len(taken), 1))
 
     def _deal(self) -> Shards:
         """Deal the examples to the workers (4.1), and the poisoned ones to their holders."""

@@ -56,6 +56,8 @@ def _print_run(finished: list[Trial]) -> None:
     for trial in finished:
         result = trial.result
         rates = f"error rate {result.error_rate:.4f} (lowest {result.lowest_error_rate:.4f})"
+        if (success := result.notes.get("attack success rate")) is not None:
+            rates += f", attack success rate {success:.4f}"
         took = f"{result.iterations} iterations, {result.seconds:.1f} s"
         click.echo(f"seed {trial.seed}: {rates}, {took}")
     if errors := [trial.result.error_rate for trial in finished]:

@@ -135,3 +135,78 @@ class Mimic:
             self.row = max(range(len(benign)), key=lambda i: float(benign[i] @ self.z))
         self.t += 1
         return self.row
+
+
+class PoisonedFL:
+    """Multi-round consistency, parameter by parameter, from signs s."""
+
+    def __init__(self, signs, scale):
+        self.s, self.scale, self.t = [float(x) for x in signs], scale, 0
+        self.w = self.start = None
+        self.k = [0.0] * len(self.s)
+
+    def update(self, w):
+        """What all send who receive model w."""
+        w = [float(x) for x in w]
+        d = len(w)
+        if self.t == 0:
+            self.start = self.w = w
+        if self.t > 0 and self.t % 50 == 0:
+            aligned = 0
+            for s, now, then in zip(self.s, w, self.start):
+                moved = now - then if now != then else now
+                aligned += moved * s > 0
+            if aligned < d / 2 + 2.3263478740408408 * math.sqrt(d) / 2 and 0.7 * self.scale >= 0.5:
+                self.scale *= 0.7
+            self.start = w
+        h = [now - then for now, then in zip(w, self.w)]
+        long = math.sqrt(math.fsum(x * x for x in h))
+        sent = math.sqrt(math.fsum(x * x for x in self.k))
+        v = [abs(x - (y * long / sent if sent else 0)) for x, y in zip(h, self.k)]
+        length = math.sqrt(math.fsum(x * x for x in v))
+        self.k = [self.scale * long * s * x / length if length else 0.0 for s, x in zip(self.s, v)]
+        self.w, self.t = w, self.t + 1
+        return np.array(self.k)
+
+
+def fltrust(updates, root):
+    """FLTrust's result in units of the root's length, and the sum of the trust scores."""
+    total, trusted = np.zeros(len(root)), 0.0
+    for x in updates:
+        length = math.sqrt(x @ x) * math.sqrt(root @ root)
+        score = max(0.0, (x @ root) / length) if length else 0.0
+        total += score / (math.sqrt(x @ x) or 1.0) * x
+        trusted += score
+    return (total / trusted if trusted else total), trusted
+
+
+def fltrust_gain(vectors, updates, root):
+    """h: how far c unit vectors move FLTrust's result against the signs of what it was."""
+    before, _ = fltrust(updates, root)
+    after, _ = fltrust(np.concatenate([vectors, updates[len(vectors) :]]), root)
+    return float(np.sign(before) @ (before - after))
+
+
+def fltrust_search(start, updates, root, draws):
+    """Zeroth-order ascent of h, V = Q = 10; `draws` gives each u ~ N(0, I / 2)."""
+    vectors = start.copy()
+    for _ in range(10):
+        for j in range(len(vectors)):
+            for _ in range(10):
+                u, beyond = next(draws), vectors.copy()
+                beyond[j] = vectors[j] + 0.005 * u
+                gain = unscaled_gain(beyond, updates, root) - unscaled_gain(vectors, updates, root)
+                vectors[j] += 0.01 * gain / 0.005 * u
+                vectors[j] /= math.sqrt(vectors[j] @ vectors[j])
+    return vectors
+
+
+def unscaled_gain(vectors, updates, root):
+    """The same of vectors as they are: e . x_0/|x_0| weighs e, whatever its length."""
+    before, _ = fltrust(updates, root)
+    benign, trusted = fltrust(updates[len(vectors) :], root)
+    total, weight = trusted * benign, trusted
+    for e in vectors:
+        score = max(0.0, (e @ root) / math.sqrt(root @ root))
+        total, weight = total + score * e, weight + score
+    return float(np.sign(before) @ (before - total / weight))

@@ -4,6 +4,7 @@ import doctest
 import math
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Attack, Master, Round, attacks
 from fltrust_repro.training import run_trial
 
-CRAFTED = ["sign-flip", "ipm", "alie", "byzmean", "min-max", "min-sum", "mpaf", "rop", "mimic"]
+CRAFTED = [
+    "sign-flip", "ipm", "alie", "byzmean", "min-max", "min-sum",
+    "mpaf", "poisonedfl", "rop", "mimic",
+]  # fmt: skip
 OWN_ROOMS = [oblivious_attacks, lasting_attacks]
 
 
@@ -368,6 +372,39 @@ def test_mpaf_points_to_one_base_model_throughout_a_trial():
     assert not np.allclose(other / 100, aims[0])
 
 
+@pytest.mark.parametrize("scale", [8, 0.6])
+def test_poisonedfl_is_the_formula_and_tests_every_50_iterations(scale):
+    memory, notes, w = {}, Counter(), np.random.default_rng(0).standard_normal(40).astype("f4")
+    slow = None
+    for t in range(160):
+        step = a_round(benign_like(t, 9, 40), 2, memory=memory, w_re=w)
+        step.notes.update(notes)
+        sent = attacks[f"poisonedfl:scale={scale}"].craft(step)
+        notes = step.notes
+        slow = slow or reference.PoisonedFL(memory["s"], scale)
+        np.testing.assert_allclose(sent, np.tile(slow.update(w), (2, 1)), rtol=1e-3, atol=1e-4)
+        assert (sent * memory["s"] >= 0).all()
+        # Followed for 50 iterations, and then not.
+        change = 0.01 * np.random.default_rng(t).standard_normal(40)
+        w = (w + (0.02 * memory["s"] if 50 <= t < 100 else 0) + change).astype("f4")
+    assert set(np.unique(memory["s"])) == {-1, 1}
+    lowered = 0 if scale < 1 else 2  # not below 0.5
+    assert memory["scale"] == pytest.approx(scale * 0.7**lowered)
+    assert notes["scale lowered"] == lowered
+
+
+def test_poisonedfl_looks_at_no_update_and_sends_nothing_at_first():
+    w = np.ones(6, "f4")
+    assert not craft("poisonedfl", benign_like(0, 9, 6), 2, w_re=w).any()
+    sent = []
+    for seed in (1, 2):
+        memory = {}
+        craft("poisonedfl", benign_like(seed, 9, 6), 2, memory=memory, w_re=w)
+        sent.append(craft("poisonedfl", benign_like(seed, 9, 6), 2, memory=memory, w_re=2 * w))
+    np.testing.assert_array_equal(*sent)
+    np.testing.assert_allclose(np.linalg.norm(sent[0][0]), 8 * np.linalg.norm(w), rtol=1e-5)
+
+
 @both
 @pytest.mark.parametrize("warmup", [1, 4])
 def test_mimic_copies_whom_ojas_rule_finds(warmup, knowledge):
@@ -404,7 +441,7 @@ def test_mimic_holds_with_fewer_workers_than_before():
     np.testing.assert_array_equal(sent, np.eye(8)[[7, 7]])
 
 
-@pytest.mark.parametrize("name", ["mpaf:scale=0.1", "rop:z=1", "mimic:warmup=20"])
+@pytest.mark.parametrize("name", ["mpaf:scale=0.1", "poisonedfl", "rop:z=1", "mimic:warmup=20"])
 def test_a_trial_that_goes_on_remembers(name):
     setting = Setting(dataset="digits", attack=name, rule="median", iterations=25)
     taken = []
@@ -489,6 +526,7 @@ def unattacked():
         ("rop:z=1", 0.08),
         ("mpaf", 0.7),
         ("mpaf:scale=1", 0.6),
+        ("poisonedfl", 0.6),
         ("mimic", 0.015),
     ],
 )
