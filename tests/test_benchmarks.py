@@ -12,6 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fltrust_repro.aggregation import rules
+from fltrust_repro.preaggregations import preaggregations
+
 REPOSITORY = Path(__file__).parents[1]
 SUITE = REPOSITORY / "experiments" / "benchmarks" / "suite.py"
 RULES = {"mean", "trimmed-mean", "median", "krum", "bulyan"}
@@ -185,3 +188,34 @@ def test_the_cost_of_many_trials_has_a_line_for_each_command(tmp_path):
     short, *commands = done.stdout.splitlines()
     assert re.fullmatch(r"4 short trials, 2 processes: \d+\.\d\d times their seconds", short)
     assert [line.split(",")[0] for line in commands] == ["status", "report", "a resumed table2a"]
+
+
+FIELD = SUITE.with_name("field.py")
+
+
+def field(out, *options):
+    return subprocess.run(
+        [sys.executable, FIELD, "--workers", "10", "--parameters", "500", "--budget", "0.01",
+         "--out", out, *options],
+        capture_output=True, text=True, cwd=out, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+
+
+def test_every_rule_of_the_field_has_a_time_and_stands_beside_krum(tmp_path):
+    done = field(tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(tmp_path / "field.csv")
+    names = {*rules, *(f"{name}+" for name in preaggregations)}
+    assert names == set(found["case"])
+    assert (found["median"] > 0).all(), found[found["median"].isna()]
+    table = (tmp_path / "field.md").read_text()
+    assert "## 10 x 500" in table
+    assert all(f"| {name} |" in table for name in names)
+    assert "| krum | " in table
+    assert " | 1 | | | |" in next(line for line in table.splitlines() if "| krum |" in line)
+
+
+def test_a_python_that_is_not_there_is_refused(tmp_path):
+    done = field(tmp_path, "--python", "byzfl=/nowhere/python")
+    assert done.returncode == 2
+    assert "byzfl=/nowhere/python; give one of" in done.stderr

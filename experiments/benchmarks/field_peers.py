@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 Case = Callable[[], Any]
+MOST_FOR_SUBSETS = 20  # workers: other libraries' MDA tries every subset of m - c
 
 
 def ours(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
@@ -53,7 +54,6 @@ def byzfl(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
         "geometric-median": byzfl.GeometricMedian(),
         "centered-clipping": byzfl.CenteredClipping(),
         "meamed": byzfl.Meamed(c),
-        "mda": byzfl.MDA(c),
         "caf": byzfl.CAF(c),
         "nnm+": byzfl.NNM(c),
         "bucketing+": byzfl.Bucketing(2),
@@ -61,6 +61,8 @@ def byzfl(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
         "clip+": byzfl.Clipping(float(np.sqrt(matrix.shape[1]))),
     }.items():
         yield name, lambda rule=rule: rule(tensor)
+    if len(matrix) <= MOST_FOR_SUBSETS:
+        yield "mda", lambda: byzfl.MDA(c)(tensor)
 
 
 def byzpy(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
@@ -78,7 +80,6 @@ def byzpy(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
         "geometric-median": geometric_median.GeometricMedian(),
         "centered-clipping": center_clipping.CenteredClipping(c_tau=long, M=1),
         "meamed": MeanOfMedians(c),
-        "mda": minimum_diameter_average.MinimumDiameterAveraging(c),
         "caf": caf.CAF(c),
     }.items():
         yield name, lambda rule=rule: rule.aggregate(rows)
@@ -89,6 +90,9 @@ def byzpy(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
         "clip+": clipping.Clipping(long),
     }.items():
         yield name, lambda step=step: step.pre_aggregate(rows)
+    if len(rows) <= MOST_FOR_SUBSETS:
+        mda = minimum_diameter_average.MinimumDiameterAveraging(c)
+        yield "mda", lambda: mda.aggregate(rows)
 
 
 def krum(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
@@ -102,9 +106,10 @@ def krum(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
         "krum": own.Krum,
         "multi-krum": multikrum.MultiKrum,
         "geometric-median": geometric_median.GeometricMedian,
-        "mda": brute.Brute,
     }.items():
         yield name, lambda rule=rule: rule.aggregate(tensor, **given)
+    if len(matrix) <= MOST_FOR_SUBSETS:
+        yield "mda", lambda: brute.Brute.aggregate(tensor, **given)
 
 
 def flower(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
