@@ -21,7 +21,7 @@ from fltrust_repro.kernels import extremes
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, place_of
 from fltrust_repro.server import ASKED
-from fltrust_repro.weighing import lengths, shortening
+from fltrust_repro.weighing import lengths, shortening, weighted_sums
 
 Rows = Callable[..., int]
 
@@ -114,11 +114,7 @@ def nearest_neighbour_mixing(updates: np.ndarray, c: int) -> np.ndarray:
     nearest = np.argsort(itself_first, axis=1, kind="stable")[:, : m - c]
     mixing = np.zeros((m, m), dtype=np.float32)
     np.put_along_axis(mixing, nearest, np.float32(1 / nearest.shape[1]), axis=1)
-    finite = np.isfinite(updates).all(axis=1)
-    mixed = mixing[:, finite] @ updates[finite]
-    spoilt = mixing[:, ~finite].any(axis=1)
-    mixed[spoilt] = np.nan
-    return mixed
+    return weighted_sums(updates, mixing)
 
 
 @preaggregation("bucketing", rows=lambda m, *, size=2: -(-m // size))

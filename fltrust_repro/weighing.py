@@ -84,6 +84,25 @@ def weighted_mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 @compiled
+def _product(weights: Array, updates: Array, out: Array) -> None:
+    np.dot(weights, updates, out)  # by scipy's BLAS, as in `distances.py`
+
+
+def weighted_sums(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums of updates (m, d) under each row of weights, float32 (k, m): float32 (k, d).
+
+    By one product, summed in float32. NaN where a row that is not finite has a weight; it spoils no
+    other sum.
+    """
+    finite = np.isfinite(lengths(updates))
+    rows = updates if finite.all() else np.where(finite[:, None], updates, np.float32(0))
+    out = np.empty((len(weights), updates.shape[1]), dtype=np.float32)
+    _product(weights, rows, out)
+    out[weights[:, ~finite].any(axis=1)] = np.nan
+    return out
+
+
+@compiled
 def _sign_votes(updates: Array, out: Array) -> None:
     m, d = updates.shape
     for start in range(0, d, _COLUMNS):

@@ -31,8 +31,8 @@ NOTES = """Where a peer's rule is another one than ours: Krum and Multi-Krum of 
 m - c - 1 neighbours; ByzFL's geometric median takes 3 steps, where the others go on until they
 converge (krum to a tolerance of 1e-6, we to 1e-8); byzpy's centered clipping is given one step; CAF
 takes the exact top eigenvector here, a few power iterations there; the others' MDA tries every
-subset of m - c workers, and is left out beyond 20. The judge of Zeno and FedGreed is not in their
-times.
+subset of m - c workers, and is left out beyond 20. ByzFL's clipping and ARC shorten what they are
+given, and get a copy each time. The judge of Zeno and FedGreed is not in their times.
 """
 
 

@@ -57,10 +57,11 @@ def byzfl(matrix: np.ndarray, c: int) -> Iterator[tuple[str, Case]]:
         "caf": byzfl.CAF(c),
         "nnm+": byzfl.NNM(c),
         "bucketing+": byzfl.Bucketing(2),
-        "arc+": byzfl.ARC(c),
-        "clip+": byzfl.Clipping(float(np.sqrt(matrix.shape[1]))),
     }.items():
         yield name, lambda rule=rule: rule(tensor)
+    clip, arc = byzfl.Clipping(float(np.sqrt(matrix.shape[1]))), byzfl.ARC(c)
+    yield "clip+", lambda: clip(tensor.clone())  # they shorten what they are given
+    yield "arc+", lambda: arc(tensor.clone())
     if len(matrix) <= MOST_FOR_SUBSETS:
         yield "mda", lambda: byzfl.MDA(c)(tensor)
 
