@@ -30,7 +30,7 @@ from fltrust_repro.files import write_bytes
 from fltrust_repro.training import PROTOCOL
 from fltrust_repro.trials import TrialName
 
-FORM = 1  # of the files: raised where what they hold means something else
+FORM = 2  # of the files: raised where what they hold means something else
 
 
 @cache  # in the process's first trial: that is what it computes with, whatever is installed later
@@ -63,7 +63,9 @@ class Checkpoint:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = dict(file)
-            of, iterations, told = json.loads(arrays.pop("told").tobytes())
+            of, iterations, told, names = json.loads(arrays.pop("told").tobytes())
+            if sorted(arrays) != names:  # a damaged list of contents may just be shorter
+                raise ValueError("other arrays than it names")
             snapshot = Snapshot(int(iterations), told, arrays)
         except Exception as error:  # whatever a damaged file makes the readers of its parts raise
             raise ValueError("is damaged, or no checkpoint") from error
@@ -75,7 +77,7 @@ class Checkpoint:
             return
         self._written = time.monotonic()
         iterations, told, arrays = take()
-        text, content = json.dumps([self._of, iterations, told]), io.BytesIO()
+        text, content = json.dumps([self._of, iterations, told, sorted(arrays)]), io.BytesIO()
         np.savez(content, told=np.frombuffer(text.encode(), np.uint8), **arrays)
         with contextlib.suppress(BadInput):
             write_bytes(self._file, content.getvalue())

@@ -225,8 +225,8 @@ def written_anew(file: Path, told: dict | None = None, **arrays: np.ndarray) -> 
     """Change something in a checkpoint, which stays whole."""
     with np.load(file) as parts:
         content = {**parts, **arrays}
-    of, iterations, before = json.loads(content["told"].tobytes())
-    text = json.dumps([of, iterations, {**before, **(told or {})}]).encode()
+    of, iterations, before, names = json.loads(content["told"].tobytes())
+    text = json.dumps([of, iterations, {**before, **(told or {})}, names]).encode()
     np.savez(file, **{**content, "told": np.frombuffer(text, np.uint8)})
 
 
@@ -281,6 +281,15 @@ def test_whatever_byte_is_another_nothing_else_comes_out_of_a_file(tmp_path_fact
         if found is not None:
             assert found[:2] == (7, {"notes": {}})
             assert [*map(repr, found.arrays.items())] == [*map(repr, arrays.items())]
+
+
+@pytest.mark.parametrize("lost", [["w"], ["statistics"], ["w", "statistics"]])
+def test_an_archive_whose_list_of_contents_lost_arrays_is_damaged(broken, lost):
+    file = file_of(broken)
+    with np.load(file) as parts:
+        np.savez(file, **{name: array for name, array in parts.items() if name not in lost})
+    with pytest.raises(ValueError, match="is damaged"):
+        broken.of(NAME, None).read()
 
 
 def test_a_file_that_cannot_be_read_is_told_too(broken):
