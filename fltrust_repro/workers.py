@@ -256,6 +256,8 @@ class Learner:
                 # parameters, so that memory holds the activations of one alone.
                 self._load(self._weights, w)
                 scores.append(self._net(self._slice(x, start)))
+                if isinstance(x, np.ndarray):  # or chunks made ahead of MXNet would pile up
+                    scores[-1].wait_to_read()
         return backend.nd.concat(*scores, dim=0).asnumpy().reshape(len(models), len(x), -1)
 
     def _slice(self, x: Examples, start: int) -> NDArray:
