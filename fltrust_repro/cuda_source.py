@@ -16,6 +16,16 @@ Launch = Callable[..., None]
 """`launch(name, *arguments, n)`: run a kernel in n threads."""
 
 _THREADS = 256  # in a block
+_PRELUDE = """
+#define NUMBER_K_OF(n)                                   \\
+    const int k = blockIdx.x * blockDim.x + threadIdx.x; \\
+    if (k >= n) return;
+"""
+
+
+def source_of(file: Path) -> str:
+    """Return a file's source, and before it what every kernel begins with: thread k is one of n."""
+    return _PRELUDE + file.read_text(encoding="utf-8")
 
 
 def signatures(source: str) -> dict[str, str]:
@@ -26,7 +36,7 @@ def signatures(source: str) -> dict[str, str]:
 
 def kernels_of(file: Path, ctx: Context) -> Launch:
     """Compile a file's kernels; the GPU's driver does the rest when one first runs there."""
-    source = file.read_text(encoding="utf-8")
+    source = source_of(file)
     module = backend.mx.rtc.CudaModule(source)
     kernels = {name: module.get_kernel(name, told) for name, told in signatures(source).items()}
 

@@ -6,10 +6,6 @@
 
 typedef unsigned char uint8_t;
 
-#define NUMBER_K_OF(n)                                \
-    const int k = blockIdx.x * blockDim.x + threadIdx.x; \
-    if (k >= n) return;
-
 // Parameters from `start` on of w (d,), moved by the updates (g, d) unless this is the first round:
 // weight (outputs, inputs), then bias (outputs,) -> packed (g, outputs, inputs + 1).
 extern "C" __global__ void pack(const float *w, const float *updates, float *packed, int d,

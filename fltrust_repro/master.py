@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fltrust_repro.aggregation import rules
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.datasets import Dataset
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.doors import as_numbers
+from fltrust_repro.kernels import column_mean
 from fltrust_repro.partition import root_examples
 from fltrust_repro.server import Judge, ServerState
 from fltrust_repro.settings import Setting
@@ -78,9 +78,8 @@ class MasterDevice:
             state.workers = np.delete(workers, removed)
         change = host_view(master.rule(updates, c=c, beta=master.beta, state=state))
         if compared:
-            mean = rules["mean"].function(host_view(updates))
             state.notes["compared with the mean"] += 1
-            state.notes["differs from the mean"] += int(_differs(change, mean))
+            state.notes["differs from the mean"] += int(_differs(change, column_mean(updates)))
         return change
 
     def _removed(self, w: NDArray, updates: NDArray) -> np.ndarray:

@@ -166,8 +166,7 @@ def alie(step: Round, *, z: float | None = None, side: str = "below") -> np.ndar
 
     mu - z sigma in each parameter, or mu + z sigma as `side` says, where z is `z_max(m, c)` unless
     given; the paper's experiment on MNIST takes 1.5. `side=against` is the strongest (see above).
-    Its authors know the c own updates only:
-    partial knowledge. sigma is over n, as in their code.
+    Its authors know the c own updates only: partial knowledge. sigma is over n, as in their code.
 
     >>> import fltrust_repro as fl
     >>> fl.attacks["alie:z=1"]([[0, 0], [1, 4], [3, 4]], c=1)

@@ -8,8 +8,7 @@ __device__ inline int order(int bits) { return bits ^ ((bits >> 31) & 0x7FFFFFFF
 // of rows), and takes their mean -> out (n,). The updates are overwritten.
 extern "C" __global__ void middle_mean(float *updates, const int *network, float *out, int m,
                                        int comparators, int first, int stop, int n) {
-    const int k = blockIdx.x * blockDim.x + threadIdx.x;
-    if (k >= n) return;
+    NUMBER_K_OF(n)
     int *column = (int *)updates + k;
     for (int i = 0; i < m; ++i) {
         int *own = column + (long long)i * n;
@@ -29,8 +28,7 @@ extern "C" __global__ void middle_mean(float *updates, const int *network, float
 
 // The mean of each column -> out (n,).
 extern "C" __global__ void mean(const float *updates, float *out, int m, int n) {
-    const int k = blockIdx.x * blockDim.x + threadIdx.x;
-    if (k >= n) return;
+    NUMBER_K_OF(n)
     float total = updates[k];
     for (int i = 1; i < m; ++i) total += updates[(long long)i * n + k];
     out[k] = total / m;
@@ -40,8 +38,7 @@ extern "C" __global__ void mean(const float *updates, float *out, int m, int n) 
 // NaN where a column has it.
 extern "C" __global__ void extremes(const float *updates, const float *sides, float *out, int m,
                                     int n) {
-    const int k = blockIdx.x * blockDim.x + threadIdx.x;
-    if (k >= n) return;
+    NUMBER_K_OF(n)
     float best = sides[k] * updates[k];
     for (int i = 1; i < m; ++i) {
         const float value = sides[k] * updates[(long long)i * n + k];

@@ -106,9 +106,7 @@ class Round:
     master: Master
     parameters: Parameters = Parameters()
     notes: Counter[str] = field(default_factory=Counter)  # to be counted over the trial, by name
-    memory: dict[str, Any] = field(
-        default_factory=dict
-    )  # the attack's own, kept between iterations
+    memory: dict[str, Any] = field(default_factory=dict)  # the attack's, between iterations
     root: np.ndarray | None = None  # float32 (d,), the server's own update, if the attack asks
 
     def __post_init__(self) -> None:
@@ -285,7 +283,10 @@ def attack(
     """
 
     def register(craft: Craft) -> Craft:
-        entry = Attack(name, craft, None, None, has_knowledge, limit, against, asks, backdoor)
+        entry = Attack(
+            name, craft=craft, has_knowledge=has_knowledge, limit=limit, against=against,
+            asks=asks, backdoor=backdoor,
+        )  # fmt: skip
         attacks.add(name, entry)
         return cast(Craft, entry.craft)
 

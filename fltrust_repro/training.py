@@ -128,6 +128,7 @@ class Federation:
         self, setting: Setting, seed: int, ctx: Context, data_dir: str | Path | None
     ) -> None:
         self._setting, self._seed, self._attack = setting, seed, attacks[setting.attack]
+        self._parameters = setting.parameters()
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         self._notes: Any = Counter()  # a Counter may count in fractions
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
@@ -298,7 +299,7 @@ class Federation:
         """What the attacker of c workers is given."""
         knowledge, rng = self._setting.knowledge or "full", self._rngs["attack"]
         known = updates[:c] if knowledge == "partial" else updates
-        kept = self._setting.parameters(), self._notes, self._memory
+        kept = self._parameters, self._notes, self._memory
         root = self._master.state.root if "root" in self._attack.asks else None
         step = Round(known, c, w, knowledge, rng, self._master.seen(), *kept, root)
         if step.partial:

@@ -5,7 +5,7 @@ import re
 import subprocess
 
 from fltrust_repro.backend import mx, nd
-from fltrust_repro.cuda_source import signatures
+from fltrust_repro.cuda_source import signatures, source_of
 
 # What CUDA adds to C++, as far as the kernels use it.
 _CUDA = """
@@ -32,7 +32,7 @@ extern "C" void each_{name}({parameters}) {{
 
 def launcher(folder, file, *warnings):
     """Return what `cuda_source.kernels_of` returns of a file, for arrays on the CPU."""
-    source = file.read_text()
+    source = source_of(file)
     loops = [
         _LOOP.format(
             name=name,
