@@ -58,6 +58,17 @@ def direction_agreement(step: Round, updates: np.ndarray) -> float:
     return float((changing_direction(step) == changing_direction(everyone)).mean())
 
 
+def undone(before: np.ndarray, after: np.ndarray) -> float:
+    """Share of the global model's change (d,) before an attack that one after it lacks.
+
+    0 where the attack has no effect along it, 1 where nothing is left, more where the model goes
+    back. NaN where either is not finite.
+    """
+    way = before.astype(np.float64)
+    squared = float(way @ way)
+    return float((way - after) @ way / squared) if squared > 0 else 0.0
+
+
 # --- Krum (3.2): the largest lambda for which it picks w'_1, at most that of Equation 3
 
 LAMBDA_THRESHOLD = 1e-5  # Section 3.2: below it, the search for lambda has failed

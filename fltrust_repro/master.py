@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -59,34 +60,47 @@ class MasterDevice:
         """Whether somebody asks for the server's own update."""
         return "root" in self._asked
 
-    def seen(self) -> Master:
-        """What an attacker may ask the master device, who moves nothing of it thereby."""
-        return replace(self._master, rule=self._master.rule.seen_at(self.state))
+    def seen(self, w: NDArray) -> Master:
+        """What an attacker may ask the master device about model w, who moves nothing thereby."""
 
-    def aggregate(
-        self, w: NDArray, workers: np.ndarray, updates: NDArray, compared: bool
-    ) -> np.ndarray:
-        """Return the change (d,) of the global model w that updates (m, d) of workers (m,) make.
+        def would_make(updates: np.ndarray) -> np.ndarray:
+            state, ties = self.state.copied(), copy.deepcopy(self._rngs["ties"])
+            return self._aggregated(w, to_ndarray(updates), state, ties)[0]
+
+        rule = self._master.rule.seen_at(self.state)
+        defended = would_make if self._setting.defense != "none" else None
+        return replace(self._master, rule=rule, defended=defended)
+
+    def aggregate(self, w: NDArray, updates: NDArray, compared: bool) -> np.ndarray:
+        """Return the change (d,) of the global model w that the workers' updates (m, d) make.
 
         Where it is `compared` with the mean of what the defense leaves, the notes count both that
         and how often it is another.
         """
-        master, state, c = self._master, self.state, self._setting.c_left
-        if self._setting.defense != "none":
-            removed = self._removed(w, updates)
-            updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
-            state.workers = np.delete(workers, removed)
-        change = host_view(master.rule(updates, c=c, beta=master.beta, state=state))
+        state = self.state
+        change, left = self._aggregated(w, updates, state, self._rngs["ties"])
         if compared:
             state.notes["compared with the mean"] += 1
-            state.notes["differs from the mean"] += int(_differs(change, column_mean(updates)))
+            state.notes["differs from the mean"] += int(_differs(change, column_mean(left)))
         return change
 
-    def _removed(self, w: NDArray, updates: NDArray) -> np.ndarray:
-        """Which rows the defense removes (Section 5)."""
-        master = self.seen()
-        known = master.rule, master.c, master.beta, self._validation, self._rngs["ties"]
-        return defenses[self._setting.defense].removed(Suspicion(updates, w, *known))
+    def _aggregated(
+        self, w: NDArray, updates: NDArray, state: ServerState, ties: np.random.Generator
+    ) -> tuple[np.ndarray, NDArray]:
+        """What the rule makes of what the defense (Section 5) leaves, and the latter.
+
+        Ties, and what the rule draws and remembers, come from and go to these.
+        """
+        master, c = self._master, self._setting.c_left
+        if self._setting.defense != "none":
+            rule = master.rule.seen_at(state)
+            case = Suspicion(updates, w, rule, master.c, master.beta, self._validation, ties)
+            removed = defenses[self._setting.defense].removed(case)
+            updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
+            if state.workers is not None:
+                state.workers = np.delete(state.workers, removed)
+        change = master.rule(updates, c=c, beta=master.beta, state=state)
+        return host_view(change), updates
 
     def _judge(self, user: str, x: np.ndarray, labels: np.ndarray) -> Judge:
         """What tells error rates and losses of models (k, d) on examples."""

@@ -86,12 +86,22 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Master:
-    """What the attacker knows of the master device: its rule, and what it takes for m, c, beta."""
+    """What the attacker knows of the master device: its rule, and what it takes for m, c, beta.
+
+    `defended` makes of updates (m, d) what the rule makes of those that a defense leaves.
+    """
 
     m: int
     c: int
     beta: int
     rule: Rule
+    defended: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def answer(self, updates: np.ndarray) -> np.ndarray:
+        """What the master device would make of updates (m, d), its defense included: (d,)."""
+        if self.defended is not None:
+            return self.defended(updates)
+        return self.rule(updates, c=self.c, beta=self.beta)
 
 
 @dataclass(frozen=True)

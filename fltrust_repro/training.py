@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fltrust_repro import backend, datasets, downloads, poisoning
-from fltrust_repro.attacks import attacks, direction_agreement
+from fltrust_repro.attacks import attacks, direction_agreement, undone
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.course import Course, Moving, Snapshot
 from fltrust_repro.errors import BadInput
@@ -21,7 +21,7 @@ from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, deal, sample_batches
 from fltrust_repro.settings import Setting
-from fltrust_repro.threat import Round
+from fltrust_repro.threat import Master, Round
 from fltrust_repro.workers import Learner, with_momentum
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # `tests/golden.json` shows what moves.
 PROTOCOL = 1
 EVALUATE_EVERY = 10  # iterations
+NO_EFFECT = 0.01  # of the change undone
+# Notes that are means, by the note that counts what over.
+_MEANS = {"direction agreement": "attacked iterations", "undone": "compared with no attack"}
 MOST_NUMBERS = 2**31 - 1  # in an array of MXNet's
 
 _PURPOSES = (
@@ -47,7 +50,9 @@ class TrialResult:
 
     Its notes: "attacked iterations"; what an attack counts, such as "lambda not found", in how many
     of them; in how many of the evaluated iterations, which are "compared with the mean", the rule's
-    result "differs from the mean" of the updates given to it, by more than rounding; with partial
+    result "differs from the mean" of the updates given to it, by more than rounding; in those of
+    them whose updates were crafted, "compared with no attack", what share of the model's change was
+    "undone" thereby, as a mean, and in how many that had "no effect"; with partial
     knowledge "direction agreement", the share of parameters whose changing direction the attacker's
     own updates tell right (4.2), as a mean over the attacked iterations; with a backdoor the
     "attack success rate": how many test examples of other classes, once they have the trigger, the
@@ -191,7 +196,7 @@ class Federation:
         # Step I: the master device sends the global model to the workers that take part.
         workers, shards = self._taking_part()
         c, m = np.count_nonzero(workers < setting.compromised), len(workers)
-        # Neither where no compromised worker was selected nor where no other one was.
+        # Neither where no compromised worker was selected nor where no other was.
         possible = setting.attack != "none" and 0 < c < m
         attacked = possible and iteration in self._attacked
         self._notes["attacked iterations"] += int(attacked)
@@ -202,12 +207,22 @@ class Federation:
         if attacked and attack.backdoor is not None:
             attack.backdoor.plant(batches, c, len(self._dealt_y), self._rngs["attack"])
         updates, losses = self._trained(w, workers, batches)
+        compared, before = is_evaluated(iteration, setting), None
         if attacked and attack.craft is not None:
-            host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
+            seen = self._master.seen(w)
+            before = seen.answer(host_view(updates)) if compared else None
+            host_view(updates)[:c] = attack.craft(self._seen(updates, c, w, seen))
         # Step III: the master device aggregates.
-        compared = is_evaluated(iteration, setting)
-        change = self._master.aggregate(w, workers, updates, compared)
+        change = self._master.aggregate(w, updates, compared)
+        if before is not None:
+            self._note_effect(undone(before, change))
         return to_ndarray(host_view(w) + change), losses[c:m]
+
+    def _note_effect(self, share: float) -> None:
+        """Note what share of the change an attack undid, and whether that is anything."""
+        if np.isfinite(share):
+            effect = {"undone": share, "no effect": int(abs(share) < NO_EFFECT)}
+            self._notes.update({"compared with no attack": 1, **effect})
 
     def error_rate(self, w: NDArray) -> float:
         """Of model w on the whole test set."""
@@ -216,8 +231,8 @@ class Federation:
     def finished_notes(self, w: NDArray) -> dict[str, float]:
         """What was counted, rates as such, and what a backdoor makes the final model w see."""
         notes = {str(name): _number(name, value) for name, value in self._notes.items()}
-        if "direction agreement" in notes:
-            notes["direction agreement"] /= notes["attacked iterations"]
+        for mean in _MEANS.keys() & notes.keys():
+            notes[mean] /= notes[_MEANS[mean]]
         if self._attack.backdoor is not None:
             notes["attack success rate"] = self._success_rate(self._attack.backdoor, w)
         return notes
@@ -295,13 +310,13 @@ class Federation:
         given = attack.relabel(own.copy(), classes, self._rngs["attack"], scores)
         return poisoning.checked_labels(attack.name, given, own.shape, classes)
 
-    def _seen(self, updates: NDArray, c: int, w: NDArray) -> Round:
+    def _seen(self, updates: NDArray, c: int, w: NDArray, master: Master) -> Round:
         """What the attacker of c workers is given."""
         knowledge, rng = self._setting.knowledge or "full", self._rngs["attack"]
         known = updates[:c] if knowledge == "partial" else updates
         kept = self._parameters, self._notes, self._memory
         root = self._master.state.root if "root" in self._attack.asks else None
-        step = Round(known, c, w, knowledge, rng, self._master.seen(), *kept, root)
+        step = Round(known, c, w, knowledge, rng, master, *kept, root)
         if step.partial:
             self._notes["direction agreement"] += direction_agreement(step, updates)
         return step

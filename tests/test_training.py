@@ -393,6 +393,7 @@ def test_notes_are_plain_numbers_that_any_store_can_hold(own):
     assert notes == {
         "attacked iterations": 10, "count": 10, "share": 5.0, "array": 10.0, "whole": 20,
         "compared with the mean": 1, "differs from the mean": 0,
+        "compared with no attack": 1, "undone": 0.0, "no effect": 1,
     }  # fmt: skip
     assert {type(value) for value in notes.values()} == {int, float}
 
