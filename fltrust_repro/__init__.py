@@ -75,7 +75,8 @@ _ATTACKS = {
 # Rooms whose rules and attacks are registered when somebody asks for more than the paper's.
 _SINCE_2017 = (
     "robust_means", "similarity", "spectral", "server_rules", "judged_rules", "layerwise",
-    "detectors", "oblivious_attacks", "lasting_attacks", "tailored_attacks", "backdoors",
+    "detectors", "oblivious_attacks", "lasting_attacks", "tailored_attacks", "tailored",
+    "backdoors",
 )  # fmt: skip
 # Rooms named as what they register: the module is looked into as its registry.
 _REGISTRIES = ("attacks", "datasets", "defenses", "models", "preaggregations")

@@ -63,8 +63,8 @@ class MasterDevice:
     def seen(self, w: NDArray) -> Master:
         """What an attacker may ask the master device about model w, who moves nothing thereby."""
 
-        def would_make(updates: np.ndarray) -> np.ndarray:
-            state, ties = self.state.copied(), copy.deepcopy(self._rngs["ties"])
+        def would_make(updates: np.ndarray, state: ServerState) -> np.ndarray:
+            ties = copy.deepcopy(self._rngs["ties"])
             return self._aggregated(w, to_ndarray(updates), state, ties)[0]
 
         rule = self._master.rule.seen_at(self.state)

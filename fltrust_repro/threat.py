@@ -88,20 +88,26 @@ class Parameters:
 class Master:
     """What the attacker knows of the master device: its rule, and what it takes for m, c, beta.
 
-    `defended` makes of updates (m, d) what the rule makes of those that a defense leaves.
+    `defended` makes of updates (m, d) and a state what the rule makes of those that a defense
+    leaves.
     """
 
     m: int
     c: int
     beta: int
     rule: Rule
-    defended: Callable[[np.ndarray], np.ndarray] | None = None
+    defended: Callable[[np.ndarray, ServerState], np.ndarray] | None = None
 
-    def answer(self, updates: np.ndarray) -> np.ndarray:
-        """What the master device would make of updates (m, d), its defense included: (d,)."""
+    def answer(self, updates: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """What the master device would make of updates (m, d), its defense included: (d,).
+
+        What its rule draws is drawn by `rng`, if it is given, and not as the master device will.
+        """
+        state = (self.rule.state or ServerState()).copied()
+        state.rng = state.rng if rng is None else rng
         if self.defended is not None:
-            return self.defended(updates)
-        return self.rule(updates, c=self.c, beta=self.beta)
+            return self.defended(updates, state)
+        return self.rule(updates, c=self.c, beta=self.beta, state=state)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,288 @@
+"""The attack on any rule: what it asks, that nothing asked about does more, what it remembers."""
+
+import contextlib
+import doctest
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fltrust_repro as fl
+from fltrust_repro import tailored
+from fltrust_repro.attacks import Parameters, attack, attacks, changing_direction
+from fltrust_repro.errors import BadInput
+from fltrust_repro.preaggregations import behind
+from fltrust_repro.settings import Setting
+from fltrust_repro.tailored import lines, world
+from fltrust_repro.threat import Master, Round
+from fltrust_repro.training import run_trial
+
+RULES = (
+    "mean", "trimmed-mean", "median", "krum", "multi-krum", "geometric-median", "caf", "dnc",
+    "norm-clipping", "lasa", "nnm+trimmed-mean",
+)  # fmt: skip
+NAMES = ("tailored", "tailored-persistent")
+DRAWN = 2 * 0.01 * np.sqrt(30)  # what the Krum attack's epsilon, of which it draws, can make
+
+
+def test_the_examples_run_as_printed():
+    assert doctest.testmod(tailored).failed == 0
+    assert doctest.testmod(tailored).attempted >= 5
+
+
+def master_of(rule, m, c):
+    *steps, name = rule.split("+")
+    return Master(m, c, c, behind("+".join(steps), fl.rules[name]))
+
+
+def a_round(rule="median", m=15, d=8, c=3, seed=0, knowledge="full", **parameters):
+    rng = np.random.default_rng(seed)
+    updates = (rng.standard_normal((m, d)) + rng.standard_normal(d)).astype("f4")
+    known = updates[:c] if knowledge == "partial" else updates
+    rng, chosen = np.random.default_rng(seed), Parameters(**parameters)
+    return Round(known, c, np.zeros(d), knowledge, rng, master_of(rule, m, c), chosen)
+
+
+def directed_deviation(step, sent, s=None):
+    """Section 3.1, by the rule itself."""
+    s = changing_direction(step) if s is None else s
+    after = np.concatenate([sent, step.known[step.c :]])
+    before, after = (step.master.answer(rows).astype(float) for rows in (step.known, after))
+    return float(s @ (before - after))
+
+
+def again(step):
+    """The same round, of an attacker who has drawn nothing and remembers nothing yet."""
+    return replace(step, rng=np.random.default_rng(0), memory={}, notes=Counter())
+
+
+def overheard(step):
+    """The same round, and what the master device is asked about in it."""
+    asked = []
+
+    def answer(rows, state):
+        asked.append(rows[: step.c].copy())
+        return step.master.rule(rows, c=step.master.c, beta=step.master.beta, state=state)
+
+    return replace(again(step), master=replace(step.master, defended=answer)), asked
+
+
+# ---- in one iteration nothing that it asks about does more
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=15)
+@given(st.integers(0, 2**16))
+def test_it_does_at_least_what_each_of_its_members_does(rule, seed):
+    step = a_round(rule, seed=seed)
+    listening, asked = overheard(step)
+    least = directed_deviation(step, attacks["tailored"].craft(listening))
+    s, s_rule = (changing_direction(replace(step, parameters=Parameters(direction=whose)))
+                 for whose in ("mean", "rule"))  # fmt: skip
+    tried = [line.at(np.float32(line.first)) for line in lines(step, s, s_rule)]
+    rng = np.random.default_rng(0)
+    rng.integers(2**31, size=1)
+    drawing = replace(again(step), rng=rng)
+    members = [attacks[name].craft(drawing) for name in ("trimmed-mean", "krum")]
+    for one in [step.known[: step.c], *members, *tried]:
+        assert any(np.array_equal(one, other) for other in asked)
+    most = max(directed_deviation(step, sent) for sent in asked)
+    assert least == pytest.approx(most, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["alie:z=1,side=against", "ipm:epsilon=1", "trimmed-mean", "krum"])
+@pytest.mark.parametrize("rule", RULES)
+def test_it_does_at_least_what_fixed_attacks_do_that_its_lines_pass_through(rule, name):
+    for seed in range(3):
+        step = a_round(rule, m=20, c=4, d=30, seed=seed)
+        sent = attacks[name].craft(again(step))
+        least = directed_deviation(step, attacks["tailored:queries=40"].craft(again(step)))
+        assert least >= directed_deviation(step, sent) - DRAWN
+
+
+def test_with_the_deviation_goal_it_is_that_which_is_maximised():
+    moved = {}
+    for goal in ("deviation", "directed-deviation"):
+        step = a_round("geometric-median", m=20, c=5, d=40, goal=goal)
+        after = np.concatenate([attacks["tailored"].craft(step), step.known[step.c :]])
+        moved[goal] = np.abs(step.master.answer(step.known) - step.master.answer(after)).sum()
+    assert moved["deviation"] >= moved["directed-deviation"]
+
+
+# ---- what it asks
+
+
+@contextlib.contextmanager
+def own_rule(function):
+    fl.rule("asked")(function)
+    try:
+        yield
+    finally:
+        fl.rules.remove("asked")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("queries", [16, 20, 33])
+def test_it_asks_for_as_many_aggregations_as_it_may(name, queries):
+    calls = []
+
+    def counted(updates):
+        calls.append(1)
+        return updates.mean(axis=0)
+
+    with own_rule(counted):
+        step = a_round("asked")
+        for _ in range(3):
+            calls.clear()
+            attacks[f"{name}:queries={queries}"].craft(step)
+            assert len(calls) == queries
+    assert step.notes["aggregations asked for"] == 3 * queries
+    assert sum(n for note, n in step.notes.items() if note.startswith("sent: ")) == 3
+
+
+def test_a_rule_that_draws_is_asked_with_other_draws_and_twice():
+    seen = []
+
+    def drawing(updates, rng):
+        seen.append(rng.random())
+        return updates.mean(axis=0)
+
+    with own_rule(drawing):
+        step = a_round("asked")
+        attacks["tailored"].craft(step)
+        own = step.master.rule.state
+    assert own is None or seen.count(own.rng.random()) == 0
+    draws, counts = np.unique(seen[1:], return_counts=True)
+    assert len(draws) == 2
+    assert set(counts) == {20}
+    assert step.notes["aggregations asked for"] == 40
+
+
+def test_a_rule_that_may_draw_but_does_not_is_asked_once():
+    step = a_round("dnc")  # draws where there are more than 10,000 parameters
+    attacks["tailored"].craft(step)
+    assert step.notes["aggregations asked for"] == 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_too_few_queries_are_refused(name):
+    with pytest.raises(BadInput, match=rf"'{name}': queries is 15; give at least 16"):
+        attacks[f"{name}:queries=15"].craft(a_round())
+
+
+def test_the_defense_is_asked_too():
+    """LFR removes whom the attacker makes suspicious: what it answers is not the bare rule's."""
+    small = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 10}
+    asked = []
+
+    def spying(step):
+        rows = step.known.copy()
+        rows[: step.c] = -100 * rows[: step.c]
+        asked.append((step.master.answer(rows), step.master.rule(rows, c=4, beta=4)))
+        return step.known[: step.c]
+
+    attack("spying")(spying)
+    try:
+        run_trial(Setting(**small, rule="mean", attack="spying", defense="lfr"), 0)
+        defended = [np.abs(a).max() < np.abs(b).max() for a, b in asked]
+        asked.clear()
+        run_trial(Setting(**small, rule="mean", attack="spying"), 0)
+    finally:
+        attacks.remove("spying")
+    assert all(defended)
+    assert all(np.array_equal(a, b) for a, b in asked)
+
+
+# ---- scales, found over iterations
+
+
+def test_it_finds_how_far_a_rule_lets_it_go():
+    """The mean of all updates that are no farther than 3 from their median one."""
+
+    def cut(updates):
+        far = np.linalg.norm(updates - np.median(updates, axis=0), axis=1)
+        return updates[far < 3].mean(axis=0)
+
+    with own_rule(cut):
+        step = a_round("asked", m=40, c=8, d=4)
+        step = replace(step, known=0.1 * step.known)
+        for _ in range(6):
+            sent = attacks["tailored"].craft(step)
+        center = np.median(np.concatenate([sent, step.known[8:]]), axis=0)
+    far = np.linalg.norm(sent - center, axis=1)
+    assert (far < 3).all()
+    assert far.mean() > 2.4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_remembers_can_be_written_down(name):
+    step = a_round()
+    attacks[name].craft(step)
+    kept = {key: value for key, value in step.memory.items() if key != "s"}
+    assert json.loads(json.dumps(kept)) == kept
+    assert ("s" in step.memory) == (name == "tailored-persistent")
+
+
+def test_the_persistent_one_keeps_its_first_direction():
+    step = a_round("mean", m=20, c=4)
+    attacks["tailored-persistent"].craft(step)
+    first = step.memory["s"].copy()
+    turned = replace(step, known=-step.known)
+    sent = attacks["tailored-persistent"].craft(turned)
+    np.testing.assert_array_equal(step.memory["s"], first)
+    assert directed_deviation(turned, sent, first) > 0
+
+
+# ---- what it knows
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_partial_knowledge_it_draws_the_others_like_its_own(name):
+    step = a_round("median", m=400, c=100, d=3, knowledge="partial")
+    drawn = world(step).known[100:]
+    own = step.known.astype(float)
+    assert drawn.shape == (300, 3)
+    np.testing.assert_allclose(drawn.mean(axis=0), own.mean(axis=0), atol=0.2)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(own.T), atol=0.3)
+    assert attacks[name].craft(step).shape == (100, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("knowledge", ["full", "partial"])
+@pytest.mark.parametrize("rule", ["mean", "krum", "caf"])
+def test_updates_that_are_not_finite_are_borne(rule, knowledge, value):
+    step = a_round(rule, knowledge=knowledge)
+    known = step.known.copy()
+    known[1, 2] = value
+    sent = attacks["tailored"].craft(replace(step, known=known))
+    assert sent.shape == (3, 8)
+
+
+def test_what_is_disguised_holds_the_values_of_a_benign_update():
+    step = a_round(m=9, c=2)
+    by_name = {line.name: line for line in lines(step, *[changing_direction(step)] * 2)}
+    row = by_name["disguised mean"].at(np.float32(1))[0]
+    long = np.linalg.norm(step.known[2:], axis=1)
+    middle = step.known[2:][np.argsort(long)[3]]
+    np.testing.assert_array_equal(np.sort(row), np.sort(middle))
+    mu = step.known[2:].mean(axis=0)
+    assert (np.argsort(row) == np.argsort(-mu)).all()
+
+
+# ---- in training
+
+
+SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 60}
+
+
+@pytest.mark.parametrize("rule", ["krum", "caf", "dnc"])
+def test_it_undoes_more_of_each_step_than_what_is_fixed(rule):
+    def undone(attack):
+        return run_trial(Setting(**SMALL, rule=rule, attack=attack), 1).notes["undone"]
+
+    fixed = max(map(undone, ("krum", "ipm:epsilon=1", "alie:z=1,side=against", "min-max")))
+    assert undone("tailored") > fixed
