@@ -20,7 +20,7 @@ from fltrust_repro import standings
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.experiments import Cell, Experiment, Fields, home, tomllib
+from fltrust_repro.experiments import Cell, Experiment, Fields, home, readable, tomllib
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.preaggregations import behind
 from fltrust_repro.server import of_root_data
@@ -78,6 +78,8 @@ def protocols() -> dict[str, Protocol]:
 class Table(NamedTuple):
     """A protocol's cells, and why others are left out: rows and columns by the reason."""
 
+    protocol: Protocol
+    name: str  # "P1", with partial knowledge "P1 partial"
     experiment: Experiment
     refused: dict[str, list[tuple[str, str]]]
 
@@ -87,12 +89,13 @@ def table(
     knowledge: str = "full",
     rows: Mapping[str, Fields] | None = None,
     columns: Sequence[str] = (),
+    printed: Mapping[Setting, float] | None = None,
 ) -> Table:
     """Arrange a protocol's rows, and those of one's own, under its columns, or some and no attack.
 
     With partial knowledge, the columns are those whose attack it makes a difference to. A cell that
     the limit of its rule or attack forbids is left out. `BadInput` for a column that there is not,
-    and for a row of one's own that no column allows.
+    and for a row of one's own that no column allows. `printed` is what `reported` returns.
     """
     for column in columns:
         if column not in protocol.columns:
@@ -113,23 +116,29 @@ def table(
             except BadInput as error:
                 refused.setdefault(str(error), []).append((row, column))
             else:
-                cells.append(Cell(row, column, setting, None))
+                cells.append(Cell(row, column, setting, (printed or {}).get(setting)))
         if row in (rows or {}) and not any(cell.row == row for cell in cells):
             raise BadInput(
                 next(why for why, places in refused.items() if (row, NO_ATTACK) in places)
             )
-    partial = "-partial" * (knowledge == "partial")
+    name = f"{protocol.name} {knowledge}".removesuffix(" full")
     experiment = Experiment(
-        f"arena-{protocol.name.lower()}{partial}",
-        f"arena --protocol {protocol.name}" + f" --knowledge {knowledge}" * bool(partial),
+        f"arena-{name.lower().replace(' ', '-')}",
+        f"arena --protocol {protocol.name}" + f" --knowledge {knowledge}" * (name != protocol.name),
         protocol.title, tuple(every), tuple(told), tuple(cells), seconds=protocol.seconds,
     )  # fmt: skip
-    return Table(experiment, refused)
+    return Table(protocol, name, experiment, refused)
 
 
 def _differs(attack: str, knowledge: str) -> bool:
     """Whether an attack belongs into the table; one that is not known, to be named there."""
     return knowledge == "full" or attack not in attacks or attacks[attack].has_knowledge
+
+
+def reported() -> dict[Setting, float]:
+    """Return the values that papers print in the experiments at hand, by setting."""
+    cells = [cell for experiment in readable() for cell in experiment.cells]
+    return {cell.setting: cell.paper for cell in reversed(cells) if cell.paper is not None}
 
 
 def rows_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
@@ -208,6 +217,7 @@ def measured(cell: Cell, known: Trials, seeds: Iterable[int]) -> standings.Cell 
         _share(some, "no effect", "compared with no attack"),
         None if differs is None else 1 - differs,
         any(trial.result.diverged for trial in some),
+        cell.paper,
     )
 
 
@@ -225,12 +235,11 @@ def league(setting: Setting) -> str:
     return standings.KNOWS_C if {"c", "beta"} & {*asked} else standings.NO_C
 
 
-def ranking(
-    protocol: Protocol, experiment: Experiment, known: Trials, seeds: range = SEEDS
-) -> Standings:
+def ranking(table: Table, known: Trials, seeds: range = SEEDS) -> Standings:
     """Return the ranking of the rows that have a trial in each of their cells."""
-    plan, entries = wanted(experiment.cells, known, seeds), []
-    for row, own in rows_of(experiment.cells).items():
+    cells_of, entries = rows_of(table.experiment.cells), []
+    plan = wanted(table.experiment.cells, known, seeds)
+    for row, own in cells_of.items():
         found = {cell.column: measured(cell, known, plan[cell]) for cell in own}
         cells = {column: one for column, one in found.items() if one is not None}
         if len(cells) < len(own) or len(own) < 2 or NO_ATTACK not in cells:
@@ -244,11 +253,9 @@ def ranking(
         }
         told = [flag for flag, holds in flags.items() if holds]
         entries.append(standings.entry(row, league(own[0].setting), cells, told, broken.c))
-    left = sum(missing(experiment.cells, known, seeds).values())
-    return Standings(
-        protocol.name, protocol.version, protocol.title, experiment.columns,
-        standings.ranked(entries), left,
-    )  # fmt: skip
+    left = sum(missing(table.experiment.cells, known, seeds).values())
+    of, columns = table.protocol, table.experiment.columns
+    return Standings(table.name, of.version, of.title, columns, standings.ranked(entries), left)
 
 
 # ---- breakdown ----------------------------------------------------------------------------------

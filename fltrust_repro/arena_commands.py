@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from fltrust_repro import arena, arena_report, datasets, options, reproduction, 
 from fltrust_repro.archive import Archive
 from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
-from fltrust_repro.experiments import Cell, Experiment
-from fltrust_repro.files import check_writable, write_text
+from fltrust_repro.experiments import Cell
+from fltrust_repro.files import check_name, check_writable, write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.standings import Standings
@@ -31,11 +32,8 @@ Known = dict[Setting, list[Trial]]
 class Order:
     """What is asked for of a protocol."""
 
-    protocol: Protocol
-    experiment: Experiment
-    refused: dict[str, list[tuple[str, str]]]
-    knowledge: str
-    rows: Words  # to run; all unless some are named
+    table: arena.Table
+    rows: Words  # to run
     own: Words  # of these, which the protocol does not have
     seeds: range
     part: bool  # of the protocol's columns
@@ -43,10 +41,10 @@ class Order:
     @property
     def cells(self) -> list[Cell]:
         """The cells to run."""
-        return [cell for cell in self.experiment.cells if cell.row in self.rows]
+        return [cell for cell in self.table.experiment.cells if cell.row in self.rows]
 
     @property
-    def ranks(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether the ranking is the protocol's, to be kept in files."""
         return not self.part and len(self.seeds) == len(SEEDS)
 
@@ -83,32 +81,29 @@ def arena_command(
             raise BadInput(f"--protocol is {shown(name)}; {choose(name, known)}")
     if pre and not rule_names:
         raise BadInput("--pre is given without --rule; name the rule that it is before.")
-    chosen = [known[name] for name in dict.fromkeys(names)]
-    which = (rule_names, "+".join(pre), columns, knowledge, SEEDS[:trials])
-    orders = [_order(protocol, *which) for protocol in chosen]
+    if knowledge not in (allowed := FIELDS["knowledge"].metadata["choices"]):
+        raise BadInput(f"--knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
+    asked = (rule_names, "+".join(pre), columns, knowledge, SEEDS[:trials], arena.reported())
+    orders = [_order(known[name], *asked) for name in dict.fromkeys(names)]
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:
         ended = [_judge(order, store, machine, out, breakdown) for order in orders]
-    end(
-        [one for failed, _ in ended for one in failed], [one for _, names in ended for one in names]
-    )
+    end([one for failed, _ in ended for one in failed], [name for _, of in ended for name in of])
 
 
 def _order(
-    protocol: Protocol, rule_names: Words, pre: str, columns: Words, knowledge: str, seeds: range
-) -> Order:
-    allowed = FIELDS["knowledge"].metadata["choices"]
-    if knowledge not in allowed:
-        raise BadInput(f"knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
+    protocol: Protocol, rule_names: Words, pre: str, columns: Words, knowledge: str, seeds: range,
+    printed: Mapping[Setting, float],
+) -> Order:  # fmt: skip
     asked = dict(protocol.row(rule, pre) for rule in rule_names)
     own = {row: fields for row, fields in asked.items() if row not in protocol.rows}
-    experiment, refused = arena.table(protocol, knowledge, own, columns)
+    table = arena.table(protocol, knowledge, own, columns, printed)
     if own:  # whose results take no other's place
-        name = "-".join([experiment.name, *(re.sub(r"[^\w.-]+", "-", row) for row in own)])
-        experiment = dataclasses.replace(experiment, name=name)
-    few = seeds[:FEW] if columns else seeds
-    rows = tuple(asked or experiment.rows)
-    return Order(protocol, experiment, refused, knowledge, rows, tuple(own), few, bool(columns))
+        name = "-".join([table.experiment.name, *(re.sub(r"[^\w.-]+", "-", row) for row in own)])
+        check_name("the name of the files", name)
+        table = table._replace(experiment=dataclasses.replace(table.experiment, name=name))
+    rows = tuple(asked) or table.experiment.rows
+    return Order(table, rows, tuple(own), seeds[:FEW] if columns else seeds, bool(columns))
 
 
 def _judge(
@@ -118,7 +113,7 @@ def _judge(
 
     Returns the trials that failed, and the protocol where its data are missing.
     """
-    experiment, failed, without_data = order.experiment, [], []
+    experiment, failed, without_data = order.table.experiment, [], []
     if (file := out / f"{experiment.name}{reproduction.ENDING}").exists():
         read_csv(file, store.left_out)
     for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
@@ -129,14 +124,18 @@ def _judge(
         try:
             failed = _run(order, store, machine)
         except DataUnavailable as error:
-            without_data.append(order.protocol.name)
+            without_data.append(order.table.name)
             click.echo(f"not run: {error}", err=True)
     known = _known(store, experiment.cells)
     searched, more = _search(order, store, machine if breakdown else None, out, known)
-    _show(order, arena.ranking(order.protocol, experiment, known, order.seeds))
+    found = arena.ranking(order.table, known, order.seeds)
+    _show(order, found)
     kept = dataclasses.replace(experiment, cells=(*order.cells, *searched))
     files = reproduction.keep_trials(kept, store, out, published)
-    _write(order, known, out, files)
+    if order.is_whole and found.entries:
+        files = [*_write(order, found, known, out), *files]
+    if files:
+        click.echo(reproduction.wrote(files))
     return [*failed, *more], without_data
 
 
@@ -145,18 +144,22 @@ def _known(store: Archive, cells: Iterable[Cell]) -> Known:
 
 
 def _tell(order: Order, known: Known, breakdown: bool) -> None:
-    """Say before it starts what is at hand, what will be run and how long that takes."""
-    for line in arena_report.left_out(order.refused, len(order.experiment.rows)):
+    """Say before it starts what will be run and about how long that takes."""
+    experiment = order.table.experiment
+    for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
         click.echo(line, err=True)
     left = arena.missing(order.cells, known, order.seeds)
-    seconds = arena.seconds_of(order.experiment, known)
+    seconds = arena.seconds_of(experiment, known)
     time = reproduction.core_time(sum(n * seconds[cell.column] for cell, n in left.items()))
-    rules, attacks = len(order.rows), len(order.experiment.columns) - 1
+    rules, attacks = len(order.rows), len(experiment.columns) - 1
     told = f"{rules} rule{'s' * (rules > 1)} under {attacks} attack{'s' * (attacks > 1)}"
     more = rules * arena.most_trials(order.cells[0].setting.workers)
     searched = f"; then at most {more:,} trials for the breakdown" * breakdown
     to_run = f"{sum(left.values()):,} trials to run{time}{searched}"
-    click.echo(f"{order.protocol.name}: {told}: {to_run}", err=True)
+    click.echo(f"{order.table.name}: {told}, {to_run}", err=True)
+    if not order.is_whole:
+        few = f"{len(order.seeds)} seed{'s' * (len(order.seeds) > 1)}"
+        click.echo(f"Only a part of the protocol, at most {few}: no ranking is kept.", err=True)
 
 
 def _run(order: Order, store: Store, machine: Machine) -> list[Failure]:
@@ -165,21 +168,23 @@ def _run(order: Order, store: Store, machine: Machine) -> list[Failure]:
     failed = sweep.run_missing(order.cells, few, store, machine).failed
     plan = arena.wanted(order.cells, _known(store, order.cells), order.seeds)
     refined = [cell for cell, seeds in plan.items() if len(seeds) > len(few)]
-    return failed + (
-        sweep.run_missing(refined, order.seeds, store, machine).failed if refined else []
-    )
+    if refined:
+        failed += sweep.run_missing(refined, order.seeds, store, machine).failed
+    return failed
 
 
 def _search(
     order: Order, store: Archive, machine: Machine | None, out: Path, known: Known
 ) -> tuple[list[Cell], list[Failure]]:
-    """Add to `known` the trials of each row's breakdown, run on a machine where one is given."""
+    """Add to `known` the trials of each row's breakdown, run on a machine where one is given.
+
+    Returns the cells of the rows to run that were asked for, and the trials that failed.
+    """
     searched: list[Cell] = []
     failed: list[Failure] = []
-    rows = arena.rows_of(order.experiment.cells)
     while asked := [
         cell
-        for own in rows.values()
+        for own in arena.rows_of(order.table.experiment.cells).values()
         for cell in arena.breakdown(own, known, order.seeds).asked
         if cell.setting not in known
     ]:
@@ -193,24 +198,27 @@ def _search(
 
 
 def _show(order: Order, found: Standings) -> None:
-    click.echo(f"{arena_report.heading(found, order.knowledge)}")
-    near = order.rows if len(order.rows) < len(order.experiment.rows) else ()
+    """Print the ranking; of some rows, these and their neighbours."""
+    click.echo(arena_report.heading(found))
+    near = order.rows if set(order.rows) < set(order.table.experiment.rows) else ()
     for name, entries in arena_report.groups(found).items():
         if not near or any(entry.row in near for entry in entries):
             click.echo(f"\n{name}\n{arena_report.table(entries, 'simple', near)}")
-    click.echo()
-    for line in arena_report.notes(found, order.rows):
-        click.echo(line)
+    told = arena_report.notes(found, order.rows)
+    told += [arena_report.summary(one, found) for one in found.entries if one.row in order.own]
+    click.echo("".join(f"\n{_wrapped(line)}" for line in told))
 
 
-def _write(order: Order, known: Known, out: Path, files: Sequence[Path]) -> None:
-    found = arena.ranking(order.protocol, order.experiment, known, order.seeds)
-    if order.ranks and found.entries:
-        page, table = (out / f"{order.experiment.name}.{ending}" for ending in ("md", "csv"))
-        used = [trial for trials in known.values() for trial in trials]
-        told = arena_report.notes(found, order.experiment.rows)
-        write_text(table, arena_report.as_frame(found, order.knowledge).to_csv(index=False))
-        write_text(page, arena_report.page(found, order.knowledge, order.experiment, used, told))
-        files = [page, table, *files]
-    if files:
-        click.echo(reproduction.wrote(files))
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 80, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _write(order: Order, found: Standings, known: Known, out: Path) -> list[Path]:
+    """Write the ranking as a page and as CSV."""
+    experiment = order.table.experiment
+    page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
+    used = [trial for trials in known.values() for trial in trials]
+    told = arena_report.notes(found, experiment.rows)
+    write_text(table, arena_report.as_frame(found).to_csv(index=False, float_format="%.4g"))
+    write_text(page, arena_report.page(found, experiment.command, used, told))
+    return [page, table]
