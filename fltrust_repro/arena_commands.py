@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -49,6 +50,15 @@ class Order:
         return not self.part and len(self.seeds) == len(SEEDS)
 
 
+class Judged(NamedTuple):
+    """What an order gave: the trials that failed, and the protocol where its data are missing."""
+
+    found: Standings
+    known: Known
+    failed: list[Failure]
+    data: str
+
+
 @click.command("arena")
 @click.option("--protocol", "names", multiple=True, default=("P1",), show_default=True,
               metavar="P1|P2|...", help="By which rules are judged; repeatable.")  # fmt: skip
@@ -88,7 +98,7 @@ def arena_command(
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:
         ended = [_judge(order, store, machine, out, breakdown) for order in orders]
-    end([one for failed, _ in ended for one in failed], [name for _, of in ended for name in of])
+    end([one for each in ended for one in each.failed], [each.data for each in ended if each.data])
 
 
 def _order(
@@ -106,14 +116,9 @@ def _order(
     return Order(table, rows, tuple(own), seeds[:FEW] if columns else seeds, bool(columns))
 
 
-def _judge(
-    order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool
-) -> tuple[list[Failure], list[str]]:
-    """Run what is missing, where the store is to be written; print the ranking, write its files.
-
-    Returns the trials that failed, and the protocol where its data are missing.
-    """
-    experiment, failed, without_data = order.table.experiment, [], []
+def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool) -> Judged:
+    """Run what is missing, where the store is to be written; print the ranking, write its files."""
+    experiment, failed, data = order.table.experiment, [], ""
     if (file := out / f"{experiment.name}{reproduction.ENDING}").exists():
         read_csv(file, store.left_out)
     for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
@@ -124,10 +129,10 @@ def _judge(
         try:
             failed = _run(order, store, machine)
         except DataUnavailable as error:
-            without_data.append(order.table.name)
+            data = order.table.name
             click.echo(f"not run: {error}", err=True)
     known = _known(store, experiment.cells)
-    able = machine if breakdown and not without_data else None
+    able = machine if breakdown and not data else None
     searched, more = _search(order, store, able, out, known)
     found = arena.ranking(order.table, known, order.seeds)
     _show(order, found)
@@ -137,7 +142,7 @@ def _judge(
         files = [*_write(order, found, known, out), *files]
     if files:
         click.echo(reproduction.wrote(files))
-    return [*failed, *more], without_data
+    return Judged(found, known, [*failed, *more], data)
 
 
 def _known(store: Archive, cells: Iterable[Cell]) -> Known:
