@@ -79,7 +79,7 @@ def arena_command(
     names: Words, rule_names: Words, pre: Words, columns: Words, knowledge: str, breakdown: bool,
     draw: bool, trials: int, machine: Machine, store_path: Path, out: Path,
 ) -> None:  # fmt: skip
-    """Rank rules by their error under the attack that is worst for each.
+    """Rank rules by their error under the worst attack.
 
     By a frozen protocol every rule meets every attack with 3 seeds, then the three attacks that are
     worst for it, and none, with 20. Trials in the store, in OUT, or published with the program are
