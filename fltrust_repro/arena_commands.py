@@ -136,6 +136,7 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
     searched, more = _search(order, store, able, out, known)
     found = arena.ranking(order.table, known, order.seeds)
     _show(order, found)
+    _explain(order, found)
     kept = dataclasses.replace(experiment, cells=(*order.cells, *searched))
     files = reproduction.keep_trials(kept, store, out, published)
     if order.is_whole and found.entries:
@@ -210,9 +211,14 @@ def _show(order: Order, found: Standings) -> None:
     for name, entries in arena_report.groups(found).items():
         if not near or any(entry.row in near for entry in entries):
             click.echo(f"\n{name}\n{arena_report.table(entries, 'simple', near)}")
-    told = arena_report.notes(found, order.rows)
-    told += [arena_report.summary(one, found) for one in found.entries if one.row in order.own]
-    click.echo("".join(f"\n{_wrapped(line)}" for line in told))
+    click.echo("".join(f"\n{_wrapped(line)}" for line in arena_report.notes(found, order.rows)))
+
+
+def _explain(order: Order, found: Standings) -> None:
+    """Say where each row of one's own stands."""
+    for entry in found.entries:
+        if entry.row in order.own:
+            click.echo(f"\n{_wrapped(arena_report.summary(entry, found))}")
 
 
 def _wrapped(text: str) -> str:

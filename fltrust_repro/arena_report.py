@@ -104,7 +104,10 @@ def notes(found: Standings, rows: Sequence[str]) -> list[str]:
         which = ", ".join(f"{one.row} {one.breakdown}{by_limit}" for one, by_limit in limit)
         told.append(f"The smallest c that doubles the clean error: {which}.")
     ranked = {entry.row for entry in entries}
-    if left := [row for row in rows if row not in ranked]:
+    if not ranked:
+        do = "--draw --trials 1 shows what is known of fewer"
+        told.append(f"None of them has met every attack with {arena.FEW} seeds yet; {do}.")
+    elif left := [row for row in rows if row not in ranked]:
         told.append(f"Not ranked, as they have not met every attack: {', '.join(left)}.")
     if found.missing and {*rows} >= {entry.row for entry in found.entries}:
         told.append(f"{found.missing:,} trials of the protocol are missing still.")
