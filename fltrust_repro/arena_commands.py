@@ -53,10 +53,8 @@ class Order:
 class Judged(NamedTuple):
     """What an order gave: the trials that failed, and the protocol where its data are missing."""
 
-    found: Standings
-    known: Known
     failed: list[Failure]
-    data: str
+    without_data: str
 
 
 @click.command("arena")
@@ -98,7 +96,8 @@ def arena_command(
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:
         ended = [_judge(order, store, machine, out, breakdown) for order in orders]
-    end([one for each in ended for one in each.failed], [each.data for each in ended if each.data])
+    without_data = [each.without_data for each in ended if each.without_data]
+    end([failure for each in ended for failure in each.failed], without_data)
 
 
 def _order(
@@ -124,8 +123,10 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
     for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     published = reproduction.read_back(store, out, experiment.settings)
-    _tell(order, _known(store, experiment.cells), breakdown)
+    for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
+        click.echo(line, err=True)
     if isinstance(store, Store):
+        _tell(order, _known(store, experiment.cells), breakdown)
         try:
             failed = _run(order, store, machine)
         except DataUnavailable as error:
@@ -143,7 +144,7 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
         files = [*_write(order, found, known, out), *files]
     if files:
         click.echo(reproduction.wrote(files))
-    return Judged(found, known, [*failed, *more], data)
+    return Judged([*failed, *more], data)
 
 
 def _known(store: Archive, cells: Iterable[Cell]) -> Known:
@@ -153,8 +154,6 @@ def _known(store: Archive, cells: Iterable[Cell]) -> Known:
 def _tell(order: Order, known: Known, breakdown: bool) -> None:
     """Say before it starts what will be run and about how long that takes."""
     experiment = order.table.experiment
-    for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
-        click.echo(line, err=True)
     left = arena.missing(order.cells, known, order.seeds)
     seconds = arena.seconds_of(experiment, known)
     time = reproduction.core_time(sum(n * seconds[cell.column] for cell, n in left.items()))
