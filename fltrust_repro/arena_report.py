@@ -24,6 +24,7 @@ _COLUMNS = ("place", "rule", "clean", "worst", "gap", "attack")
 _MEANING = {
     "attack without effect": "The worst attack undid nothing in over half of the iterations",
     "equals the mean": "Gave the mean in 95% of the iterations under it, or more",
+    "unsettled": "An attack that few seeds have met may be worse still",
     "diverged": "Diverged in some trial",
     arena.RANDOM: "Draws at random, which no attacker foresees",
     arena.INCOMPLETE: "Trials are missing still",
@@ -181,6 +182,7 @@ def _of_row(found: Standings, entry: Entry) -> list[dict[str, Any]]:
         "protocol": found.protocol, "version": found.version, "league": entry.league,
         "place": entry.place, "rank from": entry.rank[0], "rank to": entry.rank[1],
         "league place": entry.league_place, "row": entry.row,
+        "gap": round(entry.gap, 4), "gap ci95": round(entry.gap_half, 4),
         "breakdown": entry.breakdown, "flags": "; ".join(entry.flags),
     }  # fmt: skip
     return [
