@@ -1,0 +1,215 @@
+"""The arena's statistics: which rule has the lowest error under the attack that is worst for it.
+
+A rule's score is the largest over the columns of its mean error over seeds: never that of a seed,
+which would reward noise. All seeds are paired: a seed means the same data, batches and compromised
+workers for every rule and attack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fltrust_repro.report import LEAST_TRIALS, LEVEL, half_width
+
+NO_ATTACK = "no-attack"  # the column
+KNOWS_C, NO_C, SERVER_DATA = LEAGUES = ("knows c", "does not know c", "server data")
+CANDIDATES = 3  # columns of a row that more seeds decide among
+DRAWS = 2000  # of the bootstrap
+NO_EFFECT, SAME_AS_MEAN = 0.5, 0.95  # shares of the compared iterations, from which a flag is set
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row under a column."""
+
+    column: str
+    errors: Mapping[int, float]  # by seed; at least one
+    undone: float | None = None  # mean share of the step that the attack undid; None: not known
+    no_effect: float | None = None  # share of the compared iterations in which it undid nothing
+    same_as_mean: float | None = None  # share of those in which the rule gave the mean
+    diverged: bool = False
+    reported: float | None = None  # what a paper prints of the same setting
+
+    @property
+    def mean(self) -> float:
+        """Mean error rate over seeds."""
+        return math.fsum(self.errors.values()) / len(self.errors)
+
+    @property
+    def half(self) -> float:
+        """Half the width of the mean's 95% interval (Student's t); NaN for fewer than 3 seeds."""
+        return half_width(list(self.errors.values()))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the ranking.
+
+    `place` and `rank` are among all rows without server data, or all with; `league_place` and
+    `league_rank` in its own league alone.
+    """
+
+    row: str
+    league: str  # one of `LEAGUES`
+    cells: Mapping[str, Cell]  # by column, in their order; `NO_ATTACK` among them
+    worst: str  # the column that decides, as `worst_column` chooses it
+    gap: float  # mean of the worst minus no attack, over the seeds that both have
+    gap_half: float  # half of its 95% interval, paired by seed; NaN for fewer than 3 seeds
+    rank: tuple[int, int] = (1, 1)  # 95% bootstrap interval
+    place: int = 1  # ties share one
+    league_rank: tuple[int, int] = (1, 1)
+    league_place: int = 1
+    flags: tuple[str, ...] = ()
+    breakdown: int | None = None  # smallest c that doubles the clean error; None: not measured
+
+    @property
+    def clean(self) -> Cell:
+        """The cell without attack."""
+        return self.cells[NO_ATTACK]
+
+    @property
+    def score(self) -> Cell:
+        """The cell that decides."""
+        return self.cells[self.worst]
+
+
+@dataclass(frozen=True)
+class Standings:
+    """A protocol's ranking, best first."""
+
+    protocol: str  # "P1", with partial knowledge "P1 partial"
+    version: int
+    title: str
+    columns: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    missing: int = 0  # trials of the protocol that are not there yet
+
+
+def candidates(cells: Mapping[str, Cell]) -> list[str]:
+    """Return the attacked columns of largest mean, the largest first, over seeds that all have."""
+    attacked = {name: cell for name, cell in cells.items() if name != NO_ATTACK}
+    means = _shared_means(attacked)
+    return sorted(means, key=means.__getitem__, reverse=True)[:CANDIDATES]
+
+
+def worst_column(cells: Mapping[str, Cell]) -> str:
+    """Return the column that decides a row.
+
+    The worst of 25 columns on 3 seeds is biased upward: of many noisy means the largest is mostly
+    one that noise has lifted. So the few seeds that all columns have only say which three columns
+    are `candidates`; among these and no attack the largest mean decides, over the seeds that these
+    have in common. What stays: a column that the few seeds show too low is no candidate; where
+    another's few are above the column that decides, the row has the flag "unsettled".
+    """
+    means = _shared_means({name: cells[name] for name in [*candidates(cells), NO_ATTACK]})
+    return max(means, key=means.__getitem__)
+
+
+def _shared_means(cells: Mapping[str, Cell]) -> dict[str, float]:
+    """Each cell's mean over the seeds that all have; over its own where there is no such seed."""
+    shared = set.intersection(*(set(cell.errors) for cell in cells.values())) if cells else set()
+    return {
+        name: math.fsum(cell.errors[seed] for seed in shared) / len(shared) if shared else cell.mean
+        for name, cell in cells.items()
+    }
+
+
+def entry(
+    row: str,
+    league: str,
+    cells: Mapping[str, Cell],
+    flags: Sequence[str] = (),
+    breakdown: int | None = None,
+) -> Entry:
+    """Return a row that is not ranked yet; `flags` are behind those that its cells set."""
+    worst = worst_column(cells)
+    decides, clean = cells[worst].errors, cells[NO_ATTACK].errors
+    gaps = [decides[seed] - clean[seed] for seed in sorted(decides.keys() & clean.keys())]
+    gap = math.fsum(gaps) / len(gaps) if gaps else math.nan
+    every = (*_flags(cells, worst), *flags)
+    return Entry(row, league, cells, worst, gap, half_width(gaps), flags=every, breakdown=breakdown)
+
+
+def _flags(cells: Mapping[str, Cell], worst: str) -> list[str]:
+    cell = cells[worst]
+    found = {
+        "attack without effect": cell.no_effect is not None and cell.no_effect > NO_EFFECT,
+        "equals the mean": cell.same_as_mean is not None and cell.same_as_mean >= SAME_AS_MEAN,
+        "unsettled": any(one.mean > cell.mean for one in cells.values()),
+        "diverged": any(one.diverged for one in cells.values()),
+    }
+    return [flag for flag, holds in found.items() if holds]
+
+
+def ranked(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Return the entries best first, with their places and ranks."""
+    entries = sorted(entries, key=lambda one: (one.score.mean, one.row))
+    overall = _places(entries, [one.league == SERVER_DATA for one in entries])
+    in_league = _places(entries, [one.league for one in entries])
+    return tuple(
+        replace(one, rank=rank, place=place, league_rank=league_rank, league_place=league_place)
+        for one, (rank, place), (league_rank, league_place) in zip(entries, overall, in_league)
+    )
+
+
+def _places(
+    entries: Sequence[Entry], groups: Sequence[object]
+) -> list[tuple[tuple[int, int], int]]:
+    """Rank interval and place of each entry among those of its group."""
+    found: dict[int, tuple[tuple[int, int], int]] = {}
+    for group in dict.fromkeys(groups):
+        members = [number for number, its in enumerate(groups) if its == group]
+        ranks = rank_intervals([entries[number].score.errors for number in members])
+        found.update(zip(members, zip(ranks, places(ranks))))
+    return [found[number] for number in range(len(entries))]
+
+
+def places(ranks: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the places of rows, best first, by their rank intervals: ties share one.
+
+    Going down, a row that cannot be told from the first of its place, since their intervals
+    overlap, shares it; the next begins a place of its own.
+
+    >>> from fltrust_repro.standings import places
+    >>> places([(1, 2), (1, 3), (3, 4), (3, 4)])
+    [1, 1, 3, 3]
+    """
+    found: list[int] = []
+    for number, (best, _) in enumerate(ranks):
+        shares = bool(found) and best <= ranks[found[-1] - 1][1]
+        found.append(found[-1] if shares else number + 1)
+    return found
+
+
+def rank_intervals(scores: Sequence[Mapping[int, float]]) -> list[tuple[int, int]]:
+    """Return the 95% interval of each row's rank among all, 1 the lowest mean of `scores`.
+
+    By bootstrap over seeds: each of `DRAWS` draws takes as many seeds as there are, with
+    replacement, the same for all rows, and ranks the rows by their means over these; of a row that
+    lacks seeds, over those it has. The interval leaves out 2.5% of the ranks at either end. The
+    column that decides a row stays that of the whole. A row of fewer than three seeds, of which a
+    bootstrap knows nothing, may have any rank.
+    """
+    seeds = sorted(set().union(*scores))
+    errors = np.array([[row.get(seed, 0.0) for seed in seeds] for row in scores])
+    known = np.array([[seed in row for seed in seeds] for row in scores], dtype=float)
+    share = np.full(len(seeds), 1 / len(seeds))
+    drawn = np.random.default_rng(0).multinomial(len(seeds), share, DRAWS)  # the same every time
+    own = errors.sum(axis=1) / known.sum(axis=1)
+    weights = drawn @ known.T
+    means = np.where(weights > 0, drawn @ errors.T / np.maximum(weights, 1), own)
+    # Sums in another order must not part equal rows.
+    below = means[:, None, :] < means[:, :, None] - 1e-12
+    ranks = 1 + below.sum(axis=2)
+    outer = (1 - LEVEL) / 2
+    best = np.quantile(ranks, outer, axis=0, method="lower")
+    last = np.quantile(ranks, 1 - outer, axis=0, method="higher")
+    enough = known.sum(axis=1) >= LEAST_TRIALS
+    return [
+        (int(low), int(high)) if sure else (1, len(scores))
+        for low, high, sure in zip(best, last, enough)
+    ]
