@@ -10,13 +10,12 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, figures, report
+from fltrust_repro import claims, figures, pages, report
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import MEASURES, Experiment, readable
@@ -229,20 +228,13 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
 
     `frame` is `as_frame` of the same. The same numbers give the same bytes.
     """
-    from jinja2 import Environment, StrictUndefined  # here, since only this page needs it
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        # Names and evidence, which are str; what macros return is Markup and has lines.
-        finalize=lambda value: one_line(value) if type(value) is str else value,
-    )  # fmt: skip
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     paper, judged = _judged(experiments, trials)
     # Tables first, then what the text prints, then figures.
     ordered = sorted(
         experiments, key=lambda e: (e.figure is not None, not e.title.startswith("Table"))
     )
-    return environment.from_string(template).render(
+    return pages.render(
+        "page.html",
         paper="" if paper == PAPER else paper,
         summary=summary(frame),
         seeds=SEEDS_TOLD,

@@ -1,0 +1,139 @@
+"""The arena as one HTML page: the ranking first, then rules x attacks, each cell with its curve.
+
+The page needs no other file and no network. Its own script sorts, filters and shows a cell's
+details; without it all numbers of the tables stand there still.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fltrust_repro import experiments, figures, pages
+from fltrust_repro.files import write_bytes, write_text
+from fltrust_repro.report import seeds_told
+from fltrust_repro.settings import Setting
+from fltrust_repro.shades import TICKS, Scale, as_text, shades
+from fltrust_repro.standings import LEAGUES, NO_ATTACK, SERVER_DATA, Cell, Entry, Standings
+from fltrust_repro.trials import Trial
+
+POINTS = 26  # of a curve: a thousand of them stand in the page
+KINDS = ("png", "svg")
+
+Curve = Sequence[tuple[int, float]]  # iteration and mean error rate
+Curves = Mapping[tuple[str, str], Curve]  # by row and column
+
+
+def curves_of(
+    cells: Iterable[experiments.Cell], trials: Mapping[Setting, Sequence[Trial]]
+) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Return the mean error curve, of at most `POINTS` points, of each cell that has trials."""
+    found = {}
+    for cell in cells:
+        known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
+        if known:
+            iterations, rates = figures.mean_curve(known, POINTS)
+            found[cell.row, cell.column] = list(zip(iterations.tolist(), rates.tolist()))
+    return found
+
+
+def write(standings: Sequence[Standings], curves: Mapping[str, Curves], out: Path) -> list[Path]:
+    """Write arena.html, and a heat map of each protocol as arena-NAME.png and .svg.
+
+    `curves` are by protocol; where there are none the page has none. Returns the files.
+    """
+    files = [out / "arena.html"]
+    write_text(files[0], page(standings, curves))
+    for one in (one for one in standings if one.entries):
+        for kind in KINDS:
+            files.append(out / f"arena-{_id(one)}.{kind}")
+            write_bytes(files[-1], figures.heat_map(one, told(one), kind))
+    return files
+
+
+def told(standings: Standings) -> str:
+    """Return what the numbers of a protocol are, in a line."""
+    which = f"{standings.protocol}, version {standings.version}: {standings.title}"
+    return f"{which}; seeds {seeds_told(_seeds(standings))}"
+
+
+def _seeds(standings: Standings) -> set[int]:
+    cells = (cell for entry in standings.entries for cell in entry.cells.values())
+    return {seed for cell in cells for seed in cell.errors}
+
+
+def _id(standings: Standings) -> str:
+    return "-".join(re.findall(r"\w+", standings.protocol.lower()))
+
+
+def page(standings: Sequence[Standings], curves: Mapping[str, Curves]) -> str:
+    """Return the page. The same numbers give the same bytes."""
+    script = pages.text("arena.js")
+    known = {entry.league for one in standings for entry in one.entries}
+    return pages.render(
+        "arena.html",
+        sections=[_section(one, curves.get(one.protocol, {})) for one in standings if one.entries],
+        not_run=[one for one in standings if not one.entries],
+        leagues=[name for name in LEAGUES if name in known],
+        shades={"light": shades(), "dark": shades(dark=True)},
+        as_text=as_text,
+        isnan=math.isnan,
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _section(standings: Standings, curves: Curves) -> dict[str, Any]:
+    """What the page shows of a protocol, by the template's names."""
+    groups: dict[str, list[Entry]] = {"": [], SERVER_DATA: []}
+    for entry in standings.entries:
+        groups[SERVER_DATA if entry.league == SERVER_DATA else ""].append(entry)
+    counts = {len(cell.errors) for entry in standings.entries for cell in entry.cells.values()}
+    scale = Scale.of(standings)
+    return {
+        "id": _id(standings),
+        "standings": standings,
+        "seeds": seeds_told(_seeds(standings)),
+        "counts": sorted({min(counts), max(counts)}),
+        "groups": {name: entries for name, entries in groups.items() if entries},
+        "scale": scale,
+        "marks": [{"at": scale.part(tick), "text": f"{tick:g}"} for tick in scale.ticks()],
+        "data": _data(standings.columns, [*groups[""], *groups[SERVER_DATA]], curves),
+    }
+
+
+def _data(columns: Sequence[str], entries: Sequence[Entry], curves: Curves) -> dict[str, Any]:
+    """What the script shows of each cell, row by row as in the table: short, since they are many.
+
+    Error rates of curves are in thousandths; `iterations` are those that curves share.
+    """
+    iterations: list[list[int]] = []
+    rows: list[list[Any]] = []
+    for entry in entries:
+        rows.append([])
+        for column in columns:
+            curve = curves.get((entry.row, column), ())
+            at = [iteration for iteration, _ in curve]
+            if at not in iterations:
+                iterations.append(at)
+            drawn = [iterations.index(at), [round(1000 * error) for _, error in curve]]
+            cell = entry.cells.get(column)
+            rows[-1].append(cell and [*_numbers(cell), *drawn])
+    lowest = min((error for curve in curves.values() for _, error in curve), default=1.0)
+    least = max((tick for tick in TICKS if tick <= lowest), default=TICKS[0])
+    return {
+        "iterations": iterations, "rows": rows, "clean": columns.index(NO_ATTACK), "least": least,
+    }  # fmt: skip
+
+
+def _numbers(cell: Cell) -> list[Any]:
+    shares = (cell.undone, cell.no_effect, cell.same_as_mean)
+    half = None if math.isnan(cell.half) else round(cell.half, 4)
+    rounded = [None if share is None else round(share, 3) for share in shares]
+    return [round(cell.mean, 4), half, *rounded, int(cell.diverged),
+            len(cell.errors), seeds_told(cell.errors)]  # fmt: skip
