@@ -28,6 +28,7 @@ _COMMANDS = {  # the module of each, and its line of help
     "run": ("trial_commands", "Run trials of one setting."),
     "reproduce": ("trial_commands", "Run tables and figures of the paper, or your own .toml."),
     "sweep": ("trial_commands", "Run a figure: error rates as one parameter varies."),
+    "arena": ("arena_commands", "Rank rules by their error under the worst attack."),
     "report": ("store_commands", "Set every number that the paper prints beside ours."),
     "status": ("store_commands", "Say what is done and what is missing."),
     "show": ("store_commands", "Print one trial's error curve."),
@@ -38,7 +39,7 @@ _COMMANDS = {  # the module of each, and its line of help
     "data": ("doctor", "Look for, download and check the data sets."),
     "doctor": ("doctor", "Say what is installed and at hand, and what is wrong."),
 }
-_RESUMED = ("run", "reproduce", "sweep")
+_RESUMED = ("run", "reproduce", "sweep", "arena")
 
 
 def _load(name: str) -> click.Command | None:

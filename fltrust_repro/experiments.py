@@ -227,7 +227,8 @@ def published() -> Path:
 
 def available() -> dict[str, Path]:
     """Return the files of the paper's experiments, and of those that chose readings, by name."""
-    return {file.stem: file for file in sorted(home().glob("*.toml"))}
+    files = {file.stem: file for file in sorted(home().glob("*.toml"))}
+    return {name: file for name, file in files.items() if name != "arena"}  # which holds protocols
 
 
 def readable() -> list[Experiment]:

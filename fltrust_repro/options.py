@@ -148,6 +148,12 @@ def trial_options(trials: int, first_seed: int) -> Callable:
 
     The command gets them as `seeds`, a range, `machine`, a `Machine`, and `store_path`.
     """
+    which, where = seeds_option(trials, first_seed), place_options()
+    return lambda command: which(where(command))
+
+
+def place_options() -> Callable:
+    """Give a command the options of where trials run, as `machine`, and `store_path`."""
 
     def gather(
         device: str, jobs: int | None, data_dir: Path | None, scheduler: str | None,
@@ -162,7 +168,6 @@ def trial_options(trials: int, first_seed: int) -> Callable:
 
     return _gathering(
         gather,
-        seeds_option(trials, first_seed),
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),

@@ -25,7 +25,7 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, add_to_csv, protocol_of, read_csv
 
-_ENDING = ".trials.csv"
+ENDING = ".trials.csv"
 Published = Mapping[TrialName, Trial]
 
 
@@ -34,7 +34,7 @@ def trials_in(
 ) -> list[Trial]:
     """Return the wanted trials of a results folder; a file that is none of trials is left out."""
     found = []
-    for file in sorted(filter(Path.is_file, folder.glob(f"*{_ENDING}"))):
+    for file in sorted(filter(Path.is_file, folder.glob(f"*{ENDING}"))):
         try:
             found += read_csv(file, left_out, wanted)
         except BadInput as error:
@@ -98,7 +98,7 @@ def reproduce(
     whose data are missing. `BadInput` where a file NAME.trials.csv is none to add trials to.
     """
     for experiment in orders:
-        if (own := out / f"{experiment.name}{_ENDING}").exists():
+        if (own := out / f"{experiment.name}{ENDING}").exists():
             read_csv(own, store.left_out)
     settings = [setting for experiment in orders for setting in experiment.settings]
     for name in dict.fromkeys(setting.dataset for setting in settings):
@@ -131,12 +131,13 @@ def _tell(
     seconds = fidelity.seconds_of(experiment, known)
     told = f"{experiment.name}: {len(found)} trial{'s' * (len(found) != 1)} at hand"
     told += f", {theirs} of them published" * bool(theirs)
-    time = _time(sum(count * seconds[setting] for setting, count in missing.items() if count))
+    time = core_time(sum(count * seconds[setting] for setting, count in missing.items() if count))
     click.echo(f"{told}, {to_run} to run{time}", err=True)
     return to_run
 
 
-def _time(seconds: float) -> str:
+def core_time(seconds: float) -> str:
+    """Say about how long trials take, behind a comma; nothing where there are none."""
     if not seconds > 0:  # nothing, or not known
         return ""
     minutes = math.ceil(seconds / 60)
@@ -154,9 +155,9 @@ def _show(
         return
     warn(used)
     cells = fidelity.measured(experiment, found)
-    files = _keep_trials(experiment, store, out, published)
+    files = keep_trials(experiment, store, out, published)
     page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
-    before, now = _trials_of(table), sum(len(cell.errors) for cell in cells)
+    before, now = trials_of(table), sum(len(cell.errors) for cell in cells)
     if before <= now:
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
@@ -176,11 +177,11 @@ def _show(
         click.echo(wrote(files))
 
 
-def _keep_trials(
+def keep_trials(
     experiment: Experiment, store: Store, out: Path, published: Published
 ) -> list[Path]:
     """Add to the experiment's file what neither `out` nor the published results hold."""
-    own = out / f"{experiment.name}{_ENDING}"
+    own = out / f"{experiment.name}{ENDING}"
     every = {t.name: t for s in dict.fromkeys(experiment.settings) for t in store.find(s)}
     there = {t.name for t in trials_in(out, store.left_out, every.__contains__)}
     new = [t for n, t in every.items() if n not in there and t != published.get(n)]
@@ -189,7 +190,7 @@ def _keep_trials(
     return [own] * bool(new)
 
 
-def _trials_of(table: Path) -> int:
+def trials_of(table: Path) -> int:
     """How many trials a page was made of, by its table; 0 where there is none."""
     try:
         return int(pd.read_csv(table)["trials"].sum())
@@ -207,7 +208,7 @@ def wrote(files: Iterable[Path]) -> str:
     """
     names: dict[str, list[str]] = {}
     for file in map(str, files):
-        ending = _ENDING if file.endswith(_ENDING) else Path(file).suffix
+        ending = ENDING if file.endswith(ENDING) else Path(file).suffix
         names.setdefault(file.removesuffix(ending), []).append(ending)
     told = (name + ", ".join(endings) for name, endings in names.items())
     return f"Wrote {'; '.join(told)}"

@@ -32,6 +32,7 @@ class Cell:
     no_effect: float | None = None  # share of the compared iterations in which it undid nothing
     same_as_mean: float | None = None  # share of those in which the rule gave the mean
     diverged: bool = False
+    reported: float | None = None  # what a paper prints of the same setting
 
     @property
     def mean(self) -> float:
@@ -80,7 +81,7 @@ class Entry:
 class Standings:
     """A protocol's ranking, best first."""
 
-    protocol: str
+    protocol: str  # "P1", with partial knowledge "P1 partial"
     version: int
     title: str
     columns: tuple[str, ...]

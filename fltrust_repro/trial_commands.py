@@ -49,7 +49,7 @@ def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **field
         _print_run(finished)
     if outcome.finished:
         click.echo(reproduction.wrote([store_path]), err=True)
-    _end(outcome.failed)
+    end(outcome.failed)
 
 
 def _print_run(finished: list[Trial]) -> None:
@@ -66,7 +66,7 @@ def _print_run(finished: list[Trial]) -> None:
         click.echo(f"mean error rate {mean:.4f} over {len(errors)} trial{several}")
 
 
-def _end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
+def end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
     """Sum up the trials that failed and the data that were missing, with exit code 1 if any."""
     if missing:
         click.echo(f"\nNot run for want of data: {', '.join(missing)}.", err=True)
@@ -121,7 +121,7 @@ def _reproduce(
     with Store(store_path) as store:
         announce = options.announcer(len(seeds))
         ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh)
-    _end(*ended)
+    end(*ended)
 
 
 def _taken() -> tuple[str, ...]:

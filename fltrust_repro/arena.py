@@ -1,0 +1,315 @@
+"""The arena: frozen protocols, the trials that a ranking needs, and the ranking that trials give.
+
+Every rule meets every attack with the same few seeds; then the three columns that are worst for it,
+and no attack, with more. Which these are, and so which trials count, follows from the few alone:
+whatever else is at hand, the same protocol gives the same ranking.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import NamedTuple
+
+from fltrust_repro import standings
+from fltrust_repro.aggregation import rules
+from fltrust_repro.attacks import attacks
+from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.experiments import Cell, Experiment, Fields, home, readable, tomllib
+from fltrust_repro.fidelity import Trials
+from fltrust_repro.preaggregations import behind
+from fltrust_repro.server import of_root_data
+from fltrust_repro.settings import Setting
+from fltrust_repro.standings import NO_ATTACK, Standings
+from fltrust_repro.trials import FIRST_SEED, Trial
+
+SEEDS = range(FIRST_SEED, FIRST_SEED + 20)  # of no attack and the columns that decide
+FEW = 3  # of these, everywhere
+ROOT_EXAMPLES = 100  # of the server's own, for a rule that asks for them
+RANDOM, INCOMPLETE, LIMIT = "random", "incomplete", "its limit is its breakdown"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What rules are judged by; two versions of one are never in one ranking."""
+
+    name: str
+    version: int
+    title: str
+    seconds: float  # of one trial on one CPU core, where none is known
+    setting: Fields
+    rows: Mapping[str, Fields]
+    columns: Mapping[str, Fields]
+
+    def digest(self) -> str:
+        """Hash of what decides every row's numbers: to change it is a new version."""
+        told = [self.setting, list(self.columns.items()), list(SEEDS), FEW]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def row(self, rule: str, pre: str = "") -> tuple[str, Fields]:
+        """Return the name and the fields of a row, or of one to be made of any registered rule.
+
+        Raises `BadInput` where there is neither.
+        """
+        if rule in self.rows and not pre:
+            return rule, self.rows[rule]
+        if rule not in rules:
+            wrong = f"{self.name} has no row {shown(rule)}, and there is no such rule"
+            raise BadInput(f"{wrong}; {choose(rule, dict.fromkeys([*self.rows, *rules]))}")
+        made = behind(pre, rules[rule])
+        if made.name in self.rows:
+            return made.name, self.rows[made.name]
+        root = {"root_size": ROOT_EXAMPLES} if of_root_data(made.parameters) else {}
+        return made.name, {"rule": rule, "pre": pre, **root}
+
+
+def protocols() -> dict[str, Protocol]:
+    """Return the protocols of experiments/arena.toml by name."""
+    content = tomllib.loads((home() / "arena.toml").read_text(encoding="utf-8"))
+    shared = {part: content[part] for part in ("rows", "columns")}
+    return {name: Protocol(name, **own, **shared) for name, own in content["protocols"].items()}
+
+
+class Table(NamedTuple):
+    """A protocol's cells, and why others are left out: rows and columns by the reason."""
+
+    protocol: Protocol
+    name: str  # "P1", with partial knowledge "P1 partial"
+    experiment: Experiment
+    refused: dict[str, list[tuple[str, str]]]
+
+
+def table(
+    protocol: Protocol,
+    knowledge: str = "full",
+    rows: Mapping[str, Fields] | None = None,
+    columns: Sequence[str] = (),
+    printed: Mapping[Setting, float] | None = None,
+) -> Table:
+    """Arrange a protocol's rows, and those of one's own, under its columns, or some and no attack.
+
+    With partial knowledge, the columns are those whose attack it makes a difference to. A cell that
+    the limit of its rule or attack forbids is left out. `BadInput` for a column that there is not,
+    and for a row of one's own that no column allows. `printed` is what `reported` returns.
+    """
+    for column in columns:
+        if column not in protocol.columns:
+            wrong = f"{protocol.name} has no column {shown(column)}"
+            raise BadInput(f"{wrong}; {choose(column, protocol.columns)}")
+    told = {
+        name: {**fields, "knowledge": knowledge}
+        for name, fields in protocol.columns.items()
+        if name == NO_ATTACK
+        or ((not columns or name in columns) and _differs(fields["attack"], knowledge))
+    }
+    every, cells = {**protocol.rows, **(rows or {})}, []
+    refused: dict[str, list[tuple[str, str]]] = {}
+    for row, own in every.items():
+        for column, fields in told.items():
+            try:
+                setting = Setting.from_dict({**protocol.setting, **own, **fields})
+            except BadInput as error:
+                refused.setdefault(str(error), []).append((row, column))
+            else:
+                cells.append(Cell(row, column, setting, (printed or {}).get(setting)))
+        if row in (rows or {}) and not any(cell.row == row for cell in cells):
+            raise BadInput(
+                next(why for why, places in refused.items() if (row, NO_ATTACK) in places)
+            )
+    name = f"{protocol.name} {knowledge}".removesuffix(" full")
+    experiment = Experiment(
+        f"arena-{name.lower().replace(' ', '-')}",
+        f"arena --protocol {protocol.name}" + f" --knowledge {knowledge}" * (name != protocol.name),
+        protocol.title, tuple(every), tuple(told), tuple(cells), seconds=protocol.seconds,
+    )  # fmt: skip
+    return Table(protocol, name, experiment, refused)
+
+
+def _differs(attack: str, knowledge: str) -> bool:
+    """Whether an attack belongs into the table; one that is not known, to be named there."""
+    return knowledge == "full" or attack not in attacks or attacks[attack].has_knowledge
+
+
+def reported() -> dict[Setting, float]:
+    """Return the values that papers print in the experiments at hand, by setting."""
+    cells = [cell for experiment in readable() for cell in experiment.cells]
+    return {cell.setting: cell.paper for cell in reversed(cells) if cell.paper is not None}
+
+
+def rows_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Return cells by their rows."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.row, []).append(cell)
+    return found
+
+
+# ---- which trials -------------------------------------------------------------------------------
+
+
+def wanted(cells: Iterable[Cell], known: Trials, seeds: range = SEEDS) -> dict[Cell, range]:
+    """Return each cell's seeds: the few, or all for a row's worst columns and no attack.
+
+    Which columns these are is known when the few of all its columns are there.
+    """
+    found = {}
+    for own in rows_of(cells).values():
+        met = _met(own, known, seeds)
+        refined = {NO_ATTACK, *standings.candidates(met)} if met else set()
+        found.update({cell: seeds if cell.column in refined else seeds[:FEW] for cell in own})
+    return found
+
+
+def _met(own: Sequence[Cell], known: Trials, seeds: range) -> dict[str, standings.Cell]:
+    """A row's cells with the few seeds, by column; none unless each has them all."""
+    few = seeds[:FEW]
+    found = {cell.column: measured(cell, known, few) for cell in own}
+    whole = {column: one for column, one in found.items() if one and len(one.errors) == len(few)}
+    return whole if len(whole) == len(own) and NO_ATTACK in whole else {}
+
+
+def missing(cells: Iterable[Cell], known: Trials, seeds: range = SEEDS) -> dict[Cell, int]:
+    """Return how many trials of each cell are still to be run.
+
+    Of a row whose worst columns are not known yet, the first stand for these.
+    """
+    cells, found = list(cells), {}
+    plan = wanted(cells, known, seeds)
+    for own in rows_of(cells).values():
+        open_ = all(len(plan[cell]) == len(seeds[:FEW]) for cell in own)
+        for number, cell in enumerate(own):
+            its = seeds if open_ and number <= standings.CANDIDATES else plan[cell]
+            there = {trial.seed for trial in known.get(cell.setting, ())}
+            found[cell] = sum(seed not in there for seed in its)
+    return found
+
+
+def seconds_of(experiment: Experiment, known: Trials) -> dict[str, float]:
+    """Return what a trial of each column takes: the median of those at hand, else of all these."""
+    taken: dict[str, list[float]] = {column: [] for column in experiment.columns}
+    for cell in experiment.cells:
+        taken[cell.column] += [trial.result.seconds for trial in known.get(cell.setting, ())]
+    every = [second for some in taken.values() for second in some]
+    otherwise = median(every) if every else experiment.seconds or math.nan
+    return {column: median(some) if some else otherwise for column, some in taken.items()}
+
+
+# ---- what they say ------------------------------------------------------------------------------
+
+
+def measured(cell: Cell, known: Trials, seeds: Iterable[int]) -> standings.Cell | None:
+    """Return what a cell's trials of some seeds say; None where there are none."""
+    trials = {t.seed: t for t in known.get(cell.setting, ()) if t.seed in seeds}
+    if not trials:
+        return None
+    some = list(trials.values())
+    undone = [t.result.notes["undone"] for t in some if "undone" in t.result.notes]
+    differs = _share(some, "differs from the mean", "compared with the mean")
+    return standings.Cell(
+        cell.column,
+        {seed: trial.result.error_rate for seed, trial in sorted(trials.items())},
+        fmean(undone) if undone else None,
+        _share(some, "no effect", "compared with no attack"),
+        None if differs is None else 1 - differs,
+        any(trial.result.diverged for trial in some),
+        cell.paper,
+    )
+
+
+def _share(trials: Sequence[Trial], counted: str, of: str) -> float | None:
+    notes = [trial.result.notes for trial in trials if of in trial.result.notes]
+    total = sum(note[of] for note in notes)
+    return sum(note.get(counted, 0) for note in notes) / total if total else None
+
+
+def league(setting: Setting) -> str:
+    """Return which rules a rule is compared with, by what it and what comes before it ask for."""
+    asked = setting.at_master.rule.parameters
+    if of_root_data(asked) or setting.defense != "none":  # which has examples to validate on
+        return standings.SERVER_DATA
+    return standings.KNOWS_C if {"c", "beta"} & {*asked} else standings.NO_C
+
+
+def ranking(table: Table, known: Trials, seeds: range = SEEDS) -> Standings:
+    """Return the ranking of the rows that have a trial in each of their cells."""
+    cells_of, entries = rows_of(table.experiment.cells), []
+    plan = wanted(table.experiment.cells, known, seeds)
+    for row, own in cells_of.items():
+        found = {cell.column: measured(cell, known, plan[cell]) for cell in own}
+        cells = {column: one for column, one in found.items() if one is not None}
+        if len(cells) < len(own) or len(own) < 2 or NO_ATTACK not in cells:
+            continue
+        whole = all(len(cells[cell.column].errors) == len(plan[cell]) for cell in own)
+        broken = breakdown(own, known, seeds)
+        flags = {
+            RANDOM: "rng" in own[0].setting.at_master.rule.parameters,
+            INCOMPLETE: not whole,
+            LIMIT: broken.by_limit,
+        }
+        told = [flag for flag, holds in flags.items() if holds]
+        entries.append(standings.entry(row, league(own[0].setting), cells, told, broken.c))
+    left = sum(missing(table.experiment.cells, known, seeds).values())
+    of, columns = table.protocol, table.experiment.columns
+    return Standings(table.name, of.version, of.title, columns, standings.ranked(entries), left)
+
+
+# ---- breakdown ----------------------------------------------------------------------------------
+
+
+class Breakdown(NamedTuple):
+    """The smallest c that doubles a row's clean error, or the cells to learn it from."""
+
+    c: int | None
+    by_limit: bool  # the rule's own limit allows no such c
+    asked: tuple[Cell, ...] = ()
+
+
+def breakdown(own: Sequence[Cell], known: Trials, seeds: range = SEEDS) -> Breakdown:
+    """Search a row's breakdown by bisection over c, from the protocol's c on.
+
+    Broken is a row where the mean error under one of its three worst columns, of the few seeds, is
+    more than twice that without attack at the protocol's c; and where its own limit allows no such
+    c. One that holds as long as c is less than half has the half as its breakdown. That a row which
+    is broken stays so with more compromised workers is assumed.
+    """
+    few, met = seeds[:FEW], _met(own, known, seeds)
+    if not met:
+        return Breakdown(None, False)
+    worst, clean = standings.candidates(met), met[NO_ATTACK].mean
+    at = own[0].setting.compromised
+    low, high, by_limit = 0, (own[0].setting.workers + 1) // 2, False
+    while high - low > 1:
+        cells = at_c([cell for cell in own if cell.column in worst], at)
+        found = [measured(cell, known, few) for cell in cells]
+        if any(one is None or len(one.errors) < len(few) for one in found):
+            return Breakdown(None, False, tuple(cells))
+        errors = [one.mean for one in found if one is not None]
+        if not errors or max(errors) > 2 * clean:
+            high, by_limit = at, not errors
+        else:
+            low = at
+        at = (low + high) // 2
+    return Breakdown(high, by_limit)
+
+
+def most_trials(workers: int) -> int:
+    """Return how many trials a row's breakdown may take."""
+    return (workers // 2).bit_length() * standings.CANDIDATES * FEW
+
+
+def at_c(cells: Iterable[Cell], c: int) -> list[Cell]:
+    """Return a row's cells with c compromised workers, without those that a limit forbids."""
+    found = []
+    for cell in cells:
+        beta = None if cell.setting.beta == cell.setting.compromised else cell.setting.beta
+        try:
+            setting = dataclasses.replace(cell.setting, compromised=c, beta=beta)
+        except BadInput:
+            continue
+        found.append(Cell(cell.row, f"{cell.column}, c = {c}", setting, None))
+    return found

@@ -1,0 +1,224 @@
+"""The command `arena`: it runs what a ranking needs, and prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from fltrust_repro import arena, arena_report, datasets, options, reproduction, sweep
+from fltrust_repro.archive import Archive
+from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
+from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
+from fltrust_repro.experiments import Cell
+from fltrust_repro.files import check_name, check_writable, write_text
+from fltrust_repro.processes import Machine
+from fltrust_repro.settings import FIELDS, Setting
+from fltrust_repro.standings import Standings
+from fltrust_repro.store import Failure, Store
+from fltrust_repro.trial_commands import end
+from fltrust_repro.trials import Trial, read_csv
+
+Words = tuple[str, ...]
+Known = dict[Setting, list[Trial]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for of a protocol."""
+
+    table: arena.Table
+    rows: Words  # to run
+    own: Words  # of these, which the protocol does not have
+    seeds: range
+    part: bool  # of the protocol's columns
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells to run."""
+        return [cell for cell in self.table.experiment.cells if cell.row in self.rows]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the ranking is the protocol's, to be kept in files."""
+        return not self.part and len(self.seeds) == len(SEEDS)
+
+
+@click.command("arena")
+@click.option("--protocol", "names", multiple=True, default=("P1",), show_default=True,
+              metavar="P1|P2|...", help="By which rules are judged; repeatable.")  # fmt: skip
+@click.option("--rule", "rule_names", multiple=True, metavar="NAME",
+              help="Only this row, or any rule as a row of its own; repeatable.")  # fmt: skip
+@click.option("--pre", multiple=True, metavar="NAME", help="Before each --rule; repeatable.")
+@click.option("--attack", "columns", multiple=True, metavar="COLUMN",
+              help="Only this column and no attack; repeatable.")  # fmt: skip
+@click.option("--knowledge", default="full", show_default=True, help="Or partial: another table.")
+@click.option("--breakdown", is_flag=True, help="Search the smallest c that doubles the error.")
+@click.option("--draw", is_flag=True, help="Run nothing; rank what is at hand.")
+@click.option("--trials", default=len(SEEDS), show_default=True, metavar="N",
+              callback=options.count("--trials", 1, len(SEEDS)),
+              help="Seeds at most; fewer are a quick look, of which no file is made.")  # fmt: skip
+@options.place_options()
+@options.out_option
+def arena_command(
+    names: Words, rule_names: Words, pre: Words, columns: Words, knowledge: str, breakdown: bool,
+    draw: bool, trials: int, machine: Machine, store_path: Path, out: Path,
+) -> None:  # fmt: skip
+    """Rank rules by their error under the attack that is worst for each.
+
+    By a frozen protocol every rule meets every attack with 3 seeds, then the three attacks that are
+    worst for it, and none, with 20. Trials in the store, in OUT, or published with the program are
+    not run again. `arena --plugin my_rule.py --rule my-rule` places a rule of your own.
+    """
+    known = protocols()
+    for name in names:
+        if name not in known:
+            raise BadInput(f"--protocol is {shown(name)}; {choose(name, known)}")
+    if pre and not rule_names:
+        raise BadInput("--pre is given without --rule; name the rule that it is before.")
+    if knowledge not in (allowed := FIELDS["knowledge"].metadata["choices"]):
+        raise BadInput(f"--knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
+    asked = (rule_names, "+".join(pre), columns, knowledge, SEEDS[:trials], arena.reported())
+    orders = [_order(known[name], *asked) for name in dict.fromkeys(names)]
+    check_writable(out)
+    with (Archive if draw else Store)(store_path) as store:
+        ended = [_judge(order, store, machine, out, breakdown) for order in orders]
+    end([one for failed, _ in ended for one in failed], [name for _, of in ended for name in of])
+
+
+def _order(
+    protocol: Protocol, rule_names: Words, pre: str, columns: Words, knowledge: str, seeds: range,
+    printed: Mapping[Setting, float],
+) -> Order:  # fmt: skip
+    asked = dict(protocol.row(rule, pre) for rule in rule_names)
+    own = {row: fields for row, fields in asked.items() if row not in protocol.rows}
+    table = arena.table(protocol, knowledge, own, columns, printed)
+    if own:  # whose results take no other's place
+        name = "-".join([table.experiment.name, *(re.sub(r"[^\w.-]+", "-", row) for row in own)])
+        check_name("the name of the files", name)
+        table = table._replace(experiment=dataclasses.replace(table.experiment, name=name))
+    rows = tuple(asked) or table.experiment.rows
+    return Order(table, rows, tuple(own), seeds[:FEW] if columns else seeds, bool(columns))
+
+
+def _judge(
+    order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool
+) -> tuple[list[Failure], list[str]]:
+    """Run what is missing, where the store is to be written; print the ranking, write its files.
+
+    Returns the trials that failed, and the protocol where its data are missing.
+    """
+    experiment, failed, without_data = order.table.experiment, [], []
+    if (file := out / f"{experiment.name}{reproduction.ENDING}").exists():
+        read_csv(file, store.left_out)
+    for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
+        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
+    published = reproduction.read_back(store, out, experiment.settings)
+    _tell(order, _known(store, experiment.cells), breakdown)
+    if isinstance(store, Store):
+        try:
+            failed = _run(order, store, machine)
+        except DataUnavailable as error:
+            without_data.append(order.table.name)
+            click.echo(f"not run: {error}", err=True)
+    known = _known(store, experiment.cells)
+    searched, more = _search(order, store, machine if breakdown else None, out, known)
+    found = arena.ranking(order.table, known, order.seeds)
+    _show(order, found)
+    kept = dataclasses.replace(experiment, cells=(*order.cells, *searched))
+    files = reproduction.keep_trials(kept, store, out, published)
+    if order.is_whole and found.entries:
+        files = [*_write(order, found, known, out), *files]
+    if files:
+        click.echo(reproduction.wrote(files))
+    return [*failed, *more], without_data
+
+
+def _known(store: Archive, cells: Iterable[Cell]) -> Known:
+    return {cell.setting: store.find(cell.setting, SEEDS) for cell in cells}
+
+
+def _tell(order: Order, known: Known, breakdown: bool) -> None:
+    """Say before it starts what will be run and about how long that takes."""
+    experiment = order.table.experiment
+    for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
+        click.echo(line, err=True)
+    left = arena.missing(order.cells, known, order.seeds)
+    seconds = arena.seconds_of(experiment, known)
+    time = reproduction.core_time(sum(n * seconds[cell.column] for cell, n in left.items()))
+    rules, attacks = len(order.rows), len(experiment.columns) - 1
+    told = f"{rules} rule{'s' * (rules > 1)} under {attacks} attack{'s' * (attacks > 1)}"
+    more = rules * arena.most_trials(order.cells[0].setting.workers)
+    searched = f"; then at most {more:,} trials for the breakdown" * breakdown
+    to_run = f"{sum(left.values()):,} trials to run{time}{searched}"
+    click.echo(f"{order.table.name}: {told}, {to_run}", err=True)
+    if not order.is_whole:
+        few = f"{len(order.seeds)} seed{'s' * (len(order.seeds) > 1)}"
+        click.echo(f"Only a part of the protocol, at most {few}: no ranking is kept.", err=True)
+
+
+def _run(order: Order, store: Store, machine: Machine) -> list[Failure]:
+    """Run the few seeds everywhere, then all where they count."""
+    few = order.seeds[:FEW]
+    failed = sweep.run_missing(order.cells, few, store, machine).failed
+    plan = arena.wanted(order.cells, _known(store, order.cells), order.seeds)
+    refined = [cell for cell, seeds in plan.items() if len(seeds) > len(few)]
+    if refined:
+        failed += sweep.run_missing(refined, order.seeds, store, machine).failed
+    return failed
+
+
+def _search(
+    order: Order, store: Archive, machine: Machine | None, out: Path, known: Known
+) -> tuple[list[Cell], list[Failure]]:
+    """Add to `known` the trials of each row's breakdown, run on a machine where one is given.
+
+    Returns the cells of the rows to run that were asked for, and the trials that failed.
+    """
+    searched: list[Cell] = []
+    failed: list[Failure] = []
+    while asked := [
+        cell
+        for own in arena.rows_of(order.table.experiment.cells).values()
+        for cell in arena.breakdown(own, known, order.seeds).asked
+        if cell.setting not in known
+    ]:
+        reproduction.read_back(store, out, [cell.setting for cell in asked])
+        to_run = [cell for cell in asked if cell.row in order.rows]
+        if machine is not None and isinstance(store, Store) and to_run:
+            failed += sweep.run_missing(to_run, order.seeds[:FEW], store, machine).failed
+        known.update(_known(store, asked))
+        searched += to_run
+    return searched, failed
+
+
+def _show(order: Order, found: Standings) -> None:
+    """Print the ranking; of some rows, these and their neighbours."""
+    click.echo(arena_report.heading(found))
+    near = order.rows if set(order.rows) < set(order.table.experiment.rows) else ()
+    for name, entries in arena_report.groups(found).items():
+        if not near or any(entry.row in near for entry in entries):
+            click.echo(f"\n{name}\n{arena_report.table(entries, 'simple', near)}")
+    told = arena_report.notes(found, order.rows)
+    told += [arena_report.summary(one, found) for one in found.entries if one.row in order.own]
+    click.echo("".join(f"\n{_wrapped(line)}" for line in told))
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 80, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _write(order: Order, found: Standings, known: Known, out: Path) -> list[Path]:
+    """Write the ranking as a page and as CSV."""
+    experiment = order.table.experiment
+    page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
+    used = [trial for trials in known.values() for trial in trials]
+    told = arena_report.notes(found, experiment.rows)
+    write_text(table, arena_report.as_frame(found).to_csv(index=False, float_format="%.4g"))
+    write_text(page, arena_report.page(found, experiment.command, used, told))
+    return [page, table]
