@@ -77,9 +77,9 @@ const plus = (half) => (half === null ? "" : ` ±${half.toFixed(3)}`);
 const cellOf = (data, row, column) => {
   const found = data.rows[row][column];
   if (!found) return null;
-  const [mean, half, undone, noEffect, sameAsMean, diverged, count, seeds, at, errors] = found;
+  const [mean, half, reported, undone, noEffect, sameAsMean, diverged, count, seeds, at, errors] = found;
   const points = errors.map((error, k) => [data.iterations[at][k], error / 1000]);
-  return { mean, half, undone, noEffect, sameAsMean, diverged, count, seeds, points };
+  return { mean, half, reported, undone, noEffect, sameAsMean, diverged, count, seeds, points };
 };
 
 const signed = (number) => `${number < 0 ? "−" : "+"}${Math.abs(number).toFixed(3)}`;
@@ -96,6 +96,7 @@ const facts = (cell, clean) => {
       `${percent(cell.noEffect)} of the steps`]);
   }
   if (cell.sameAsMean !== null) lines.push([`The rule gives the mean in ${percent(cell.sameAsMean)} of the steps`]);
+  if (cell.reported !== null) lines.push([`A paper prints ${cell.reported.toFixed(2)}`]);
   if (cell.diverged) lines.push(["A trial diverged"]);
   return lines.map(([text, curve]) => {
     const line = make("li");

@@ -14,42 +14,69 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro import experiments, figures, pages
+from fltrust_repro import arena, experiments, figures, pages
+from fltrust_repro.experiments import Fields
+from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_bytes, write_text
 from fltrust_repro.report import seeds_told
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import FIELDS
 from fltrust_repro.shades import TICKS, Scale, as_text, shades
 from fltrust_repro.standings import LEAGUES, NO_ATTACK, SERVER_DATA, Cell, Entry, Standings
-from fltrust_repro.trials import Trial
 
 POINTS = 26  # of a curve: a thousand of them stand in the page
 KINDS = ("png", "svg")
 
-Curve = Sequence[tuple[int, float]]  # iteration and mean error rate
-Curves = Mapping[tuple[str, str], Curve]  # by row and column
+Curves = Mapping[tuple[str, str], Sequence[tuple[int, float]]]  # iteration and mean error rate
+
+
+def at_hand(
+    trials: Trials, rows: Mapping[str, Fields] | None = None
+) -> tuple[list[Standings], dict[str, Curves]]:
+    """Return the rankings that trials give, of every protocol and knowledge, and their curves.
+
+    `rows` are further ones, of one's own.
+    """
+    printed = arena.reported()
+    found: list[Standings] = []
+    curves: dict[str, Curves] = {}
+    for protocol in arena.protocols().values():
+        for knowledge in FIELDS["knowledge"].metadata["choices"]:
+            table = arena.table(protocol, knowledge, rows, printed=printed)
+            ranking = arena.ranking(table, trials)
+            if ranking.entries:
+                found.append(ranking)
+                curves[ranking.protocol] = curves_of(ranking, table.experiment.cells, trials)
+    return found, curves
 
 
 def curves_of(
-    cells: Iterable[experiments.Cell], trials: Mapping[Setting, Sequence[Trial]]
+    standings: Standings, cells: Iterable[experiments.Cell], trials: Trials
 ) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """Return the mean error curve, of at most `POINTS` points, of each cell that has trials."""
+    """Return by row and column the error curve, of at most `POINTS` points, of each ranked cell.
+
+    The mean is over the seeds that the ranking counts, of those that have a curve.
+    """
+    seeds = {(one.row, column): cell.errors for one in standings.entries
+             for column, cell in one.cells.items()}  # fmt: skip
     found = {}
     for cell in cells:
-        known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
-        if known:
+        place = cell.row, cell.column
+        counted = [t for t in trials.get(cell.setting, ()) if t.seed in seeds.get(place, ())]
+        if known := [trial for trial in counted if trial.result.curve]:
             iterations, rates = figures.mean_curve(known, POINTS)
-            found[cell.row, cell.column] = list(zip(iterations.tolist(), rates.tolist()))
+            found[place] = list(zip(iterations.tolist(), rates.tolist()))
     return found
 
 
 def write(standings: Sequence[Standings], curves: Mapping[str, Curves], out: Path) -> list[Path]:
     """Write arena.html, and a heat map of each protocol as arena-NAME.png and .svg.
 
-    `curves` are by protocol; where there are none the page has none. Returns the files.
+    Each ranking has an entry; `curves` are by protocol, then as `curves_of` returns them. Returns
+    the files.
     """
     files = [out / "arena.html"]
     write_text(files[0], page(standings, curves))
-    for one in (one for one in standings if one.entries):
+    for one in standings:
         for kind in KINDS:
             files.append(out / f"arena-{_id(one)}.{kind}")
             write_bytes(files[-1], figures.heat_map(one, told(one), kind))
@@ -77,8 +104,7 @@ def page(standings: Sequence[Standings], curves: Mapping[str, Curves]) -> str:
     known = {entry.league for one in standings for entry in one.entries}
     return pages.render(
         "arena.html",
-        sections=[_section(one, curves.get(one.protocol, {})) for one in standings if one.entries],
-        not_run=[one for one in standings if not one.entries],
+        sections=[_section(one, curves.get(one.protocol, {})) for one in standings],
         leagues=[name for name in LEAGUES if name in known],
         shades={"light": shades(), "dark": shades(dark=True)},
         as_text=as_text,
@@ -135,5 +161,5 @@ def _numbers(cell: Cell) -> list[Any]:
     shares = (cell.undone, cell.no_effect, cell.same_as_mean)
     half = None if math.isnan(cell.half) else round(cell.half, 4)
     rounded = [None if share is None else round(share, 3) for share in shares]
-    return [round(cell.mean, 4), half, *rounded, int(cell.diverged),
+    return [round(cell.mean, 4), half, cell.reported, *rounded, int(cell.diverged),
             len(cell.errors), seeds_told(cell.errors)]  # fmt: skip

@@ -49,7 +49,7 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Return round error rates on the scale."""
-        return [tick for tick in TICKS if self.low <= tick <= self.high]
+        return [tick for tick in TICKS if round(self.low, 3) <= tick <= self.high]
 
 
 def as_text(error: float) -> str:
