@@ -7,7 +7,6 @@ whatever else is at hand, the same protocol gives the same ranking.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -236,14 +235,14 @@ def league(setting: Setting) -> str:
 
 
 def ranking(table: Table, known: Trials, seeds: range = SEEDS) -> Standings:
-    """Return the ranking of the rows that have a trial in each of their cells."""
-    cells_of, entries = rows_of(table.experiment.cells), []
+    """Return the ranking of the rows that have met every attack with the few seeds."""
+    entries = []
     plan = wanted(table.experiment.cells, known, seeds)
-    for row, own in cells_of.items():
+    for row, own in rows_of(table.experiment.cells).items():
+        if len(own) < 2 or not _met(own, known, seeds):
+            continue
         found = {cell.column: measured(cell, known, plan[cell]) for cell in own}
         cells = {column: one for column, one in found.items() if one is not None}
-        if len(cells) < len(own) or len(own) < 2 or NO_ATTACK not in cells:
-            continue
         whole = all(len(cells[cell.column].errors) == len(plan[cell]) for cell in own)
         broken = breakdown(own, known, seeds)
         flags = {
@@ -306,9 +305,10 @@ def at_c(cells: Iterable[Cell], c: int) -> list[Cell]:
     """Return a row's cells with c compromised workers, without those that a limit forbids."""
     found = []
     for cell in cells:
-        beta = None if cell.setting.beta == cell.setting.compromised else cell.setting.beta
+        fields = cell.setting.as_dict()
+        beta = None if fields["beta"] == fields["compromised"] else fields["beta"]
         try:
-            setting = dataclasses.replace(cell.setting, compromised=c, beta=beta)
+            setting = Setting.from_dict({**fields, "compromised": c, "beta": beta})
         except BadInput:
             continue
         found.append(Cell(cell.row, f"{cell.column}, c = {c}", setting, None))

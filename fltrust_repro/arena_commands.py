@@ -127,7 +127,8 @@ def _judge(
             without_data.append(order.table.name)
             click.echo(f"not run: {error}", err=True)
     known = _known(store, experiment.cells)
-    searched, more = _search(order, store, machine if breakdown else None, out, known)
+    able = machine if breakdown and not without_data else None
+    searched, more = _search(order, store, able, out, known)
     found = arena.ranking(order.table, known, order.seeds)
     _show(order, found)
     kept = dataclasses.replace(experiment, cells=(*order.cells, *searched))

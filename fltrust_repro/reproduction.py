@@ -178,7 +178,7 @@ def _show(
 
 
 def keep_trials(
-    experiment: Experiment, store: Store, out: Path, published: Published
+    experiment: Experiment, store: Archive, out: Path, published: Published
 ) -> list[Path]:
     """Add to the experiment's file what neither `out` nor the published results hold."""
     own = out / f"{experiment.name}{ENDING}"

@@ -158,7 +158,7 @@ def _places(
     entries: Sequence[Entry], groups: Sequence[object]
 ) -> list[tuple[tuple[int, int], int]]:
     """Rank interval and place of each entry among those of its group."""
-    found = {}
+    found: dict[int, tuple[tuple[int, int], int]] = {}
     for group in dict.fromkeys(groups):
         members = [number for number, its in enumerate(groups) if its == group]
         ranks = rank_intervals([entries[number].score.errors for number in members])
