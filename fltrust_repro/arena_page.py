@@ -30,18 +30,18 @@ Curves = Mapping[tuple[str, str], Sequence[tuple[int, float]]]  # iteration and 
 
 
 def at_hand(
-    trials: Trials, rows: Mapping[str, Fields] | None = None
+    trials: Trials, rows: Mapping[str, Mapping[str, Fields]] | None = None
 ) -> tuple[list[Standings], dict[str, Curves]]:
     """Return the rankings that trials give, of every protocol and knowledge, and their curves.
 
-    `rows` are further ones, of one's own.
+    `rows` are a protocol's further ones, of one's own.
     """
     printed = arena.reported()
     found: list[Standings] = []
     curves: dict[str, Curves] = {}
-    for protocol in arena.protocols().values():
+    for name, protocol in arena.protocols().items():
         for knowledge in FIELDS["knowledge"].metadata["choices"]:
-            table = arena.table(protocol, knowledge, rows, printed=printed)
+            table = arena.table(protocol, knowledge, (rows or {}).get(name), printed=printed)
             ranking = arena.ranking(table, trials)
             if ranking.entries:
                 found.append(ranking)
@@ -72,8 +72,10 @@ def write(standings: Sequence[Standings], curves: Mapping[str, Curves], out: Pat
     """Write arena.html, and a heat map of each protocol as arena-NAME.png and .svg.
 
     Each ranking has an entry; `curves` are by protocol, then as `curves_of` returns them. Returns
-    the files.
+    the files: none where nothing is ranked.
     """
+    if not standings:
+        return []
     files = [out / "arena.html"]
     write_text(files[0], page(standings, curves))
     for one in standings:

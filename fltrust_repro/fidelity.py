@@ -20,10 +20,12 @@ from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import MEASURES, Experiment, readable
 from fltrust_repro.settings import Setting
+from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trials import FIRST_SEED, Trial
 
 PAPER = "Fang et al., USENIX Security 2020"  # the one whose claims are judged, too
 PAPER_TRIALS = 50
+BEST = 5  # rules of an arena that are shown
 SEEDS_TOLD = f"Seeds 0 to {FIRST_SEED - 1} chose the readings; trials with them are left out."
 Trials = Mapping[Setting, Sequence[Trial]]
 
@@ -223,10 +225,16 @@ def _values_table(lines: pd.DataFrame) -> str:
 # ---- HTML ---------------------------------------------------------------------------------------
 
 
-def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
+def html(
+    experiments: Sequence[Experiment],
+    trials: Trials,
+    frame: pd.DataFrame,
+    arena: Standings | None = None,
+) -> str:
     """Return a paper's report as a page, with figures, error curves and where they came from.
 
-    `frame` is `as_frame` of the same. The same numbers give the same bytes.
+    `frame` is `as_frame` of the same; the best rules of an `arena` come first, with a link to its
+    page. The same numbers give the same bytes.
     """
     paper, judged = _judged(experiments, trials)
     # Tables first, then what the text prints, then figures.
@@ -235,6 +243,8 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
     )
     return pages.render(
         "page.html",
+        arena=arena,
+        best=[] if arena is None else _best(arena),
         paper="" if paper == PAPER else paper,
         summary=summary(frame),
         seeds=SEEDS_TOLD,
@@ -249,6 +259,13 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
         panel=figures.PANEL,
         measures=MEASURES,
     )
+
+
+def _best(arena: Standings) -> list[tuple[Entry, bool]]:
+    """The best rules without server data, and whether each shares its place."""
+    ranked = [entry for entry in arena.entries if entry.league != SERVER_DATA]
+    places = [entry.place for entry in ranked]
+    return [(entry, places.count(entry.place) > 1) for entry in ranked[:BEST]]
 
 
 def _section(experiment: Experiment, trials: Trials) -> dict[str, Any]:

@@ -169,10 +169,8 @@ def heat_map(standings: Standings, caption: str, kind: str) -> bytes:
         mesh = _draw_cells(axis, ordered, standings.columns, scale)
         _name_cells(axis, ordered, standings.columns)
         bar = drawn.colorbar(mesh, ax=axis, location="bottom", shrink=0.5, aspect=30, pad=0.01)
-        bar.set_ticks(
-            [scale.part(tick) for tick in scale.ticks()],
-            labels=[f"{tick:g}" for tick in scale.ticks()],
-        )
+        ticks = scale.ticks()
+        bar.set_ticks([scale.part(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
         bar.outline.set_visible(False)
         bar.ax.set_title("mean testing error rate", fontsize=7, loc="left", pad=3)
         drawn.suptitle(one_line(caption), x=0.01, ha="left", fontsize=8)
