@@ -141,19 +141,20 @@ def _data(columns: Sequence[str], entries: Sequence[Entry], curves: Curves) -> d
     Error rates of curves are in thousandths; `iterations` are those that curves share.
     """
     iterations: list[list[int]] = []
-    rows: list[list[Any]] = []
+    rows: list[list[list[Any] | None]] = []
     for entry in entries:
         rows.append([])
         for column in columns:
+            if (cell := entry.cells.get(column)) is None:
+                rows[-1].append(None)
+                continue
             curve = curves.get((entry.row, column), ())
-            at = [iteration for iteration, _ in curve]
-            if at not in iterations:
+            if (at := [iteration for iteration, _ in curve]) not in iterations:
                 iterations.append(at)
-            drawn = [iterations.index(at), [round(1000 * error) for _, error in curve]]
-            cell = entry.cells.get(column)
-            rows[-1].append(cell and [*_numbers(cell), *drawn])
+            errors = [round(1000 * error) for _, error in curve]
+            rows[-1].append([*_numbers(cell), iterations.index(at), errors])
     lowest = min((error for curve in curves.values() for _, error in curve), default=1.0)
-    least = max((tick for tick in TICKS if tick <= lowest), default=TICKS[0])
+    least = max((tick for tick in TICKS[:-1] if tick <= lowest), default=TICKS[0])
     return {
         "iterations": iterations, "rows": rows, "clean": columns.index(NO_ATTACK), "least": least,
     }  # fmt: skip

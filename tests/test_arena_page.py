@@ -11,14 +11,16 @@ from xml.etree import ElementTree
 
 import pytest
 from browsing import shown_at
+from click.testing import CliRunner
 
-from fltrust_repro import arena_page, figures, shades, standings
+from fltrust_repro import arena, arena_page, figures, shades, standings
+from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.shades import Scale, as_text, contrast
 from fltrust_repro.standings import KNOWS_C, NO_ATTACK, NO_C, SERVER_DATA, Standings
 from fltrust_repro.training import TrialResult
-from fltrust_repro.trials import Trial, protocol_of
+from fltrust_repro.trials import Trial, protocol_of, write_csv
 
 COLUMNS = (NO_ATTACK, "krum", "alie 1", "tailored")
 # Mean error rates under these; the first two are alike, and `torn` lacks a column.
@@ -333,6 +335,68 @@ def test_a_picture_has_each_name_and_number_as_they_are():
         assert {as_text(cell.mean) for cell in entry.cells.values()} <= set(drawn)
     assert set(COLUMNS) <= set(drawn)
     assert "<image" not in picture  # lines and letters stay sharp at any size
+
+
+@pytest.fixture
+def at_hand(tmp_path, monkeypatch):
+    """A folder of results with three trials of two rows in every cell of a protocol."""
+    monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
+    table = arena.table(arena.protocols()["P5"])
+    errors = {"krum": 0.2, "median": 0.1}
+    trials = []
+    for cell in (cell for cell in table.experiment.cells if cell.row in errors):
+        for seed in arena.SEEDS[:3]:
+            error = errors[cell.row] + 0.1 * (cell.column == "sign-flip") + seed / 10_000
+            result = TrialResult(
+                error, error, 300, False, 1.0, [(10, 0.9, 2.0), (300, error, 1.0)], 0
+            )
+            trials.append(Trial(cell.setting, seed, result, "cpu", "python 3", "2020-01-01T10:00",
+                                protocol_of(cell.setting)))  # fmt: skip
+    write_csv(tmp_path / "out" / "some.trials.csv", trials)
+    return tmp_path
+
+
+def told_by(folder, *arguments) -> str:
+    places = ["--out", str(folder / "out"), "--store", str(folder / "none.sqlite")]
+    result = CliRunner().invoke(commands, [*arguments, *places])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("report", "--html"), ("arena", "--protocol", "P5", "--draw", "--html")]
+)
+def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
+    told = told_by(at_hand, *arguments)
+    out = at_hand / "out"
+    assert f"{out / 'arena'}.html; {out / 'arena-p5'}.png, .svg" in told.replace("Wrote ", "")
+    first, heat = tables(tree_of((out / "arena.html").read_text(encoding="utf-8")))
+    lines = lines_of(first)
+    assert {name: line["under"] for name, line in lines.items()} == dict.fromkeys(
+        ("median", "krum"), "sign-flip"
+    )
+    assert lines["median"]["Worst error"].startswith("0.201 ")
+    assert [text(row.find("th")) for row in heat.iterfind("tbody/tr")] == ["median", "krum"]
+    assert data_of((out / "arena.html").read_text(encoding="utf-8"))["iterations"] == [[10, 300]]
+
+
+def test_the_report_shows_the_best_rules_first_and_leads_to_the_arena(at_hand):
+    told_by(at_hand, "report", "--html")
+    page = (at_hand / "out" / "fidelity.html").read_text(encoding="utf-8")
+    tree = ElementTree.fromstring(page)
+    first = next(tree.iter("table"))
+    assert [[text(cell) for cell in row] for row in first.iterfind("tbody/tr")] == [
+        ["1", "median", "0.201 ±0.000", "sign-flip", "0.101"],
+        ["2", "krum", "0.301 ±0.000", "sign-flip", "0.201"],
+    ]
+    assert "arena.html" in [a.get("href") for a in tree.iter("a")]
+
+
+def test_without_a_ranking_there_is_no_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
+    told_by(tmp_path, "report", "--html")
+    assert "arena" not in (tmp_path / "out" / "fidelity.html").read_text(encoding="utf-8")
+    assert not list((tmp_path / "out").glob("arena*"))
 
 
 # ---- in a browser -------------------------------------------------------------------------------
