@@ -257,6 +257,16 @@ def ranking(table: Table, known: Trials, seeds: range = SEEDS) -> Standings:
     return Standings(table.name, of.version, of.title, columns, standings.ranked(entries), left)
 
 
+def pair(own: Sequence[Cell], known: Trials, column: str) -> tuple[Trial, Trial] | None:
+    """Return a row's first trial under a column, and that of its seed without attack."""
+    by_seed = [
+        {trial.seed: trial for cell in own if cell.column == name for trial in known[cell.setting]}
+        for name in (column, NO_ATTACK)
+    ]
+    shared = sorted(set.intersection(*map(set, by_seed)))
+    return (by_seed[0][shared[0]], by_seed[1][shared[0]]) if shared else None
+
+
 # ---- breakdown ----------------------------------------------------------------------------------
 
 

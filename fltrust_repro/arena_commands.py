@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -49,6 +50,15 @@ class Order:
         return not self.part and len(self.seeds) == len(SEEDS)
 
 
+class Judged(NamedTuple):
+    """What an order gave: the trials that failed, and the protocol where its data are missing."""
+
+    found: Standings
+    known: Known
+    failed: list[Failure]
+    data: str
+
+
 @click.command("arena")
 @click.option("--protocol", "names", multiple=True, default=("P1",), show_default=True,
               metavar="P1|P2|...", help="By which rules are judged; repeatable.")  # fmt: skip
@@ -71,7 +81,7 @@ def arena_command(
     names: Words, rule_names: Words, pre: Words, columns: Words, knowledge: str, breakdown: bool,
     draw: bool, trials: int, as_html: bool, machine: Machine, store_path: Path, out: Path,
 ) -> None:  # fmt: skip
-    """Rank rules by their error under the attack that is worst for each.
+    """Rank rules by their error under the worst attack.
 
     By a frozen protocol every rule meets every attack with 3 seeds, then the three attacks that are
     worst for it, and none, with 20. Trials in the store, in OUT, or published with the program are
@@ -98,7 +108,7 @@ def arena_command(
             found = arena_page.at_hand(reproduction.everything(store, out), rows)
             if files := arena_page.write(*found, out):
                 click.echo(reproduction.wrote(files))
-    end([one for failed, _ in ended for one in failed], [name for _, of in ended for name in of])
+    end([one for each in ended for one in each.failed], [each.data for each in ended if each.data])
 
 
 def _order(
@@ -116,14 +126,9 @@ def _order(
     return Order(table, rows, tuple(own), seeds[:FEW] if columns else seeds, bool(columns))
 
 
-def _judge(
-    order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool
-) -> tuple[list[Failure], list[str]]:
-    """Run what is missing, where the store is to be written; print the ranking, write its files.
-
-    Returns the trials that failed, and the protocol where its data are missing.
-    """
-    experiment, failed, without_data = order.table.experiment, [], []
+def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool) -> Judged:
+    """Run what is missing, where the store is to be written; print the ranking, write its files."""
+    experiment, failed, data = order.table.experiment, [], ""
     if (file := out / f"{experiment.name}{reproduction.ENDING}").exists():
         read_csv(file, store.left_out)
     for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
@@ -134,10 +139,10 @@ def _judge(
         try:
             failed = _run(order, store, machine)
         except DataUnavailable as error:
-            without_data.append(order.table.name)
+            data = order.table.name
             click.echo(f"not run: {error}", err=True)
     known = _known(store, experiment.cells)
-    able = machine if breakdown and not without_data else None
+    able = machine if breakdown and not data else None
     searched, more = _search(order, store, able, out, known)
     found = arena.ranking(order.table, known, order.seeds)
     _show(order, found)
@@ -147,7 +152,7 @@ def _judge(
         files = [*_write(order, found, known, out), *files]
     if files:
         click.echo(reproduction.wrote(files))
-    return [*failed, *more], without_data
+    return Judged(found, known, [*failed, *more], data)
 
 
 def _known(store: Archive, cells: Iterable[Cell]) -> Known:

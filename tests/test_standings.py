@@ -1,0 +1,151 @@
+"""The arena's statistics, on errors made up so that the right answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fltrust_repro import standings
+from fltrust_repro.standings import KNOWS_C, NO_ATTACK, NO_C, SERVER_DATA, Cell, Entry
+
+SEEDS = range(10, 30)
+
+
+def cell(column: str, errors, first: int = 10, **others) -> Cell:
+    return Cell(column, dict(enumerate(errors, first)), **others)
+
+
+def entry(row: str, errors, clean=(0.1, 0.1, 0.1), league: str = KNOWS_C) -> Entry:
+    cells = [cell(NO_ATTACK, clean), cell("hard", errors), cell("easy", [0.0] * len(errors))]
+    return standings.entry(row, league, {one.column: one for one in cells})
+
+
+def noise(seed: int, width: float = 0.05) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, width, len(SEEDS))
+
+
+# ---- the column that decides --------------------------------------------------------------------
+
+
+def cells(**errors) -> dict[str, Cell]:
+    return {name: cell(name, some) for name, some in {NO_ATTACK: [0.1] * 20, **errors}.items()}
+
+
+def test_the_mean_decides_and_never_the_worst_seed():
+    assert standings.worst_column(cells(even=[0.5] * 3, odd=[0.9, 0.2, 0.2])) == "even"
+
+
+def test_the_seeds_that_all_columns_have_say_which_three_are_candidates():
+    """And not those that only some have, though with these others would be among them."""
+    found = cells(a=[0.5] * 3, b=[0.4] * 3 + [0.0] * 17, c=[0.3] * 3, d=[0.2] * 3 + [0.9] * 17)
+    assert standings.candidates(found) == ["a", "b", "c"]
+
+
+def test_of_the_candidates_the_seeds_that_these_share_decide():
+    """On three seeds the worst is `lucky`, lifted by noise as the worst of many columns is."""
+    lucky, true = [0.6] * 3 + [0.2] * 17, [0.5] * 20
+    found = cells(lucky=lucky, true=true, third=[0.3] * 20, other=[0.29] * 3)
+    assert standings.candidates(found)[0] == "lucky"
+    assert standings.worst_column(found) == "true"
+    # Where one candidate has got further than the others, what they share is compared.
+    found["lucky"] = cell("lucky", lucky[:3])
+    assert standings.worst_column(found) == "lucky"
+
+
+def test_no_attack_is_the_worst_where_every_attack_helps():
+    found = standings.entry("a", KNOWS_C, cells(a=[0.05] * 3))
+    assert found.worst == NO_ATTACK
+    assert found.gap == 0
+
+
+def test_the_gap_is_paired_by_seed():
+    base = np.linspace(0.1, 0.3, 20)
+    found = standings.entry(
+        "a", KNOWS_C, {NO_ATTACK: cell(NO_ATTACK, base), "x": cell("x", (base + 0.2)[:5])}
+    )
+    assert found.gap == pytest.approx(0.2)
+    assert found.gap_half == pytest.approx(0, abs=1e-12)
+    assert found.score.half > 0.01
+    assert math.isnan(entry("few", [0.5, 0.5], clean=[0.1, 0.1]).gap_half)
+
+
+# ---- ranks and places ---------------------------------------------------------------------------
+
+
+def test_rows_that_differ_by_more_than_their_noise_are_told_apart():
+    found = standings.ranked([entry("b", 0.5 + noise(1)), entry("a", 0.3 + noise(2))])
+    assert [(one.row, one.rank, one.place) for one in found] == [
+        ("a", (1, 1), 1),
+        ("b", (2, 2), 2),
+    ]
+
+
+def test_seeds_are_paired_across_rows():
+    """A small difference in every seed is sure, however much seeds differ."""
+    hard = 0.5 + noise(1, 0.2)
+    found = standings.ranked([entry("a", hard), entry("b", hard + 0.01)])
+    assert [one.rank for one in found] == [(1, 1), (2, 2)]
+    found = standings.ranked([entry("a", hard), entry("b", 0.51 + noise(2, 0.2))])
+    assert [(one.rank, one.place) for one in found] == [((1, 2), 1)] * 2
+
+
+def test_equal_rows_and_rows_that_noise_may_have_ordered_share_a_place():
+    same = 0.5 + noise(1)
+    other = same[::-1]  # of the same mean, in another order of sums
+    rows = [entry("a", same), entry("b", other), entry("c", 0.9 + noise(2)), entry("d", same)]
+    found = standings.ranked(rows)
+    assert {one.row: one.place for one in found} == {"a": 1, "b": 1, "d": 1, "c": 4}
+    assert found[-1].rank == (4, 4)
+    assert standings.rank_intervals([dict.fromkeys(SEEDS, 0.5)] * 2) == [(1, 1)] * 2
+
+
+def test_rows_of_fewer_than_three_seeds_may_have_any_rank():
+    rows = [entry("a", [0.2, 0.2]), entry("b", [0.9, 0.9]), entry("c", 0.5 + noise(1))]
+    assert [one.rank for one in standings.ranked(rows)] == [(1, 3), (2, 2), (1, 3)]
+
+
+def test_a_row_with_some_of_the_seeds_is_ranked_by_those_it_has():
+    rows = [entry("a", [0.2, 0.25, 0.2]), entry("b", 0.5 + noise(1))]
+    assert [one.rank for one in standings.ranked(rows)] == [(1, 1), (2, 2)]
+
+
+def test_the_same_numbers_give_the_same_ranks():
+    rows = [entry(str(seed), 0.5 + noise(seed)) for seed in range(9)]
+    assert standings.ranked(rows) == standings.ranked(rows[::-1])
+
+
+def test_rows_with_server_data_are_ranked_apart_and_a_league_by_itself():
+    rows = [
+        entry("s", 0.1 + noise(1, 0.01), league=SERVER_DATA),
+        entry("k", 0.3 + noise(2, 0.01)),
+        entry("n", 0.5 + noise(3, 0.01), league=NO_C),
+    ]
+    found = {one.row: (one.place, one.rank, one.league_place) for one in standings.ranked(rows)}
+    assert found == {"s": (1, (1, 1), 1), "k": (1, (1, 1), 1), "n": (2, (2, 2), 1)}
+
+
+# ---- flags --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("notes", "flags"),
+    [
+        ({}, ()),
+        ({"no_effect": 0.5, "same_as_mean": 0.94}, ()),
+        ({"no_effect": 0.51}, ("attack without effect",)),
+        ({"same_as_mean": 0.95}, ("equals the mean",)),
+        ({"diverged": True}, ("diverged",)),
+    ],
+)
+def test_flags_are_of_the_column_that_decides(notes, flags):
+    own = {
+        NO_ATTACK: cell(NO_ATTACK, [0.1] * 3, same_as_mean=1.0),
+        "mild": cell("mild", [0.2] * 3, no_effect=1.0, same_as_mean=1.0),
+        "hard": cell("hard", [0.5] * 3, **notes),
+    }
+    assert standings.entry("a", KNOWS_C, own).flags == flags
+    own["mild"] = cell("mild", [0.2] * 3, diverged=True)
+    assert "diverged" in standings.entry("a", KNOWS_C, own).flags  # wherever it was
+    assert standings.entry("a", KNOWS_C, own, ["random"]).flags[-1] == "random"
