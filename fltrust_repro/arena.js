@@ -92,8 +92,9 @@ const facts = (cell, clean) => {
     lines.push([`${clean.mean.toFixed(3)}${plus(clean.half)} without attack, ` +
       `${signed(cell.mean - clean.mean)} under it`, "clean"]);
     if (cell.undone === null) lines.push(["What it undoes of a step is not known"]);
-    else lines.push([`It undoes ${percent(cell.undone)} of a step on average, nothing of ` +
-      `${percent(cell.noEffect)} of the steps`]);
+    else lines.push([`It undoes ${percent(cell.undone)} of a step on average` +
+      (cell.undone > 1 ? ": the model goes back" : "")]);
+    if (cell.noEffect !== null) lines.push([`It has no effect in ${percent(cell.noEffect)} of the steps`]);
   }
   if (cell.sameAsMean !== null) lines.push([`The rule gives the mean in ${percent(cell.sameAsMean)} of the steps`]);
   if (cell.reported !== null) lines.push([`A paper prints ${cell.reported.toFixed(2)}`]);
@@ -169,13 +170,18 @@ for (const section of document.querySelectorAll("main > section")) {
   const all = () => [...table.rows].filter((row) => !row.hidden);
   for (const row of table.rows)
     for (const cell of row.cells) reach(cell).tabIndex = -1;
-  let stop = reach(table.tHead.rows[0].cells[0]);
-  stop.tabIndex = 0;
+  const first = reach(table.tHead.rows[0].cells[0]);
+  let stop = first;
+  const stopAt = (element) => {
+    stop.tabIndex = -1;
+    stop = element;
+    stop.tabIndex = 0;
+  };
+  stopAt(first);
+  chosen.addEventListener("change", () => stopAt(first)); // another may be hidden now
 
   table.addEventListener("focusin", ({ target }) => {
-    stop.tabIndex = -1;
-    stop = target;
-    stop.tabIndex = 0;
+    stopAt(target);
     if (target.matches("td")) show(target);
   });
   table.addEventListener("mouseover", ({ target }) => {

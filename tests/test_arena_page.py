@@ -473,6 +473,17 @@ def test_a_league_is_shown_alone_in_every_table(browser, written):
 
 
 @pytest.mark.browser
+def test_a_table_can_be_reached_though_the_cell_last_chosen_is_hidden(browser, written):
+    from selenium.webdriver.support.select import Select
+
+    browser.get(written[0].as_uri())
+    focus(browser, "#p1 .grid tbody td")  # of a rule that knows c
+    Select(browser.find_element("css selector", "#league")).select_by_visible_text(SERVER_DATA)
+    [stop] = browser.find_elements("css selector", "#p1 .grid [tabindex='0']")
+    assert stop.is_displayed()
+
+
+@pytest.mark.browser
 def test_arrow_keys_lead_to_cells_that_tell_their_details_and_show_their_curve(browser, written):
     browser.get(written[0].as_uri())
     shown_at(browser, 1280)
@@ -481,11 +492,12 @@ def test_arrow_keys_lead_to_cells_that_tell_their_details_and_show_their_curve(b
     focus(browser, "#p1 .grid [tabindex='0']")
     press(browser, "ARROW_DOWN", "ARROW_DOWN", "ARROW_RIGHT", "ARROW_RIGHT", "ARROW_RIGHT")
     detail = browser.find_element("css selector", "#p1 .detail")
-    assert detail.text.splitlines()[:5] == [
+    assert detail.text.splitlines()[:6] == [
         "dnc, krum",
         "0.110 ±0.012, the mean of 3 seeds: 10 to 12",
         "0.100 ±0.012 without attack, +0.010 under it",
-        "It undoes 34% of a step on average, nothing of 4% of the steps",
+        "It undoes 34% of a step on average",
+        "It has no effect in 4% of the steps",
         "The rule gives the mean in 50% of the steps",
     ]
     lines = detail.find_elements("css selector", "svg[role=img] polyline")
