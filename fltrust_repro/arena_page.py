@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def at_hand(
 ) -> tuple[list[Standings], dict[str, Curves]]:
     """Return the rankings that trials give, of every protocol and knowledge, and their curves.
 
-    `rows` are a protocol's further ones, of one's own.
+    A column that no rule has met is left out. `rows` are a protocol's further ones, of one's own.
     """
     printed = arena.reported()
     found: list[Standings] = []
@@ -44,7 +45,9 @@ def at_hand(
             table = arena.table(protocol, knowledge, (rows or {}).get(name), printed=printed)
             ranking = arena.ranking(table, trials)
             if ranking.entries:
-                found.append(ranking)
+                met = {column for entry in ranking.entries for column in entry.cells}
+                columns = tuple(column for column in ranking.columns if column in met)
+                found.append(replace(ranking, columns=columns))
                 curves[ranking.protocol] = curves_of(ranking, table.experiment.cells, trials)
     return found, curves
 
