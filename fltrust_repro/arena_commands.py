@@ -53,10 +53,8 @@ class Order:
 class Judged(NamedTuple):
     """What an order gave: the trials that failed, and the protocol where its data are missing."""
 
-    found: Standings
-    known: Known
     failed: list[Failure]
-    data: str
+    without_data: str
 
 
 @click.command("arena")
@@ -108,7 +106,8 @@ def arena_command(
             found = arena_page.at_hand(reproduction.everything(store, out), rows)
             if files := arena_page.write(*found, out):
                 click.echo(reproduction.wrote(files))
-    end([one for each in ended for one in each.failed], [each.data for each in ended if each.data])
+    without_data = [each.without_data for each in ended if each.without_data]
+    end([failure for each in ended for failure in each.failed], without_data)
 
 
 def _order(
@@ -134,8 +133,10 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
     for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name
     published = reproduction.read_back(store, out, experiment.settings)
-    _tell(order, _known(store, experiment.cells), breakdown)
+    for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
+        click.echo(line, err=True)
     if isinstance(store, Store):
+        _tell(order, _known(store, experiment.cells), breakdown)
         try:
             failed = _run(order, store, machine)
         except DataUnavailable as error:
@@ -146,13 +147,14 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
     searched, more = _search(order, store, able, out, known)
     found = arena.ranking(order.table, known, order.seeds)
     _show(order, found)
+    _explain(order, found)
     kept = dataclasses.replace(experiment, cells=(*order.cells, *searched))
     files = reproduction.keep_trials(kept, store, out, published)
     if order.is_whole and found.entries:
         files = [*_write(order, found, known, out), *files]
     if files:
         click.echo(reproduction.wrote(files))
-    return Judged(found, known, [*failed, *more], data)
+    return Judged([*failed, *more], data)
 
 
 def _known(store: Archive, cells: Iterable[Cell]) -> Known:
@@ -162,8 +164,6 @@ def _known(store: Archive, cells: Iterable[Cell]) -> Known:
 def _tell(order: Order, known: Known, breakdown: bool) -> None:
     """Say before it starts what will be run and about how long that takes."""
     experiment = order.table.experiment
-    for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
-        click.echo(line, err=True)
     left = arena.missing(order.cells, known, order.seeds)
     seconds = arena.seconds_of(experiment, known)
     time = reproduction.core_time(sum(n * seconds[cell.column] for cell, n in left.items()))
@@ -220,9 +220,14 @@ def _show(order: Order, found: Standings) -> None:
     for name, entries in arena_report.groups(found).items():
         if not near or any(entry.row in near for entry in entries):
             click.echo(f"\n{name}\n{arena_report.table(entries, 'simple', near)}")
-    told = arena_report.notes(found, order.rows)
-    told += [arena_report.summary(one, found) for one in found.entries if one.row in order.own]
-    click.echo("".join(f"\n{_wrapped(line)}" for line in told))
+    click.echo("".join(f"\n{_wrapped(line)}" for line in arena_report.notes(found, order.rows)))
+
+
+def _explain(order: Order, found: Standings) -> None:
+    """Say where each row of one's own stands."""
+    for entry in found.entries:
+        if entry.row in order.own:
+            click.echo(f"\n{_wrapped(arena_report.summary(entry, found))}")
 
 
 def _wrapped(text: str) -> str:

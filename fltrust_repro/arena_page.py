@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fltrust_repro import arena, experiments, figures, pages
+from fltrust_repro.arena_report import MEANING
 from fltrust_repro.experiments import Fields
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_bytes, write_text
@@ -125,6 +126,7 @@ def _section(standings: Standings, curves: Curves) -> dict[str, Any]:
     for entry in standings.entries:
         groups[SERVER_DATA if entry.league == SERVER_DATA else ""].append(entry)
     counts = {len(cell.errors) for entry in standings.entries for cell in entry.cells.values()}
+    flags = {flag for entry in standings.entries for flag in entry.flags}
     scale = Scale.of(standings)
     return {
         "id": _id(standings),
@@ -132,6 +134,7 @@ def _section(standings: Standings, curves: Curves) -> dict[str, Any]:
         "seeds": seeds_told(_seeds(standings)),
         "counts": sorted({min(counts), max(counts)}),
         "groups": {name: entries for name, entries in groups.items() if entries},
+        "flags": {flag: meaning for flag, meaning in MEANING.items() if flag in flags},
         "scale": scale,
         "marks": [{"at": scale.part(tick), "text": f"{tick:g}"} for tick in scale.ticks()],
         "data": _data(standings.columns, [*groups[""], *groups[SERVER_DATA]], curves),

@@ -21,9 +21,10 @@ attacks that are worst for a rule, which decide."""
 _LONGEST = 20  # letters of a rule's name on a terminal; the rest comes below
 _NEAR = 2  # neighbours on either side of a row that is asked for
 _COLUMNS = ("place", "rule", "clean", "worst", "gap", "attack")
-_MEANING = {
+MEANING = {  # of flags
     "attack without effect": "The worst attack undid nothing in over half of the iterations",
     "equals the mean": "Gave the mean in 95% of the iterations under it, or more",
+    "unsettled": "An attack that few seeds have met may be worse still",
     "diverged": "Diverged in some trial",
     arena.RANDOM: "Draws at random, which no attacker foresees",
     arena.INCOMPLETE: "Trials are missing still",
@@ -95,7 +96,7 @@ def notes(found: Standings, rows: Sequence[str]) -> list[str]:
     league = [one.league_place for one in found.entries if one.league == NO_C]
     if alone := [f"{_place(e.league_place, league)} {e.row}" for e in entries if e.league == NO_C]:
         told.append(f"Do not know c; their places among such rules: {', '.join(alone)}.")
-    for flag, meaning in _MEANING.items():
+    for flag, meaning in MEANING.items():
         if flagged := [entry.row for entry in entries if flag in entry.flags]:
             all_of_many = len(flagged) == len(entries) > _NEAR
             told.append(f"{meaning}: {'all rules' if all_of_many else ', '.join(flagged)}.")
@@ -104,7 +105,10 @@ def notes(found: Standings, rows: Sequence[str]) -> list[str]:
         which = ", ".join(f"{one.row} {one.breakdown}{by_limit}" for one, by_limit in limit)
         told.append(f"The smallest c that doubles the clean error: {which}.")
     ranked = {entry.row for entry in entries}
-    if left := [row for row in rows if row not in ranked]:
+    if not ranked:
+        do = "--draw --trials 1 shows what is known of fewer"
+        told.append(f"None of them has met every attack with {arena.FEW} seeds yet; {do}.")
+    elif left := [row for row in rows if row not in ranked]:
         told.append(f"Not ranked, as they have not met every attack: {', '.join(left)}.")
     if found.missing and {*rows} >= {entry.row for entry in found.entries}:
         told.append(f"{found.missing:,} trials of the protocol are missing still.")
@@ -178,6 +182,7 @@ def _of_row(found: Standings, entry: Entry) -> list[dict[str, Any]]:
         "protocol": found.protocol, "version": found.version, "league": entry.league,
         "place": entry.place, "rank from": entry.rank[0], "rank to": entry.rank[1],
         "league place": entry.league_place, "row": entry.row,
+        "gap": round(entry.gap, 4), "gap ci95": round(entry.gap_half, 4),
         "breakdown": entry.breakdown, "flags": "; ".join(entry.flags),
     }  # fmt: skip
     return [

@@ -102,7 +102,8 @@ def worst_column(cells: Mapping[str, Cell]) -> str:
     The worst of 25 columns on 3 seeds is biased upward: of many noisy means the largest is mostly
     one that noise has lifted. So the few seeds that all columns have only say which three columns
     are `candidates`; among these and no attack the largest mean decides, over the seeds that these
-    have in common. What stays: a column that the few seeds show too low is no candidate.
+    have in common. What stays: a column that the few seeds show too low is no candidate; where
+    another's few are above the column that decides, the row has the flag "unsettled".
     """
     means = _shared_means({name: cells[name] for name in [*candidates(cells), NO_ATTACK]})
     return max(means, key=means.__getitem__)
@@ -138,6 +139,7 @@ def _flags(cells: Mapping[str, Cell], worst: str) -> list[str]:
     found = {
         "attack without effect": cell.no_effect is not None and cell.no_effect > NO_EFFECT,
         "equals the mean": cell.same_as_mean is not None and cell.same_as_mean >= SAME_AS_MEAN,
+        "unsettled": any(one.mean > cell.mean for one in cells.values()),
         "diverged": any(one.diverged for one in cells.values()),
     }
     return [flag for flag, holds in found.items() if holds]

@@ -12,15 +12,16 @@ import pandas as pd
 import pytest
 from test_store import RESULT, trial
 
-from fltrust_repro import arena, experiments, standings
+from fltrust_repro import arena, experiments, standings, sweep
 from fltrust_repro.__main__ import commands
 from fltrust_repro.arena import FEW, SEEDS, protocols
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Cell, load_experiment
 from fltrust_repro.plugins import run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK
 from fltrust_repro.store import Store
+from fltrust_repro.sweep import Outcome
 from fltrust_repro.trials import read_csv, write_csv
 
 # ---- the protocols that are published -----------------------------------------------------------
@@ -305,7 +306,7 @@ def test_a_quick_look_has_one_seed_and_no_rank(call, small):
 
 def test_drawing_runs_nothing_and_writes_the_ranking(call, small, others):
     code, out, err = call("--draw")
-    assert code == 0, err
+    assert (code, err) == (0, "")
     assert not (small / "trials.sqlite").exists()
     ranks = re.findall(r"^(\d=? \S+) +(\S+) +(\S+) +(\S+) ±\S+ +(\S+) +(.+)$", out, re.MULTILINE)
     assert [one[:2] for one in ranks] == [
@@ -359,6 +360,43 @@ def test_a_whole_row_is_refined_and_its_breakdown_searched(call, small, others):
     assert len({one.setting.compromised for one in kept}) > 1  # those of the breakdown, too
     with Store("trials.sqlite") as store:
         assert len(list(store.everything())) == len(kept)
+
+
+def test_without_its_data_a_protocol_is_drawn_and_the_next_one_runs(call, others, monkeypatch):
+    def run_missing(cells, *_):
+        if cells[0].setting.iterations == 10:
+            raise DataUnavailable("no digits here.")
+        return Outcome(0, [])
+
+    monkeypatch.setattr(sweep, "run_missing", run_missing)
+    code, out, err = call("--protocol", "P6", "--breakdown")
+    assert code == 1
+    assert "not run: no digits here.\n" in err
+    assert err.endswith("Not run for want of data: P5.\n")
+    assert "1 1      median" in out
+    assert "P6, version 1: Another" in out
+    assert "None of them has met every attack with 3 seeds yet" in out
+
+
+def test_a_rule_that_fails_is_not_ranked_and_told(call, small, others):
+    (small / "mine.py").write_text(
+        'import fltrust_repro as fl\n\n\n@fl.rule("mine")\ndef mine(updates):\n    return 1 / 0\n'
+    )
+    code, out, err = call("--plugin", "mine.py", "--rule", "mine")
+    assert code == 1
+    assert "3 trials failed:" in err
+    assert "mine.py, line" in err
+    assert "None of them has met every attack" in out
+
+
+def test_the_trials_that_are_explained_have_one_seed(own):
+    known = {cell.setting: made(cell, [11, 12]) for cell in own}
+    known[own[0].setting] = made(own[0], [12, 13])
+    fell, clean = arena.pair(own, known, "krum")
+    assert (fell.seed, fell.setting.attack, clean.seed) == (12, "krum", 12)
+    assert fell.setting.without_attack() == clean.setting
+    known[own[0].setting] = []
+    assert arena.pair(own, known, "krum") is None
 
 
 def test_a_rule_with_server_data_gets_some(small):

@@ -125,6 +125,12 @@ def test_rules_with_server_data_are_ranked_by_themselves():
     assert "server data" not in text(tree_of(of_page(alone)).find("body"))
 
 
+def test_flags_that_are_set_are_explained():
+    told = text(tree_of(of_page(a_ranking(flags=("random",)))).find("body"))
+    assert "random: draws at random, which no attacker foresees." in told
+    assert "diverged" not in told
+
+
 def test_two_seeds_give_no_interval_and_a_breakdown_may_not_be_known():
     first, *_ = tables(tree_of(of_page(a_ranking(seeds=2))))
     assert "±" not in text(first)

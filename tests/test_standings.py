@@ -54,6 +54,15 @@ def test_of_the_candidates_the_seeds_that_these_share_decide():
     assert standings.worst_column(found) == "lucky"
 
 
+def test_it_is_told_where_an_attack_of_few_seeds_is_above_the_one_that_decides():
+    lucky = [0.6] * 3 + [0.2] * 17
+    found = cells(a=lucky, b=lucky, c=lucky, true=[0.5] * 3)
+    assert standings.entry("a", KNOWS_C, found).flags == ("unsettled",)
+    assert standings.entry("a", KNOWS_C, found).worst != "true"
+    found["true"] = cell("true", [0.1] * 3)
+    assert standings.entry("a", KNOWS_C, found).flags == ()
+
+
 def test_no_attack_is_the_worst_where_every_attack_helps():
     found = standings.entry("a", KNOWS_C, cells(a=[0.05] * 3))
     assert found.worst == NO_ATTACK
