@@ -168,7 +168,7 @@ def _data(columns: Sequence[str], entries: Sequence[Entry], curves: Curves) -> d
 
 def _numbers(cell: Cell) -> list[Any]:
     shares = (cell.undone, cell.no_effect, cell.same_as_mean)
-    half = None if math.isnan(cell.half) else round(cell.half, 4)
+    half = None if math.isnan(cell.half) else round(cell.half, 3)
     rounded = [None if share is None else round(share, 3) for share in shares]
-    return [round(cell.mean, 4), half, cell.reported, *rounded, int(cell.diverged),
+    return [round(cell.mean, 3), half, cell.reported, *rounded, int(cell.diverged),
             len(cell.errors), seeds_told(cell.errors)]  # fmt: skip

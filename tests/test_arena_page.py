@@ -191,10 +191,21 @@ def test_the_script_gets_each_cells_details_in_the_tables_order():
             if cell is None:
                 assert told is None
                 continue
-            assert told[:2] == [round(cell.mean, 4), round(cell.half, 4)]
+            assert [f"{number:.3f}" for number in told[:2]] == [
+                f"{cell.mean:.3f}",
+                f"{cell.half:.3f}",
+            ]
             assert told[2:9] == [None, 0.34, 0.04, 0.5, 0, 3, "10 to 12"]
             assert data["iterations"][told[9]] == [10, 250, 500]
             assert told[10] == [900, 500, round(1000 * cell.mean)]
+
+
+def test_a_cell_and_its_details_are_rounded_alike():
+    """Rounded to 0.1095 and then once more, the details would say 0.110."""
+    ranking = a_ranking(rules={"caf": (KNOWS_C, (0.1, 0.11448, 0.1, 0.1))}, seeds=1)
+    page = of_page(ranking)
+    assert data_of(page)["rows"][0][1][0] == 0.109
+    assert text(cells_of(tables(tree_of(page))[1], "caf")[1]) == ".109 worst"
 
 
 def test_a_cell_without_a_curve_or_notes_is_shown_without_them():
