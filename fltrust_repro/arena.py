@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -134,7 +135,8 @@ def _differs(attack: str, knowledge: str) -> bool:
     return knowledge == "full" or attack not in attacks or attacks[attack].has_knowledge
 
 
-def reported() -> dict[Setting, float]:
+@cache
+def reported() -> Mapping[Setting, float]:
     """Return the values that papers print in the experiments at hand, by setting."""
     cells = [cell for experiment in readable() for cell in experiment.cells]
     return {cell.setting: cell.paper for cell in reversed(cells) if cell.paper is not None}

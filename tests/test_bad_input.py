@@ -331,6 +331,7 @@ USUAL = {
     "run": DIGITS.split()[1:],
     "sweep": ["--vary", "c", "--values", "1", "--dataset", "digits", "--iterations", "2"],
     "reproduce": ["tiny.toml"],
+    "arena": ["--protocol", "P5", "--rule", "mean", "--draw"],
     "show": ["tiny.toml", "few", "plain"],
     "status": ["tiny.toml"],
     "export": ["a.csv"],
