@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import click
 
-from fltrust_repro import arena, arena_report, datasets, options, reproduction, sweep
+from fltrust_repro import arena, arena_page, arena_report, datasets, options, reproduction, sweep
 from fltrust_repro.archive import Archive
 from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
@@ -71,11 +71,13 @@ class Judged(NamedTuple):
 @click.option("--trials", default=len(SEEDS), show_default=True, metavar="N",
               callback=options.count("--trials", 1, len(SEEDS)),
               help="Seeds at most; fewer are a quick look, of which no file is made.")  # fmt: skip
+@click.option("--html", "as_html", is_flag=True,
+              help="Write OUT/arena.html too, a page of all rankings, and pictures.")  # fmt: skip
 @options.place_options()
 @options.out_option
 def arena_command(
     names: Words, rule_names: Words, pre: Words, columns: Words, knowledge: str, breakdown: bool,
-    draw: bool, trials: int, machine: Machine, store_path: Path, out: Path,
+    draw: bool, trials: int, as_html: bool, machine: Machine, store_path: Path, out: Path,
 ) -> None:  # fmt: skip
     """Rank rules by their error under the worst attack.
 
@@ -96,6 +98,14 @@ def arena_command(
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:
         ended = [_judge(order, store, machine, out, breakdown) for order in orders]
+        if as_html:
+            rows = {
+                name: dict(known[name].row(rule, "+".join(pre)) for rule in rule_names)
+                for name in names
+            }
+            found = arena_page.at_hand(reproduction.everything(store, out), rows)
+            if files := arena_page.write(*found, out):
+                click.echo(reproduction.wrote(files))
     without_data = [each.without_data for each in ended if each.without_data]
     end([failure for each in ended for failure in each.failed], without_data)
 

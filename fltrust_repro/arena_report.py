@@ -21,7 +21,7 @@ attacks that are worst for a rule, which decide."""
 _LONGEST = 20  # letters of a rule's name on a terminal; the rest comes below
 _NEAR = 2  # neighbours on either side of a row that is asked for
 _COLUMNS = ("place", "rule", "clean", "worst", "gap", "attack")
-_MEANING = {
+MEANING = {  # of flags
     "attack without effect": "The worst attack undid nothing in over half of the iterations",
     "equals the mean": "Gave the mean in 95% of the iterations under it, or more",
     "unsettled": "An attack that few seeds have met may be worse still",
@@ -96,7 +96,7 @@ def notes(found: Standings, rows: Sequence[str]) -> list[str]:
     league = [one.league_place for one in found.entries if one.league == NO_C]
     if alone := [f"{_place(e.league_place, league)} {e.row}" for e in entries if e.league == NO_C]:
         told.append(f"Do not know c; their places among such rules: {', '.join(alone)}.")
-    for flag, meaning in _MEANING.items():
+    for flag, meaning in MEANING.items():
         if flagged := [entry.row for entry in entries if flag in entry.flags]:
             all_of_many = len(flagged) == len(entries) > _NEAR
             told.append(f"{meaning}: {'all rules' if all_of_many else ', '.join(flagged)}.")

@@ -10,21 +10,22 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, figures, report
+from fltrust_repro import claims, figures, pages, report
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import MEASURES, Experiment, readable
 from fltrust_repro.settings import Setting
+from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trials import FIRST_SEED, Trial
 
 PAPER = "Fang et al., USENIX Security 2020"  # the one whose claims are judged, too
 PAPER_TRIALS = 50
+BEST = 5  # rules of an arena that are shown
 SEEDS_TOLD = f"Seeds 0 to {FIRST_SEED - 1} chose the readings; trials with them are left out."
 Trials = Mapping[Setting, Sequence[Trial]]
 
@@ -224,25 +225,26 @@ def _values_table(lines: pd.DataFrame) -> str:
 # ---- HTML ---------------------------------------------------------------------------------------
 
 
-def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
+def html(
+    experiments: Sequence[Experiment],
+    trials: Trials,
+    frame: pd.DataFrame,
+    arena: Standings | None = None,
+) -> str:
     """Return a paper's report as a page, with figures, error curves and where they came from.
 
-    `frame` is `as_frame` of the same. The same numbers give the same bytes.
+    `frame` is `as_frame` of the same; the best rules of an `arena` come first, with a link to its
+    page. The same numbers give the same bytes.
     """
-    from jinja2 import Environment, StrictUndefined  # here, since only this page needs it
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        # Names and evidence, which are str; what macros return is Markup and has lines.
-        finalize=lambda value: one_line(value) if type(value) is str else value,
-    )  # fmt: skip
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     paper, judged = _judged(experiments, trials)
     # Tables first, then what the text prints, then figures.
     ordered = sorted(
         experiments, key=lambda e: (e.figure is not None, not e.title.startswith("Table"))
     )
-    return environment.from_string(template).render(
+    return pages.render(
+        "page.html",
+        arena=arena,
+        best=[] if arena is None else _best(arena),
         paper="" if paper == PAPER else paper,
         summary=summary(frame),
         seeds=SEEDS_TOLD,
@@ -257,6 +259,13 @@ def html(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame)
         panel=figures.PANEL,
         measures=MEASURES,
     )
+
+
+def _best(arena: Standings) -> list[tuple[Entry, bool]]:
+    """The best rules without server data, and whether each shares its place."""
+    ranked = [entry for entry in arena.entries if entry.league != SERVER_DATA]
+    places = [entry.place for entry in ranked]
+    return [(entry, places.count(entry.place) > 1) for entry in ranked[:BEST]]
 
 
 def _section(experiment: Experiment, trials: Trials) -> dict[str, Any]:

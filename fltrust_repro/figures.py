@@ -16,6 +16,8 @@ from fltrust_repro.files import write_bytes
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting
+from fltrust_repro.shades import Scale, as_text, shades
+from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trials import Trial
 
 # A name is not to be read as mathematics or TeX, whatever its dollars and braces.
@@ -146,6 +148,73 @@ def draw_poisoned(made: PoisonedSet, path: Path) -> None:
     write_bytes(path, _bytes(drawn, kind, 130))
 
 
+# ---- a heat map of rules x attacks --------------------------------------------------------------
+
+
+def heat_map(standings: Standings, caption: str, kind: str) -> bytes:
+    """Return an arena's mean error rates as the bytes of a "png" or an "svg".
+
+    A row per rule with its place, best first, those with server data below; a column per attack,
+    and each rule's worst outlined. The same numbers give the same bytes.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    ordered = sorted(standings.entries, key=lambda entry: entry.league == SERVER_DATA)
+    size = (0.33 * len(standings.columns) + 2.3, 0.19 * len(ordered) + 1.8)
+    with mpl.rc_context({**_LITERAL, "svg.hashsalt": standings.protocol, "font.size": 7}):
+        drawn = Figure(figsize=size, layout="constrained")
+        axis = drawn.subplots()
+        scale = Scale.of(standings)
+        mesh = _draw_cells(axis, ordered, standings.columns, scale)
+        _name_cells(axis, ordered, standings.columns)
+        bar = drawn.colorbar(mesh, ax=axis, location="bottom", shrink=0.5, aspect=30, pad=0.01)
+        ticks = scale.ticks()
+        bar.set_ticks([scale.part(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
+        bar.outline.set_visible(False)
+        bar.ax.set_title("mean testing error rate", fontsize=7, loc="left", pad=3)
+        drawn.suptitle(one_line(caption), x=0.01, ha="left", fontsize=8)
+        return _bytes(drawn, kind)
+
+
+def _draw_cells(axis: Any, rows: Sequence[Entry], columns: Sequence[str], scale: Scale) -> Any:
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Rectangle
+
+    every, parts = shades(), np.full((len(rows), len(columns)), np.nan)
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
+    for i, entry in enumerate(rows):
+        for k, column in enumerate(columns):
+            if column not in entry.cells:
+                axis.text(k, i, "-", color="0.5", **middle)
+                continue
+            mean = entry.cells[column].mean
+            parts[i, k], ink = scale.part(mean), every[scale.level(mean)].ink
+            text = axis.text(k, i, as_text(mean), color=ink, **middle)
+            if column == entry.worst:
+                text.set_weight("bold")
+                axis.add_patch(Rectangle((k - 0.41, i - 0.38), 0.82, 0.76, fill=False, ec=ink))
+    # Centred on whole numbers, as the texts are.
+    edges = [np.arange(n + 1) - 0.5 for n in parts.shape[::-1]]
+    colours = ListedColormap([shade.fill for shade in every])
+    mesh = axis.pcolormesh(
+        *edges, parts, cmap=colours, vmin=0, vmax=1, ec="white", lw=0.5, zorder=0
+    )
+    axis.invert_yaxis()
+    return mesh
+
+
+def _name_cells(axis: Any, rows: Sequence[Entry], columns: Sequence[str]) -> None:
+    names = [one_line(column) for column in columns]
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="left", rotation_mode="anchor")
+    axis.set_yticks(range(len(rows)), [f"{one_line(row.row)}  {row.place}" for row in rows])
+    axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    with_data = sum(row.league == SERVER_DATA for row in rows)
+    if 0 < with_data < len(rows):
+        axis.axhline(len(rows) - with_data - 0.5, color="0", linewidth=1)
+
+
 # ---- error curves as lines of SVG: matplotlib takes a second for fifteen panels
 
 PANEL = (200, 100)
@@ -186,14 +255,14 @@ def curves(
     return rows
 
 
-def mean_curve(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations, at most 51 of them, and the trials' mean error rate at each.
+def mean_curve(trials: Sequence[Trial], most: int = 51) -> tuple[np.ndarray, np.ndarray]:
+    """Return iterations, at most so many of them, and the trials' mean error rate at each.
 
     The trials are of one setting, so that all are evaluated at the same iterations; one that ended
     before the others, since it diverged, keeps the error rate that it ended with.
     """
     known = [trial.result.curve for trial in trials]
     longest = max(known, key=len)
-    chosen = np.linspace(0, len(longest) - 1, min(len(longest), 51)).round().astype(int).tolist()
+    chosen = np.linspace(0, len(longest) - 1, min(len(longest), most)).round().astype(int).tolist()
     rates = [[curve[min(k, len(curve) - 1)][1] for k in chosen] for curve in known]
     return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)

@@ -244,7 +244,7 @@ def commands(experiment: Experiment, trials: Iterable[Trial]) -> list[str]:
     """Return what to type for the seeds of these trials, a command per run of seeds."""
     return [
         f"python -m fltrust_repro {experiment.command} --trials {last - first + 1} --seed {first}"
-        for first, last in _seed_runs(trials)
+        for first, last in _runs(trial.seed for trial in trials)
     ]
 
 
@@ -262,12 +262,22 @@ def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
 
 def seeds(trials: Iterable[Trial]) -> str:
     """Return the seeds of trials in words: "10 to 19, 24"."""
-    runs = _seed_runs(trials)
+    return seeds_told(trial.seed for trial in trials)
+
+
+def seeds_told(seeds: Iterable[int]) -> str:
+    """Say which seeds these are.
+
+    >>> from fltrust_repro.report import seeds_told
+    >>> seeds_told([24, 10, 11, 12])
+    '10 to 12, 24'
+    """
+    runs = _runs(seeds)
     return ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in runs)
 
 
-def _seed_runs(trials: Iterable[Trial]) -> list[tuple[int, int]]:
-    """First and last seed of each run of seeds without a gap."""
-    known = {trial.seed for trial in trials}
+def _runs(seeds: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run of seeds without a gap."""
+    known = set(seeds)
     firsts = sorted(seed for seed in known if seed - 1 not in known)
     return list(zip(firsts, sorted(seed for seed in known if seed + 1 not in known)))

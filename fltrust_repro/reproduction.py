@@ -67,6 +67,17 @@ def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Settin
     """Return today's trials of a store and `out`, and these experiments' published, by setting."""
     store.lend(trials_in(out, store.left_out))
     read_back(store, out, (setting for experiment in of for setting in experiment.settings))
+    return _by_setting(store)
+
+
+def everything(store: Archive, out: Path) -> dict[Setting, list[Trial]]:
+    """Return today's trials of a store, of `out` and of all that is published, by setting."""
+    for folder in dict.fromkeys([out.resolve(), experiments.published().resolve()]):
+        store.lend(trials_in(folder, store.left_out))
+    return _by_setting(store)
+
+
+def _by_setting(store: Archive) -> dict[Setting, list[Trial]]:
     known: dict[Setting, list[Trial]] = {}
     today = cache(protocol_of)
     for trial in sorted(store.everything(), key=lambda trial: trial.seed):

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pandas as pd
 
-from fltrust_repro import datasets, fidelity, figures, options, report, reproduction
+from fltrust_repro import arena_page, datasets, fidelity, figures, options, report, reproduction
 from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.attacks import attacks
@@ -218,7 +218,8 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
 @options.out_option
 @options.plugin_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
-@click.option("--html", "as_html", is_flag=True, help="Write OUT/fidelity.html, one page, too.")
+@click.option("--html", "as_html", is_flag=True,
+              help="Write pages of HTML too: OUT/fidelity.html, and the arena's.")  # fmt: skip
 def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
     """Set every number that the paper prints beside ours, and check its claims in words.
 
@@ -230,6 +231,9 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
     experiments = fidelity.all_experiments()
     with Archive(store_path) as store:
         trials = reproduction.reported(reproduction.finished(store, out, experiments))
+        # The arena's breakdowns have settings that no experiment names.
+        every = reproduction.everything(store, out) if as_html else {}
+    rankings, curves = arena_page.at_hand(every)
     papers = fidelity.by_paper(experiments)
     frames = {paper: fidelity.as_frame(some, trials) for paper, some in papers.items()}
     texts: dict[str, str] = {}
@@ -238,18 +242,20 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
         texts[f"{name}.md"] = fidelity.markdown(*told)
         texts[f"{name}.csv"] = frames[paper].to_csv(index=False)
         if as_html:
-            texts[f"{name}.html"] = fidelity.html(*told)
+            arena = rankings[0] if rankings and paper == fidelity.PAPER else None
+            texts[f"{name}.html"] = fidelity.html(*told, arena)
     if as_latex:
         tables = (experiment for experiment in experiments if experiment.figure is None)
         texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
     for name, text in texts.items():
         write_text(out / name, text)
+    drawn = arena_page.write(rankings, curves, out)
     for paper, frame in frames.items():
         of = "" if paper == fidelity.PAPER else f"{one_line(paper)}: "
         click.echo(f"{of}{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
         for line in fidelity.outside(frame):
             click.echo(line)
-    click.echo(reproduction.wrote(out / name for name in texts))
+    click.echo(reproduction.wrote([*(out / name for name in texts), *drawn]))
 
 
 def _of_league(entry: Rule | PreAggregation) -> str:

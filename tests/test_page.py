@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from browsing import shown_at
 from click.testing import CliRunner
 
 from fltrust_repro import fidelity, figures, reproduction
@@ -272,34 +271,6 @@ def test_the_command_writes_the_page_beside_the_markdown(written):
     assert (written.parent / "fidelity.md").is_file()
     assert not [*written.parent.glob("*.png"), *written.parent.glob("*.svg")]
     assert written.stat().st_size < 1_000_000
-
-
-@pytest.fixture
-def browser():
-    """A headless Chromium that keeps what its console says."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("there is no Chromium, or no chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.add_argument("--headless=new")
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium has none for root
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield running
-    running.quit()
-
-
-def shown_at(browser, width, scheme="light"):
-    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    opened = "document.querySelectorAll('details').forEach(one => one.open = true)"
-    browser.execute_script(opened)
 
 
 @pytest.mark.browser

@@ -1,0 +1,34 @@
+"""A browser to look at pages with, where there is one."""
+
+import os
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium that keeps what its console says."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no Chromium, or no chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.add_argument("--headless=new")
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # Chromium has none for root
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield running
+    running.quit()
+
+
+def shown_at(browser, width, scheme="light"):
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    opened = "document.querySelectorAll('details').forEach(one => one.open = true)"
+    browser.execute_script(opened)
