@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 import click
 
-from fltrust_repro import arena, arena_page, arena_report, datasets, options, reproduction, sweep
+from fltrust_repro import (
+    arena,
+    arena_page,
+    arena_report,
+    datasets,
+    fall,
+    options,
+    reproduction,
+    sweep,
+)
 from fltrust_repro.archive import Archive
 from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
@@ -20,7 +29,7 @@ from fltrust_repro.experiments import Cell
 from fltrust_repro.files import check_name, check_writable, write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
-from fltrust_repro.standings import Standings
+from fltrust_repro.standings import NO_ATTACK, Standings
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_commands import end
 from fltrust_repro.trials import Trial, read_csv
@@ -147,13 +156,13 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
     searched, more = _search(order, store, able, out, known)
     found = arena.ranking(order.table, known, order.seeds)
     _show(order, found)
-    _explain(order, found)
     kept = dataclasses.replace(experiment, cells=(*order.cells, *searched))
     files = reproduction.keep_trials(kept, store, out, published)
     if order.is_whole and found.entries:
         files = [*_write(order, found, known, out), *files]
     if files:
         click.echo(reproduction.wrote(files))
+    _explain(order, found, known, machine)  # last, when all that was found is kept
     return Judged([*failed, *more], data)
 
 
@@ -223,11 +232,15 @@ def _show(order: Order, found: Standings) -> None:
     click.echo("".join(f"\n{_wrapped(line)}" for line in arena_report.notes(found, order.rows)))
 
 
-def _explain(order: Order, found: Standings) -> None:
-    """Say where each row of one's own stands."""
+def _explain(order: Order, found: Standings, known: Known, machine: Machine) -> None:
+    """Say where each row of one's own stands, and how the worst attack went about it."""
     for entry in found.entries:
-        if entry.row in order.own:
-            click.echo(f"\n{_wrapped(arena_report.summary(entry, found))}")
+        if entry.row not in order.own:
+            continue
+        click.echo(f"\n{_wrapped(arena_report.summary(entry, found))}")
+        cells = order.table.experiment.choose([entry.row])
+        if entry.worst != NO_ATTACK and (pair := arena.pair(cells, known, entry.worst)):
+            click.echo(fall.explain(*pair, machine.data_dir))
 
 
 def _wrapped(text: str) -> str:

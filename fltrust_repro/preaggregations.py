@@ -177,9 +177,10 @@ def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
 
     Fang, Nabavirazavi, Liu, Sun, Iyengar and Yang, "Do we really need to design new
     Byzantine-robust aggregation rules?", NDSS 2025, with trimmed mean or median behind it and m / 2
-    copies. Three workers suffice against trimmed mean: two send K and -K in each parameter, and the
-    third a long vector whose values add up to 0, which is then the farthest from both extremes; its
-    copies are more than trimming cuts. A row that is not finite is no extreme, and is not copied.
+    copies. Attackers decide which update that is: where two send K and -K in each parameter, it is
+    a third one's long vector whose values add up to 0, and where one sends a vector far beyond all
+    others, it is that one, whose copies are more than trimming cuts (experiments/foundation). A row
+    that is not finite is no extreme, and is not copied.
     Allocates (m + share m, d) numbers.
 
     >>> import numpy as np

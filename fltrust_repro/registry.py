@@ -84,8 +84,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             raise BadInput(f"a {self.kind} has the name {name!r}; what follows a : are parameters.")
         if name in self._entries and not isinstance(self._owners.get(name), Here):
             raise BadInput(f"{self.kind} {name!r} exists already; register yours by another name.")
-        owner = _owner
-        if owner is None and (package := _package_that_calls()) != _OURS:
+        # Ours stay ours, also where a plug-in is the first to import their room.
+        package = _package_that_calls()
+        owner = None if package == _OURS else _owner
+        if owner is None and package != _OURS:
             owner = Here(f"{self.kind} {name!r}", entry, package)
         self.remove(name)
         self._entries[name] = entry

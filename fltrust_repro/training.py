@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fltrust_repro import backend, datasets, downloads, poisoning
 from fltrust_repro.attacks import attacks, direction_agreement, undone
 from fltrust_repro.backend import host_view, to_ndarray
-from fltrust_repro.course import Course, Moving, Snapshot
+from fltrust_repro.course import Course, Moving, Snapshot, plain
 from fltrust_repro.errors import BadInput
 from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 EVALUATE_EVERY = 10  # iterations
 NO_EFFECT = 0.01  # of the change undone
-# Notes that are means, by the note that counts what over.
-_MEANS = {"direction agreement": "attacked iterations", "undone": "compared with no attack"}
 MOST_NUMBERS = 2**31 - 1  # in an array of MXNet's
 
 _PURPOSES = (
@@ -126,6 +124,15 @@ def run_trial(
     return TrialResult(errors[-1], min(errors), done, diverged, seconds, curve, empty, notes)
 
 
+class Sent(NamedTuple):
+    """What the workers send in an iteration, those c first that attack in it."""
+
+    updates: NDArray  # (m, d)
+    losses: np.ndarray  # the benign workers' at the model that they received
+    c: int
+    before: np.ndarray | None  # (d,) what would be made of an evaluated one without the attack
+
+
 class Federation:
     """Master and worker devices of one trial, and what they do in an iteration."""
 
@@ -143,10 +150,10 @@ class Federation:
             setting.readings.initial,
         )  # fmt: skip
         self._check_size()
-        self._master = MasterDevice(setting, self.learner, data, self._rngs, self._notes)
+        self.master = MasterDevice(setting, self.learner, data, self._rngs, self._notes)
         self._memory: dict[str, Any] = {}  # the attack's
         self._momenta: dict[str, np.ndarray] = {}  # by identity
-        memories = {"rule's": self._master.state.memory, "attack's": self._memory}
+        memories = {"rule's": self.master.state.memory, "attack's": self._memory}
         self._moving = Moving(self._rngs, self._notes, {**memories, "workers'": self._momenta})
         self._dealt_y, self._holders = data.train_y, None
         if self._attack.inject is not None:
@@ -192,6 +199,19 @@ class Federation:
 
     def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, np.ndarray]:
         """One iteration (2.1): the next global model (d,), and the benign workers' losses at w."""
+        sent = self.sent(w, iteration)
+        return self.moved(w, sent, iteration), sent.losses
+
+    def moved(self, w: NDArray, sent: Sent, iteration: int) -> NDArray:
+        """Step III: the master device aggregates, and moves model w to the next."""
+        change = self.master.aggregate(w, sent.updates, is_evaluated(iteration, self._setting))
+        if sent.before is not None and np.isfinite(share := undone(sent.before, change)):
+            effect = {"undone": share, "no effect": int(abs(share) < NO_EFFECT)}
+            self._notes.update({"compared with no attack": 1, **effect})
+        return to_ndarray(host_view(w) + change)
+
+    def sent(self, w: NDArray, iteration: int) -> Sent:
+        """Steps I and II: what the workers send, at which nobody has looked yet."""
         setting, attack = self._setting, self._attack
         # Step I: the master device sends the global model to the workers that take part.
         workers, shards = self._taking_part()
@@ -207,22 +227,12 @@ class Federation:
         if attacked and attack.backdoor is not None:
             attack.backdoor.plant(batches, c, len(self._dealt_y), self._rngs["attack"])
         updates, losses = self._trained(w, workers, batches)
-        compared, before = is_evaluated(iteration, setting), None
+        before = None
         if attacked and attack.craft is not None:
-            seen = self._master.seen(w)
-            before = seen.answer(host_view(updates)) if compared else None
+            seen = self.master.seen(w)
+            before = seen.answer(host_view(updates)) if is_evaluated(iteration, setting) else None
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w, seen))
-        # Step III: the master device aggregates.
-        change = self._master.aggregate(w, updates, compared)
-        if before is not None:
-            self._note_effect(undone(before, change))
-        return to_ndarray(host_view(w) + change), losses[c:m]
-
-    def _note_effect(self, share: float) -> None:
-        """Note what share of the change an attack undid, and whether that is anything."""
-        if np.isfinite(share):
-            effect = {"undone": share, "no effect": int(abs(share) < NO_EFFECT)}
-            self._notes.update({"compared with no attack": 1, **effect})
+        return Sent(updates, losses[c:m], c if attacked else 0, before)
 
     def error_rate(self, w: NDArray) -> float:
         """Of model w on the whole test set."""
@@ -230,9 +240,7 @@ class Federation:
 
     def finished_notes(self, w: NDArray) -> dict[str, float]:
         """What was counted, rates as such, and what a backdoor makes the final model w see."""
-        notes = {str(name): _number(name, value) for name, value in self._notes.items()}
-        for mean in _MEANS.keys() & notes.keys():
-            notes[mean] /= notes[_MEANS[mean]]
+        notes = plain(self._notes)
         if self._attack.backdoor is not None:
             notes["attack success rate"] = self._success_rate(self._attack.backdoor, w)
         return notes
@@ -253,7 +261,7 @@ class Federation:
         shards = deal(readings.dealing, *examples, *who, self._rngs["partition"])
         if readings.worker_order == "shuffled" and readings.dealing != "sorted":
             shards = shards.shuffled(generator(self._seed, "order"))
-        shards = shards.without(self._master.root)
+        shards = shards.without(self.master.root)
         if self._holders is None:
             return shards
         return shards.with_examples(self._holders, len(self._dealt_y))
@@ -282,10 +290,10 @@ class Federation:
 
         It trains as one more worker, where anybody asks for its own update.
         """
-        setting, state = self._setting, self._master.state
+        setting, state = self._setting, self.master.state
         state.w_re, state.workers = host_view(w), workers
-        if self._master.trains:
-            own = self._batches(Shards.of([self._master.root]), self._rngs["root"])
+        if self.master.trains:
+            own = self._batches(Shards.of([self.master.root]), self._rngs["root"])
             batches, workers = batches.and_of(own), np.append(workers, setting.workers)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
         if setting.readings.gradient == "sum":
@@ -294,7 +302,7 @@ class Federation:
             host_view(updates)[:] *= weights[:, None]
         if setting.momentum > 0:
             with_momentum(host_view(updates), workers, setting.momentum, self._momenta)
-        if not self._master.trains:
+        if not self.master.trains:
             return updates, losses
         state.root = host_view(updates)[-1].copy()
         return updates[:-1], losses
@@ -315,7 +323,7 @@ class Federation:
         knowledge, rng = self._setting.knowledge or "full", self._rngs["attack"]
         known = updates[:c] if knowledge == "partial" else updates
         kept = self._parameters, self._notes, self._memory
-        root = self._master.state.root if "root" in self._attack.asks else None
+        root = self.master.state.root if "root" in self._attack.asks else None
         step = Round(known, c, w, knowledge, rng, master, *kept, root)
         if step.partial:
             self._notes["direction agreement"] += direction_agreement(step, updates)
@@ -339,12 +347,3 @@ def poisoned_examples(
     rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
     made = inject(data, setting.poisoned_share, rng, folders, after_step)
     return poisoning.checked_set(setting.attack, made, data)
-
-
-def _number(name: object, noted: Any) -> float:
-    """A note as a plain number, whatever kind of number or array of one it is."""
-    value = np.asarray(noted.asnumpy() if hasattr(noted, "asnumpy") else noted)
-    if value.size != 1 or value.dtype.kind not in "biuf":
-        raise BadInput(f"the attack notes {name!r} as {noted!r}; notes are numbers.")
-    number = value.item()
-    return int(number) if isinstance(number, bool) else number

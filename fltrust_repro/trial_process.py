@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -65,17 +65,23 @@ def _told(call: Callable) -> Callable:
     return told
 
 
-def _trial(setting: Setting, seed: int, plugins: Sequence[Plugin], **where: Any) -> TrialResult:
-    # The generators that a process shares: a plug-in may draw from them.
+@contextlib.contextmanager
+def afresh(seed: int, plugins: Sequence[Plugin]) -> Iterator[None]:
+    """Whatever plug-ins keep, or draw from the generators that a process shares, is a trial's."""
     before = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
     try:
         run_afresh(plugins)
-        return run_trial(setting, seed, gpu=_process.gpu, **where)
+        yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
+
+
+def _trial(setting: Setting, seed: int, plugins: Sequence[Plugin], **where: Any) -> TrialResult:
+    with afresh(seed, plugins):
+        return run_trial(setting, seed, gpu=_process.gpu, **where)
 
 
 @_told

@@ -462,6 +462,19 @@ def test_two_modules_of_one_name_are_refused_and_copies_are_not(plugin):
     assert {"a", "b", "c"} & set(aggregation.rules) == {"a", "b"}
 
 
+def test_what_a_plugin_imports_of_ours_first_stays_ours(plugin):
+    file = plugin(RULE + "\nfrom fltrust_repro.oblivious_attacks import by_all\n")
+    code = (
+        "import fltrust_repro as fl; from fltrust_repro.plugins import run_afresh\n"
+        f"fl.load_plugin({str(file)!r})\n"
+        "print(fl.Setting(rule='krum', attack='alie').plugin_key() == '')\n"
+        "print(fl.Setting(rule='first').plugin_key() == '')\n"
+        "run_afresh([]); print('alie' in fl.attacks, 'first' in fl.rules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True", "False"]
+
+
 def test_a_plugin_of_every_kind_is_forgotten_in_every_registry(plugin):
     load_plugin(
         plugin(
