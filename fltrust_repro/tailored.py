@@ -16,6 +16,8 @@ and the forms, where a parameter in which no benign update differs is left as it
 
     copies     mu + g p
     own        x_i + g p, x_i being the worker's own update: neither alike nor apart from others
+    noisy      mu + g p and what the own update differs by from the mean of the four nearest benign
+               ones: a crowd whose members differ as those of a group of benign workers do
     groups     mu + g p in every other parameter by half of the workers, in the rest by the others
     origin     g p: the received model is where it starts (3.2)
     disguised  g times the values of the benign update of median length, the largest where p is
@@ -35,6 +37,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fltrust_repro.attacks import attack, attacks, changing_direction
+from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import extremes
 from fltrust_repro.oblivious_attacks import benign_rows, by_all, moments
@@ -46,6 +49,7 @@ MEMBERS = ("trimmed-mean", "krum")
 
 _STEP, _LEAST_STEP, _MOST_STEP = 2.0, 1.05, 4.0  # factors up and down, of a line's scale
 _LARGEST = 1e6  # scale
+_NEAR = 4  # benign updates, whose mean stands for a worker's group
 _TURNS = 2  # questions about the line whose turn it is
 _DRAWS = 2  # of a rule that draws, over which its answers are averaged
 
@@ -66,6 +70,8 @@ def lines(step: Round, s: np.ndarray, s_rule: np.ndarray) -> list[Line]:
     r = np.sqrt(np.square(sigma[live]).mean()) if live.any() else np.float32(0)
     std, sign, rule = -s * sigma, -s * r * live, -s_rule * r * live
     beyond = extremes(benign, -s) - mu
+    near = np.argsort(squared_distances(step.known)[:c, c:], axis=1)[:, :_NEAR]
+    noise = own - benign[near].mean(axis=1)
     long = lengths(benign)
     values = np.sort(benign[np.argsort(long)[len(long) // 2]])
 
@@ -74,6 +80,9 @@ def lines(step: Round, s: np.ndarray, s_rule: np.ndarray) -> list[Line]:
 
     def shifted(p: np.ndarray) -> Callable[[np.float32], np.ndarray]:
         return lambda g: own + g * p
+
+    def noisy(p: np.ndarray) -> Callable[[np.float32], np.ndarray]:
+        return lambda g: mu + g * p + noise
 
     def groups(p: np.ndarray) -> Callable[[np.float32], np.ndarray]:
         halves = np.tile(p, (c, 1))
@@ -88,14 +97,17 @@ def lines(step: Round, s: np.ndarray, s_rule: np.ndarray) -> list[Line]:
     return [
         Line("copies of std", copies(std), 1.0),
         Line("own with std", shifted(std), 1.0),
+        Line("noisy std", noisy(std), 1.0),
         Line("groups of std", groups(std), 1.0),
         Line("disguised std", disguised(std), 1.0),
         Line("copies of sign", copies(sign), 1.0),
         Line("own with sign", shifted(sign), 1.0),
+        Line("noisy sign", noisy(sign), 1.0),
         Line("origin with sign", lambda g: by_all(g * sign, c), 1.0),
         Line("copies of rule", copies(rule), 1.0),
         Line("copies of mean", copies(-mu), 2.0),
         Line("own with mean", shifted(-mu), 2.0),
+        Line("noisy mean", noisy(-mu), 2.0),
         Line("disguised mean", disguised(-mu), 1.0),
         Line("copies of beyond", copies(beyond), 1.0),
     ]
@@ -240,13 +252,13 @@ def climb(
 
 
 @attack("tailored")
-def tailored(step: Round, *, queries: int = 20) -> np.ndarray:
+def tailored(step: Round, *, queries: int = 24) -> np.ndarray:
     """Send what the master device, asked about candidates, would make the most harmful change of.
 
     Harm is the directed deviation sum_j s_j (before_j - after_j) of Section 3.1, over parameters
     that any update changes, or with the deviation goal sum_j |before_j - after_j| (Appendix B).
-    `queries` aggregations are asked for in an iteration, at least 16: one without an attack, the
-    trimmed mean attack and the Krum attack, twelve lines, and scales; but where a rule draws, each
+    `queries` aggregations are asked for in an iteration, at least 19: one without an attack, the
+    trimmed mean attack and the Krum attack, fifteen lines, and scales; but where a rule draws, each
     is the mean of two, of draws that are not the master device's, and one more tells that it does.
     Notes: what was sent in how many iterations, and "aggregations asked for".
 
@@ -259,7 +271,7 @@ def tailored(step: Round, *, queries: int = 20) -> np.ndarray:
 
 
 @attack("tailored-persistent")
-def tailored_persistent(step: Round, *, queries: int = 20) -> np.ndarray:
+def tailored_persistent(step: Round, *, queries: int = 24) -> np.ndarray:
     """As tailored, but against one direction s through the trial: that of its first iteration.
 
     A step that undoes today's may be the right one tomorrow; one that always goes the same way adds
@@ -278,6 +290,6 @@ def tailored_persistent(step: Round, *, queries: int = 20) -> np.ndarray:
 
 
 def _enough(name: str, queries: int) -> int:
-    if queries < 16:
-        raise BadInput(f"attack {name!r}: queries is {queries}; give at least 16, as 20.")
+    if queries < 19:
+        raise BadInput(f"attack {name!r}: queries is {queries}; give at least 19, as 24.")
     return queries

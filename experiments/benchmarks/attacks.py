@@ -34,6 +34,8 @@ _CASES = (
     ("krum", "krum", "partial"),
     ("trimmed-mean", "trimmed-mean", "full"),
     ("trimmed-mean", "trimmed-mean", "partial"),
+    ("tailored", "trimmed-mean", "full"),
+    ("tailored", "krum", "full"),
 )
 
 
@@ -79,7 +81,8 @@ def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row
         m, d = iteration.updates.shape
         return Row(SECTION, case, who, m, d, memory=most.memory, note=note, **figures)
 
-    name = setting.attack + (f", {setting.knowledge}" if setting.knowledge else "")
+    told = [setting.attack, f"against {setting.rule}" * (setting.attack == "tailored")]
+    name = ", ".join(filter(None, [*told, setting.knowledge]))
     rows = [row(name, lambda: attacks[setting.attack].craft(step))]
     if setting.attack == "krum":
         fast, slow = _search(step, anew=False), _search(step, anew=True)
