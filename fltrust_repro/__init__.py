@@ -76,7 +76,7 @@ _ATTACKS = {
 _SINCE_2017 = (
     "robust_means", "similarity", "spectral", "server_rules", "judged_rules", "layerwise",
     "detectors", "oblivious_attacks", "lasting_attacks", "tailored_attacks", "tailored",
-    "backdoors",
+    "backdoors", "leverage",
 )  # fmt: skip
 # Rooms named as what they register: the module is looked into as its registry.
 _REGISTRIES = ("attacks", "datasets", "defenses", "models", "preaggregations")

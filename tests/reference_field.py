@@ -330,3 +330,53 @@ def foundation(updates, copies):
     highest, lowest = np.max(rows, axis=0), np.min(rows, axis=0)
     scores = [min(length(row - highest), length(row - lowest)) for row in rows]
     return [*rows, *[rows[scores.index(max(scores))]] * copies]
+
+
+def leverage(rounds, c, decay=0.9, near=4):
+    """`rounds` are lists of updates (m, d), of the same workers; the result of the last one."""
+
+    def shortened(rows):
+        longs = [np.sqrt((row**2).sum()) for row in rows]
+        middle = np.median(longs)
+        return np.array([row * min(1.0, middle / long) if long > 0 else row
+                         for row, long in zip(rows, longs)])  # fmt: skip
+
+    rows = [shortened(np.asarray(one, float)) for one in rounds]
+    n = len(rows)
+    shares = [decay ** (n - 1 - t) for t in range(n)]
+    said = shortened(sum(share * one for share, one in zip(shares, rows)) / sum(shares))
+    m = len(said)
+    centred = said - said.mean(axis=0)
+    gram = centred @ centred.T
+    weights = np.ones(m)
+    for ridge in (1.0, 100.0):
+        rho = ridge * np.median(np.maximum(np.linalg.eigvalsh(gram), 0))
+        held = np.diag(gram @ np.linalg.inv(gram + rho * np.eye(m)))
+        weights = np.minimum(weights, np.minimum(held / np.median(held), 1) ** 2)
+    apart = []
+    for i in range(m):
+        by_distance = sorted((j for j in range(m) if j != i),
+                             key=lambda j: ((said[i] - said[j]) ** 2).sum())  # fmt: skip
+        apart.append(said[i] - said[by_distance[:near]].mean(axis=0))
+    for points in (said, np.array(apart)):
+        weights = weights * _priced_filter(points, m - 2 * c)
+    return (weights[:, None] * rows[-1]).sum(axis=0) / weights.sum()
+
+
+def _priced_filter(points, enough):
+    """CAF's weights of least variance, a share of weight left dividing it."""
+    m = len(points)
+    q, best, least = np.ones(m), np.ones(m), np.inf
+    while q.sum() > enough:
+        share = q / q.sum()
+        mean = share @ points
+        covariance = (points - mean).T @ ((points - mean) * share[:, None])
+        values, vectors = np.linalg.eigh(covariance)
+        price = values[-1] / (q.sum() / m)
+        if price < least:
+            least, best = price, q
+        tau = ((points - mean) @ vectors[:, -1]) ** 2
+        if max(tau[q > 0]) == 0:
+            break
+        q = q * np.maximum(1 - tau / max(tau[q > 0]), 0)
+    return best

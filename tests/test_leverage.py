@@ -1,0 +1,182 @@
+"""The rule of this program: its formula, and what it promises whatever c workers send."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import reference_field as reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fltrust_repro.aggregation import rules
+from fltrust_repro.attacks import attacks
+from fltrust_repro.distances import squared_distances
+from fltrust_repro.errors import BadInput
+from fltrust_repro.leverage import beside_the_nearest, leverages, products_of, remembered, voices
+from fltrust_repro.server import ServerState
+from fltrust_repro.settings import Setting
+from fltrust_repro.training import run_trial
+
+RULE = rules["leverage"]
+
+
+def normal(m, d, seed=0):
+    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
+
+
+def grouped(m, d, groups, seed=0, noise=0.1):
+    """Updates of workers of several kinds."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.standard_normal((groups, d))
+    return (kinds[np.arange(m) % groups] + noise * rng.standard_normal((m, d))).astype("f4")
+
+
+def course(rounds, c, workers=None, rule=RULE):
+    """The results of one iteration after another, and what was noted."""
+    state = ServerState(notes=Counter())
+    found = []
+    for number, updates in enumerate(rounds):
+        state.workers = np.arange(len(updates)) if workers is None else workers[number]
+        found.append(rule(updates, c=c, state=state))
+    return found, state
+
+
+# ---- the formula
+
+
+@given(st.integers(0, 2**16), st.integers(0, 3), st.integers(1, 4), st.floats(0.0, 3.0))
+def test_it_equals_the_reference(seed, c, iterations, pushed):
+    rounds = [normal(2 * c + 9, 12, seed + t) for t in range(iterations)]
+    for updates in rounds:
+        updates[:c] -= np.float32(pushed)
+    found, _ = course(rounds, c)
+    expected = reference.leverage(rounds, c)
+    np.testing.assert_allclose(found[-1], expected, rtol=2e-2, atol=2e-3)
+
+
+def test_it_equals_the_reference_where_workers_are_of_several_kinds():
+    rounds = [grouped(40, 30, 5, seed=3, noise=0.3) for _ in range(3)]
+    found, _ = course(rounds, 8)
+    np.testing.assert_allclose(found[-1], reference.leverage(rounds, 8), rtol=2e-2, atol=2e-3)
+
+
+def test_leverages_are_the_diagonal_of_a_ridge_projection():
+    points = normal(12, 20)
+    centred = points - points.mean(axis=0)
+    gram = (centred @ centred.T).astype(float)
+    products = products_of(squared_distances(points))
+    np.testing.assert_allclose(products, gram, atol=1e-4)
+    rho = 3 * np.median(np.maximum(np.linalg.eigvalsh(gram), 0))
+    expected = np.diag(gram @ np.linalg.inv(gram + (rho + 1e-12) * np.eye(12)))
+    np.testing.assert_allclose(leverages(products, 3.0), expected, atol=1e-3)
+
+
+@given(st.integers(2, 8), st.integers(0, 2**16))
+def test_copies_share_one_voice(copies, seed):
+    points = normal(20, 40, seed)
+    points[:copies] = points[0]
+    held = leverages(products_of(squared_distances(points)), 1.0)
+    assert held[:copies].max() <= 1 / copies + 1e-3
+
+
+def test_copies_lose_their_voice_where_others_have_one_each():
+    points = normal(50, 200)
+    points[:10] = 0.1
+    found = voices(products_of(squared_distances(points)))
+    assert found[:10].sum() < 0.05 * found.sum()
+
+
+def test_what_points_differ_by_from_their_nearest():
+    points = grouped(20, 30, 4)
+    alone = beside_the_nearest(squared_distances(points), 4)
+    apart = [x - points[np.argsort(((points - x) ** 2).sum(axis=1))[1:5]].mean(axis=0)
+             for x in points]  # fmt: skip
+    np.testing.assert_allclose(alone, squared_distances(np.array(apart)), atol=1e-3)
+
+
+# ---- what it promises
+
+
+@given(st.integers(0, 2**16), st.sampled_from([0.0, 1.0, 1e3, 1e30]))
+def test_it_is_no_longer_than_a_usual_update(seed, size):
+    updates = normal(15, 8, seed)
+    updates[:3] *= np.float32(size)
+    result = RULE(updates, c=3)
+    assert np.linalg.norm(result) <= np.median(np.linalg.norm(updates.astype(float), axis=1)) + 1e-4
+
+
+def test_who_sends_what_is_all_that_counts():
+    rounds = [grouped(20, 10, 4, seed=t, noise=0.5) for t in range(3)]
+    found, _ = course(rounds, 4)
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(20) for _ in rounds]
+    shuffled, _ = course([one[o] for one, o in zip(rounds, orders)], 4, orders)
+    np.testing.assert_allclose(found[-1], shuffled[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_lengths_are_relative():
+    updates = grouped(20, 10, 4)
+    np.testing.assert_allclose(RULE(1000 * updates, c=4), 1000 * RULE(updates, c=4), rtol=5e-3)
+
+
+def test_a_worker_that_is_not_selected_keeps_what_it_said():
+    memory = {}
+    first, second = normal(3, 4), normal(2, 4, 1)
+    remembered(first, np.array([0, 1, 2]), memory, 0.9)
+    found = remembered(second, np.array([1, 5]), memory, 0.9)
+    np.testing.assert_allclose(found[0], (0.9 * first[1] + second[0]) / 1.9, rtol=1e-5)
+    np.testing.assert_allclose(found[1], second[1], rtol=1e-5)
+    again = remembered(second[:1], np.array([0]), memory, 0.9)
+    np.testing.assert_allclose(again[0], (0.9 * first[0] + second[0]) / 1.9, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_is_left_out_and_not_remembered(value):
+    updates = normal(12, 5)
+    broken = updates.copy()
+    broken[2, 3] = value
+    _, state = course([broken, updates], 2)
+    assert np.isfinite(state.memory["sums"]).all()
+    assert np.isfinite(course([broken, updates], 2)[0][1]).all()
+    assert state.memory["counts"][2] == 1
+    assert np.isnan(RULE(np.full((5, 3), value), c=1)).all()
+
+
+def test_equal_updates_are_returned():
+    np.testing.assert_allclose(RULE(np.ones((7, 3)), c=2), 1, rtol=1e-6)
+
+
+def test_own_parameters_are_checked():
+    for name, text in (("leverage:decay=1", "decay is 1"), ("leverage:near=-1", "near is -1")):
+        with pytest.raises(BadInput, match=text):
+            rules[name](normal(5, 3), c=1)
+
+
+# ---- what it is for
+
+
+@pytest.mark.parametrize("attack", ["alie:z=0.5,side=against", "ipm:epsilon=0.5", "krum"])
+def test_copies_that_push_a_little_are_hardly_heard(attack):
+    """Among workers of several kinds, where no one-round spectral filter sees them."""
+    rng, kinds = np.random.default_rng(0), np.random.default_rng(1).standard_normal((5, 60))
+    rounds, heard = [], []
+    for _ in range(12):
+        updates = (1 + 2 * kinds[np.arange(50) % 5] + rng.standard_normal((50, 60))).astype("f4")
+        updates[:10] = attacks[attack](updates, c=10, rule="krum")
+        rounds.append(updates)
+    state = ServerState(notes=Counter())
+    for updates in rounds:
+        before = state.notes["workers kept"]
+        state.workers = np.arange(50)
+        result = RULE(updates, c=10, state=state)
+        heard.append(state.notes["workers kept"] - before)
+    away = np.linalg.norm(result - updates[10:].mean(axis=0))
+    assert away < 0.5 * np.linalg.norm(updates.mean(axis=0) - updates[10:].mean(axis=0))
+
+
+def test_a_trial_goes_well():
+    small = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 100}
+    attacked, clean = (run_trial(Setting(**small, rule="leverage", attack=attack), 0).error_rate
+                       for attack in ("alie:z=1,side=against", "none"))  # fmt: skip
+    assert clean < 0.2
+    assert attacked < clean + 0.1
