@@ -13,6 +13,7 @@ from fltrust_repro import settings as settings_module
 from fltrust_repro.datasets import dataset, datasets
 from fltrust_repro.errors import BadInput, LeftOut
 from fltrust_repro.models import model, models
+from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.settings import FIELDS, Readings, Setting
 from fltrust_repro.trials import read_csv
 
@@ -129,12 +130,18 @@ def test_names_of_settings_never_change():
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 COMMITTED = sorted(RESULTS.glob("*.trials.csv"))
+PLUGINS = {"foundation-selection.trials": RESULTS.parent / "foundation" / "selection.py"}
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_names_of_committed_settings_are_those_they_have(file):
     left_out = LeftOut()  # takes each trial whose key is not that of its setting
-    read_csv(file, left_out)
+    try:
+        if file.stem in PLUGINS:
+            load_plugin(PLUGINS[file.stem])
+        read_csv(file, left_out)
+    finally:
+        run_afresh([])
     assert not len(left_out)
 
 
