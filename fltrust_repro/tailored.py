@@ -216,7 +216,9 @@ def tailor(step: Round, queries: int, s: np.ndarray) -> np.ndarray:
     for name, craft in members(step):
         inquiry.ask(f"the {name} attack", craft(replace(step, notes=Counter())))
     known = {line.name: line for line in lines(seen, s, np.where(inquiry.before > 0, 1, -1))}
-    scales = step.memory.setdefault("scales", {n: [one.first, _STEP] for n, one in known.items()})
+    scales = step.memory.setdefault("scales", {})
+    for line in known.values():  # each for itself: a checkpoint may be older than a line
+        scales.setdefault(line.name, [line.first, _STEP])
     harms = {n: inquiry.ask(n, one.at(np.float32(scales[n][0]))) for n, one in known.items()}
     turn = step.memory["turn"] = (step.memory.get("turn", -1) + 1) % len(known)
     inquire = [(list(known)[turn], _TURNS), (max(harms, key=lambda n: harms[n]), queries)]
