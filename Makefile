@@ -114,7 +114,7 @@ test: $(READY)
 # What computes with matrix products or sorts columns, under each of OpenBLAS's kernels that this
 # CPU can run, whichever OpenBLAS would take by itself: they round differently.
 KERNEL_TESTS = aggregation attacks convolutions defenses device distances doors examples golden \
-  gradients hard_inputs kernels preaggregations robust_means similarity spectral training workers
+  gradients hard_inputs kernels leverage preaggregations robust_means similarity spectral training workers
 CPU_HAS = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
 KERNELS = Prescott $(if $(call CPU_HAS,avx2),Haswell) $(if $(call CPU_HAS,avx512f),SkylakeX)
 

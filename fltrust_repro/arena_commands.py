@@ -25,7 +25,7 @@ from fltrust_repro import (
 from fltrust_repro.archive import Archive
 from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
-from fltrust_repro.experiments import Cell
+from fltrust_repro.experiments import Cell, Fields
 from fltrust_repro.files import check_name, check_writable, write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
@@ -44,7 +44,7 @@ class Order:
 
     table: arena.Table
     rows: Words  # to run
-    own: Words  # of these, which the protocol does not have
+    own: Mapping[str, Fields]  # of these, which the protocol does not have
     seeds: range
     part: bool  # of the protocol's columns
 
@@ -108,10 +108,7 @@ def arena_command(
     with (Archive if draw else Store)(store_path) as store:
         ended = [_judge(order, store, machine, out, breakdown) for order in orders]
         if as_html:
-            rows = {
-                name: dict(known[name].row(rule, "+".join(pre)) for rule in rule_names)
-                for name in names
-            }
+            rows = {order.table.protocol.name: order.own for order in orders}
             found = arena_page.at_hand(reproduction.everything(store, out), rows)
             if files := arena_page.write(*found, out):
                 click.echo(reproduction.wrote(files))
@@ -131,7 +128,7 @@ def _order(
         check_name("the name of the files", name)
         table = table._replace(experiment=dataclasses.replace(table.experiment, name=name))
     rows = tuple(asked) or table.experiment.rows
-    return Order(table, rows, tuple(own), seeds[:FEW] if columns else seeds, bool(columns))
+    return Order(table, rows, own, seeds[:FEW] if columns else seeds, bool(columns))
 
 
 def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool) -> Judged:

@@ -67,6 +67,15 @@ def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
     return lower + lower.T
 
 
+def nearest(squared: np.ndarray, count: int) -> np.ndarray:
+    """Return each row's `count` nearest, itself first, of equally near ones the first: int (m, k).
+
+    `squared` is float64 (m, m), as `squared_distances` returns it.
+    """
+    itself_first = squared - np.eye(len(squared))
+    return np.argsort(itself_first, axis=1, kind="stable")[:, :count]
+
+
 @compiled(fastmath={"reassoc", "nsz", "contract"})
 def _wide_products(rows: np.ndarray, other: np.ndarray, out: np.ndarray) -> None:
     for i in range(len(rows)):

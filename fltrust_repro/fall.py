@@ -30,6 +30,7 @@ from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.plugins import plugins_for
 from fltrust_repro.settings import Setting
+from fltrust_repro.spectral import spread
 from fltrust_repro.threat import Master
 from fltrust_repro.training import Federation, is_evaluated
 from fltrust_repro.trial_process import afresh
@@ -224,8 +225,7 @@ def _along_the_spread(squared: np.ndarray, c: int) -> float:
     """
     if not np.isfinite(squared).all():
         return np.nan
-    centred = squared - squared.mean(axis=0) - squared.mean(axis=1, keepdims=True) + squared.mean()
-    places = np.linalg.eigh(-centred / 2)[1][:, -1]
+    _, places = spread(squared, np.full(len(squared), 1 / len(squared)))
     gap = abs(places[:c].mean() - places[c:].mean())
     return float(gap / max(places[c:].std(), _TINY))
 

@@ -17,21 +17,16 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.aggregation import rule
-from fltrust_repro.distances import squared_distances
+from fltrust_repro.distances import nearest, squared_distances
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
+from fltrust_repro.preaggregations import clip
 from fltrust_repro.registry import check_default
-from fltrust_repro.spectral import filtered
-from fltrust_repro.weighing import lengths, shortening, weighted_mean
+from fltrust_repro.spectral import filtered, products_of
+from fltrust_repro.weighing import lengths, weighted_mean
 
 _RIDGES = (1.0, 100.0)  # of the median eigenvalue: with the noise of each worker, and beyond it
 _PRICE = 1.0  # of weight taken away, for the spectral filter
-
-
-def clipped(rows: np.ndarray) -> np.ndarray:
-    """Return rows (m, d), which are finite, each shortened to their median length."""
-    long = lengths(rows)
-    return rows * shortening(long, float(np.median(long))).astype(np.float32)[:, None]
 
 
 def remembered(
@@ -52,10 +47,8 @@ def remembered(
     return memory["sums"][workers] / memory["counts"][workers].astype(np.float32)[:, None]
 
 
-def products_of(squared: np.ndarray) -> np.ndarray:
-    """Inner products, float64 (m, m), of points seen from their mean, by squared distances."""
-    means = squared.mean(axis=0)
-    return (means[:, None] + means - squared - means.mean()) / 2
+def _alike(m: int) -> np.ndarray:
+    return np.full(m, 1 / m)
 
 
 def leverages(products: np.ndarray, ridge: float) -> np.ndarray:
@@ -85,11 +78,10 @@ def voices(products: np.ndarray) -> np.ndarray:
 def beside_the_nearest(squared: np.ndarray, near: int) -> np.ndarray:
     """Squared distances (m, m) of what points differ by from the mean of their `near` nearest."""
     m = len(squared)
-    itself_first = squared - np.eye(m)
-    nearest = np.argsort(itself_first, axis=1, kind="stable")[:, 1 : near + 1]
+    others = nearest(squared, near + 1)[:, 1:]
     differing = np.eye(m)
-    np.put_along_axis(differing, nearest, -1 / max(nearest.shape[1], 1), axis=1)
-    products = differing @ products_of(squared) @ differing.T
+    np.put_along_axis(differing, others, -1 / max(others.shape[1], 1), axis=1)
+    products = differing @ products_of(squared, _alike(m)) @ differing.T
     own = np.diag(products)
     return np.maximum(own[:, None] + own - 2 * products, 0)
 
@@ -130,10 +122,10 @@ def leverage(
     rows = updates if finite.all() else updates[finite]
     if not len(rows):
         return weighted_mean(updates, np.zeros(len(updates)))
-    rows = clipped(rows)
-    said = clipped(remembered(rows, workers[finite], memory, decay))
+    rows = clip(rows)
+    said = clip(remembered(rows, workers[finite], memory, decay))
     squared = squared_distances(said)
-    weights = voices(products_of(squared))
+    weights = voices(products_of(squared, _alike(len(rows))))
     for distances in (squared, beside_the_nearest(squared, near)):
         weights = weights * filtered(distances, len(rows) - 2 * c, _PRICE)
     notes["workers kept"] += weights.sum()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.aggregation import Rule
-from fltrust_repro.distances import squared_distances
+from fltrust_repro.distances import nearest, squared_distances
 from fltrust_repro.doors import Limit, as_numbers, lent
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import extremes
@@ -110,10 +110,9 @@ def nearest_neighbour_mixing(updates: np.ndarray, c: int) -> np.ndarray:
     [1.0, 1.0, 50.5]
     """
     m = len(updates)
-    itself_first = squared_distances(updates) - np.eye(m)
-    nearest = np.argsort(itself_first, axis=1, kind="stable")[:, : m - c]
+    mixed = nearest(squared_distances(updates), m - c)
     mixing = np.zeros((m, m), dtype=np.float32)
-    np.put_along_axis(mixing, nearest, np.float32(1 / nearest.shape[1]), axis=1)
+    np.put_along_axis(mixing, mixed, np.float32(1 / mixed.shape[1]), axis=1)
     return weighted_sums(updates, mixing)
 
 

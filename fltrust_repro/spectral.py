@@ -31,6 +31,12 @@ from fltrust_repro.registry import check_default
 from fltrust_repro.weighing import lengths, weighted_mean
 
 
+def products_of(squared: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return B, float64 (n, n): inner products of points seen from their mean under `shares`."""
+    away = squared @ shares
+    return (away[:, None] + away - squared - shares @ away) / 2
+
+
 def spread(squared: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the largest variance that points have along any direction, and where they lie on it.
 
@@ -38,8 +44,7 @@ def spread(squared: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
     weights, of sum 1. Places, float64 (n,), are counted from the weighted mean, either way along
     the direction; they are zeros where the variance is 0.
     """
-    away = squared @ shares
-    products = (away[:, None] + away - squared - shares @ away) / 2
+    products = products_of(squared, shares)
     roots, last = np.sqrt(shares), len(squared) - 1
     values, vectors = eigh(roots[:, None] * products * roots, subset_by_index=[last, last])
     if values[0] <= 0:

@@ -12,12 +12,17 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
-from fltrust_repro.leverage import beside_the_nearest, leverages, products_of, remembered, voices
+from fltrust_repro.leverage import beside_the_nearest, leverages, remembered, voices
 from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
+from fltrust_repro.spectral import products_of as weighted_products
 from fltrust_repro.training import run_trial
 
 RULE = rules["leverage"]
+
+
+def products_of(squared):
+    return weighted_products(squared, np.full(len(squared), 1 / len(squared)))
 
 
 def normal(m, d, seed=0):
