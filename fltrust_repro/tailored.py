@@ -140,48 +140,36 @@ class Inquiry:
     own: np.ndarray  # float32 (c, d), the before-attack updates of the attackers, and
     others: np.ndarray  # those of all others, (m - c, d)
     harm: Callable[[np.ndarray, np.ndarray], float]  # of the model's change before, and after
-    seeds: Sequence[int]  # of draws
+    rng: np.random.Generator  # of which the seeds of draws are
     left: int  # questions
-    asked: int = 0  # aggregations
 
     def __post_init__(self) -> None:
         self._rows = np.concatenate([self.own, self.others])
-        self._before = self._answer()
-        self._best = 0.0, "the own updates", self.own
-
-    @property
-    def before(self) -> np.ndarray:
-        """What the master device would make of the before-attack updates: float64 (d,)."""
-        return self._before
-
-    @property
-    def best(self) -> tuple[str, np.ndarray]:
-        """The candidate that does most harm, by name: float32 (c, d)."""
-        return self._best[1:]
+        self._seeds = self.rng.integers(2**31, size=1).tolist()
+        untouched, drawn = (np.random.default_rng(self._seeds[0]) for _ in range(2))
+        answers = [self.master.answer(self._rows, drawn)]
+        if drawn.bit_generator.state != untouched.bit_generator.state:
+            self._seeds += self.rng.integers(2**31, size=_DRAWS - 1).tolist()
+            others = map(np.random.default_rng, self._seeds[1:])
+            answers += [self.master.answer(self._rows, rng) for rng in others]
+        self.before = np.mean(answers, axis=0, dtype=float)  # float64 (d,), without an attack
+        self.best = 0.0, "the own updates", self.own  # harm, name, float32 (c, d)
+        self.left, self.asked = self.left - 1, len(answers)
 
     def ask(self, name: str, crafted: np.ndarray) -> float:
         """Return the harm of what c workers might send; infinite where the model would not last."""
         self._rows[: len(crafted)] = crafted
-        harm = self.harm(self._before, self._answer())
+        harm = self.harm(self.before, self._answer())
         harm = np.inf if np.isnan(harm) else harm
-        if harm > self._best[0]:
-            self._best = harm, name, crafted
+        if harm > self.best[0]:
+            self.best = harm, name, crafted
         return harm
 
     def _answer(self) -> np.ndarray:
         self.left -= 1
-        self.asked += len(self.seeds)
-        rngs = [np.random.default_rng(seed) for seed in self.seeds]
+        self.asked += len(self._seeds)
+        rngs = [np.random.default_rng(seed) for seed in self._seeds]
         return np.mean([self.master.answer(self._rows, rng) for rng in rngs], axis=0, dtype=float)
-
-
-def draws(master: Master, updates: np.ndarray) -> bool:
-    """Whether the master's rule draws anything to aggregate updates (m, d)."""
-    if "rng" not in master.rule.parameters:
-        return False
-    rng, untouched = np.random.default_rng(0), np.random.default_rng(0)
-    master.answer(updates, rng)
-    return rng.bit_generator.state != untouched.bit_generator.state
 
 
 def members(step: Round) -> list[tuple[str, Craft]]:
@@ -210,9 +198,8 @@ def tailor(step: Round, queries: int, s: np.ndarray) -> np.ndarray:
         gap = before - after
         return float(np.abs(gap).sum() if step.parameters.goal == "deviation" else (s * live) @ gap)
 
-    seeds = step.rng.integers(2**31, size=_DRAWS if draws(step.master, seen.known) else 1)
     own, others = seen.known[: step.c], seen.known[step.c :]
-    inquiry = Inquiry(step.master, own, others, harm, seeds.tolist(), queries)
+    inquiry = Inquiry(step.master, own, others, harm, step.rng, queries)
     for name, craft in members(step):
         inquiry.ask(f"the {name} attack", craft(replace(step, notes=Counter())))
     known = {line.name: line for line in lines(seen, s, np.where(inquiry.before > 0, 1, -1))}
@@ -224,7 +211,7 @@ def tailor(step: Round, queries: int, s: np.ndarray) -> np.ndarray:
     inquire = [(list(known)[turn], _TURNS), (max(harms, key=lambda n: harms[n]), queries)]
     for name, most in inquire:
         scales[name] = climb(inquiry, known[name], scales[name], harms[name], most)
-    name, crafted = inquiry.best
+    _, name, crafted = inquiry.best
     step.notes[f"sent: {name}"] += 1
     step.notes["aggregations asked for"] += inquiry.asked
     return crafted
@@ -261,7 +248,7 @@ def tailored(step: Round, *, queries: int = 24) -> np.ndarray:
     that any update changes, or with the deviation goal sum_j |before_j - after_j| (Appendix B).
     `queries` aggregations are asked for in an iteration, at least 19: one without an attack, the
     trimmed mean attack and the Krum attack, fifteen lines, and scales; but where a rule draws, each
-    is the mean of two, of draws that are not the master device's, and one more tells that it does.
+    is the mean of two, of draws that are not the master device's.
     Notes: what was sent in how many iterations, and "aggregations asked for".
 
     >>> import fltrust_repro as fl
