@@ -8,8 +8,6 @@ median, cluster or scale. Notes: "workers kept", by their weights, summed over i
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -20,6 +18,7 @@ from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.distances import inner_products, lengths_and_slopes
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.mean_shift import mean_shift, reach
 from fltrust_repro.registry import check_default
 from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
@@ -171,15 +170,9 @@ def _alike(
 
 def _largest_group(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     # Which rows of features (n, k) are of the largest group that mean shift finds, or all if none.
-    from sklearn.cluster import MeanShift, estimate_bandwidth
-
-    seed, groups = int(rng.integers(2**31)), np.full(len(features), -1)
-    width = estimate_bandwidth(features, quantile=0.5, n_samples=50, random_state=seed)
-    if width > 0:
-        shift = MeanShift(bandwidth=width, bin_seeding=True, cluster_all=False)
-        with warnings.catch_warnings(), contextlib.suppress(ValueError):  # none is near a seed
-            warnings.simplefilter("ignore")  # that no two features share a bin
-            groups = shift.fit(features).labels_
+    drawn = np.random.RandomState(int(rng.integers(2**31))).permutation(len(features))[:50]
+    width = reach(features[drawn], 0.5)
+    groups = mean_shift(features, width) if width > 0 else np.full(len(features), -1)
     found = groups[groups >= 0]
     return groups == np.bincount(found).argmax() if found.size else groups < 0
 

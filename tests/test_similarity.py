@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference as reference_2020
 import reference_field as reference
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from fltrust_repro import similarity
@@ -121,7 +121,10 @@ def test_a_worker_that_sends_what_is_not_finite_has_no_say_in_foolsgold_from_the
 def test_signguard_equals_the_reference(problem, seed, share):
     updates, _ = problem
     found = signguard(updates, rng=np.random.default_rng(seed), share=share)
-    expected = reference.signguard(updates, np.random.default_rng(seed), share)
+    try:
+        expected = reference.signguard(updates, np.random.default_rng(seed), share)
+    except reference.OnTheEdgeError:
+        reject()
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
