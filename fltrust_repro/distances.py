@@ -22,8 +22,8 @@ _COLUMNS = 8192
 _CROWD = 2.0**-4  # half of the rows lie within this share of a row's own squared length
 
 
-def squared_distances(updates: Numbers) -> np.ndarray:
-    """Squared Euclidean distances between all rows of updates (m, d).
+def squared_distances(updates: Numbers, factors: np.ndarray | None = None) -> np.ndarray:
+    """Squared Euclidean distances between all rows of updates (m, d), times their factors (m,).
 
     Returns float64 (m, m), exactly symmetric with a zero diagonal. A row that holds a non-finite
     value is at infinite distance from every other. A distance comes from inner products, as
@@ -32,16 +32,18 @@ def squared_distances(updates: Numbers) -> np.ndarray:
     columns are summed in float64, and where float32 is too narrow for the products these are
     float64 too. Allocates (m, m) numbers and one block of columns.
     """
-    return distances_from(*products_amid(as_updates(updates, "squared_distances")))
+    return distances_from(*products_amid(as_updates(updates, "squared_distances"), factors))
 
 
-def products_amid(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def products_amid(
+    updates: np.ndarray, factors: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return `inner_products` as seen from zero, or from amid the rows where these lie far from it.
 
     That is where most of them share so large a part that their distances would cancel; then they
     are seen from one of them. What depends on differences of rows alone is the same.
     """
-    products, finite = inner_products(updates)
+    products, finite = inner_products(updates, factors=factors)
     squared = distances_from(products, finite)
     near = squared < _CROWD * np.diag(products)[:, None]
     # Whether half of all rows lie so close to one that products cancel: fewer, being an attacker's,
@@ -49,7 +51,8 @@ def products_amid(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if (np.count_nonzero(near, axis=1) > len(squared) // 2).any():
         # From the row that half of all rows lie closest around: it is not far from most.
         middle = np.sort(squared, axis=1)[:, len(squared) // 2].argmin()
-        return inner_products(updates, updates[middle])
+        factor = np.float32(1 if factors is None else factors[middle])
+        return inner_products(updates, factor * updates[middle], factors)
     return products, finite
 
 
@@ -100,24 +103,27 @@ def lengths_and_slopes(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def inner_products(
-    array: np.ndarray, origin: np.ndarray | None = None
+    array: np.ndarray, origin: np.ndarray | None = None, factors: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products of all rows, or their differences to `origin`, and which rows are finite.
+    """Inner products of all rows, times `factors`, less `origin`, and which rows are finite.
 
-    float64 (m, m), exactly symmetric, and bool (m,). A row that is not finite counts as zeros.
+    float64 (m, m), exactly symmetric, and bool (m,). A row that is not finite counts as zeros. Rows
+    are multiplied and shifted a block of columns at a time, and not kept.
     """
-    products, finite = _gram(array, origin)
+    products, finite = _gram(array, origin, factors)
     lower = np.tril(products, -1)
     return lower + lower.T + np.diag(np.diag(products)), finite
 
 
-def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _gram(
+    array: np.ndarray, origin: np.ndarray | None, factors: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     m, d = array.shape
-    products = _gram_of_blocks(array, origin)
+    products = _gram_of_blocks(array, origin, factors)
     if not np.isfinite(products).all():
         # A row is not finite, and counts as 0, or float32 products overflowed.
         finite = np.array([np.isfinite(row).all() for row in array])
-        return _gram_of_blocks(array, origin, finite), finite
+        return _gram_of_blocks(array, origin, factors, finite), finite
     # Products of values as small as a row's are on average here are lost in float32. Rows of
     # zeros, from workers without examples, are right as they are.
     faint = np.diag(products) < d * np.finfo(np.float32).tiny
@@ -125,27 +131,32 @@ def _gram(array: np.ndarray, origin: np.ndarray | None) -> tuple[np.ndarray, np.
     faint[faint] = [(array[i] != zero).any() for i in np.flatnonzero(faint)]
     if faint.any():
         pairs = np.ix_(faint, faint)
-        products[pairs] = _gram_of_blocks(array, origin, faint)[pairs]
+        products[pairs] = _gram_of_blocks(array, origin, factors, faint)[pairs]
     return products, np.ones(m, dtype=bool)
 
 
 def _gram_of_blocks(
-    array: np.ndarray, origin: np.ndarray | None, rows: np.ndarray | None = None
+    array: np.ndarray,
+    origin: np.ndarray | None,
+    factors: np.ndarray | None,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Inner products of all rows; or in float64, of those marked, which are finite, else 0."""
     m, d = array.shape
     products, part = np.zeros((m, m)), np.zeros((m, m), dtype=np.float32)
+    shares = None if factors is None else factors.astype(np.float32)[:, None]
     for start in range(0, d, _COLUMNS):
         columns = slice(start, start + _COLUMNS)
         block, shift = array[:, columns], np.float32(0) if origin is None else origin[columns]
-        if rows is None:
-            with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            block = block if shares is None else block * shares
+            if rows is None:
                 lower_gram(block if origin is None else block - shift, part)
                 products += part
-        else:
-            wide = np.zeros(block.shape)
-            np.subtract(block, shift, out=wide, where=rows[:, None], dtype=np.float64)
-            products += wide @ wide.T
+                continue
+        wide = np.zeros(block.shape)
+        np.subtract(block, shift, out=wide, where=rows[:, None], dtype=np.float64)
+        products += wide @ wide.T
     return products
 
 

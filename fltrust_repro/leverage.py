@@ -12,67 +12,80 @@ what is common to workers of many kinds stands out once each is compared with th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.linalg import eigh
 
 from fltrust_repro.aggregation import rule
+from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.distances import nearest, squared_distances
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
-from fltrust_repro.preaggregations import clip
 from fltrust_repro.registry import check_default
 from fltrust_repro.spectral import filtered, products_of
-from fltrust_repro.weighing import lengths, weighted_mean
+from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
 _RIDGES = (1.0, 100.0)  # of the median eigenvalue: with the noise of each worker, and beyond it
 _PRICE = 1.0  # of weight taken away, for the spectral filter
 
 
-def remembered(
-    rows: np.ndarray, workers: np.ndarray, memory: dict[str, Any], decay: float
-) -> np.ndarray:
-    """Return each worker's running mean of its rows so far, this one included: float32 (m, d).
+@compiled(fastmath={"reassoc", "nsz", "contract"})
+def _add_up(rows: Array, factors: Array, workers: Array, decay: float, sums: Array) -> None:
+    for i in range(len(rows)):
+        row, factor, total = rows[i], factors[i], sums[workers[i]]
+        for j in range(row.size):
+            total[j] = decay * total[j] + factor * row[j]
 
-    sum_t decay^(n - t) x_t / sum_t decay^(n - t) over its own n rows; one that is not there keeps
-    what it has.
+
+def remembered(
+    rows: np.ndarray,
+    factors: np.ndarray,
+    workers: np.ndarray,
+    memory: dict[str, Any],
+    decay: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take in each worker's row, (m, d), times its factor: sums, float32 (m, d), and weights (m,).
+
+    Of a worker's own n rows sum_t decay^(n - t) x_t is kept, and sum_t decay^(n - t), by which it
+    is divided for the running mean; one that is not there keeps what it has.
     """
     missing = int(workers.max()) + 1 - len(memory.setdefault("counts", np.zeros(0)))
     if missing > 0:
         empty = np.zeros((missing, rows.shape[1]), dtype=np.float32)
         memory["counts"] = np.concatenate([memory["counts"], np.zeros(missing)])
         memory["sums"] = np.concatenate([memory.get("sums", empty[:0]), empty])
-    memory["sums"][workers] = np.float32(decay) * memory["sums"][workers] + rows
-    memory["counts"][workers] = decay * memory["counts"][workers] + 1
-    return memory["sums"][workers] / memory["counts"][workers].astype(np.float32)[:, None]
+    sums, counts = memory["sums"], memory["counts"]
+    _add_up(rows, factors.astype(np.float32), workers, np.float32(decay), sums)
+    counts[workers] = decay * counts[workers] + 1
+    everybody = np.array_equal(workers, np.arange(len(sums)))
+    return sums if everybody else sums[workers], counts[workers]
 
 
 def _alike(m: int) -> np.ndarray:
     return np.full(m, 1 / m)
 
 
-def leverages(products: np.ndarray, ridge: float) -> np.ndarray:
-    """Return how much of the span of all each point holds alone, float64 (m,).
+def leverages(products: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
+    """Return how much of the span of all each point holds alone, float64 (k, m), for k ridges.
 
     That is the leverage h_i, the diagonal of G (G + rho I)^-1, where G holds the inner products
-    and rho is `ridge` times its median eigenvalue. Of k points at one place each has 1/k at most.
+    and rho is a ridge times its median eigenvalue. Of k points at one place each has 1/k at most.
     """
-    values, vectors = np.linalg.eigh(products)
+    values, vectors = eigh(products)
     values = np.maximum(values, 0)
-    below = values + ridge * np.median(values)
-    shares = np.divide(values, below, out=np.zeros_like(values), where=below > 0)
-    return np.square(vectors) @ shares
+    below = values + np.multiply.outer(ridges, np.median(values))[:, None]
+    shares = np.divide(values, below, out=np.zeros_like(below), where=below > 0)
+    return shares @ np.square(vectors).T
 
 
 def voices(products: np.ndarray) -> np.ndarray:
     """Return weights, float64 (m,): (h_i / med h)^2, at most 1; of both ridges the smaller one."""
-    least = np.ones(len(products))
-    for ridge in _RIDGES:
-        found = leverages(products, ridge)
-        middle = np.median(found)
-        if middle > 0:
-            least = np.minimum(least, np.square(found / middle))
-    return least
+    held = leverages(products, _RIDGES)
+    middle = np.median(held, axis=1, keepdims=True)
+    shares = np.divide(held, middle, out=np.ones_like(held), where=middle > 0)
+    return np.square(np.minimum(shares, 1)).min(axis=0)
 
 
 def beside_the_nearest(squared: np.ndarray, near: int) -> np.ndarray:
@@ -118,15 +131,18 @@ def leverage(
     check_default("rule 'leverage'", "near", near, int)
     if not 0 <= decay < 1:
         raise BadInput(f"rule 'leverage': decay is {decay}; give a number from 0 to below 1.")
-    finite = np.isfinite(lengths(updates))
-    rows = updates if finite.all() else updates[finite]
-    if not len(rows):
+    long = lengths(updates)
+    finite = np.isfinite(long)
+    if not finite.any():
         return weighted_mean(updates, np.zeros(len(updates)))
-    rows = clip(rows)
-    said = clip(remembered(rows, workers[finite], memory, decay))
-    squared = squared_distances(said)
+    rows, long = (updates, long) if finite.all() else (updates[finite], long[finite])
+    factors = shortening(long, np.median(long))
+    sums, counts = remembered(rows, factors, workers[finite], memory, decay)
+    said = lengths(sums) / counts
+    squared = squared_distances(sums, shortening(said, np.median(said)) / counts)
     weights = voices(products_of(squared, _alike(len(rows))))
     for distances in (squared, beside_the_nearest(squared, near)):
         weights = weights * filtered(distances, len(rows) - 2 * c, _PRICE)
     notes["workers kept"] += weights.sum()
-    return weighted_mean(rows, weights if weights.any() else np.ones(len(rows)))
+    weights = weights if weights.any() else np.ones(len(rows))
+    return weighted_sum(rows, weights * factors / weights.sum()).astype(np.float32)

@@ -255,6 +255,18 @@ def test_a_large_common_part_does_not_cancel_the_distances(seed, offset, spread,
     np.testing.assert_allclose(squared_distances(array(values)), expected, rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("d", [1, 50, 9000])
+def test_rows_times_factors_are_as_far_apart_as_if_they_had_been_multiplied(offset, d):
+    rng = np.random.default_rng(d)
+    values = (offset + rng.standard_normal((9, d))).astype(np.float32)
+    values[3] = INF
+    factors = rng.choice([0.0, 0.5, 1.0, 1.0], size=9)
+    with np.errstate(invalid="ignore"):
+        expected = squared_distances(values * factors.astype("f4")[:, None])
+    np.testing.assert_allclose(squared_distances(values, factors), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_the_smallest_numbers_that_crowd_are_told_from_zero():
     values = np.float32([[0], [1e-45], [1e-45]])
     np.testing.assert_array_equal(
