@@ -80,7 +80,7 @@ def overheard(step):
 def test_it_does_at_least_what_each_of_its_members_does(rule, seed):
     step = a_round(rule, seed=seed)
     listening, asked = overheard(step)
-    least = directed_deviation(step, attacks["tailored"].craft(listening))
+    least = directed_deviation(step, attacks["tailored:queries=36"].craft(listening))
     s, s_rule = (changing_direction(replace(step, parameters=Parameters(direction=whose)))
                  for whose in ("mean", "rule"))  # fmt: skip
     tried = [line.at(np.float32(line.first)) for line in lines(step, s, s_rule)]
@@ -126,7 +126,7 @@ def own_rule(function):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("queries", [19, 24, 33])
+@pytest.mark.parametrize("queries", [8, 12, 24, 60])
 def test_it_asks_for_as_many_aggregations_as_it_may(name, queries):
     calls = []
 
@@ -158,20 +158,20 @@ def test_a_rule_that_draws_is_asked_with_other_draws_and_twice():
     assert own is None or seen.count(own.rng.random()) == 0
     draws, counts = np.unique(seen, return_counts=True)
     assert len(draws) == 2
-    assert set(counts) == {24}
-    assert step.notes["aggregations asked for"] == 48
+    assert set(counts) == {12}
+    assert step.notes["aggregations asked for"] == 24
 
 
 def test_a_rule_that_may_draw_but_does_not_is_asked_once():
     step = a_round("dnc")  # draws where there are more than 10,000 parameters
     attacks["tailored"].craft(step)
-    assert step.notes["aggregations asked for"] == 24
+    assert step.notes["aggregations asked for"] == 12
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_too_few_queries_are_refused(name):
-    with pytest.raises(BadInput, match=rf"'{name}': queries is 18; give at least 19"):
-        attacks[f"{name}:queries=18"].craft(a_round())
+    with pytest.raises(BadInput, match=rf"'{name}': queries is 7; give at least 8"):
+        attacks[f"{name}:queries=7"].craft(a_round())
 
 
 def test_the_defense_is_asked_too():
@@ -197,7 +197,56 @@ def test_the_defense_is_asked_too():
     assert all(np.array_equal(a, b) for a, b in asked)
 
 
-# ---- scales, found over iterations
+# ---- lines and scales, over iterations
+
+
+def asked_about(step, iterations, queries, monkeypatch):
+    """Which lines were asked about, by iteration."""
+    seen, ask = [], tailored.Inquiry.ask
+
+    def noting(inquiry, name, crafted):
+        seen[-1].add(name)
+        return ask(inquiry, name, crafted)
+
+    monkeypatch.setattr(tailored.Inquiry, "ask", noting)
+    for _ in range(iterations):
+        seen.append(set())
+        attacks[f"tailored:queries={queries}"].craft(step)
+    return seen
+
+
+@pytest.mark.parametrize("queries", [8, 12, 24])
+@pytest.mark.parametrize("rule", ["krum", "nnm+trimmed-mean", "lasa"])
+def test_every_line_is_asked_about_again_and_again(rule, queries, monkeypatch):
+    step = a_round(rule, m=20, d=30, c=4)
+    seen = asked_about(step, 45, queries, monkeypatch)
+    names = {line.name for line in lines(step, np.ones(30), np.ones(30))}
+    for first in (0, 15, 30):
+        assert names <= set.union(*seen[first : first + 15])
+
+
+def test_the_lines_that_come_closest_are_asked_about_in_every_iteration(monkeypatch):
+    step = a_round("nnm+trimmed-mean", m=20, d=30, c=4)
+    asked_about(step, 15, 12, monkeypatch)
+    for _ in range(20):
+        kept = step.memory["lines"]
+        closest = sorted(kept, key=lambda name: -kept[name]["close"])[:3]
+        (names,) = asked_about(step, 1, 12, monkeypatch)
+        assert {*closest} < names
+
+
+@pytest.mark.parametrize(
+    ("harm", "most", "close"),
+    [(2.0, 2.0, 1.0), (1.0, 2.0, 0.5), (-1.0, 2.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 1.0),
+     (np.inf, np.inf, 1.0), (1.0, np.inf, 0.0)],
+)  # fmt: skip
+def test_how_close_a_line_comes_is_a_share_of_the_most_harm(harm, most, close):
+    kept = {"new": {"close": 2.0, "waits": 4}, "old": {"close": 1.0, "waits": 0},
+            "waiting": {"close": 0.3, "waits": 7}}  # fmt: skip
+    tailored.compare(kept, {"new": harm, "old": harm}, most)
+    assert kept["new"] == {"close": close, "waits": 0}
+    assert kept["old"]["close"] == pytest.approx(0.9 + 0.1 * close)
+    assert kept["waiting"] == {"close": 0.3, "waits": 8}
 
 
 def test_it_finds_how_far_a_rule_lets_it_go():
@@ -221,10 +270,10 @@ def test_it_finds_how_far_a_rule_lets_it_go():
 def test_lines_that_it_does_not_remember_begin_anew():
     step = a_round()
     attacks["tailored"].craft(step)
-    kept = dict(step.memory["scales"])
-    del step.memory["scales"]["noisy std"]
+    kept = dict(step.memory["lines"])
+    del step.memory["lines"]["noisy std"]
     attacks["tailored"].craft(step)
-    assert step.memory["scales"].keys() == kept.keys()
+    assert step.memory["lines"].keys() == kept.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
