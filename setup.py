@@ -20,7 +20,7 @@ setup(
     package_data={
         "fltrust_repro": ["*.cu", "*.html", "*.js", "py.typed"],
         "fltrust_repro.paper": ["*.toml"],
-        "fltrust_repro.paper.results": ["*.trials.csv"],
+        "fltrust_repro.paper.results": ["*.trials.csv", "*.trials.csv.gz"],
     },
     entry_points={"console_scripts": ["fltrust-repro = fltrust_repro.__main__:main"]},
     python_requires=">=3.9,<3.13",

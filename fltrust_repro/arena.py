@@ -126,6 +126,7 @@ def table(
         f"arena-{name.lower().replace(' ', '-')}",
         f"arena --protocol {protocol.name}" + f" --knowledge {knowledge}" * (name != protocol.name),
         protocol.title, tuple(every), tuple(told), tuple(cells), seconds=protocol.seconds,
+        packed=True,
     )  # fmt: skip
     return Table(protocol, name, experiment, refused)
 

@@ -134,7 +134,7 @@ def _order(
 def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool) -> Judged:
     """Run what is missing, where the store is to be written; print the ranking, write its files."""
     experiment, failed, data = order.table.experiment, [], ""
-    if (file := out / f"{experiment.name}{reproduction.ENDING}").exists():
+    if (file := reproduction.file_of(experiment, out)).exists():
         read_csv(file, store.left_out)
     for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name

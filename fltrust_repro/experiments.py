@@ -112,6 +112,7 @@ class Experiment:
     measure: str = "error_rate"
     seconds: float | None = None
     published_by: str | None = None
+    packed: bool = False  # its trials are so many that their file is compressed
 
     @property
     def settings(self) -> tuple[Setting, ...]:

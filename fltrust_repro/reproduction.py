@@ -23,9 +23,17 @@ from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, add_to_csv, protocol_of, read_csv
+from fltrust_repro.trials import (
+    ENDING,
+    FIRST_SEED,
+    PACKED,
+    Trial,
+    TrialName,
+    add_to_csv,
+    protocol_of,
+    read_csv,
+)
 
-ENDING = ".trials.csv"
 Published = Mapping[TrialName, Trial]
 
 
@@ -34,12 +42,18 @@ def trials_in(
 ) -> list[Trial]:
     """Return the wanted trials of a results folder; a file that is none of trials is left out."""
     found = []
-    for file in sorted(filter(Path.is_file, folder.glob(f"*{ENDING}"))):
+    files = [*folder.glob(f"*{ENDING}"), *folder.glob(f"*{ENDING}{PACKED}")]
+    for file in sorted(filter(Path.is_file, files)):
         try:
             found += read_csv(file, left_out, wanted)
         except BadInput as error:
             left_out.add(file, "the whole file", error)
     return found
+
+
+def file_of(experiment: Experiment, out: Path) -> Path:
+    """Return where an experiment's trials are kept in a results folder."""
+    return out / f"{experiment.name}{ENDING}{PACKED * experiment.packed}"
 
 
 def is_published(folder: Path) -> bool:
@@ -109,7 +123,7 @@ def reproduce(
     whose data are missing. `BadInput` where a file NAME.trials.csv is none to add trials to.
     """
     for experiment in orders:
-        if (own := out / f"{experiment.name}{ENDING}").exists():
+        if (own := file_of(experiment, out)).exists():
             read_csv(own, store.left_out)
     settings = [setting for experiment in orders for setting in experiment.settings]
     for name in dict.fromkeys(setting.dataset for setting in settings):
@@ -192,7 +206,7 @@ def keep_trials(
     experiment: Experiment, store: Archive, out: Path, published: Published
 ) -> list[Path]:
     """Add to the experiment's file what neither `out` nor the published results hold."""
-    own = out / f"{experiment.name}{ENDING}"
+    own = file_of(experiment, out)
     every = {t.name: t for s in dict.fromkeys(experiment.settings) for t in store.find(s)}
     there = {t.name for t in trials_in(out, store.left_out, every.__contains__)}
     new = [t for n, t in every.items() if n not in there and t != published.get(n)]
@@ -219,7 +233,8 @@ def wrote(files: Iterable[Path]) -> str:
     """
     names: dict[str, list[str]] = {}
     for file in map(str, files):
-        ending = ENDING if file.endswith(ENDING) else Path(file).suffix
+        kinds = (ENDING, ENDING + PACKED, Path(file).suffix)
+        ending = next(ending for ending in kinds if file.endswith(ending))
         names.setdefault(file.removesuffix(ending), []).append(ending)
     told = (name + ", ".join(endings) for name, endings in names.items())
     return f"Wrote {'; '.join(told)}"

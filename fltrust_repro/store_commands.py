@@ -28,7 +28,7 @@ from fltrust_repro.registry import summary
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, read_csv
+from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, is_csv, read_csv
 
 
 @click.command()
@@ -203,7 +203,7 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
             raise BadInput(f"{str(file)!r} is not a file; give a store or a .trials.csv file.")
     with Store(store_path) as store:
         for file in files:
-            if file.suffix.lower() == ".csv":
+            if is_csv(file):
                 trials = read_csv(file, store.left_out)
                 found, added = len(trials), len(store.add(*trials))
             else:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import io
 import json
 import math
 import reprlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -26,6 +28,8 @@ from fltrust_repro.training import PROTOCOL, TrialResult
 
 FIRST_SEED = 10  # of what is reported; those before it chose the readings
 LAST_SEED = 2**31 - 1
+ENDING = ".trials.csv"  # of a file of trials, and with
+PACKED = ".gz"  # behind it, of one that is compressed
 _WHERE = ("device", "versions", "finished")  # and when
 _AWAY = "move it away, or give another file or folder."
 _LONGEST_FIELD = 2**31 - 1  # csv's own limit is 131,072 characters: a curve of 33,000 iterations
@@ -238,13 +242,13 @@ def checked(table: Mapping[str, Column], row: Mapping[str, Any]) -> dict[str, An
 
 
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
-    """Write finished trials as CSV, atomically, in place of what was there."""
-    write_bytes(path, _line(COLUMNS) + _lines(COLUMNS, trials))
+    """Write finished trials as CSV, atomically, in place of what was there; as .gz compressed."""
+    _write(path, _line(COLUMNS) + _lines(COLUMNS, trials))
 
 
 def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
     """Write finished trials, and columns that a file lacks, behind what it holds byte for byte."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = _content(path) if path.is_file() else b""
     if not content:
         write_csv(path, trials)
     elif trials:
@@ -255,7 +259,26 @@ def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
             first = first.removesuffix(b"\r") + ",".join(["", *added]).encode() + end
         if others and not others.endswith(b"\n"):
             others += b"\n"
-        write_bytes(path, first + b"\n" + others + _lines([*columns, *added], trials))
+        _write(path, first + b"\n" + others + _lines([*columns, *added], trials))
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_bytes(path, gzip.compress(content, mtime=0) if path.suffix == PACKED else content)
+
+
+def is_csv(path: Path) -> bool:
+    """Whether a file's name is that of a CSV file, compressed or not."""
+    return path.name.lower().removesuffix(PACKED).endswith(".csv")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == PACKED else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput(f"{path} is no file of trials: {error}; {_AWAY}") from error
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); make it readable.") from error
 
 
 def _lines(columns: Iterable[str], trials: Iterable[Trial]) -> bytes:
@@ -284,10 +307,7 @@ def read_csv(
     """
     # Line by line: to pandas a quote too few, or a byte that is no UTF-8, ends the whole file.
     left_out = LeftOut() if left_out is None else left_out
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); make it readable.") from error
+    content = _content(path)
     trials, setting_of = [], setting_reader()
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:

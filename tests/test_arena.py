@@ -289,8 +289,8 @@ def test_a_part_runs_resumes_and_keeps_its_trials_but_no_ranking(call, small):
     assert "Only a part of the protocol, at most 3 seeds: no ranking is kept." in err
     assert out.startswith("P5, version 3: Small\n")
     assert len(re.findall(r"^1=? \d\S* +(krum|median) ", out, re.MULTILINE)) >= 1
-    assert [file.name for file in (small / "results").iterdir()] == ["arena-p5.trials.csv"]
-    assert len(read_csv(small / "results" / "arena-p5.trials.csv")) == 12
+    assert [file.name for file in (small / "results").iterdir()] == ["arena-p5.trials.csv.gz"]
+    assert len(read_csv(small / "results" / "arena-p5.trials.csv.gz")) == 12
     again = call(*words)
     assert "0 trials to run" in again[2]
     assert again[1].replace("Wrote", "") in out  # the same numbers, and nothing written
@@ -355,7 +355,7 @@ def test_a_whole_row_is_refined_and_its_breakdown_searched(call, small, others):
     assert not (small / "results" / "arena-p5.csv").exists()
     own = pd.read_csv(file).query("row == @name")
     assert sorted(own["trials"]) == [3, 20, 20, 20, 20]
-    kept = read_csv(file.with_suffix(".trials.csv"))
+    kept = read_csv(file.with_suffix(".trials.csv.gz"))
     assert {one.setting.rule for one in kept} == {"my-rule:share=0.4"}
     assert len({one.setting.compromised for one in kept}) > 1  # those of the breakdown, too
     with Store("trials.sqlite") as store:

@@ -105,7 +105,7 @@ def test_what_is_installed_is_the_package_with_the_papers_experiments(installed)
     package = installed / "fltrust_repro"
     modules = {file.name for file in (ROOT / "fltrust_repro").glob("*.*")}
     assert {file.name for file in package.glob("*.*")} == modules
-    for pattern, folder in (("*.toml", "."), ("*.trials.csv", "results")):
+    for pattern, folder in (("*.toml", "."), ("*.trials.csv*", "results")):
         ours = {file.name for file in (ROOT / "experiments" / folder).glob(pattern)}
         assert {file.name for file in (package / "paper" / folder).iterdir()} - {"results"} == ours
         assert ours

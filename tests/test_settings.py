@@ -129,16 +129,16 @@ def test_names_of_settings_never_change():
 
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
-COMMITTED = sorted(RESULTS.glob("*.trials.csv"))
-PLUGINS = {"foundation-selection.trials": RESULTS.parent / "foundation" / "selection.py"}
+COMMITTED = sorted(RESULTS.glob("*.trials.csv*"))
+PLUGINS = {"foundation-selection.trials.csv": RESULTS.parent / "foundation" / "selection.py"}
 
 
-@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.name)
 def test_names_of_committed_settings_are_those_they_have(file):
     left_out = LeftOut()  # takes each trial whose key is not that of its setting
     try:
-        if file.stem in PLUGINS:
-            load_plugin(PLUGINS[file.stem])
+        if file.name in PLUGINS:
+            load_plugin(PLUGINS[file.name])
         read_csv(file, left_out)
     finally:
         run_afresh([])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import io
 import json
 import sqlite3
@@ -172,6 +173,31 @@ def test_trials_are_added_behind_what_a_file_holds_byte_for_byte(tmp_path):
     add_to_csv(path, [trial(1), trial(2)])
     assert path.read_bytes().startswith(odd + b"\n")
     assert [found.seed for found in read_csv(path)] == [0, 1, 2]
+
+
+def test_a_compressed_file_holds_the_same(tmp_path):
+    plain, packed = tmp_path / "trials.csv", tmp_path / "trials.csv.gz"
+    for path in (plain, packed):
+        add_to_csv(path, [trial(0)])
+        add_to_csv(path, [trial(1)])
+    assert read_csv(packed) == read_csv(plain)
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    pd.testing.assert_frame_equal(pd.read_csv(packed), pd.read_csv(plain))
+    before = packed.read_bytes()
+    write_csv(packed, read_csv(packed))
+    assert packed.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"key,seed\n", gzip.compress(b"key,seed\n" * 99)[:-9], b"\x1f"]
+)
+def test_a_damaged_compressed_file_is_named(tmp_path, content):
+    path = tmp_path / "trials.csv.gz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"trials\.csv\.gz is no file of trials"):
+        read_csv(path)
+    with pytest.raises(BadInput, match=r"trials\.csv\.gz is no file of trials"):
+        add_to_csv(path, [trial(0)])
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
