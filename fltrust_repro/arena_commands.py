@@ -32,7 +32,8 @@ from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_commands import end
-from fltrust_repro.trials import Trial, read_csv
+from fltrust_repro.trial_files import read_csv
+from fltrust_repro.trials import Trial
 
 Words = tuple[str, ...]
 Known = dict[Setting, list[Trial]]

@@ -27,6 +27,7 @@ import click
 
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import check_name, path_of
+from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import Setting
 
 if sys.version_info >= (3, 11):
@@ -277,8 +278,11 @@ def _build(file: Path, content: Fields) -> Experiment:
     command = f"reproduce {file.stem if ours else file}"
     try:
         _check_parts(content)
+        for plugin in content.get("plugins", []):
+            load_plugin(file.parent / plugin)
         arrange = figure_of if "vary" in content else _arranged
-        return arrange(file.stem, command, **{"setting": {}, **content})
+        told = {name: part for name, part in content.items() if name != "plugins"}
+        return arrange(file.stem, command, **{"setting": {}, **told})
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
 
@@ -286,7 +290,8 @@ def _build(file: Path, content: Fields) -> Experiment:
 _WORDS = {str: "a text", dict: "a table", list: "a list", Real: "a number"}
 _OF_TABLES = {"title": str, "rows": dict, "columns": dict}
 _OF_FIGURES = {"title": str, "vary": str, "panels": dict, "lines": dict}
-_OPTIONAL = {"setting": dict, "published_by": str, "measure": str, "seconds": Real, "paper": dict}
+_OPTIONAL = {"setting": dict, "published_by": str, "measure": str, "seconds": Real, "paper": dict,
+             "plugins": list}  # fmt: skip
 
 
 def _check_parts(content: Fields) -> None:
@@ -300,6 +305,9 @@ def _check_parts(content: Fields) -> None:
         if not isinstance(value, known[part]):
             raise BadInput(f"{part} is {shown(value)}; give {_WORDS[known[part]]}.")
     words = [(part, content[part]) for part in ("title", "published_by") if part in content]
+    for plugin in content.get("plugins", []):
+        if not isinstance(plugin, str) or not plugin.endswith(".py"):
+            raise BadInput(f"plugins holds {shown(plugin)}; give names of Python files.")
     for part, kind in needed.items():
         if not content.get(part):
             wanted = f"give {_WORDS[kind]}, as table2a.toml does"

@@ -23,16 +23,8 @@ from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import (
-    ENDING,
-    FIRST_SEED,
-    PACKED,
-    Trial,
-    TrialName,
-    add_to_csv,
-    protocol_of,
-    read_csv,
-)
+from fltrust_repro.trial_files import ENDING, PACKED, add_to_csv, read_csv
+from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, protocol_of
 
 Published = Mapping[TrialName, Trial]
 

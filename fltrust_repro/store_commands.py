@@ -15,6 +15,7 @@ import pandas as pd
 from fltrust_repro import arena_page, datasets, fidelity, figures, options, report, reproduction
 from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.archive import Archive, Failure
+from fltrust_repro.arena import protocols
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, one_line
@@ -28,7 +29,8 @@ from fltrust_repro.registry import summary
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName, is_csv, read_csv
+from fltrust_repro.trial_files import is_csv, read_csv
+from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName
 
 
 @click.command()
@@ -267,7 +269,7 @@ def _of_league(entry: Rule | PreAggregation) -> str:
 @click.command("list")
 @options.plugin_option
 def list_everything() -> None:
-    """List rules, attacks, models, data sets and experiments by paper, one line each."""
+    """List rules, attacks, models, data, experiments by paper, and protocols, one line each."""
     sections = {
         "rules": {name: _of_league(rule) for name, rule in rules.items()},
         "pre-aggregations": {name: _of_league(pre) for name, pre in preaggregations.items()},
@@ -280,6 +282,7 @@ def list_everything() -> None:
     papers = fidelity.by_paper([one for one in known if one.published_by])
     papers["of this program"] = [one for one in known if not one.published_by]
     sections |= {f"experiments, {of}": {e.name: e.title for e in es} for of, es in papers.items()}
+    sections["protocols of the arena"] = {one.name: one.title for one in protocols().values()}
     for problem in load_installed():
         click.echo(f"Note: {problem}", err=True)
     width = max(len(name) for lines in sections.values() for name in lines)

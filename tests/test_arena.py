@@ -22,7 +22,7 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK
 from fltrust_repro.store import Store
 from fltrust_repro.sweep import Outcome
-from fltrust_repro.trials import read_csv, write_csv
+from fltrust_repro.trial_files import read_csv, write_csv
 
 # ---- the protocols that are published -----------------------------------------------------------
 

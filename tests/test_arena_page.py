@@ -20,7 +20,8 @@ from fltrust_repro.experiments import load_experiment
 from fltrust_repro.shades import Scale, as_text, contrast
 from fltrust_repro.standings import KNOWS_C, NO_ATTACK, NO_C, SERVER_DATA, Standings
 from fltrust_repro.training import TrialResult
-from fltrust_repro.trials import Trial, protocol_of, write_csv
+from fltrust_repro.trial_files import write_csv
+from fltrust_repro.trials import Trial, protocol_of
 
 COLUMNS = (NO_ATTACK, "krum", "alie 1", "tailored")
 # Mean error rates under these; the first two are alike, and `torn` lacks a column.

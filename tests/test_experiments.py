@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fltrust_repro import experiments
+from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
+from fltrust_repro.plugins import run_afresh
 from fltrust_repro.settings import FIELDS, Setting
 
 COLUMNS = ("no-attack", "gaussian", "label-flip", "partial", "full")
@@ -122,7 +124,8 @@ VALUES = st.recursive(
 PLACES = (
     *[("setting", name) for name in FIELDS],
     ("rows", "few"), ("columns", "mean"), ("paper", "few"), ("seconds",), ("measure",), ("title",),
-    ("vary",), ("values",), ("setting",), ("rows",), ("columns",), ("panels",), ("lines",),
+    ("plugins",), ("vary",), ("values",), ("setting",), ("rows",), ("columns",), ("panels",),
+    ("lines",),
 )  # fmt: skip
 
 
@@ -303,6 +306,9 @@ WRONG_FIGURES = {
     "out of range": ("compromised is 10", ('"c"', '"c"\nvalues = [10]')),
     "no such measure": ("measure is 'best'", ('"c"', '"c"\nmeasure = "best"')),
     "a part as text": ("seconds is '3'; give a number", ('"c"', '"c"\nseconds = "3"')),
+    "no plug-in's name": ("plugins holds 3; give names", ('"c"', '"c"\nplugins = [3]')),
+    "a plug-in as text": ("plugins is 'a.py'; give a list", ('"c"', '"c"\nplugins = "a.py"')),
+    "no such plug-in": ("a.py' does not exist", ('"c"', '"c"\nplugins = ["a.py"]')),
 }
 
 
@@ -311,6 +317,19 @@ def test_a_wrong_figure_is_one_sentence(tmp_path, case):
     words, (found, instead) = WRONG_FIGURES[case]
     with pytest.raises(BadInput, match=f"(?s)mine.toml.*{words}"):
         load(tmp_path, FIGURE.replace(found, instead, 1))
+
+
+def test_a_file_names_its_plugins_from_where_it_lies(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import fltrust_repro as fl\n@fl.rule('mine')\ndef mine(updates):\n    return updates[0]\n"
+    )
+    text = f'plugins = ["mine.py"]\n{GOOD}'.replace('rule = "krum"', 'rule = "mine"')
+    try:
+        rules_of = {cell.setting.rule for cell in load(tmp_path, text).cells}
+    finally:
+        run_afresh([])
+    assert "mine" in rules_of
+    assert "mine" not in rules
 
 
 # The other tables of the paper, typed from its pages.
@@ -369,9 +388,10 @@ def test_the_features_and_layers_tried_for_breast_cancer_train(tmp_path):
     folder, out = experiments.home() / "breast-cancer", tmp_path / "out"
     given = (folder / "features2e.toml").read_text(encoding="utf-8")
     few = "[setting]\niterations = 1\nworkers = 10\ncompromised = 2"
-    (tmp_path / "short.toml").write_text(given.replace("[setting]", few), encoding="utf-8")
+    given = given.replace("[setting]", few).replace("features2e.py", f"{folder / 'features2e.py'}")
+    (tmp_path / "short.toml").write_text(given, encoding="utf-8")
     command = [sys.executable, "-m", "fltrust_repro", "reproduce", "short.toml", "--jobs", "0"]
-    options = ["--plugin", str(folder / "features2e.py"), "--trials", "1", "--out", str(out)]
+    options = ["--trials", "1", "--out", str(out)]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rates = pd.read_csv(out / "short.csv")

@@ -16,7 +16,8 @@ from fltrust_repro.archive import Archive
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.training import TrialResult
-from fltrust_repro.trials import Trial, protocol_of, write_csv
+from fltrust_repro.trial_files import write_csv
+from fltrust_repro.trials import Trial, protocol_of
 
 NAMES = ("table2a", "table3", "table7b", "figure4a", "figure5b")
 

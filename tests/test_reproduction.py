@@ -15,7 +15,7 @@ from fltrust_repro.errors import DataUnavailable
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trials import read_csv, write_csv
+from fltrust_repro.trial_files import read_csv, write_csv
 
 ONE = """title = "One"
 [setting]

@@ -15,7 +15,7 @@ from fltrust_repro.errors import BadInput, LeftOut
 from fltrust_repro.models import model, models
 from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.settings import FIELDS, Readings, Setting
-from fltrust_repro.trials import read_csv
+from fltrust_repro.trial_files import read_csv
 
 
 def test_defaults_are_table_1_and_section_4_1():

@@ -36,7 +36,8 @@ from fltrust_repro.progress import Watch
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.training import TrialResult
-from fltrust_repro.trials import Trial, TrialName, protocol_of, read_csv, write_csv
+from fltrust_repro.trial_files import read_csv, write_csv
+from fltrust_repro.trials import Trial, TrialName, protocol_of
 
 SETTING = Setting(dataset="digits", rule="krum", attack="krum", iterations=20, epsilon=0.1)
 RESULT = TrialResult(

@@ -18,7 +18,8 @@ from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.training import TrialResult
-from fltrust_repro.trials import Trial, TrialName, protocol_of, write_csv
+from fltrust_repro.trial_files import write_csv
+from fltrust_repro.trials import Trial, TrialName, protocol_of
 
 CELLS = {(cell.row, cell.column): cell for cell in load_experiment("table2a").cells}
 FULL = CELLS["krum", "full"].setting

@@ -22,7 +22,8 @@ from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, LeftOut
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trials import COLUMNS, add_to_csv, read_csv, write_csv
+from fltrust_repro.trial_files import add_to_csv, read_csv, write_csv
+from fltrust_repro.trials import COLUMNS
 
 DEEP = "[" * 100_000
 TOLD = trial().row()
