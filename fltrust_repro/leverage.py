@@ -6,14 +6,14 @@ averages out, and what a worker keeps saying is left. Attackers who agree share 
 many of them, where workers with examples of their own bring one each: their leverage is low. And
 what is common to workers of many kinds stands out once each is compared with those most like it.
 
-`experiments/leverage.md` has the numbers that decided each part, and those that it cannot hold.
+`experiments/leverage/README.md` has the numbers that decided each part, and what it cannot hold.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh
@@ -27,8 +27,8 @@ from fltrust_repro.registry import check_default
 from fltrust_repro.spectral import filtered, products_of
 from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
-_RIDGES = (1.0, 100.0)  # of the median eigenvalue: with the noise of each worker, and beyond it
-_PRICE = 1.0  # of weight taken away, for the spectral filter
+RIDGES = (1.0, 100.0)  # of the median eigenvalue: with the noise of each worker, and beyond it
+PRICE = 1.0  # of weight taken away, for the spectral filter
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})
@@ -63,8 +63,36 @@ def remembered(
     return sums if everybody else sums[workers], counts[workers]
 
 
-def _alike(m: int) -> np.ndarray:
-    return np.full(m, 1 / m)
+class Said(NamedTuple):
+    """What workers send now, and how far what they keep saying is apart."""
+
+    rows: np.ndarray  # float32 (m, d), those that are finite
+    factors: np.ndarray  # float64 (m,), that shorten them to their median length
+    squared: np.ndarray  # float64 (m, m), distances of the running means, shortened likewise
+
+    def mean(self, weights: np.ndarray) -> np.ndarray:
+        """Mean of the shortened rows under weights (m,), of all where these are 0: float32 (d,)."""
+        shares = (
+            weights / weights.sum() if weights.any() else np.full(len(weights), 1 / len(weights))
+        )
+        return weighted_sum(self.rows, self.factors * shares).astype(np.float32)
+
+
+def said(updates: np.ndarray, workers: np.ndarray, memory: dict[str, Any], decay: float) -> Said:
+    """Take in the updates (m, d) that are finite: steps (1) and (2) of `leverage`."""
+    long = lengths(updates)
+    finite = np.isfinite(long)
+    rows, long = (updates, long) if finite.all() else (updates[finite], long[finite])
+    factors = shortening(long, np.median(long))
+    sums, counts = remembered(rows, factors, workers[finite], memory, decay)
+    mean = lengths(sums) / counts
+    squared = squared_distances(sums, shortening(mean, np.median(mean)) / counts)
+    return Said(rows, factors, squared)
+
+
+def products(squared: np.ndarray) -> np.ndarray:
+    """Inner products (m, m) of points seen from their mean, of their squared distances."""
+    return products_of(squared, np.full(len(squared), 1 / len(squared)))
 
 
 def leverages(products: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
@@ -80,9 +108,12 @@ def leverages(products: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
     return shares @ np.square(vectors).T
 
 
-def voices(products: np.ndarray) -> np.ndarray:
-    """Return weights, float64 (m,): (h_i / med h)^2, at most 1; of both ridges the smaller one."""
-    held = leverages(products, _RIDGES)
+def voices(squared: np.ndarray, ridges: Sequence[float] = RIDGES) -> np.ndarray:
+    """Weights, float64 (m,), of points by their squared distances: (h_i / med h)^2, at most 1.
+
+    Of several ridges the smallest.
+    """
+    held = leverages(products(squared), ridges)
     middle = np.median(held, axis=1, keepdims=True)
     shares = np.divide(held, middle, out=np.ones_like(held), where=middle > 0)
     return np.square(np.minimum(shares, 1)).min(axis=0)
@@ -94,9 +125,9 @@ def beside_the_nearest(squared: np.ndarray, near: int) -> np.ndarray:
     others = nearest(squared, near + 1)[:, 1:]
     differing = np.eye(m)
     np.put_along_axis(differing, others, -1 / max(others.shape[1], 1), axis=1)
-    products = differing @ products_of(squared, _alike(m)) @ differing.T
-    own = np.diag(products)
-    return np.maximum(own[:, None] + own - 2 * products, 0)
+    found = differing @ products(squared) @ differing.T
+    own = np.diag(found)
+    return np.maximum(own[:, None] + own - 2 * found, 0)
 
 
 @rule("leverage", Limit("m - 2c", lambda m, c, beta: m - 2 * c))
@@ -131,18 +162,11 @@ def leverage(
     check_default("rule 'leverage'", "near", near, int)
     if not 0 <= decay < 1:
         raise BadInput(f"rule 'leverage': decay is {decay}; give a number from 0 to below 1.")
-    long = lengths(updates)
-    finite = np.isfinite(long)
-    if not finite.any():
+    if not np.isfinite(lengths(updates)).any():
         return weighted_mean(updates, np.zeros(len(updates)))
-    rows, long = (updates, long) if finite.all() else (updates[finite], long[finite])
-    factors = shortening(long, np.median(long))
-    sums, counts = remembered(rows, factors, workers[finite], memory, decay)
-    said = lengths(sums) / counts
-    squared = squared_distances(sums, shortening(said, np.median(said)) / counts)
-    weights = voices(products_of(squared, _alike(len(rows))))
-    for distances in (squared, beside_the_nearest(squared, near)):
-        weights = weights * filtered(distances, len(rows) - 2 * c, _PRICE)
+    now = said(updates, workers, memory, decay)
+    enough = len(now.rows) - 2 * c
+    weights = voices(now.squared) * filtered(now.squared, enough, PRICE)
+    weights *= filtered(beside_the_nearest(now.squared, near), enough, PRICE)
     notes["workers kept"] += weights.sum()
-    weights = weights if weights.any() else np.ones(len(rows))
-    return weighted_sum(rows, weights * factors / weights.sum()).astype(np.float32)
+    return now.mean(weights)

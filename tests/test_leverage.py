@@ -12,17 +12,12 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
-from fltrust_repro.leverage import beside_the_nearest, leverages, remembered, voices
+from fltrust_repro.leverage import beside_the_nearest, leverages, products, remembered, voices
 from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
-from fltrust_repro.spectral import products_of as weighted_products
 from fltrust_repro.training import run_trial
 
 RULE = rules["leverage"]
-
-
-def products_of(squared):
-    return weighted_products(squared, np.full(len(squared), 1 / len(squared)))
 
 
 def normal(m, d, seed=0):
@@ -69,25 +64,25 @@ def test_leverages_are_the_diagonal_of_a_ridge_projection():
     points = normal(12, 20)
     centred = points - points.mean(axis=0)
     gram = (centred @ centred.T).astype(float)
-    products = products_of(squared_distances(points))
-    np.testing.assert_allclose(products, gram, atol=1e-4)
+    found = products(squared_distances(points))
+    np.testing.assert_allclose(found, gram, atol=1e-4)
     rho = 3 * np.median(np.maximum(np.linalg.eigvalsh(gram), 0))
     expected = np.diag(gram @ np.linalg.inv(gram + (rho + 1e-12) * np.eye(12)))
-    np.testing.assert_allclose(leverages(products, [3.0])[0], expected, atol=1e-3)
+    np.testing.assert_allclose(leverages(found, [3.0])[0], expected, atol=1e-3)
 
 
 @given(st.integers(2, 8), st.integers(0, 2**16))
 def test_copies_share_one_voice(copies, seed):
     points = normal(20, 40, seed)
     points[:copies] = points[0]
-    held = leverages(products_of(squared_distances(points)), [1.0])[0]
+    held = leverages(products(squared_distances(points)), [1.0])[0]
     assert held[:copies].max() <= 1 / copies + 1e-3
 
 
 def test_copies_lose_their_voice_where_others_have_one_each():
     points = normal(50, 200)
     points[:10] = 0.1
-    found = voices(products_of(squared_distances(points)))
+    found = voices(squared_distances(points))
     assert found[:10].sum() < 0.05 * found.sum()
 
 

@@ -1,0 +1,72 @@
+"""Plug-in: the rule `leverage` without some of its parts, and an attack that holds one line.
+
+`leverage-parts` is the rule itself unless told otherwise; README.md says what each part is for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+import fltrust_repro as fl
+from fltrust_repro.attacks import Round, changing_direction
+from fltrust_repro.errors import BadInput, choose
+from fltrust_repro.leverage import PRICE, RIDGES, beside_the_nearest, said, voices
+from fltrust_repro.spectral import filtered
+from fltrust_repro.tailored import lines
+from fltrust_repro.weighing import lengths, weighted_mean
+
+_VOICES = {"both": RIDGES, "small": RIDGES[:1], "large": RIDGES[1:], "none": ()}
+_FILTERS = {"both": (True, True), "all": (True, False), "beside": (False, True), "none": ()}
+
+
+@fl.rule("leverage-parts")
+def leverage_parts(
+    updates: np.ndarray,
+    c: int,
+    memory: dict[str, Any],
+    workers: np.ndarray,
+    notes: Counter[str],
+    *,
+    voice: str = "both",
+    filters: str = "both",
+    price: float = PRICE,
+    decay: float = 0.9,
+    near: int = 4,
+) -> np.ndarray:
+    """Leverage with a `voice` of one ridge or none, of its `filters` some, and CAF's `price` 0.
+
+    `decay=0` has no memory, `voice=none` weighs nobody by leverage; `filters=all` is the filter on
+    what workers keep saying, `beside` that beside the nearest.
+    """
+    for told, known in ((voice, _VOICES), (filters, _FILTERS)):
+        if told not in known:
+            raise BadInput(f"rule 'leverage-parts': {told!r} is no part; {choose(told, known)}")
+    if not np.isfinite(lengths(updates)).any():
+        return weighted_mean(updates, np.zeros(len(updates)))
+    now = said(updates, workers, memory, decay)
+    weights = np.ones(len(now.rows))
+    if voice != "none":
+        weights *= voices(now.squared, _VOICES[voice])
+    seen = (now.squared, beside_the_nearest(now.squared, near))
+    for squared, wanted in zip(seen, _FILTERS[filters]):
+        if wanted:
+            weights *= filtered(squared, len(now.rows) - 2 * c, price)
+    notes["workers kept"] += weights.sum()
+    return now.mean(weights)
+
+
+@fl.attack("line")
+def line(
+    step: Round, *, name: str = "noisy-std", scale: float = 0.5, lasting: int = 0
+) -> np.ndarray:
+    """Send one line of `tailored` at one scale; with `lasting` 1 against the first direction."""
+    s = changing_direction(step)
+    if lasting:
+        s = step.memory.setdefault("s", s)
+    known = {one.name.replace(" ", "-"): one for one in lines(step, s, s)}
+    if name not in known:
+        raise BadInput(f"attack 'line': there is no line {name!r}; {choose(name, known)}")
+    return known[name].at(np.float32(scale))

@@ -1,0 +1,80 @@
+"""The rule `leverage` without some of its parts: the plug-in of experiments/leverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fltrust_repro as fl
+from fltrust_repro import experiments
+from fltrust_repro.errors import BadInput
+from fltrust_repro.plugins import run_afresh
+from fltrust_repro.training import run_trial
+
+FOLDER = experiments.home() / "leverage"
+
+
+@pytest.fixture(autouse=True)
+def _plugin():
+    fl.load_plugin(FOLDER / "parts.py")
+    yield
+    run_afresh([])
+
+
+def normal(m: int, d: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((m, d)).astype(np.float32)
+
+
+def test_with_all_its_parts_it_is_the_rule():
+    updates = normal(20, 50)
+    updates[:4] = 0.1
+    updates[7, 3] = np.inf
+    whole = fl.rules["leverage"](updates, c=4)
+    np.testing.assert_array_equal(fl.rules["leverage-parts"](updates, c=4), whole)
+    assert np.isnan(fl.rules["leverage-parts"](np.full((5, 3), np.nan), c=1)).all()
+
+
+def test_without_any_it_is_the_mean_of_shortened_updates():
+    updates = normal(20, 50)
+    long = np.linalg.norm(updates, axis=1)
+    shortened = updates * np.minimum(1, np.median(long) / long)[:, None]
+    found = fl.rules["leverage-parts:voice=none,filters=none"](updates, c=4)
+    np.testing.assert_allclose(found, shortened.mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "part", ["voice=small", "voice=large", "voice=none", "filters=all", "filters=beside", "near=2"]
+)
+def test_each_part_counts(part):
+    """Among workers of one kind, or of five, where six push with noise of their own."""
+    kinds, moved = np.random.default_rng(1).standard_normal((5, 40)), []
+    for updates in (normal(30, 40), normal(30, 40) + 3 * kinds[np.arange(30) % 5]):
+        updates[:6] -= 2
+        names = ("leverage", f"leverage-parts:{part}")
+        whole, less = (fl.rules[name](updates, c=6) for name in names)
+        moved.append(np.abs(whole - less).max())
+    assert max(moved) > 0.05
+
+
+@pytest.mark.parametrize("text", ["voice=loud", "filters=some"])
+def test_a_part_that_there_is_not_is_refused(text):
+    with pytest.raises(BadInput, match="is no part; choose one of"):
+        fl.rules[f"leverage-parts:{text}"](normal(9, 3), c=1)
+    with pytest.raises(BadInput, match="there is no line 'loud'"):
+        fl.attacks["line:name=loud"](normal(9, 3), c=1)
+
+
+def test_the_experiment_trains():
+    cells = experiments.load_experiment(str(FOLDER / "leverage-parts.toml")).cells
+    small = {"dataset": "digits", "iterations": 3, "workers": 20, "compromised": 4}
+    settings = {(cell.setting.rule, cell.setting.pre, cell.setting.attack) for cell in cells}
+    for rule, pre, attack in sorted(settings):
+        result = run_trial(fl.Setting(**small, rule=rule, pre=pre, attack=attack), 0)
+        assert 0 <= result.error_rate <= 1
+
+
+def test_a_lasting_line_keeps_its_first_direction():
+    small = {"dataset": "digits", "iterations": 5, "workers": 20, "compromised": 4, "rule": "mean"}
+    moved = [run_trial(fl.Setting(**small, attack=f"line:scale=3,lasting={k}"), 0).error_rate
+             for k in (0, 1)]  # fmt: skip
+    assert moved[0] != moved[1]
