@@ -35,7 +35,7 @@ from fltrust_repro.threat import Master
 from fltrust_repro.training import Federation, is_evaluated
 from fltrust_repro.trial_process import afresh
 from fltrust_repro.trials import Trial
-from fltrust_repro.weighing import lengths
+from fltrust_repro.weighing import lengths, shortening
 
 TIMES = 2  # the clean error: the rule has fallen
 WIDTH = 80
@@ -46,6 +46,7 @@ _ADDS = 0.3  # how far the sum of what it follows may be from what it follows of
 # From where on a fact is worth a sentence; the last two of a fair share of the influence.
 _LONG, _ALIKE, _APART, _CUT, _CROWD = 1.5, 0.05, 3.0, 0.1, 2.0
 _FEW = 0.1  # of the benign workers
+_SAME = 1e-3  # of a result's length: what differs by less is the same
 _TINY = 1e-30  # no quotient has it for a denominator, but for 0/0
 
 Curve = Sequence[tuple[int, float, float]]
@@ -148,6 +149,7 @@ class Facts:
     followed: tuple[int | None, int] | None  # how many of the c, and of the others
     undone: float | None  # of the change without the attack
     way: float | None  # from that change to the mean of what they sent
+    shortened: bool = False  # by the rule: as long as benign ones, they would have done the same
     length: float = np.nan  # over the benign ones'
     cosine: tuple[float, float] = (np.nan, np.nan)  # to the benign mean, theirs and a benign one's
     nearest: float = np.nan  # distance to the nearest benign one, over a benign one's
@@ -158,16 +160,21 @@ class Facts:
 def measured(updates: np.ndarray, c: int, before: np.ndarray | None, answer: Answer) -> Facts:
     """Return the facts of updates (m, d) of which the first c are crafted.
 
-    `answer`, which is asked m + 3 times, makes of updates what the master device would; `before` is
-    what it would have made without the attack.
+    `answer`, which is asked m + 4 times, makes of updates what the master device would; `before` is
+    what it would have made without the attack. Where a rule shortens what they sent, its influence
+    and the way are those of what it shortens it to.
     """
-    sent, benign, result = updates[:c], updates[c:], answer(updates)
-    finite = bool(np.isfinite(sent).all())
-    share, followed = _followed(updates, c, result, answer)
+    benign, result = updates[c:], answer(updates)
+    finite = bool(np.isfinite(updates[:c]).all())
+    short = _of_median_length(updates, c) if finite else updates
+    gap = np.linalg.norm(answer(short).astype(np.float64) - result)
+    shortened = finite and bool(gap <= _SAME * np.linalg.norm(result.astype(np.float64)))
+    taken = short if shortened else updates
+    share, followed = _followed(taken, c, result, answer)
     gone = way = None
     if before is not None and finite and np.isfinite([before, result]).all():
         gone = undone(before, result)
-        path = sent.mean(axis=0, dtype=np.float64) - before
+        path = taken[:c].mean(axis=0, dtype=np.float64) - before
         way = float((result - before) @ path / max(path @ path, _TINY))
     if not finite:
         return Facts(finite, share, followed, gone, way)
@@ -177,13 +184,20 @@ def measured(updates: np.ndarray, c: int, before: np.ndarray | None, answer: Ans
     apart = np.sqrt(squared) + np.diag(np.full(len(updates), np.inf))
     typical = _median(apart[c:, c:][np.isfinite(apart[c:, c:])])
     return Facts(
-        finite, share, followed, gone, way,
+        finite, share, followed, gone, way, shortened,
         length=_median(long[:c]) / max(_median(long[c:]), _TINY),
         cosine=(_median(cosines[:c]), _median(cosines[c:])),
         nearest=_median(apart[:c, c:].min(axis=1)) / max(_median(apart[c:, c:].min(axis=1)), _TINY),
         among=_median(apart[:c, :c][~np.eye(c, dtype=bool)]) / max(typical, _TINY),
         apart=_along_the_spread(squared, c),
     )  # fmt: skip
+
+
+def _of_median_length(updates: np.ndarray, c: int) -> np.ndarray:
+    """The updates, of which the first c are shortened to the median length of all."""
+    long = lengths(updates)
+    factors = np.where(np.arange(len(long)) < c, shortening(long, _median(long)), 1)
+    return updates * factors.astype(np.float32)[:, None]
 
 
 def _followed(
@@ -284,8 +298,9 @@ def _crafted(facts: Facts) -> str:
     """What the crafted updates look like."""
     if not facts.finite:
         return "What they sent is not finite."
+    by_rule = ", which the rule shortens" * (facts.shortened and facts.length > _LONG)
     return (
-        f"They sent, beside a benign update: {_few(facts.length)} times its length; "
+        f"They sent, beside a benign update: {_few(facts.length)} times its length{by_rule}; "
         f"{_few(facts.nearest)} times its distance to the nearest benign one"
         + ("" if np.isnan(facts.among) else f", {_few(facts.among)} times to each other")
         + f"; cosine to the benign mean {facts.cosine[0]:.2f} ({facts.cosine[1]:.2f}); "
@@ -312,7 +327,7 @@ def _advice(seen: Moment, facts: Facts) -> str:
             "what is cut: hardly anything they sent is in the result; they moved it by which of "
             "the others' values are left, as where as many are cut on each side"
         )
-    elif facts.length > _LONG:
+    elif facts.length > _LONG and not facts.shortened:
         told = "lengths: clip updates to their median length"
     elif facts.among < _ALIKE and alone and share > _CROWD * fair:
         told = (

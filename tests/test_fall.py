@@ -155,6 +155,11 @@ def scaled(rows: np.ndarray) -> np.ndarray:
     return mean(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
+def clipped(rows: np.ndarray) -> np.ndarray:
+    """The mean of updates of their median length at most."""
+    return fl.rules["norm-clipping"](rows, c=4)
+
+
 def trimmed(rows: np.ndarray) -> np.ndarray:
     return fl.trimmed_mean(rows, beta=4)
 
@@ -240,12 +245,23 @@ def test_the_direction_of_the_largest_spread_is_that_of_the_updates():
         (updates(seed=1)[:4] + updates().mean(axis=0) - updates(seed=1).mean(axis=0), mean,
          "what they have in common"),
         (np.full(300, np.nan), trimmed, "not finite"),
+        (-9000 * updates().mean(axis=0), clipped, "the direction in which updates spread most"),
     ],
 )  # fmt: skip
 def test_what_to_look_at_is_chosen_by_what_was_measured(sent, answer, words):
     rows = updates()
     seen = fall.Moment(20, rows, 4, None, None, 0.5)
     assert words in fall._advice(seen, facts(sent, answer, rows))
+
+
+def test_what_a_rule_shortens_is_judged_as_it_takes_it():
+    rows = updates()
+    found = facts(-9000 * rows[4:].mean(axis=0), clipped, rows)
+    assert found.shortened
+    assert found.length > 1000
+    assert "times its length, which the rule shortens" in fall._crafted(found)
+    assert 0.1 < found.way < 0.5
+    assert not facts(-9000 * rows[4:].mean(axis=0), mean, rows).shortened
 
 
 def test_the_text_says_when_by_whom_and_how_far():
