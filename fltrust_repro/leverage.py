@@ -28,7 +28,7 @@ from fltrust_repro.spectral import filtered, products_of
 from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
 RIDGES = (1.0, 100.0)  # of the median eigenvalue: with the noise of each worker, and beyond it
-PRICE = 1.0  # of weight taken away, for the spectral filter
+PRICE = 1.15  # of weight taken away, for the spectral filter: an exponent
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})
@@ -138,7 +138,7 @@ def leverage(
     workers: np.ndarray,
     notes: Counter[str],
     *,
-    decay: float = 0.9,
+    decay: float = 0.985,
     near: int = 4,
 ) -> np.ndarray:
     """Leverage: a mean of what workers keep saying, in which what many say counts once.
@@ -149,7 +149,7 @@ def leverage(
     and 100 times the median eigenvalue of G, the smaller voice. (4) It is multiplied by the weights
     of CAF's filter, at most 2c of them lost, on e_i, and on e_i less the mean of its `near`
     nearest; of the weights on the way those of the least leading eigenvalue, divided by the share
-    of weight that is left. The result is the mean of (1) under these weights.
+    of weight that is left to the power of 1.15. The result is the mean of (1) under these weights.
 
     This program's own, for updates of workers who are known by identity. A row that is not finite
     is left out, and not remembered. Remembers (m, d) numbers, and allocates as many twice.

@@ -344,7 +344,7 @@ def foundation(updates, copies):
     return [*rows, *[rows[scores.index(max(scores))]] * copies]
 
 
-def leverage(rounds, c, decay=0.9, near=4):
+def leverage(rounds, c, decay=0.985, near=4):
     """`rounds` are lists of updates (m, d), of the same workers; the result of the last one."""
 
     def shortened(rows):
@@ -384,7 +384,7 @@ def _priced_filter(points, enough):
         mean = share @ points
         covariance = (points - mean).T @ ((points - mean) * share[:, None])
         values, vectors = np.linalg.eigh(covariance)
-        price = values[-1] / (q.sum() / m)
+        price = values[-1] / (q.sum() / m) ** 1.15
         if price < least:
             least, best = price, q
         tau = ((points - mean) @ vectors[:, -1]) ** 2

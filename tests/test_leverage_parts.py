@@ -46,12 +46,12 @@ def test_without_any_it_is_the_mean_of_shortened_updates():
     "part", ["voice=small", "voice=large", "voice=none", "filters=all", "filters=beside", "near=2"]
 )
 def test_each_part_counts(part):
-    """Among workers of one kind, or of five, where six push with noise of their own."""
+    """Among workers of one kind, or of five, where eight push with noise of their own."""
     kinds, moved = np.random.default_rng(1).standard_normal((5, 40)), []
     for updates in (normal(30, 40), normal(30, 40) + 3 * kinds[np.arange(30) % 5]):
-        updates[:6] -= 2
+        updates[:8] -= 2
         names = ("leverage", f"leverage-parts:{part}")
-        whole, less = (fl.rules[name](updates, c=6) for name in names)
+        whole, less = (fl.rules[name](updates, c=8) for name in names)
         moved.append(np.abs(whole - less).max())
     assert max(moved) > 0.05
 

@@ -33,7 +33,7 @@ def leverage_parts(
     voice: str = "both",
     filters: str = "both",
     price: float = PRICE,
-    decay: float = 0.9,
+    decay: float = 0.985,
     near: int = 4,
 ) -> np.ndarray:
     """Leverage with a `voice` of one ridge or none, of its `filters` some, and CAF's `price` 0.
@@ -60,13 +60,20 @@ def leverage_parts(
 
 @fl.attack("line")
 def line(
-    step: Round, *, name: str = "noisy-std", scale: float = 0.5, lasting: int = 0
+    step: Round, *, name: str = "noisy-std", scale: float = 0.5, lasting: int = 0, begin: int = 1
 ) -> np.ndarray:
-    """Send one line of `tailored` at one scale; with `lasting` 1 against the first direction."""
+    """Send one line of `tailored` at one scale, and before iteration `begin` the own updates.
+
+    With `lasting` 1 it goes against the changing direction of its first iteration.
+    """
+    step.memory["iteration"] = step.memory.get("iteration", 0) + 1
     s = changing_direction(step)
-    if lasting:
-        s = step.memory.setdefault("s", s)
     known = {one.name.replace(" ", "-"): one for one in lines(step, s, s)}
     if name not in known:
         raise BadInput(f"attack 'line': there is no line {name!r}; {choose(name, known)}")
+    if step.memory["iteration"] < begin:
+        return step.known[: step.c]
+    if lasting:
+        s = step.memory.setdefault("s", s)
+        known = {one.name.replace(" ", "-"): one for one in lines(step, s, s)}
     return known[name].at(np.float32(scale))
