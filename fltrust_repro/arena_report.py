@@ -139,6 +139,8 @@ def summary(entry: Entry, found: Standings) -> str:
 def page(found: Standings, command: str, trials: Sequence[Trial], told: Sequence[str]) -> str:
     """Return the page of Markdown; `told` are the sentences below the ranking."""
     parts = [f"# Arena {report.markdown(heading(found))}\n", f"{LEGEND}\n"]
+    if found.missing:
+        parts.append(f"**{found.missing:,} trials are missing still: places may change.**\n")
     for name, entries in groups(found).items():
         parts += [f"## {name}\n", f"{table(entries, 'github')}\n"]
     parts += [f"- {report.markdown(line)}" for line in told]

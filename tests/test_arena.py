@@ -325,6 +325,7 @@ def test_drawing_runs_nothing_and_writes_the_ranking(call, small, others):
     page = (small / "results" / "arena-p5.md").read_text()
     assert page.startswith("# Arena P5, version 3: Small\n")
     assert "`python -m fltrust_repro arena --protocol P5`" in page
+    assert re.search(r"^\*\*\d+ trials are missing still: places may change\.\*\*$", page, re.M)
 
 
 def test_cells_that_a_limit_forbids_are_named(call, small, others):

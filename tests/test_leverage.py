@@ -12,7 +12,14 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
-from fltrust_repro.leverage import beside_the_nearest, leverages, products, remembered, voices
+from fltrust_repro.leverage import (
+    RIDGES,
+    beside_the_nearest,
+    leverages,
+    products,
+    remembered,
+    voices,
+)
 from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
@@ -77,6 +84,16 @@ def test_copies_share_one_voice(copies, seed):
     points[:copies] = points[0]
     held = leverages(products(squared_distances(points)), [1.0])[0]
     assert held[:copies].max() <= 1 / copies + 1e-3
+
+
+@given(st.integers(2, 12), st.integers(0, 2**16), st.floats(0.0, 100.0))
+def test_of_copies_more_say_less(copies, seed, far):
+    """All k together at most 1 / (k (med h)^2), whatever they say."""
+    points = normal(25, 40, seed)
+    points[:copies] = np.float32(far)
+    squared = squared_distances(points)
+    middle = np.median(leverages(products(squared), RIDGES), axis=1).max()
+    assert voices(squared)[:copies].sum() <= 1.01 / (copies * middle**2)
 
 
 def test_copies_lose_their_voice_where_others_have_one_each():
