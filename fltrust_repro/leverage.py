@@ -12,7 +12,6 @@ what is common to workers of many kinds stands out once each is compared with th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from fltrust_repro.registry import check_default
 from fltrust_repro.spectral import filtered, products_of
 from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
-RIDGES = (1.0, 100.0)  # of the median eigenvalue: with the noise of each worker, and beyond it
+RIDGE = 100.0  # of the median eigenvalue: far beyond the noise that each worker has of its own
 PRICE = 1.15  # of weight taken away, for the spectral filter: an exponent
 
 
@@ -95,28 +94,23 @@ def products(squared: np.ndarray) -> np.ndarray:
     return products_of(squared, np.full(len(squared), 1 / len(squared)))
 
 
-def leverages(products: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
-    """Return how much of the span of all each point holds alone, float64 (k, m), for k ridges.
+def leverages(products: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+    """Return how much of the span of all each point holds alone, float64 (m,).
 
     That is the leverage h_i, the diagonal of G (G + rho I)^-1, where G holds the inner products
-    and rho is a ridge times its median eigenvalue. Of k points at one place each has 1/k at most.
+    and rho is `ridge` times its median eigenvalue. Of k points at one place each has 1/k at most.
     """
     values, vectors = eigh(products)
     values = np.maximum(values, 0)
-    below = values + np.multiply.outer(ridges, np.median(values))[:, None]
-    shares = np.divide(values, below, out=np.zeros_like(below), where=below > 0)
-    return shares @ np.square(vectors).T
+    below = values + ridge * np.median(values)
+    return np.square(vectors) @ np.divide(values, below, out=np.zeros(len(below)), where=below > 0)
 
 
-def voices(squared: np.ndarray, ridges: Sequence[float] = RIDGES) -> np.ndarray:
-    """Weights, float64 (m,), of points by their squared distances: (h_i / med h)^2, at most 1.
-
-    Of several ridges the smallest.
-    """
-    held = leverages(products(squared), ridges)
-    middle = np.median(held, axis=1, keepdims=True)
-    shares = np.divide(held, middle, out=np.ones_like(held), where=middle > 0)
-    return np.square(np.minimum(shares, 1)).min(axis=0)
+def voices(squared: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+    """Weights, float64 (m,), of points by their squared distances: (h_i / med h)^2, at most 1."""
+    held = leverages(products(squared), ridge)
+    middle = np.median(held)
+    return np.square(np.minimum(held / middle, 1)) if middle > 0 else np.ones(len(held))
 
 
 def beside_the_nearest(squared: np.ndarray, near: int) -> np.ndarray:
@@ -145,8 +139,8 @@ def leverage(
 
     (1) Updates are shortened to their median length. (2) e_i is the running mean of worker i's, of
     weight `decay` an iteration, shortened likewise. (3) With G the inner products of e_i - mean and
-    h_i the diagonal of G (G + rho I)^-1, a worker's voice is (h_i / med h)^2, at most 1; of rho = 1
-    and 100 times the median eigenvalue of G, the smaller voice. (4) It is multiplied by the weights
+    h_i the diagonal of G (G + rho I)^-1, where rho is 100 times G's median eigenvalue, a worker's
+    voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights
     of CAF's filter, at most 2c of them lost, on e_i, and on e_i less the mean of its `near`
     nearest; of the weights on the way those of the least leading eigenvalue, divided by the share
     of weight that is left to the power of 1.15. The result is the mean of (1) under these weights.

@@ -360,11 +360,9 @@ def leverage(rounds, c, decay=0.985, near=4):
     m = len(said)
     centred = said - said.mean(axis=0)
     gram = centred @ centred.T
-    weights = np.ones(m)
-    for ridge in (1.0, 100.0):
-        rho = ridge * np.median(np.maximum(np.linalg.eigvalsh(gram), 0))
-        held = np.diag(gram @ np.linalg.inv(gram + rho * np.eye(m)))
-        weights = np.minimum(weights, np.minimum(held / np.median(held), 1) ** 2)
+    rho = 100 * np.median(np.maximum(np.linalg.eigvalsh(gram), 0))
+    held = np.diag(gram @ np.linalg.inv(gram + rho * np.eye(m)))
+    weights = np.minimum(held / np.median(held), 1) ** 2
     apart = []
     for i in range(m):
         by_distance = sorted((j for j in range(m) if j != i),

@@ -13,12 +13,11 @@ import numpy as np
 import fltrust_repro as fl
 from fltrust_repro.attacks import Round, changing_direction
 from fltrust_repro.errors import BadInput, choose
-from fltrust_repro.leverage import PRICE, RIDGES, beside_the_nearest, said, voices
+from fltrust_repro.leverage import PRICE, RIDGE, beside_the_nearest, said, voices
 from fltrust_repro.spectral import filtered
 from fltrust_repro.tailored import lines
 from fltrust_repro.weighing import lengths, weighted_mean
 
-_VOICES = {"both": RIDGES, "small": RIDGES[:1], "large": RIDGES[1:], "none": ()}
 _FILTERS = {"both": (True, True), "all": (True, False), "beside": (False, True), "none": ()}
 
 
@@ -30,26 +29,24 @@ def leverage_parts(
     workers: np.ndarray,
     notes: Counter[str],
     *,
-    voice: str = "both",
+    ridge: float = RIDGE,
     filters: str = "both",
     price: float = PRICE,
     decay: float = 0.985,
     near: int = 4,
 ) -> np.ndarray:
-    """Leverage with a `voice` of one ridge or none, of its `filters` some, and CAF's `price` 0.
+    """Leverage with another `ridge`, some of its `filters`, and another `price`, of CAF's filter 0.
 
-    `decay=0` has no memory, `voice=none` weighs nobody by leverage; `filters=all` is the filter on
+    `decay=0` has no memory, `ridge=0` weighs nobody by leverage; `filters=all` is the filter on
     what workers keep saying, `beside` that beside the nearest.
     """
-    for told, known in ((voice, _VOICES), (filters, _FILTERS)):
-        if told not in known:
-            raise BadInput(f"rule 'leverage-parts': {told!r} is no part; {choose(told, known)}")
+    if filters not in _FILTERS:
+        wrong = f"rule 'leverage-parts': filters is {filters!r}"
+        raise BadInput(f"{wrong}; {choose(filters, _FILTERS)}")
     if not np.isfinite(lengths(updates)).any():
         return weighted_mean(updates, np.zeros(len(updates)))
     now = said(updates, workers, memory, decay)
-    weights = np.ones(len(now.rows))
-    if voice != "none":
-        weights *= voices(now.squared, _VOICES[voice])
+    weights = voices(now.squared, ridge) if ridge > 0 else np.ones(len(now.rows))
     seen = (now.squared, beside_the_nearest(now.squared, near))
     for squared, wanted in zip(seen, _FILTERS[filters]):
         if wanted:
