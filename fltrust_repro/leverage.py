@@ -27,7 +27,7 @@ from fltrust_repro.spectral import filtered, products_of
 from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
 RIDGE = 100.0  # of the median eigenvalue: far beyond the noise that each worker has of its own
-PRICE = 1.15  # of weight taken away, for the spectral filter: an exponent
+PRICE = 1.0  # of weight taken away, for the spectral filter: an exponent
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})
@@ -140,10 +140,10 @@ def leverage(
     (1) Updates are shortened to their median length. (2) e_i is the running mean of worker i's, of
     weight `decay` an iteration, shortened likewise. (3) With G the inner products of e_i - mean and
     h_i the diagonal of G (G + rho I)^-1, where rho is 100 times G's median eigenvalue, a worker's
-    voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights
-    of CAF's filter, at most 2c of them lost, on e_i, and on e_i less the mean of its `near`
-    nearest; of the weights on the way those of the least leading eigenvalue, divided by the share
-    of weight that is left to the power of 1.15. The result is the mean of (1) under these weights.
+    voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights of CAF's filter, at
+    most 2c of them lost, on e_i less the mean of its `near` nearest; of the weights on the way
+    those of the least leading eigenvalue, divided by the share of weight that is left. The result
+    is the mean of (1) under these weights.
 
     This program's own, for updates of workers who are known by identity. A row that is not finite
     is left out, and not remembered. Remembers (m, d) numbers, and allocates as many twice.
@@ -159,8 +159,7 @@ def leverage(
     if not np.isfinite(lengths(updates)).any():
         return weighted_mean(updates, np.zeros(len(updates)))
     now = said(updates, workers, memory, decay)
-    enough = len(now.rows) - 2 * c
-    weights = voices(now.squared) * filtered(now.squared, enough, PRICE)
-    weights *= filtered(beside_the_nearest(now.squared, near), enough, PRICE)
+    apart = beside_the_nearest(now.squared, near)
+    weights = voices(now.squared) * filtered(apart, len(now.rows) - 2 * c, PRICE)
     notes["workers kept"] += weights.sum()
     return now.mean(weights)

@@ -368,8 +368,7 @@ def leverage(rounds, c, decay=0.985, near=4):
         by_distance = sorted((j for j in range(m) if j != i),
                              key=lambda j: ((said[i] - said[j]) ** 2).sum())  # fmt: skip
         apart.append(said[i] - said[by_distance[:near]].mean(axis=0))
-    for points in (said, np.array(apart)):
-        weights = weights * _priced_filter(points, m - 2 * c)
+    weights = weights * _priced_filter(np.array(apart), m - 2 * c)
     return (weights[:, None] * rows[-1]).sum(axis=0) / weights.sum()
 
 
@@ -382,7 +381,7 @@ def _priced_filter(points, enough):
         mean = share @ points
         covariance = (points - mean).T @ ((points - mean) * share[:, None])
         values, vectors = np.linalg.eigh(covariance)
-        price = values[-1] / (q.sum() / m) ** 1.15
+        price = values[-1] / (q.sum() / m)
         if price < least:
             least, best = price, q
         tau = ((points - mean) @ vectors[:, -1]) ** 2

@@ -42,7 +42,9 @@ def test_without_any_it_is_the_mean_of_shortened_updates():
     np.testing.assert_allclose(found, shortened.mean(axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("part", ["ridge=1", "ridge=0", "filters=all", "filters=beside", "near=2"])
+@pytest.mark.parametrize(
+    "part", ["ridge=1", "ridge=0", "filters=all", "filters=both", "filters=none", "near=2"]
+)
 def test_each_part_counts(part):
     """Among workers of one kind, or of five, where eight push with noise of their own."""
     kinds, moved = np.random.default_rng(1).standard_normal((5, 40)), []

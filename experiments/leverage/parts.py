@@ -30,15 +30,15 @@ def leverage_parts(
     notes: Counter[str],
     *,
     ridge: float = RIDGE,
-    filters: str = "both",
+    filters: str = "beside",
     price: float = PRICE,
     decay: float = 0.985,
     near: int = 4,
 ) -> np.ndarray:
-    """Leverage with another `ridge`, some of its `filters`, and another `price`, of CAF's filter 0.
+    """Leverage with another `ridge`, other `filters`, and another `price`, of CAF's filter 0.
 
     `decay=0` has no memory, `ridge=0` weighs nobody by leverage; `filters=all` is the filter on
-    what workers keep saying, `beside` that beside the nearest.
+    what workers keep saying instead of that `beside` the nearest.
     """
     if filters not in _FILTERS:
         wrong = f"rule 'leverage-parts': filters is {filters!r}"
