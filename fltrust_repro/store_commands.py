@@ -269,7 +269,7 @@ def _of_league(entry: Rule | PreAggregation) -> str:
 @click.command("list")
 @options.plugin_option
 def list_everything() -> None:
-    """List rules, attacks, models, data, experiments by paper, and protocols, one line each."""
+    """List rules, attacks, models, data sets and experiments by paper, and protocols."""
     sections = {
         "rules": {name: _of_league(rule) for name, rule in rules.items()},
         "pre-aggregations": {name: _of_league(pre) for name, pre in preaggregations.items()},
