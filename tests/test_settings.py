@@ -130,7 +130,10 @@ def test_names_of_settings_never_change():
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 COMMITTED = sorted(RESULTS.glob("*.trials.csv*"))
-PLUGINS = {"foundation-selection.trials.csv": RESULTS.parent / "foundation" / "selection.py"}
+PLUGINS = {
+    "foundation-selection.trials.csv": RESULTS.parent / "foundation" / "selection.py",
+    "leverage-parts.trials.csv": RESULTS.parent / "leverage" / "parts.py",
+}
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.name)
