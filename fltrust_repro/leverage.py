@@ -81,6 +81,8 @@ def said(updates: np.ndarray, workers: np.ndarray, memory: dict[str, Any], decay
     """Take in the updates (m, d) that are finite: steps (1) and (2) of `leverage`."""
     long = lengths(updates)
     finite = np.isfinite(long)
+    if not finite.any():
+        return Said(updates[:0], np.zeros(0), np.zeros((0, 0)))
     rows, long = (updates, long) if finite.all() else (updates[finite], long[finite])
     factors = shortening(long, np.median(long))
     sums, counts = remembered(rows, factors, workers[finite], memory, decay)
@@ -156,9 +158,9 @@ def leverage(
     check_default("rule 'leverage'", "near", near, int)
     if not 0 <= decay < 1:
         raise BadInput(f"rule 'leverage': decay is {decay}; give a number from 0 to below 1.")
-    if not np.isfinite(lengths(updates)).any():
-        return weighted_mean(updates, np.zeros(len(updates)))
     now = said(updates, workers, memory, decay)
+    if not len(now.rows):
+        return weighted_mean(updates, np.zeros(len(updates)))
     apart = beside_the_nearest(now.squared, near)
     weights = voices(now.squared) * filtered(apart, len(now.rows) - 2 * c, PRICE)
     notes["workers kept"] += weights.sum()
