@@ -227,7 +227,10 @@ def _show(order: Order, found: Standings) -> None:
     for name, entries in arena_report.groups(found).items():
         if not near or any(entry.row in near for entry in entries):
             click.echo(f"\n{name}\n{arena_report.table(entries, 'simple', near)}")
-    click.echo("".join(f"\n{_wrapped(line)}" for line in arena_report.notes(found, order.rows)))
+    told = arena_report.notes(found, order.rows)
+    if not near and (left := arena_report.incomplete(found)):
+        told.append(left)
+    click.echo("".join(f"\n{_wrapped(line)}" for line in told))
 
 
 def _explain(order: Order, found: Standings, known: Known, machine: Machine) -> None:

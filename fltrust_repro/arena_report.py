@@ -91,7 +91,7 @@ def _mean(cell: Cell) -> str:
 
 
 def notes(found: Standings, rows: Sequence[str]) -> list[str]:
-    """Say what the table does not of these rows: leagues, flags, breakdowns, what is missing."""
+    """Say what the table does not of these rows: leagues, flags, breakdowns, which have no place."""
     entries, told = [one for one in found.entries if one.row in rows], []
     league = [one.league_place for one in found.entries if one.league == NO_C]
     if alone := [f"{_place(e.league_place, league)} {e.row}" for e in entries if e.league == NO_C]:
@@ -110,9 +110,14 @@ def notes(found: Standings, rows: Sequence[str]) -> list[str]:
         told.append(f"None of them has met every attack with {arena.FEW} seeds yet; {do}.")
     elif left := [row for row in rows if row not in ranked]:
         told.append(f"Not ranked, as they have not met every attack: {', '.join(left)}.")
-    if found.missing and {*rows} >= {entry.row for entry in found.entries}:
-        told.append(f"{found.missing:,} trials of the protocol are missing still.")
     return told
+
+
+def incomplete(found: Standings) -> str:
+    """Say how many trials of the protocol are missing; nothing where none is."""
+    left = f"{found.missing:,} trial{'s' * (found.missing > 1)}"
+    are = "is" if found.missing == 1 else "are"
+    return f"{left} {are} missing still: places may change." if found.missing else ""
 
 
 def left_out(refused: Mapping[str, Sequence[tuple[str, str]]], rows: int) -> list[str]:
@@ -139,8 +144,8 @@ def summary(entry: Entry, found: Standings) -> str:
 def page(found: Standings, command: str, trials: Sequence[Trial], told: Sequence[str]) -> str:
     """Return the page of Markdown; `told` are the sentences below the ranking."""
     parts = [f"# Arena {report.markdown(heading(found))}\n", f"{LEGEND}\n"]
-    if found.missing:
-        parts.append(f"**{found.missing:,} trials are missing still: places may change.**\n")
+    if left := incomplete(found):
+        parts.append(f"**{left}**\n")
     for name, entries in groups(found).items():
         parts += [f"## {name}\n", f"{table(entries, 'github')}\n"]
     parts += [f"- {report.markdown(line)}" for line in told]
