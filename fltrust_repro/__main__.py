@@ -32,6 +32,8 @@ _COMMANDS = {  # the module of each, and its line of help
     "report": ("store_commands", "Set every number that the paper prints beside ours."),
     "status": ("store_commands", "Say what is done and what is missing."),
     "show": ("store_commands", "Print one trial's error curve."),
+    "trials": ("compare_commands", "List finished trials: which, how many, where they lie."),
+    "compare": ("compare_commands", "Compare two stores, two folders of results or two settings."),
     "export": ("store_commands", "Write all finished trials as one table."),
     "import": ("store_commands", "Take over the finished trials of other stores."),
     "list": ("store_commands", "List rules, attacks, models, data sets and experiments."),

@@ -104,14 +104,21 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
     """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
-    # By hand, since importing scipy.stats takes longer than all else that a report does.
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
+    error, freedom = welch(errors, others)
+    return bool(special.stdtr(freedom, (np.mean(errors) - np.mean(others)) / error) > LEVEL)
+
+
+def welch(errors: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Return the standard error of the difference of two means, and its degrees of freedom.
+
+    By Welch, of samples of two values or more, one of which varies.
+    """
+    # By hand, since importing scipy.stats takes longer than all else that a report does.
     squares = [float(np.var(some, ddof=1)) / len(some) for some in (errors, others)]
     parts = (square**2 / (len(some) - 1) for square, some in zip(squares, (errors, others)))
-    freedom = sum(squares) ** 2 / sum(parts)
-    t = (np.mean(errors) - np.mean(others)) / math.sqrt(sum(squares))
-    return bool(special.stdtr(freedom, t) > LEVEL)
+    return math.sqrt(sum(squares)), sum(squares) ** 2 / sum(parts)
 
 
 def verdicts(measured: Sequence[Measured]) -> list[str]:

@@ -33,11 +33,18 @@ def trials_in(
     folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
 ) -> list[Trial]:
     """Return the wanted trials of a results folder; a file that is none of trials is left out."""
-    found = []
+    return [trial for trials in by_file(folder, left_out, wanted).values() for trial in trials]
+
+
+def by_file(
+    folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
+) -> dict[Path, list[Trial]]:
+    """Return the wanted trials of a results folder by the file they lie in."""
+    found = {}
     files = [*folder.glob(f"*{ENDING}"), *folder.glob(f"*{ENDING}{PACKED}")]
     for file in sorted(filter(Path.is_file, files)):
         try:
-            found += read_csv(file, left_out, wanted)
+            found[file] = read_csv(file, left_out, wanted)
         except BadInput as error:
             left_out.add(file, "the whole file", error)
     return found
