@@ -21,7 +21,7 @@ Errors = Mapping[int, float]  # error rates by seed
 EQUAL = "equal"
 LOWER, HIGHER = "B lower", "B higher"
 PERHAPS = {LOWER: "perhaps lower", HIGHER: "perhaps higher"}  # if no other cell were looked at
-WITHIN = "same within"  # and how much
+WITHIN = "within"  # and of what: no difference is seen, and it is no larger
 VERDICTS = (LOWER, HIGHER, *PERHAPS.values(), WITHIN, EQUAL, TOO_FEW)
 
 

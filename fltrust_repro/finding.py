@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,17 +42,21 @@ class Group(NamedTuple):
         return [one.trial for one in self.found]
 
 
-def at_hand(store: Path, out: Path, of_published: LeftOut) -> list[Found]:
-    """Return what `reproduce` and `show` need not run: in a store, in OUT, and published.
+def gathered(sources: Sequence[Path], store: Path, out: Path, quietly: bool = False) -> list[Found]:
+    """Return the trials of the sources named; of none what `reproduce` and `show` need not run.
 
-    A trial that lies in several files is found once, in the first of them. Says on stderr what is
-    not understood of the user's own; `of_published` takes that of the others.
+    Which is in a store, in OUT, and published. A trial that lies in several files is found once, in
+    the first of them. Says on stderr what is left out, `quietly` only of the user's own.
     """
-    left_out = LeftOut()
-    found = _of_store(store, left_out) + _of_folder(out, left_out)
-    left_out.tell()
+    if sources:
+        return _once(one for source in sources for one in lying_in(source))
+    own, published = LeftOut(), LeftOut()
+    found = _of_store(store, own) + _of_folder(out, own)
     if not reproduction.is_published(out):
-        found += _of_folder(experiments.published(), of_published)
+        found += _of_folder(experiments.published(), published)
+    own.tell()
+    if not quietly:
+        published.tell()
     return _once(found)
 
 
@@ -108,7 +112,8 @@ def chosen(found: Iterable[Found], wanted: Mapping[str, Collection[Any]]) -> lis
         for value in asked if found else ():
             if value not in known:
                 there = sorted(map(str, known))
-                wrong = f"no trial at hand has {name.replace('_', '-')} {shown(value)}"
+                what = f"{name.replace('_', '-')} {shown(value)}"
+                wrong = f"no trial at hand has {what} (of a plug-in's, give --plugin)"
                 raise BadInput(f"{wrong}; {choose(str(value), there)}")
     fits = {s for s, of in values.items() if all(of[n] in asked for n, asked in wanted.items())}
     return [one for one in found if one.trial.setting in fits]

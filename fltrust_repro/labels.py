@@ -51,6 +51,20 @@ def told(setting: Setting) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != usual[name]}
 
 
+def changed(setting: Setting, fields: Mapping[str, Any]) -> Setting:
+    """Return a setting with other values of some fields; what follows them does so.
+
+    Raises `BadInput` for what is no setting.
+
+    >>> from fltrust_repro.labels import changed
+    >>> from fltrust_repro.settings import Setting
+    >>> changed(Setting(), {"compromised": 10}).beta
+    10
+    """
+    own = {name: getattr(setting, name) for name in _IN_COLUMNS}
+    return Setting.from_dict({**own, **told(setting), **fields})
+
+
 def labels(
     settings: Iterable[Setting], without: Collection[str] = ()
 ) -> tuple[str, dict[Setting, Label]]:
@@ -72,7 +86,9 @@ def labels(
     }
     apart = [name for name, texts in columns.items() if len(set(texts)) > 1]
     alike = {n: texts[0] for n, texts in columns.items() if n not in apart and texts[0]}
-    found = {one: {n: columns[n][k] for n in apart} for k, one in enumerate(every)}
+    found: dict[Setting, Label] = {
+        one: {n: columns[n][k] for n in apart} for k, one in enumerate(every)
+    }
     return in_words({**alike, **shared}), found
 
 

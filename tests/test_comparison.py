@@ -150,7 +150,7 @@ def test_a_verdict_says_which_way_and_how_sure():
     assert verdict(replace(lower, value=0.05, p=0.03), 0.01) == "B higher"
     assert verdict(replace(lower, value=0.05, p=0.03), 0.2) == "perhaps higher"
     unsure = replace(lower, value=-0.0034, half=0.0051, p=0.2)
-    assert verdict(unsure, 0.2) == "same within ±0.009"
+    assert verdict(unsure, 0.2) == "within ±0.009"
 
 
 def test_constant_sides_of_other_seeds_are_told_apart():

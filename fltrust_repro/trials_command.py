@@ -1,4 +1,4 @@
-"""`trials` and `compare`: what finished trials there are, and how two sets of them differ."""
+"""`trials`: what finished trials there are, and where they lie."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fltrust_repro import finding, options, report
-from fltrust_repro.errors import LeftOut, one_line
+from fltrust_repro.errors import one_line
 from fltrust_repro.filters import Wanted, filter_options
 from fltrust_repro.finding import Found, Group
 from fltrust_repro.labels import labels, ordered
@@ -40,7 +40,8 @@ def trials_command(
     what is published with the program. Every option of `run` that belongs to a setting chooses
     among them, as --rule krum --iterations 500. `export` writes a store's as a table.
     """
-    chosen = _chosen(sources, store_path, out, wanted)
+    found = finding.gathered(sources, store_path, out, quietly=bool(wanted))
+    chosen = finding.chosen(found, wanted)
     places = {one: place for place, one in enumerate(ordered({f.trial.setting for f in chosen}))}
     groups = sorted(finding.groups(chosen), key=lambda g: (places[g.setting], not g.is_current))
     if as_json:
@@ -50,21 +51,6 @@ def trials_command(
         _print(groups, each)
     else:
         click.echo("No finished trial is so." if wanted else "There is no finished trial.")
-
-
-def _chosen(sources: Sequence[Path], store_path: Path, out: Path, wanted: Wanted) -> list[Found]:
-    """The trials wanted, of the sources named or else of what is at hand."""
-    if sources:
-        found = [one for source in dict.fromkeys(sources) for one in finding.lying_in(source)]
-        return finding.chosen(found, wanted)
-    left_out, chosen = LeftOut(), []
-    found = finding.at_hand(store_path, out, left_out)
-    try:
-        chosen = finding.chosen(found, wanted)
-    finally:
-        if not (wanted and chosen):  # else what is published of other plug-ins is of no interest
-            left_out.tell()
-    return chosen
 
 
 def _print(groups: Sequence[Group], each: bool) -> None:
