@@ -55,6 +55,11 @@ def file_of(experiment: Experiment, out: Path) -> Path:
     return out / f"{experiment.name}{ENDING}{PACKED * experiment.packed}"
 
 
+def name_of(file: Path) -> str:
+    """Return the name of the experiment whose trials a file keeps; of a store that of the file."""
+    return one_line(file.name.removesuffix(PACKED).removesuffix(ENDING))
+
+
 def is_published(folder: Path) -> bool:
     """Whether a folder is that of the published results."""
     return folder.resolve() == experiments.published().resolve()

@@ -1,27 +1,34 @@
-"""`status`, `show`, `export`, `import`, `report` and `list`: what there is, with no training."""
+"""`show`, `export`, `import`, `report` and `list`: what there is, with no training."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
 
-from fltrust_repro import arena_page, datasets, fidelity, figures, options, report, reproduction
+from fltrust_repro import (
+    arena_page,
+    datasets,
+    fidelity,
+    figures,
+    finding,
+    options,
+    report,
+    reproduction,
+)
 from fltrust_repro.aggregation import Rule, rules
-from fltrust_repro.archive import Archive, Failure
+from fltrust_repro.archive import Archive
 from fltrust_repro.arena import protocols
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.experiments import Experiment, load_experiment, readable
-from fltrust_repro.fidelity import Trials
+from fltrust_repro.experiments import load_experiment, readable
 from fltrust_repro.files import check_writable, write_bytes, write_text
+from fltrust_repro.filters import Wanted, filter_options
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_installed
 from fltrust_repro.preaggregations import PreAggregation, preaggregations
@@ -30,70 +37,7 @@ from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trial_files import is_csv, read_csv
-from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName
-
-
-@click.command()
-@click.argument("names", nargs=-1, metavar="[EXPERIMENT]...")
-@options.seeds_option(fidelity.PAPER_TRIALS, FIRST_SEED)
-@options.store_option
-@options.out_option
-@options.plugin_option
-def status(names: tuple[str, ...], seeds: range, store_path: Path, out: Path) -> None:
-    """Say what is done and what is missing: of all experiments, or cell by cell of those named.
-
-    Counts the trials that `reproduce` with the same --trials and --seed would use: those in the
-    store, in OUT, and published with the program.
-    """
-    experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
-    with Archive(store_path) as store:
-        finished = reproduction.finished(store, out, experiments)
-        failures, claimed = store.failures(), store.claimed()
-        store.left_out.tell()
-    if names:
-        done = {s: [trial for trial in some if trial.seed in seeds] for s, some in finished.items()}
-        for experiment in experiments:
-            title, what = one_line(experiment.title), experiment.measure.replace("_", " ")
-            click.echo(f"{title}: trials done of {len(seeds)}, mean {what}\n")
-            cells = fidelity.measured(experiment, done)
-            told = (f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors) for m in cells)
-            click.echo(report.arranged(cells, told, "simple") + "\n")
-    else:
-        running, failed = (Counter(name.key for name in some) for some in (claimed, failures))
-        lines = [_line(one, seeds, finished, running, failed) for one in experiments]
-        click.echo(report.rendered(lines, "simple", ".1f"))
-    _print_failures(experiments, failures)
-
-
-def _line(
-    experiment: Experiment, seeds: range, finished: Trials, running: Counter, failed: Counter
-) -> dict[str, Any]:
-    done = {s: sum(t.seed in seeds for t in finished.get(s, ())) for s in experiment.settings}
-    seconds, keys = fidelity.seconds_of(experiment, finished), {s.key() for s in done}
-    # Nothing is left of what is done, though it is not known how long it takes.
-    left = sum((len(seeds) - n) * seconds[s] for s, n in done.items() if n < len(seeds))
-    return {
-        "experiment": experiment.name,
-        "done": sum(done.values()),
-        "of": len(seeds) * len(done),
-        "running": sum(running[key] for key in keys),
-        "failed": sum(failed[key] for key in keys),
-        "core hours left": left / 3600,
-    }
-
-
-def _print_failures(
-    experiments: Sequence[Experiment], failures: Mapping[TrialName, Failure]
-) -> None:
-    places: dict[str, list[str]] = {}
-    for experiment in experiments:
-        for cell in experiment.cells:
-            place = one_line(f"{experiment.name} {cell.row} {cell.column}")
-            places.setdefault(cell.setting.key(), []).append(place)
-    for name, failure in failures.items():
-        if name.key in places:
-            where = "; ".join(places[name.key])
-            click.echo(f"failed: {where}, seed {name.seed}: {failure.message}")
+from fltrust_repro.trials import COLUMNS, Trial, TrialName
 
 
 @click.command()
@@ -159,16 +103,22 @@ def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial
 
 @click.command("export")
 @click.argument("file", type=options.FILE)
+@filter_options
 @options.store_option
 @options.plugin_option
-def export_command(file: Path, store_path: Path) -> None:
-    """Write all finished trials as one table, a column per setting field: FILE.csv or .parquet."""
+def export_command(file: Path, wanted: Wanted, store_path: Path) -> None:
+    """Write finished trials as one table, a column per setting field: FILE.csv or .parquet.
+
+    All of the store's, or those that options of a setting choose, as for `trials`.
+    """
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
     check_writable(file.parent, "FILE")
     with Archive(store_path) as store:
-        lines = [{**trial.setting.as_dict(), **trial.row()} for trial in store.everything()]
+        found = [finding.Found(trial, store_path) for trial in store.everything()]
         store.left_out.tell()
+    trials = (one.trial for one in finding.chosen(found, wanted))
+    lines = [{**trial.setting.as_dict(), **trial.row()} for trial in trials]
     first = dict.fromkeys([*TrialName._fields, *FIELDS])
     others = [name for name in COLUMNS if name not in {*first, "setting"}]
     frame = pd.DataFrame(lines, columns=[*first, *others])

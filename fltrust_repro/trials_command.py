@@ -12,12 +12,11 @@ from typing import Any
 
 import click
 
-from fltrust_repro import finding, options, report
+from fltrust_repro import finding, options, report, reproduction
 from fltrust_repro.errors import one_line
 from fltrust_repro.filters import Wanted, filter_options
 from fltrust_repro.finding import Found, Group
 from fltrust_repro.labels import labels, ordered
-from fltrust_repro.trial_files import ENDING, PACKED
 
 _RATES = ("error_rate", "lowest_error_rate", "iterations", "diverged", "seconds")
 
@@ -67,7 +66,7 @@ def _print(groups: Sequence[Group], each: bool) -> None:
             line = {**told, **(_of_trial(some[0]) if each else _of_group(some))}
             if len(machines) > 1:
                 line["on"] = _told(map(machine, some))
-            lines.append({**line, "from": _told(name_of(one.file) for one in some)})
+            lines.append({**line, "from": _told(reproduction.name_of(one.file) for one in some)})
     click.echo(f"{shared}\n")
     click.echo(report.rendered(lines, "simple", ".3f"))
     settings = len({group.setting for group in groups})
@@ -114,11 +113,6 @@ def machine(one: Found) -> str:
     parts = re.sub(r" \([^)]*\)", "", one.trial.versions).split(", ")
     names = [part for part in parts if not re.search(r" \d[\w.]*$", part)]
     return one_line(names[-1] if names else one.trial.device)
-
-
-def name_of(file: Path) -> str:
-    """Return a file's name without the ending that all files of trials have."""
-    return one_line(file.name.removesuffix(PACKED).removesuffix(ENDING))
 
 
 def _as_json(group: Group, each: bool) -> list[dict[str, Any]]:
