@@ -113,7 +113,8 @@ def chosen(found: Iterable[Found], wanted: Mapping[str, Collection[Any]]) -> lis
             if value not in known:
                 there = sorted(map(str, known))
                 what = f"{name.replace('_', '-')} {shown(value)}"
-                wrong = f"no trial at hand has {what} (of a plug-in's, give --plugin)"
+                hint = " (for one of a plug-in give --plugin)" * isinstance(value, str)
+                wrong = f"no trial at hand has {what}{hint}"
                 raise BadInput(f"{wrong}; {choose(str(value), there)}")
     fits = {s for s, of in values.items() if all(of[n] in asked for n, asked in wanted.items())}
     return [one for one in found if one.trial.setting in fits]

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from fltrust_repro import arena, fidelity, options, report, reproduction
+from fltrust_repro import arena, experiments, fidelity, options, report, reproduction
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.errors import BadInput, LeftOut, one_line
-from fltrust_repro.experiments import Experiment, load_experiment, published, readable
+from fltrust_repro.experiments import Experiment, load_experiment, readable
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.trials import FIRST_SEED, TrialName
@@ -152,7 +152,7 @@ def _of_arena(table: arena.Table, finished: Trials, *counts: Counter) -> Line:
 def _own(out: Path) -> dict[str, set[Setting]]:
     """The settings of each file of trials, OUT's and published, by the experiment that wrote it."""
     found: dict[str, set[Setting]] = {}
-    for folder in (out, published()):
+    for folder in (out, experiments.published()):
         # What is left out was told before.
         for file, trials in reproduction.by_file(folder, LeftOut()).items():
             name = reproduction.name_of(file)
