@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ from fltrust_repro.trial_files import ENDING, PACKED
 
 MOST_LINES = 40  # on a terminal; the files have all
 _LONGEST_NAME = 30  # letters of a side's name in that of a file
-
-_SPELLINGS = "give two of them, or one (or none) with --against FIELD=VALUE or --edit"
 
 
 @click.command("compare")
@@ -76,19 +74,15 @@ def compare_command(
     click.echo(wrote(_write(found, out, as_html)))
 
 
-def _check(sources: tuple[Path, ...], fields: Mapping[str, Any], edit: bool) -> None:
+def _check(sources: Sequence[Path], fields: Mapping[str, Any], edit: bool) -> None:
     """Refuse what does not say two sides."""
     if edit and (fields or len(sources) > 1):
-        raise BadInput(
-            "--edit takes both sides from the same trials; give at most one store and no --against."
-        )
+        alone = "give at most one store and no --against"
+        raise BadInput(f"--edit takes both sides from the same trials; {alone}.")
     if len(sources) > 2 or (len(sources) < 2 and not fields and not edit):
-        given = (
-            f"{len(sources)} stores, folders or files are given"
-            if sources
-            else "nothing to compare is given"
-        )
-        raise BadInput(f"{given}; {_SPELLINGS}.")
+        given = ", ".join(map(str, sources)) or "nothing"
+        do = "give two of them, or one or none with --against FIELD=VALUE or --edit"
+        raise BadInput(f"{given} is no pair of stores, folders or files; {do}.")
 
 
 def _pairs(sides: tuple[Trials, Trials], fields: Mapping[str, Any]) -> dict[Setting, Setting]:

@@ -67,9 +67,7 @@ def test_trials_are_chosen_by_any_of_several_values_and_by_all_fields(tmp_path):
     assert finding.chosen(found, {"epsilon": (0.2,)}) == found[2:]
     assert finding.chosen(found, {"epsilon": (0.2, SETTING.epsilon)}) == found
     assert finding.chosen(found, {"epsilon": (0.2,), "rule": (SETTING.rule,)}) == found[2:]
-    with pytest.raises(
-        BadInput, match=r"no trial at hand has epsilon 7.*choose one of 0\.1, 0\.2"
-    ):
+    with pytest.raises(BadInput, match=r"no trial at hand has epsilon 7.*choose one of 0\.1, 0\.2"):
         finding.chosen(found, {"epsilon": (0.2, 7.0)})
     assert finding.chosen([], {"epsilon": (7.0,)}) == []
 
