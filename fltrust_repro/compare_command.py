@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fltrust_repro.comparison_page import Cell, Comparison
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.filters import Wanted, assignment, filter_options
-from fltrust_repro.finding import Trials
+from fltrust_repro.finding import Found, Trials
 from fltrust_repro.labels import changed, in_words
 from fltrust_repro.reproduction import wrote
 from fltrust_repro.settings import Setting
@@ -41,7 +42,7 @@ def compare_command(
     sources: tuple[Path, ...], wanted: Wanted, against: tuple[str, ...], edit: bool, as_html: bool,
     store_path: Path, out: Path,
 ) -> None:  # fmt: skip
-    r"""Compare trials setting by setting: B - A with its 95% interval, in pairs of the same seed.
+    """Compare trials setting by setting: B - A with its 95% interval, in pairs of the same seed.
 
     \b
     Two stores, folders of results or .trials.csv files:
@@ -53,25 +54,38 @@ def compare_command(
 
     Every option of `run` that belongs to a setting chooses among A's. Writes a page, a table and a
     picture, OUT/compare-A-B.
-    """
+    """  # noqa: D301 (click's mark of lines that stay)
     fields = dict(assignment("--against", text) for text in against)
     _check(sources, fields, edit)
     check_writable(out)
-    if len(sources) == 2:
-        a, b = (finding.lying_in(source) for source in sources)
-        a = finding.chosen(a, wanted)
-        b = b if fields else finding.chosen(b, wanted)
-    else:
-        b = finding.gathered(sources, store_path, out, quietly=True)
-        a = finding.chosen(b, wanted)
-    sides = finding.before(a) if edit else finding.current(a), finding.current(b)
-    pairs = _pairs(sides, fields)
+    found = _found(sources, store_path, out, wanted, plain=not (fields or edit))
+    a, b = (finding.before if edit else finding.current)(found[0]), finding.current(found[1])
+    # What B is asked for is no setting of A's.
+    a = {one: some for one, some in a.items() if not fields or not _has(one, fields)}
+    pairs = _pairs(a, b, fields)
     names = _names(sources, wanted, fields, edit)
     if not pairs:
-        raise BadInput(_nothing(names, sides, fields, edit))
-    found = comparison_page.compare(names, sides, pairs, [*fields])
-    _print(found)
-    click.echo(wrote(_write(found, out, as_html)))
+        raise BadInput(_nothing(names, (len(a), len(b)), fields, edit))
+    if fields or edit:  # else all that B has is meant to be compared
+        b = {other: b[other] for other in pairs.values()}
+    compared = comparison_page.compare(names, (a, b), pairs, [*fields])
+    _print(compared)
+    click.echo(wrote(_write(compared, out, as_html)))
+
+
+def _found(
+    sources: Sequence[Path], store_path: Path, out: Path, wanted: Wanted, plain: bool
+) -> tuple[list[Found], list[Found]]:
+    """The trials of A, of those wanted, and of B; only of a `plain` comparison of those, too."""
+    if len(sources) == 2:
+        a, b = (finding.lying_in(source) for source in sources)
+        return finding.chosen(a, wanted), finding.chosen(b, wanted) if plain else b
+    every = finding.gathered(sources, store_path, out, quietly=True)
+    return finding.chosen(every, wanted), every
+
+
+def _has(setting: Setting, fields: Mapping[str, Any]) -> bool:
+    return fields.items() <= setting.as_dict().items()
 
 
 def _check(sources: Sequence[Path], fields: Mapping[str, Any], edit: bool) -> None:
@@ -85,9 +99,8 @@ def _check(sources: Sequence[Path], fields: Mapping[str, Any], edit: bool) -> No
         raise BadInput(f"{given} is no pair of stores, folders or files; {do}.")
 
 
-def _pairs(sides: tuple[Trials, Trials], fields: Mapping[str, Any]) -> dict[Setting, Setting]:
-    """Each setting of A that has a counterpart in B, with it; none is its own."""
-    a, b = sides
+def _pairs(a: Trials, b: Trials, fields: Mapping[str, Any]) -> dict[Setting, Setting]:
+    """Each setting of A that has a counterpart in B, with it."""
     if not fields:
         return {setting: setting for setting in a if setting in b}
     pairs, refused = {}, None
@@ -97,7 +110,7 @@ def _pairs(sides: tuple[Trials, Trials], fields: Mapping[str, Any]) -> dict[Sett
         except BadInput as error:  # a limit, or a name that nothing has
             refused = error
             continue
-        if other in b and other != setting:
+        if other in b:
             pairs[setting] = other
     if refused is not None and not pairs:
         raise refused
@@ -123,10 +136,10 @@ def _names(
 
 
 def _nothing(
-    names: tuple[str, str], sides: tuple[Trials, Trials], fields: Mapping[str, Any], edit: bool
+    names: tuple[str, str], counts: tuple[int, int], fields: Mapping[str, Any], edit: bool
 ) -> str:
     """Say why there is nothing to compare."""
-    a, b = map(len, sides)
+    a, b = counts
     if edit:
         earlier = "no setting at hand has trials of today's plug-ins and of earlier ones"
         return f"{earlier}; `trials` lists what there is."
@@ -151,7 +164,7 @@ def _print(found: Comparison) -> None:
     if cells:
         click.echo(f"{comparison_page.table(cells, 'simple')}\n")
     for line in [more] * bool(more) + comparison_page.summary(found):
-        click.echo(line)
+        click.echo(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _differs(cell: Cell) -> bool:
