@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from fltrust_repro.report import LEAST_TRIALS, LEVEL, TOO_FEW, welch
 
@@ -92,8 +91,10 @@ def _student(value: float, error: float, freedom: float) -> tuple[float, float]:
     """Half the 95% interval of an estimate, and how probable one as far from 0 is by chance."""
     if error == 0:
         return 0.0, float(value == 0)
-    half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
-    return half, 2 * float(special.stdtr(freedom, -abs(value) / error))
+    from scipy.special import stdtr, stdtrit  # which take a while to load
+
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return half, 2 * float(stdtr(freedom, -abs(value) / error))
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:

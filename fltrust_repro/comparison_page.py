@@ -8,10 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import pandas as pd
 
 from fltrust_repro import comparison, pages, report
 from fltrust_repro.comparison import Difference
@@ -20,6 +18,9 @@ from fltrust_repro.finding import Trials
 from fltrust_repro.labels import Label, labels
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _IN_SUM = {comparison.WITHIN: "no difference seen"}
 LEGEND = f"""B - A is the difference of mean testing error rates with its 95% interval: of pairs of
@@ -182,6 +183,8 @@ def _lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 def as_frame(found: Comparison) -> pd.DataFrame:
     """One line per cell, its numbers in full."""
+    import pandas as pd  # which takes a while to load
+
     cells = [cell.difference for cell in found.cells]
     corrected = comparison.holm(comparison.chances(cells))
     return pd.DataFrame(
