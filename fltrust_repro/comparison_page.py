@@ -121,6 +121,9 @@ def summary(found: Comparison) -> list[str]:
             f"{beyond} of the 95% intervals leave{'s' * (beyond == 1)} out 0, where chance alone "
             f"would give about {chance:.1f}; verdicts are corrected for that (Holm)."
         )
+    if changed := sum(_other_code(cell) for cell in cells):
+        settings = f"{changed:,} setting{'s' * (changed > 1)}"
+        told.append(f"Of {settings} A and B were made by different versions of the code.")
     if any(found.alone):
         alone = (f"{n:,} of {side}" for n, side in zip(found.alone, "AB") if n)
         told.append(f"Not compared, since the other side has no such setting: {', '.join(alone)}.")
@@ -147,6 +150,12 @@ def _of_pairs(pairs: Sequence[tuple[Trial, Trial]]) -> str:
         every = "all equal" if count > 1 else "equal"
         return f"{told}, {every} in every digit that is kept."
     return told + f", {same:,} of them equal in every digit that is kept" * (same > 0) + "."
+
+
+def _other_code(cell: Cell) -> bool:
+    """Whether the two sides of the same setting were run by other code, or another plug-in."""
+    one, other = ({trial.protocol for trial in trials} for trials in cell.trials)
+    return cell.settings[0] == cell.settings[1] and one != other
 
 
 def _beyond_zero(cells: Sequence[Cell]) -> int:

@@ -85,17 +85,27 @@ def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Settin
     """Return today's trials of a store and `out`, and these experiments' published, by setting."""
     store.lend(trials_in(out, store.left_out))
     read_back(store, out, (setting for experiment in of for setting in experiment.settings))
-    return _by_setting(store)
+    return by_setting(store)
 
 
 def everything(store: Archive, out: Path) -> dict[Setting, list[Trial]]:
     """Return today's trials of a store, of `out` and of all that is published, by setting."""
+    lend_all(store, out)
+    return by_setting(store)
+
+
+def lend_all(store: Archive, out: Path) -> dict[Path, list[Trial]]:
+    """Let the store answer with all trials of `out` and published ones; return them by file."""
+    files: dict[Path, list[Trial]] = {}
     for folder in dict.fromkeys([out.resolve(), experiments.published().resolve()]):
-        store.lend(trials_in(folder, store.left_out))
-    return _by_setting(store)
+        files.update(by_file(folder, store.left_out))
+    for trials in files.values():
+        store.lend(trials)
+    return files
 
 
-def _by_setting(store: Archive) -> dict[Setting, list[Trial]]:
+def by_setting(store: Archive) -> dict[Setting, list[Trial]]:
+    """Return today's trials that a store answers with, by setting."""
     known: dict[Setting, list[Trial]] = {}
     today = cache(protocol_of)
     for trial in sorted(store.everything(), key=lambda trial: trial.seed):

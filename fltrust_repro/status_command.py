@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from fltrust_repro import arena, experiments, fidelity, options, report, reproduction
+from fltrust_repro import arena, fidelity, options, report, reproduction
 from fltrust_repro.archive import Archive, Failure
-from fltrust_repro.errors import BadInput, LeftOut, one_line
+from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment, load_experiment, readable
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.settings import FIELDS, Setting
-from fltrust_repro.trials import FIRST_SEED, TrialName
+from fltrust_repro.trials import FIRST_SEED, Trial, TrialName
 
 Line = dict[str, Any]
 
@@ -41,8 +41,10 @@ def status(
         raise BadInput(f"--all is given with {names[0]}; leave one of them out.")
     experiments = [load_experiment(name) for name in names] or fidelity.all_experiments()
     with Archive(store_path) as store:
+        files: dict[Path, list[Trial]] = {}
         if with_others:
-            finished = reproduction.everything(store, out)
+            files = reproduction.lend_all(store, out)
+            finished = reproduction.by_setting(store)
         else:
             finished = reproduction.finished(store, out, experiments)
         failures, claimed = store.failures(), store.claimed()
@@ -56,7 +58,7 @@ def status(
     counts = tuple(Counter(name.key for name in some) for some in (claimed, failures))
     lines = [_line(one, seeds, finished, *counts) for one in experiments]
     if with_others:
-        more, rest = _others(experiments, finished, out, *counts)
+        more, rest = _others(experiments, finished, files, *counts)
         lines += more
     click.echo(report.rendered(lines, "simple", ".1f"))
     if with_others:
@@ -102,7 +104,10 @@ def _told(
 
 
 def _others(
-    experiments: Sequence[Experiment], finished: Trials, out: Path, *counts: Counter
+    experiments: Sequence[Experiment],
+    finished: Trials,
+    files: Mapping[Path, list[Trial]],
+    *counts: Counter,
 ) -> tuple[list[Line], str]:
     """Lines of all that has a name but the paper's experiments, and a sentence on the rest."""
     known = {experiment.name for experiment in experiments}
@@ -117,7 +122,7 @@ def _others(
         lines.append(_of_arena(table, finished, *counts))
         known.add(table.experiment.name)
         named |= {*table.experiment.settings}
-    for name, settings in _own(out).items():
+    for name, settings in _own(files).items():
         if name not in known:
             lines.append(_at_hand(name, settings, finished, *counts))
             named |= settings
@@ -149,14 +154,12 @@ def _of_arena(table: arena.Table, finished: Trials, *counts: Counter) -> Line:
     return _told(table.experiment.name, settings, done, done + sum(left.values()), hours, *counts)
 
 
-def _own(out: Path) -> dict[str, set[Setting]]:
-    """The settings of each file of trials, OUT's and published, by the experiment that wrote it."""
+def _own(files: Mapping[Path, list[Trial]]) -> dict[str, set[Setting]]:
+    """The settings of files of trials, by the experiment that wrote them."""
     found: dict[str, set[Setting]] = {}
-    for folder in (out, experiments.published()):
-        # What is left out was told before.
-        for file, trials in reproduction.by_file(folder, LeftOut()).items():
-            name = reproduction.name_of(file)
-            found.setdefault(name, set()).update(trial.setting for trial in trials)
+    for file, trials in files.items():
+        name = reproduction.name_of(file)
+        found.setdefault(name, set()).update(trial.setting for trial in trials)
     return {name: settings for name, settings in found.items() if settings}
 
 

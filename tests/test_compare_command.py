@@ -140,6 +140,7 @@ def test_my_rule_against_krum_in_all_that_both_have_met(call, tmp_path):
         ["none", told(text)[0][1]], ["krum, full", "B lower"],
     ]  # fmt: skip
     assert "Not compared" not in text
+    assert "different versions" not in text
     assert (
         call("compare", "--against", "rule=median")[1].splitlines()[2:-1]
         == (text.splitlines()[2:-1])
@@ -192,6 +193,7 @@ def test_before_and_after_an_edit_of_a_rule(call, tmp_path):
     assert (code, errors) == (0, "")
     assert text.startswith("A: before the edit\nB: today\nrule mine, attack none, dataset digits")
     assert "1 setting on both sides, in 3 pairs" in text
+    assert "Of 1 setting A and B were made by different versions of the code." in text
     plugin.write_text(RULE.format("mean") + "# as before\n")
     assert call(*run, out=False)[0] == 0
     assert "trials of earlier" not in call(*words)[1]
@@ -208,6 +210,7 @@ def test_another_stores_trials_of_earlier_code_are_compared_by_setting(call, tmp
             store.add(*some)
     text = call("compare", tmp_path / "old.sqlite", tmp_path / "new.sqlite")[1]
     assert told(text)[0][0] == "B lower"
+    assert "Of 1 setting A and B were made by different versions of the code." in text
 
 
 # ---- what is refused ----------------------------------------------------------------------------
