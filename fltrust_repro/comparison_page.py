@@ -112,15 +112,11 @@ def summary(found: Comparison) -> list[str]:
         words = ((_IN_SUM.get(word, word), verdicts[word]) for word in comparison.VERDICTS)
         counted = ", ".join(f"{word} in {count:,}" for word, count in words if count)
         told.append(f"{counted[0].upper()}{counted[1:]}.")
-        largest = max(cells, key=lambda cell: (abs(cell.difference.value), cell.name))
+        known = [cell for cell in cells if not math.isnan(cell.difference.half)] or cells
+        largest = max(known, key=lambda cell: (abs(cell.difference.value), cell.name))
         where = f" ({largest.name})" * bool(largest.name)
         told.append(f"Largest difference: B - A = {_difference(largest.difference)}{where}.")
-    chance, beyond = comparison.by_chance([cell.difference for cell in cells]), _beyond_zero(cells)
-    if several and chance:
-        told.append(
-            f"{beyond} of the 95% intervals leave{'s' * (beyond == 1)} out 0, where chance alone "
-            f"would give about {chance:.1f}; verdicts are corrected for that (Holm)."
-        )
+    told += _of_chance(cells) if several else []
     if changed := sum(_other_code(cell) for cell in cells):
         settings = f"{changed:,} setting{'s' * (changed > 1)}"
         told.append(f"Of {settings} A and B were made by different versions of the code.")
@@ -158,9 +154,16 @@ def _other_code(cell: Cell) -> bool:
     return cell.settings[0] == cell.settings[1] and one != other
 
 
-def _beyond_zero(cells: Sequence[Cell]) -> int:
-    chances = comparison.chances([cell.difference for cell in cells])
-    return sum(p < 1 - report.LEVEL for p in chances)
+def _of_chance(cells: Sequence[Cell]) -> list[str]:
+    """How many intervals leave out 0, and how many would do so by chance, if any can."""
+    differences = [cell.difference for cell in cells]
+    beyond = sum(p < 1 - report.LEVEL for p in comparison.chances(differences))
+    leave = f"{beyond} of the 95% intervals leave" + "s" * (beyond == 1)
+    if not beyond:
+        leave = "None of the 95% intervals leaves"
+    chance = f"where chance alone would give about {comparison.by_chance(differences):.1f}"
+    told = f"{leave} out 0, {chance}; verdicts are corrected for that (Holm)."
+    return [told] * (comparison.by_chance(differences) > 0)
 
 
 def _difference(one: Difference) -> str:

@@ -11,7 +11,7 @@ from fltrust_repro.comparison_page import Cell, Comparison
 from fltrust_repro.errors import one_line
 
 MOST = 60  # settings that a picture can show
-_LONGEST = 48  # letters of a name
+_LONGEST = 80  # letters of a name
 
 
 class _Look(NamedTuple):
@@ -48,16 +48,17 @@ def picture(found: Comparison, kind: str) -> bytes:
     if len(cells) < len(found.cells):
         notes.append(f"{len(cells)} of {len(found.cells):,} settings, which chance explains least")
     with drawing.context("comparison", 8):
-        height = 0.17 * len(cells) + 0.9 + 0.15 * len(notes)
-        drawn = drawing.sheet(6.4, height, f"A: {a};  B: {b}", notes)
+        names = [_short(cell.name) or "all" for cell in cells]
+        width = 4.2 + 0.062 * max(24, *map(len, names))
+        height = 0.17 * len(cells) + 1.05 + 0.15 * len(notes)
+        drawn = drawing.sheet(width, height, f"A: {a};  B: {b}", notes)
         axis = drawn.subplots()
         for place, cell in enumerate(cells):
             _draw(axis, place, cell)
         axis.axvline(0, color=drawing.INK, linewidth=0.8, zorder=1)
-        names = [_short(cell.name) or "all" for cell in cells]
         axis.set_yticks(range(len(cells)), names)
         axis.set_ylim(len(cells) - 0.5, -0.5)
-        axis.set_xlabel("← B lower   B - A, difference of mean testing error rates   B higher →")
+        axis.set_xlabel("B - A, difference of mean testing error rates\n← B lower     B higher →")
         axis.grid(**drawing.GRID, axis="x")
         axis.tick_params(axis="y", length=0)
         axis.spines[["left", "right", "top"]].set_visible(False)
@@ -82,5 +83,6 @@ def _draw(axis: Any, place: int, cell: Cell) -> None:
 
 
 def _short(name: str) -> str:
-    name = one_line(name)
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+    """A name of which what is too long is left out in the middle, where names differ least."""
+    name, half = one_line(name), (_LONGEST - 3) // 2
+    return name if len(name) <= _LONGEST else f"{name[:half]}...{name[-half:]}"

@@ -72,8 +72,12 @@ def _print(groups: Sequence[Group], each: bool) -> None:
     settings = len({group.setting for group in groups})
     counted = f"{settings:,} setting{'s' * (settings > 1)}"
     counted += f", {len(every):,} trial{'s' * (len(every) > 1)}"
-    where = ", ".join(f"{count:,} on {name}" for name, count in machines.most_common())
-    click.echo(f"\n{counted}: {where}.")
+    if len(machines) > 1:
+        where = ", ".join(f"{count:,} on {name}" for name, count in machines.most_common())
+        counted += f": {where}"
+    else:
+        counted += f", on {next(iter(machines))}"
+    click.echo(f"\n{counted}.")
 
 
 def _of_group(some: Sequence[Found]) -> dict[str, Any]:

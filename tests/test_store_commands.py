@@ -423,7 +423,7 @@ def test_commands_that_look_do_so_where_nothing_can_be_written(tmp_path, beside)
     assert said[0] == "nothing can be written", done.stderr
     ended = [line for line in said if line.startswith("ended")]
     assert ended == [f"ended {line.split()[0]} 0" for line in lines], done.stderr
-    assert "2 settings, 6 trials" in done.stdout
+    assert "2 settings, 6 trials, on cpu." in done.stdout
     assert sorted(path.name for path in shared.iterdir()) == sorted(
         f"s.sqlite{end}" for end in ("", *beside)
     )
