@@ -256,9 +256,11 @@ def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
 
     Without a log beside it the file is whole as it lies. With a log, the command that writes it may
     be alive: its index of the log (-shm) then tells what is valid. A log without that index was
-    copied here, or lies where nothing can be written; so the two are read from a copy.
+    copied here, or lies where nothing can be written; so the two are read from a copy. `BadInput`
+    where none can be made; `OSError` for a file that may not be read.
     """
     path = path.resolve()
+    path.open("rb").close()  # SQLite would not say why it cannot
     logs = [log for end in ("wal", "journal") if (log := Path(f"{path}-{end}")).exists()]
     with contextlib.ExitStack() as stack:
         if not logs:
@@ -266,13 +268,27 @@ def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
         elif Path(f"{path}-shm").exists() and _reads(path):
             uri = f"{path.as_uri()}?mode=ro"
         else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            for file in (path, *logs):
-                shutil.copyfile(file, folder / file.name)
-            uri = (folder / path.name).as_uri()
+            uri = stack.enter_context(_copied(path, logs)).as_uri()
         connection = stack.enter_context(_connected(uri))
         connection.execute("PRAGMA trusted_schema = OFF")
         yield connection
+
+
+@contextlib.contextmanager
+def _copied(path: Path, logs: Iterable[Path]) -> Iterator[Path]:
+    """Copy a database and its logs for as long as it is read."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for file in (path, *logs):
+                shutil.copyfile(file, folder / file.name)
+        except OSError as error:
+            beside = ", ".join(log.name for log in logs)
+            raise BadInput(
+                f"store {str(path)!r} has a log beside it ({beside}) and is read from a copy; it "
+                f"cannot be made ({error}); set TMPDIR to a folder with room that you can write to."
+            ) from error
+        yield folder / path.name
 
 
 def _connected(uri: str) -> contextlib.closing[sqlite3.Connection]:

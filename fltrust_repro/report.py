@@ -37,6 +37,7 @@ class Measured:
     cell: Cell
     errors: tuple[float, ...]
     diverged: int
+    seeds: tuple[int, ...] = ()  # of the errors, in their order
 
     @property
     def mean(self) -> float:
@@ -71,7 +72,8 @@ def half_width(values: Sequence[float]) -> float:
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:
     """Collect a cell's finished trials; `what` is one of `MEASURES`."""
     errors = tuple(trial.error(what) for trial in trials)
-    return Measured(cell, errors, sum(trial.result.diverged for trial in trials))
+    diverged = sum(trial.result.diverged for trial in trials)
+    return Measured(cell, errors, diverged, tuple(trial.seed for trial in trials))
 
 
 def verdict(measured: Measured, baseline: Measured | None) -> str:
@@ -104,14 +106,21 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
     """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
-    # By hand, since importing scipy.stats takes longer than all else that a report does.
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
+    error, freedom = welch(errors, others)
+    return bool(special.stdtr(freedom, (np.mean(errors) - np.mean(others)) / error) > LEVEL)
+
+
+def welch(errors: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Return the standard error of the difference of two means, and its degrees of freedom.
+
+    By Welch, of samples of two values or more, one of which varies.
+    """
+    # By hand, since importing scipy.stats takes longer than all else that a report does.
     squares = [float(np.var(some, ddof=1)) / len(some) for some in (errors, others)]
     parts = (square**2 / (len(some) - 1) for square, some in zip(squares, (errors, others)))
-    freedom = sum(squares) ** 2 / sum(parts)
-    t = (np.mean(errors) - np.mean(others)) / math.sqrt(sum(squares))
-    return bool(special.stdtr(freedom, t) > LEVEL)
+    return math.sqrt(sum(squares)), sum(squares) ** 2 / sum(parts)
 
 
 def verdicts(measured: Sequence[Measured]) -> list[str]:
@@ -214,7 +223,7 @@ def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
 
 
 def picture_link(experiment: Experiment) -> str:
-    """Return the Markdown that shows a figure's picture, beside the page."""
+    """Return the Markdown that shows an experiment's picture, beside the page."""
     return f"![{markdown(experiment.title)}]({quote(experiment.name)}.png)"
 
 
@@ -232,7 +241,7 @@ def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[
         f"# {markdown(experiment.title)}\n",
         f"{heading(experiment, measured)}.\n",
         f"{table(measured, 'github')}\n",
-        *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
+        *([f"{picture_link(experiment)}\n"] if experiment.has_picture else []),
         *([f"{judged}. {_LEGEND}"] if judged else []),
         *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
         *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),

@@ -33,11 +33,18 @@ def trials_in(
     folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
 ) -> list[Trial]:
     """Return the wanted trials of a results folder; a file that is none of trials is left out."""
-    found = []
+    return [trial for trials in by_file(folder, left_out, wanted).values() for trial in trials]
+
+
+def by_file(
+    folder: Path, left_out: LeftOut, wanted: Callable[[TrialName], bool] = lambda name: True
+) -> dict[Path, list[Trial]]:
+    """Return the wanted trials of a results folder by the file they lie in."""
+    found = {}
     files = [*folder.glob(f"*{ENDING}"), *folder.glob(f"*{ENDING}{PACKED}")]
     for file in sorted(filter(Path.is_file, files)):
         try:
-            found += read_csv(file, left_out, wanted)
+            found[file] = read_csv(file, left_out, wanted)
         except BadInput as error:
             left_out.add(file, "the whole file", error)
     return found
@@ -46,6 +53,11 @@ def trials_in(
 def file_of(experiment: Experiment, out: Path) -> Path:
     """Return where an experiment's trials are kept in a results folder."""
     return out / f"{experiment.name}{ENDING}{PACKED * experiment.packed}"
+
+
+def name_of(file: Path) -> str:
+    """Return the name of the experiment whose trials a file keeps; of a store that of the file."""
+    return one_line(file.name.removesuffix(PACKED).removesuffix(ENDING))
 
 
 def is_published(folder: Path) -> bool:
@@ -73,17 +85,27 @@ def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Settin
     """Return today's trials of a store and `out`, and these experiments' published, by setting."""
     store.lend(trials_in(out, store.left_out))
     read_back(store, out, (setting for experiment in of for setting in experiment.settings))
-    return _by_setting(store)
+    return by_setting(store)
 
 
 def everything(store: Archive, out: Path) -> dict[Setting, list[Trial]]:
     """Return today's trials of a store, of `out` and of all that is published, by setting."""
+    lend_all(store, out)
+    return by_setting(store)
+
+
+def lend_all(store: Archive, out: Path) -> dict[Path, list[Trial]]:
+    """Let the store answer with all trials of `out` and published ones; return them by file."""
+    files: dict[Path, list[Trial]] = {}
     for folder in dict.fromkeys([out.resolve(), experiments.published().resolve()]):
-        store.lend(trials_in(folder, store.left_out))
-    return _by_setting(store)
+        files.update(by_file(folder, store.left_out))
+    for trials in files.values():
+        store.lend(trials)
+    return files
 
 
-def _by_setting(store: Archive) -> dict[Setting, list[Trial]]:
+def by_setting(store: Archive) -> dict[Setting, list[Trial]]:
+    """Return today's trials that a store answers with, by setting."""
     known: dict[Setting, list[Trial]] = {}
     today = cache(protocol_of)
     for trial in sorted(store.everything(), key=lambda trial: trial.seed):
@@ -107,6 +129,7 @@ def reproduce(
     out: Path,
     announce: Callable[[float], None],
     fresh: bool = False,
+    grey: bool = False,
 ) -> tuple[list[Failure], list[str]]:
     """Run the trials of experiments' cells that are not at hand; print tables and write files.
 
@@ -133,7 +156,7 @@ def reproduce(
         except DataUnavailable as error:
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
-        _show(experiment, seeds, store, out, published)
+        _show(experiment, seeds, store, out, published, grey)
     return failed, missing
 
 
@@ -163,7 +186,12 @@ def core_time(seconds: float) -> str:
 
 
 def _show(
-    experiment: Experiment, seeds: range, store: Store, out: Path, published: Published
+    experiment: Experiment,
+    seeds: range,
+    store: Store,
+    out: Path,
+    published: Published,
+    grey: bool,
 ) -> None:
     """Print the table of what is known with these seeds, if anything is, and write the files."""
     found = {setting: store.find(setting, seeds) for setting in experiment.settings}
@@ -178,8 +206,7 @@ def _show(
     if before <= now:
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
-        pictures = figures.draw(experiment, cells, out) if experiment.figure else []
-        files = [page, table, *pictures, *files]
+        files = [page, table, *figures.draw(experiment, cells, out, grey), *files]
     least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
     told = f"{most} trial" if least == most else f"{least} to {most} trial"
     several = "s" * (len({trial.seed for trial in used}) > 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +85,28 @@ def test_what_lies_in_a_log_only_is_read_and_the_log_left_as_it_is(file, tmp_pat
     assert seeds(whole[0]) == [0, 1, 2, 7]
     assert [path.read_bytes() for path in whole] == before
     assert {path.name for path in copied.iterdir()} == names
+
+
+def test_a_log_that_cannot_be_copied_is_one_sentence(file, tmp_path, monkeypatch):
+    copied = tmp_path / "copy"
+    with Store(file) as store:
+        store.add(trial(7))
+        shutil.copytree(file.parent, copied)
+    (copied / "trials.sqlite-shm").unlink()
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    said = r"has a log beside it \(trials\.sqlite-wal\).*cannot be made.*set TMPDIR to a folder"
+    with pytest.raises(BadInput, match=said):
+        Archive(copied / "trials.sqlite")
+
+
+def test_a_store_that_may_not_be_read_says_why(file, monkeypatch):
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(BadInput, match=r"that can be read \(Permission denied\); give --store"):
+        Archive(file)
 
 
 def test_a_store_is_looked_at_while_a_command_writes_to_it(file):

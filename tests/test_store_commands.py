@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 
+import house
 import pandas as pd
 import pytest
 from PIL import Image
 
-from fltrust_repro import experiments
+from fltrust_repro import arena, experiments
 from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Failure
@@ -329,3 +334,96 @@ def test_a_run_tells_of_a_trial_that_it_cannot_believe_and_runs_it_again(call, t
     assert "1/1 trials done" in err
     code, out, err = call(*words, out=False)
     assert "trials done" not in err
+
+
+# ---- beyond the paper's experiments -------------------------------------------------------------
+
+
+def test_status_of_all_tells_readings_the_arena_own_sweeps_and_what_else_there_is(call, tmp_path):
+    reading = load_experiment("readings").settings[3]
+    met = arena.table(arena.protocols()["P5"]).experiment.cells[0].setting
+    other, another = (replace(NONE, non_iid=p) for p in (0.123, 0.456))
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(trial(FULL, 10, 0.8), *(trial(reading, seed, 0.2) for seed in (0, 1)))
+        store.add(trial(met, 10, 0.1), *(trial(other, seed, 0.2) for seed in range(3)))
+        store.add_failure(Failure(TrialName.of(other, 9), "OSError: no", ""))
+    swept = [trial(another, seed, 0.1) for seed in (1, 2)]
+    write_csv(tmp_path / "out" / "sweep-p.trials.csv", swept)
+    code, text, errors = call("status", "--all")
+    assert (code, errors) == (0, "")
+    assert line_of(text, "table2a")[1:3] == ["1", "750"]
+    assert line_of(text, "readings ")[1] == "3"  # which has that cell of table 2, too
+    assert line_of(text, "arena-p5 ")[1] == "1"
+    assert int(line_of(text, "arena-p5 ")[2]) > 1000
+    assert line_of(text, "sweep-p") == ["sweep-p", "2", "0", "0"]
+    assert "Other settings: 1, 3 trials; `trials` lists them." in text
+    assert f"failed: setting {other.key()}, seed 9: OSError: no" in text
+
+
+def test_status_of_the_papers_experiments_leaves_the_others_out(call, filled):
+    text = call("status")[1]
+    assert "readings" not in text
+    assert "Other settings" not in text
+    code, _, errors = call("status", "table2a", "--all")
+    assert code == 2
+    assert "--all is given with table2a" in errors
+
+
+# ---- a store that only may be read --------------------------------------------------------------
+
+_RIGHTS = "-dac_override,-dac_read_search,-fowner"  # root's, to write where it may not
+READER = ["setpriv", f"--inh-caps={_RIGHTS}", f"--bounding-set={_RIGHTS}"]
+LOOK = """
+import sys
+from pathlib import Path
+from fltrust_repro import arena, experiments
+from fltrust_repro.__main__ import commands
+experiments.published = lambda: Path("nothing")
+try:
+    Path("new").touch()
+except OSError:
+    print("nothing can be written")
+for line in sys.argv[1:]:
+    try:
+        commands.main(line.split())
+    except SystemExit as stop:
+        print("ended", line.split()[0], stop.code)
+"""
+
+
+@pytest.mark.parametrize("beside", [[], ["-wal"], ["-wal", "-shm"]], ids="-".join)
+def test_commands_that_look_do_so_where_nothing_can_be_written(tmp_path, beside):
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root may write everywhere, and nothing here takes that right away")
+    shared, out = tmp_path / "shared", tmp_path / "out"
+    shared.mkdir()
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(*(trial(s, seed, 0.8) for s in (FULL, NONE) for seed in (10, 11, 12)))
+        for end in beside:
+            shutil.copy(f"{store.path}{end}", shared)
+        if beside:
+            shutil.copy(store.path, shared)
+    if not beside:
+        shutil.copy(tmp_path / "s.sqlite", shared)
+    for path in (*shared.iterdir(), shared):
+        path.chmod(0o555)
+    where = f"--store s.sqlite --out {out}"
+    lines = [
+        f"status table2a {where}", f"show table2a krum full --seed 10 {where}", "trials s.sqlite",
+        f"export {tmp_path}/t.csv --store s.sqlite", f"report {where}", "list",
+        f"arena --draw --protocol P5 {where}",
+        f"compare s.sqlite --attack krum --against attack=none --out {out}",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*(READER if os.geteuid() == 0 else []), sys.executable, "-c", LOOK, *lines], cwd=shared,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(house.ROOT)},
+    )  # fmt: skip
+    shared.chmod(0o755)
+    said = done.stdout.splitlines()
+    assert said[0] == "nothing can be written", done.stderr
+    ended = [line for line in said if line.startswith("ended")]
+    assert ended == [f"ended {line.split()[0]} 0" for line in lines], done.stderr
+    assert "2 settings, 6 trials, on cpu." in done.stdout
+    assert sorted(path.name for path in shared.iterdir()) == sorted(
+        f"s.sqlite{end}" for end in ("", *beside)
+    )

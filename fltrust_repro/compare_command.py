@@ -1,0 +1,199 @@
+"""`compare`: how two sets of finished trials differ."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fltrust_repro import comparison, comparison_page, difference_picture, finding, options
+from fltrust_repro.comparison_page import Cell, Comparison
+from fltrust_repro.errors import BadInput
+from fltrust_repro.files import check_writable, write_bytes, write_text
+from fltrust_repro.filters import Wanted, assignment, filter_options
+from fltrust_repro.finding import Found, Trials
+from fltrust_repro.labels import changed, in_words
+from fltrust_repro.reproduction import wrote
+from fltrust_repro.settings import Setting
+from fltrust_repro.trial_files import ENDING, PACKED
+
+MOST_LINES = 40  # on a terminal; the files have all
+_LONGEST_NAME = 30  # letters of a side's name in that of a file
+
+
+@click.command("compare")
+@click.argument("sources", nargs=-1, type=options.PATH, metavar="[A] [B]")
+@filter_options
+@click.option("--against", multiple=True, metavar="FIELD=VALUE",
+              help="B: the same settings but with this; repeatable.")  # fmt: skip
+@click.option("--edit", is_flag=True,
+              help="A: before the latest edit of a plug-in, B: today.")  # fmt: skip
+@click.option("--html", "as_html", is_flag=True, help="Write a page of HTML too.")
+@options.store_option
+@options.out_option
+@options.plugin_option
+def compare_command(
+    sources: tuple[Path, ...], wanted: Wanted, against: tuple[str, ...], edit: bool, as_html: bool,
+    store_path: Path, out: Path,
+) -> None:  # fmt: skip
+    """Compare trials setting by setting: B - A with its 95% interval, in pairs of the same seed.
+
+    \b
+    Two stores, folders of results or .trials.csv files:
+      compare mine.sqlite theirs.sqlite
+    Two settings (of the store, of OUT and of what is published):
+      compare --rule krum --against rule=my-rule --plugin my_rule.py
+    Before and after an edit of a plug-in:
+      compare --edit --rule my-rule --plugin my_rule.py
+
+    Every option of `run` that belongs to a setting chooses among A's. Writes a page, a table and a
+    picture, OUT/compare-A-B.
+    """  # noqa: D301 (click's mark of lines that stay)
+    fields = dict(assignment("--against", text) for text in against)
+    _check(sources, fields, edit)
+    check_writable(out)
+    found = _found(sources, store_path, out, wanted, plain=not (fields or edit))
+    a, b = (finding.before if edit else finding.current)(found[0]), finding.current(found[1])
+    # What B is asked for is no setting of A's.
+    a = {one: some for one, some in a.items() if not fields or not _has(one, fields)}
+    pairs = _pairs(a, b, fields)
+    names = _names(sources, wanted, fields, edit)
+    if not pairs:
+        raise BadInput(_nothing(names, (len(a), len(b)), fields, edit))
+    if fields or edit:  # else all that B has is meant to be compared
+        b = {other: b[other] for other in pairs.values()}
+    compared = comparison_page.compare(names, (a, b), pairs, [*fields])
+    _print(compared)
+    click.echo(wrote(_write(compared, out, as_html)))
+
+
+def _found(
+    sources: Sequence[Path], store_path: Path, out: Path, wanted: Wanted, plain: bool
+) -> tuple[list[Found], list[Found]]:
+    """The trials of A, of those wanted, and of B; only of a `plain` comparison of those, too."""
+    if len(sources) == 2:
+        a, b = (finding.lying_in(source) for source in sources)
+        return finding.chosen(a, wanted), finding.chosen(b, wanted) if plain else b
+    every = finding.gathered(sources, store_path, out, quietly=True)
+    return finding.chosen(every, wanted), every
+
+
+def _has(setting: Setting, fields: Mapping[str, Any]) -> bool:
+    return fields.items() <= setting.as_dict().items()
+
+
+def _check(sources: Sequence[Path], fields: Mapping[str, Any], edit: bool) -> None:
+    """Refuse what does not say two sides."""
+    if edit and (fields or len(sources) > 1):
+        alone = "give at most one store and no --against"
+        raise BadInput(f"--edit takes both sides from the same trials; {alone}.")
+    if len(sources) > 2 or (len(sources) < 2 and not fields and not edit):
+        given = ", ".join(map(str, sources)) or "nothing"
+        do = "give two of them, or one or none with --against FIELD=VALUE or --edit"
+        raise BadInput(f"{given} is no pair of stores, folders or files; {do}.")
+
+
+def _pairs(a: Trials, b: Trials, fields: Mapping[str, Any]) -> dict[Setting, Setting]:
+    """Each setting of A that has a counterpart in B, with it."""
+    if not fields:
+        return {setting: setting for setting in a if setting in b}
+    pairs, refused = {}, None
+    for setting in a:
+        try:
+            other = changed(setting, fields)
+        except BadInput as error:  # a limit, or a name that nothing has
+            refused = error
+            continue
+        if other in b:
+            pairs[setting] = other
+    if refused is not None and not pairs:
+        raise refused
+    return pairs
+
+
+def _names(
+    sources: tuple[Path, ...], wanted: Wanted, fields: Mapping[str, Any], edit: bool
+) -> tuple[str, str]:
+    """What A and B are called."""
+    if edit:
+        return "before the edit", "today"
+    if not fields:
+        a, b = map(str, sources)
+        return a, b
+    own = {
+        name: values[0] for name, values in wanted.items() if name in fields and len(values) == 1
+    }
+    told = in_words(own) if own else f"any other {', '.join(fields).replace('_', '-')}"
+    if len(sources) == 2:
+        return f"{sources[0]}, {told}", f"{sources[1]}, {in_words(fields)}"
+    return told, in_words(fields)
+
+
+def _nothing(
+    names: tuple[str, str], counts: tuple[int, int], fields: Mapping[str, Any], edit: bool
+) -> str:
+    """Say why there is nothing to compare."""
+    a, b = counts
+    if edit:
+        earlier = "no setting at hand has trials of today's plug-ins and of earlier ones"
+        return f"{earlier}; `trials` lists what there is."
+    if fields:
+        of = f"none of the {a:,} settings chosen" if a else "no setting is chosen, so none"
+        return f"{of} has been run with {names[1]} too; `trials` lists what there is."
+    return f"A has {a:,} settings, B {b:,}, and none in common; `trials {names[0]}` lists A's."
+
+
+# ---- what is told and written -------------------------------------------------------------------
+
+
+def _print(found: Comparison) -> None:
+    click.echo(f"A: {found.names[0]}\nB: {found.names[1]}\n{found.shared}\n")
+    cells, more = found.cells, ""
+    if len(cells) > MOST_LINES:
+        differ = tuple(filter(_differs, cells))
+        cells = differ[:MOST_LINES]
+        more = (
+            f"Shown: {len(cells)} of {len(differ)} that differ, or perhaps do; the files have all."
+        )
+    if cells:
+        click.echo(f"{comparison_page.table(cells, 'simple')}\n")
+    for line in [more] * bool(more) + comparison_page.summary(found):
+        click.echo(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False))
+
+
+def _differs(cell: Cell) -> bool:
+    return cell.verdict in (comparison.LOWER, comparison.HIGHER, *comparison.PERHAPS.values())
+
+
+def _write(found: Comparison, out: Path, as_html: bool) -> list[Path]:
+    name = _file_name(found.names)
+    command = shlex.join(["python", "-m", "fltrust_repro", *sys.argv[1:]])
+    pictures = {kind: difference_picture.picture(found, kind) for kind in ("png", "svg")}
+    files = {ending: out / f"{name}.{ending}" for ending in ("md", "csv", "png", "svg")}
+    write_text(files["md"], comparison_page.markdown(found, command, f"{name}.png"))
+    write_text(files["csv"], comparison_page.as_frame(found).to_csv(index=False))
+    for kind, content in pictures.items():
+        write_bytes(files[kind], content)
+    if as_html:
+        files["html"] = out / f"{name}.html"
+        write_text(files["html"], comparison_page.html(found, command, pictures["svg"]))
+    return list(files.values())
+
+
+def _file_name(names: tuple[str, str]) -> str:
+    """Name the files by the last parts of both sides, where these are paths."""
+    depths = [["-".join(Path(name).parts[-depth:]) for name in names] for depth in (1, 2)]
+    ours, theirs = next((both for both in depths if both[0] != both[1]), depths[-1])
+    return "-".join(["compare", *map(_in_file_name, (ours, theirs))])
+
+
+def _in_file_name(side: str) -> str:
+    for ending in (PACKED, ENDING, ".sqlite", ".csv"):
+        side = side.removesuffix(ending)
+    return re.sub(r"[^\w.-]+", "-", side)[:_LONGEST_NAME].strip("-.") or "results"

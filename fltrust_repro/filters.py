@@ -1,0 +1,73 @@
+"""Options that say which finished trials a command is about: each one that `run` has filters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.settings import FIELDS, Setting
+
+Wanted = dict[str, tuple[Any, ...]]  # the values that fields may have, by name
+
+_SHOWN = ("dataset", "model", "rule", "pre", "attack", "knowledge", "defense", "compromised")
+_KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+
+
+def filter_options(command: Callable) -> Callable:
+    """Give a command an option per field of a setting, and `--reading`, together as `wanted`.
+
+    Several values of the same field mean any of them. The options that few need have no line in
+    the help; they are those of `run`.
+    """
+    own = [field for field in dataclasses.fields(Setting) if field.name != "readings"]
+
+    @functools.wraps(command)
+    def filtered(**given: Any) -> None:
+        wanted: Wanted = {name: given.pop(name) for name in [field.name for field in own]}
+        wanted["pre"] = ("+".join(wanted["pre"]),) if wanted["pre"] else ()
+        for name, value in (assignment("--reading", text) for text in given.pop("readings")):
+            wanted[name] = (*wanted.get(name, ()), value)
+        command(wanted={name: values for name, values in wanted.items() if values}, **given)
+
+    readings = click.option("--reading", "readings", multiple=True, metavar="NAME=VALUE",
+                            help="Only with this reading of the paper.")  # fmt: skip
+    return functools.reduce(
+        lambda made, field: _option_of(field)(made), own[::-1], readings(filtered)
+    )
+
+
+def _option_of(field: dataclasses.Field) -> Callable:
+    words, kind = field.name.replace("_", "-"), _KINDS[_kind(field.name)]
+    metavar = {"int": "N", "float": "X", "str": "NAME"}[_kind(field.name)]
+    return click.option(
+        f"--{words}", field.name, type=kind, multiple=True, metavar=metavar,
+        hidden=field.name not in _SHOWN, help=f"Only with this {words}; repeatable.",
+    )  # fmt: skip
+
+
+def _kind(name: str) -> str:
+    return FIELDS[name].type.split(" ")[0]
+
+
+def assignment(option: str, text: str) -> tuple[str, Any]:
+    """Return the field and the value that a text FIELD=VALUE names.
+
+    >>> from fltrust_repro.filters import assignment
+    >>> assignment("--against", "non-iid=0.1")
+    ('non_iid', 0.1)
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or name not in FIELDS:
+        wrong = f"{option} is {shown(text)}, not FIELD=VALUE with a FIELD that there is"
+        raise BadInput(f"{wrong}; {choose(name, FIELDS)}")
+    try:
+        return name, _KINDS[_kind(name)](value)
+    except ValueError:
+        wanted = {"int": "a whole number", "float": "a number"}[_kind(name)]
+        raise BadInput(f"{option} is {shown(text)}; give {wanted} for {name}.") from None
