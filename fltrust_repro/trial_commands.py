@@ -18,7 +18,7 @@ from fltrust_repro import experiments, figures, options, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.experiments import VARIED, Cell, Experiment, figure_of, load_experiment
+from fltrust_repro.experiments import Cell, Experiment, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
 from fltrust_repro.poisoning import BackGradient
@@ -26,6 +26,7 @@ from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import FIRST_SEED, Trial
+from fltrust_repro.varied import VARIED
 
 Words = tuple[str, ...]
 Orders = Mapping[Experiment, Sequence[Cell]]

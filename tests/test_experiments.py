@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltrust_repro import experiments
+from fltrust_repro import experiment_files, experiments
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
-from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
+from fltrust_repro.experiments import available, figure_of, load_experiment
 from fltrust_repro.plugins import run_afresh
 from fltrust_repro.settings import FIELDS, Setting
+from fltrust_repro.varied import VARIED
 
 COLUMNS = ("no-attack", "gaussian", "label-flip", "partial", "full")
 
@@ -131,7 +132,7 @@ PLACES = (
 
 @given(place=st.sampled_from(PLACES), value=VALUES, figure=st.booleans())
 def test_any_value_at_any_place_is_taken_or_refused_in_one_line(place, value, figure):
-    whole = experiments.tomllib.loads(FIGURE if figure else GOOD)
+    whole = experiment_files.tomllib.loads(FIGURE if figure else GOOD)
     *above, last = place
     part = whole.setdefault(above[0], {}) if above else whole
     part[last] = value
@@ -283,7 +284,8 @@ VARIED_FIELDS = {
 @pytest.mark.parametrize("vary", VARIED_FIELDS)
 def test_each_varied_parameter_takes_the_values_of_the_paper(vary):
     field, first = VARIED_FIELDS[vary]
-    rule = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
+    name = "krum" if vary == "epsilon" else "trimmed-mean"
+    rule = {"rule": name, "attack": name}
     figure = figure_of("f", "", "", {}, {"a": rule}, {"full": {}}, vary)
     points = [getattr(cell.setting, field) for cell in figure.cells]
     assert tuple(points) == VARIED[vary].values == figure.figure.values
