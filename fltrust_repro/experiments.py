@@ -16,6 +16,7 @@ In place of rows and columns a figure has `vary = "c"` (what `varied` knows, the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,6 @@ class Figure:
 
     label: str
     values: tuple[float, ...]
-    ticks: tuple[str, ...]  # the values in words
     panels: tuple[str, ...]
     lines: tuple[str, ...]
 
@@ -69,7 +69,7 @@ class Grid:
 
     across: Axis
     down: Axis
-    maps: tuple[str, ...]
+    maps: tuple[str, ...]  # "krum: full"
 
     def row(self, one: str, column: str) -> str:
         """Return the row of the table that holds a map's row."""
@@ -98,6 +98,13 @@ class Experiment:
     def settings(self) -> tuple[Setting, ...]:
         """The settings of all cells, row by row."""
         return tuple(cell.setting for cell in self.cells)
+
+    @property
+    def maps(self) -> dict[str, str]:
+        """The heat maps of a grid by what they show, with the names of their files."""
+        maps = self.grid.maps if self.grid else ()
+        words = {one: re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps}
+        return {one: f"{self.name}-{word}" for one, word in words.items()}
 
     def choose(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> tuple[Cell, ...]:
         """Return the cells of some rows and columns; naming none means all of them.
@@ -133,7 +140,7 @@ def figure_of(
     depend on `vary`. `others` are further fields of `Experiment`; a wrong value raises `BadInput`.
     """
     across = axis(vary, values)
-    figure = Figure(across.varied.label, across.values, across.labels, (*panels,), (*lines,))
+    figure = Figure(across.varied.label, across.values, (*panels,), (*lines,))
     groups = {panel: [figure.row(panel, line) for line in lines] for panel in panels}
     rows = {
         figure.row(panel, line): {**setting, **panels[panel], **lines[line]}

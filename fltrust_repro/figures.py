@@ -76,9 +76,9 @@ def _draw_panel(
 ) -> None:
     frame: Any = experiment.figure
     for line, style in zip(frame.lines, cycle(_STYLES)):
-        row = [cells[frame.row(panel, line), column] for column in experiment.columns]
-        known = [m for m in row if m.errors]
-        x = [value for value, m in zip(frame.values, row) if m.errors]
+        row = [cells.get((frame.row(panel, line), column)) for column in experiment.columns]
+        known = [m for m in row if m and m.errors]
+        x = [value for value, m in zip(frame.values, row) if m and m.errors]
         mean = np.array([m.mean for m in known])
         half = np.nan_to_num([m.half_width for m in known])
         axis.plot(x, mean, markersize=4, linewidth=1.2, **style)

@@ -20,8 +20,8 @@ def values_of(
 ) -> list[float]:
     """Read the values of the parameter `name`, and of ranges both ends.
 
-    `whole` are its values only as whole numbers; `hundred` is what 100% of it are, None where it is
-    no share of anything. Raises `BadInput`.
+    `whole` are its values only as whole numbers; `hundred` is what 100% of it are, None where that
+    is not known. Raises `BadInput`.
 
     >>> from fltrust_repro.ranges import values_of
     >>> values_of("5..30", whole=True)
@@ -72,7 +72,8 @@ def _number(word: str, name: str, hundred: int | None) -> Decimal:
     if not share:
         return number
     if hundred is None:
-        raise BadInput(f"--values has {word}, but {name} is no share of anything; give a number.")
+        unknown = f"it is not known what 100% of {name} are"
+        raise BadInput(f"--values has {word}, but {unknown}; give a number.")
     number = number * hundred / 100
     if hundred > 1 and number != number.to_integral_value():
         wrong = f"--values has {word}, which is {number.normalize():f} of {hundred} workers"

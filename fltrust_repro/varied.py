@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Real
 from typing import Any
 
@@ -52,7 +53,7 @@ class Varied:
         return field in self.fields(1, {})
 
     def hundred(self, workers: int | None) -> int | None:
-        """What 100% of it are: of these workers, of 1, or of nothing."""
+        """What 100% of it are: these workers, 1, or not known."""
         return workers if self.field in _COUNTS else 1 if self.field in _SHARES else None
 
     @property
@@ -111,14 +112,19 @@ def _typed(step: tuple[str, Mapping[str, Any]]) -> str:
     return f"{name}:{told}" if told else name
 
 
-def _owned(owner: str, parameter: str) -> list[str]:
-    """In which fields of a setting an entry of the name has the parameter."""
+def _own_of(owner: str) -> dict[str, dict[str, Any]]:
+    """The own parameters of what has the name, by the field of a setting where it stands."""
     entries: dict[str, Callable[..., Any] | None] = {
         "rule": rules[owner].function if owner in rules else None,
         "attack": attacks[owner].craft if owner in attacks else None,
         "pre": preaggregations[owner].function if owner in preaggregations else None,
     }
-    return [kind for kind, one in entries.items() if one and parameter in own_parameters(one)]
+    return {field: own_parameters(one) for field, one in entries.items() if one}
+
+
+def _owned(owner: str, parameter: str) -> list[str]:
+    """In which fields of a setting an entry of the name has the parameter."""
+    return [field for field, known in _own_of(owner).items() if parameter in known]
 
 
 def _numbers_of_a_setting() -> Iterator[Varied]:
@@ -151,17 +157,21 @@ def varied(name: str) -> Varied:
     owner, colon, parameter = name.partition(":")
     if colon and _owned(owner, parameter):
         return OwnParameter(name, name, "")
+    if colon and (known := [*chain(*_own_of(owner).values())]):
+        told = f"{owner} has no parameter {shown(parameter)}; {choose(parameter, known)}"
+        raise BadInput(f"vary is {shown(name)}, but {told}")
     typed = name.replace("_", "-")
     if typed not in VARIED and typed not in _BY_FIELD:
-        own = "of a rule or an attack write NAME:PARAMETER, as multi-krum:q"
-        raise BadInput(f"vary is {shown(name)}; {choose(name, VARIED)} Else {own}.")
+        own = "a parameter of a rule's or an attack's own is NAME:PARAMETER, as multi-krum:q"
+        raise BadInput(f"vary is {shown(name)}; {choose(name, VARIED)} And {own}.")
     return VARIED.get(typed) or _BY_FIELD[typed]
 
 
 # ---- who reads it -------------------------------------------------------------------------------
 
-# Which try the attacks of the paper too.
-_TAILORED = ("tailored", "tailored-persistent")
+# The Krum attack, that on the trimmed mean, and the built-in attacks that try or begin with them.
+_KRUM = ("krum", "tailored", "tailored-persistent")
+_TRIMMED_MEAN = ("trimmed-mean", "fltrust-adaptive", "tailored", "tailored-persistent")
 
 
 def _reads(setting: Setting, field: str) -> bool:
@@ -172,12 +182,11 @@ def _reads(setting: Setting, field: str) -> bool:
     if any(code is not None and not is_built_in(code) for code in codes):
         return True
     if field == "epsilon":
-        return name in ("krum", *_TAILORED)
+        return name in _KRUM
     if field == "b":
-        return name in ("trimmed-mean", *_TAILORED) and setting.knowledge == "full"
+        return name in _TRIMMED_MEAN and setting.knowledge != "partial"
     if field == "beta":
-        trims = setting.goal == "deviation" and name in ("trimmed-mean", *_TAILORED)
-        return trims or "beta" in asked
+        return "beta" in asked or (name in _TRIMMED_MEAN and setting.goal == "deviation")
     return field != "poisoned_share" or attack.inject is not None
 
 
