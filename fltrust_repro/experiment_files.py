@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.varied import is_number
+from fltrust_repro.varied import is_number, varied
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,3 +72,26 @@ def check_parts(content: Mapping[str, Any]) -> None:
     seconds = content.get("seconds", 1)
     if not is_number(seconds) or not 0 < seconds < 1e9:
         raise BadInput(f"seconds is {shown(seconds)}; give a number above 0, below 1e9.")
+
+
+def check_varied(content: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for a field that what a figure varies would take the place of."""
+    one = varied(content["vary"])
+    rows = [row for part in ("panels", "lines") for row in content[part].values()]
+    for row in (content.get("setting", {}), *rows):
+        for field, value in row.items():
+            if one.decides(field, value):
+                raise BadInput(f"{field} is given, but vary decides it; leave it out.")
+
+
+def check_paper(paper: Mapping[str, Any], rows: Collection[str], columns: int) -> None:
+    """Raise `BadInput` unless the paper's values are one per column, of some of the rows."""
+    for row, values in paper.items():
+        if row not in rows:
+            raise BadInput(f"[paper] names {shown(row)}, which is no row; {choose(row, rows)}")
+        are_rates = isinstance(values, list) and all(
+            value != value or (is_number(value) and 0 <= value <= 1) for value in values
+        )
+        if not are_rates or len(values) != columns:
+            wanted = f"a list of {columns} numbers from 0 to 1, or nan, one per column"
+            raise BadInput(f"[paper] {row} must be {wanted}.")

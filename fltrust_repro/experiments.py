@@ -25,11 +25,11 @@ from typing import Any
 import click
 
 from fltrust_repro.errors import BadInput, BeyondLimit, choose, shown
-from fltrust_repro.experiment_files import check_parts, read
+from fltrust_repro.experiment_files import check_paper, check_parts, check_varied, read
 from fltrust_repro.files import check_name, path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import Setting
-from fltrust_repro.varied import Axis, Fields, axis, is_number, sentences, setting_at, varied
+from fltrust_repro.varied import Axis, Fields, axis, sentences, setting_at
 
 MEASURES = {
     "error_rate": "Testing error rate",  # of the final model
@@ -37,6 +37,8 @@ MEASURES = {
     "late_error_rate": "Mean testing error rate of the last fifth of the iterations",
 }
 MOST_CELLS = 10_000
+Points = Mapping[str, tuple[Fields, Mapping[Axis, float]]]  # what rows have, and vary themselves
+MOST_DRAWN = 60  # panels of a figure's picture, rows and columns of a table's
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ class Experiment:
     packed: bool = False  # its trials are so many that their file is compressed
 
     @property
+    def has_picture(self) -> bool:
+        """Whether one picture of it can be looked at: not of too many panels, rows or columns."""
+        parts = (self.rows, self.columns) if self.figure is None else (self.figure.panels,)
+        return self.grid is None and max(map(len, parts)) <= MOST_DRAWN
+
+    @property
     def settings(self) -> tuple[Setting, ...]:
         """The settings of all cells, row by row."""
         return tuple(cell.setting for cell in self.cells)
@@ -147,7 +155,7 @@ def figure_of(
         for panel in panels
         for line in lines
     }
-    points = {row: (fields, {}) for row, fields in rows.items()}
+    points: Points = {row: (fields, {}) for row, fields in rows.items()}
     return _drawn(name, command, title, points, across, groups, figure=figure, **others)
 
 
@@ -189,7 +197,7 @@ def _drawn(
     name: str,
     command: str,
     title: str,
-    points: Mapping[str, tuple[Fields, Mapping[Axis, float]]],
+    points: Points,
     across: Axis,
     groups: Mapping[str, Sequence[str]],
     **others: Any,
@@ -243,15 +251,7 @@ def _arranged(
 ) -> Experiment:
     _check_size(len(rows), len(columns))
     paper = paper or {}
-    for row, values in paper.items():
-        if row not in rows:
-            raise BadInput(f"[paper] names {shown(row)}, which is no row; {choose(row, rows)}")
-        are_rates = isinstance(values, list) and all(
-            value != value or (is_number(value) and 0 <= value <= 1) for value in values
-        )
-        if not are_rates or len(values) != len(columns):
-            wanted = f"a list of {len(columns)} numbers from 0 to 1, or nan, one per column"
-            raise BadInput(f"[paper] {row} must be {wanted}.")
+    check_paper(paper, rows, len(columns))
     cells = []
     for row in rows:
         printed = paper.get(row, [math.nan] * len(columns))
@@ -329,19 +329,9 @@ def _build(file: Path, content: Fields) -> Experiment:
         for plugin in content.get("plugins", []):
             load_plugin(file.parent / plugin)
         if "vary" in content:
-            _check_varied(content)
+            check_varied(content)
         arrange = figure_of if "vary" in content else _table_of
         told = {name: part for name, part in content.items() if name != "plugins"}
         return arrange(file.stem, command, **{"setting": {}, **told})
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
-
-
-def _check_varied(content: Fields) -> None:
-    """Refuse a field that what a figure varies would take the place of."""
-    one = varied(content["vary"])
-    rows = [row for part in ("panels", "lines") for row in content[part].values()]
-    for row in (content.get("setting", {}), *rows):
-        for field, value in row.items():
-            if one.decides(field, value):
-                raise BadInput(f"{field} is given, but vary decides it; leave it out.")

@@ -6,36 +6,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro import figures
+from fltrust_repro import captions, drawing
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.files import write_bytes
+from fltrust_repro.heat_maps import grid_picture
 from fltrust_repro.report import Measured
 
-KINDS = ("png", "svg")
 
-
-def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> list[Path]:
+def draw(
+    experiment: Experiment, measured: Sequence[Measured], folder: Path, grey: bool = False
+) -> list[Path]:
     """Write each heat map of a grid as PNG and SVG; return the files, none of another table."""
-    means = {(m.cell.row, m.cell.column): m.mean for m in measured if m.errors}
     files = []
     for one, name in experiment.maps.items():
-        for kind in KINDS:
+        for kind in drawing.KINDS:
             files.append(folder / f"{name}.{kind}")
-            write_bytes(files[-1], _picture(experiment, one, means, kind))
+            write_bytes(files[-1], _picture(experiment, one, measured, kind, grey))
     return files
 
 
 def _picture(
-    experiment: Experiment, one: str, means: dict[tuple[str, str], float], kind: str
+    experiment: Experiment, one: str, measured: Sequence[Measured], kind: str, grey: bool
 ) -> bytes:
     grid: Any = experiment.grid
     across, down = grid.across, grid.down
-    values = {
-        (label, tick): means[grid.row(one, row), column]
+    places = {
+        (grid.row(one, row), column): (label, tick)
         for label, row in zip(down.labels, down.columns)
         for tick, column in zip(across.labels, across.columns)
-        if (grid.row(one, row), column) in means
     }
-    title = f"{experiment.title}: {one}"
+    own = [m for m in measured if (m.cell.row, m.cell.column) in places]
+    values = {places[m.cell.row, m.cell.column]: m.mean for m in own if m.errors}
+    title, notes = f"{experiment.title}: {one}", [captions.of_measured(own, "point")]
     ends = down.varied.label, down.labels, across.varied.label, across.labels
-    return figures.grid_picture(title, *ends, values, kind)
+    return grid_picture(title, *ends, values, kind, grey, notes)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
-from itertools import count, islice, takewhile
+from itertools import islice, takewhile
+from typing import Any
 
 from fltrust_repro.errors import BadInput, shown
 
@@ -81,7 +82,7 @@ def _number(word: str, name: str, hundred: int | None) -> Decimal:
     return number
 
 
-def _plain(number: Decimal | float) -> float:
+def _plain(number: Any) -> float:
     """The number as Python has it, whole numbers as such."""
     whole = abs(number) < 2**53 and number == int(number)
     return int(number) if whole else float(number)
@@ -98,7 +99,9 @@ def _range(part: str, numbers: list[Decimal], whole: bool) -> Iterable[Decimal]:
     if not steps[0] > 0:
         wrong = f"--values has the range {part}, whose step is {steps[0]}"
         raise BadInput(f"{wrong}; give a step above 0.")
-    return takewhile(stop.__ge__, (start + k * steps[0] for k in count()))
+    return takewhile(
+        lambda value: value <= stop, (start + k * steps[0] for k in range(MOST_VALUES + 1))
+    )
 
 
 def _even(start: Decimal, stop: Decimal, step: Decimal) -> Iterator[Decimal]:

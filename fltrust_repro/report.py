@@ -37,6 +37,7 @@ class Measured:
     cell: Cell
     errors: tuple[float, ...]
     diverged: int
+    seeds: tuple[int, ...] = ()  # of the errors, in their order
 
     @property
     def mean(self) -> float:
@@ -71,7 +72,8 @@ def half_width(values: Sequence[float]) -> float:
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:
     """Collect a cell's finished trials; `what` is one of `MEASURES`."""
     errors = tuple(trial.error(what) for trial in trials)
-    return Measured(cell, errors, sum(trial.result.diverged for trial in trials))
+    diverged = sum(trial.result.diverged for trial in trials)
+    return Measured(cell, errors, diverged, tuple(trial.seed for trial in trials))
 
 
 def verdict(measured: Measured, baseline: Measured | None) -> str:
@@ -219,7 +221,7 @@ def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
 
 
 def picture_link(experiment: Experiment, one: str | None = None) -> str:
-    """Return the Markdown that shows a figure's picture, beside the page, or that of a heat map."""
+    """Return the Markdown of an experiment's picture, which lies beside the page, or of a map's."""
     title, name = experiment.title, experiment.name
     if one is not None:
         title, name = f"{title}: {one}", experiment.maps[one]
@@ -240,7 +242,7 @@ def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[
         f"# {markdown(experiment.title)}\n",
         f"{heading(experiment, measured)}.\n",
         f"{table(measured, 'github')}\n",
-        *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
+        *([f"{picture_link(experiment)}\n"] if experiment.has_picture else []),
         *(f"{picture_link(experiment, one)}\n" for one in experiment.maps),
         *(f"{markdown(note)}\n" for note in experiment.notes),
         *([f"{judged}. {_LEGEND}"] if judged else []),

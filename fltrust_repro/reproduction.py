@@ -107,6 +107,7 @@ def reproduce(
     out: Path,
     announce: Callable[[float], None],
     fresh: bool = False,
+    grey: bool = False,
 ) -> tuple[list[Failure], list[str]]:
     """Run the trials of experiments' cells that are not at hand; print tables and write files.
 
@@ -135,9 +136,9 @@ def reproduce(
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
         except KeyboardInterrupt:
-            _show(experiment, seeds, store, out, published)
+            _show(experiment, seeds, store, out, published, grey)
             raise
-        _show(experiment, seeds, store, out, published)
+        _show(experiment, seeds, store, out, published, grey)
     return failed, missing
 
 
@@ -167,7 +168,12 @@ def core_time(seconds: float) -> str:
 
 
 def _show(
-    experiment: Experiment, seeds: range, store: Archive, out: Path, published: Published
+    experiment: Experiment,
+    seeds: range,
+    store: Archive,
+    out: Path,
+    published: Published,
+    grey: bool,
 ) -> None:
     """Print the table of what is known with these seeds, if anything is, and write the files."""
     found = {setting: store.find(setting, seeds) for setting in experiment.settings}
@@ -184,9 +190,8 @@ def _show(
     if before <= now:
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
-        pictures = figures.draw(experiment, cells, out) if experiment.figure else []
-        pictures += grids.draw(experiment, cells, out)
-        files = [page, table, *pictures, *files]
+        drawn = (experiment, cells, out, grey)
+        files = [page, table, *figures.draw(*drawn), *grids.draw(*drawn), *files]
     several = "s" * (len({trial.seed for trial in used}) > 1)
     told = f"{_many(experiment, cells, len(seeds))}, seed{several} {report.seeds(used)}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")

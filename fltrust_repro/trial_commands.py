@@ -15,16 +15,18 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fltrust_repro import experiments, figures, options, own_sweeps, reproduction, sweep
+from fltrust_repro import datasets, experiments, options, own_sweeps, reproduction, sweep
 from fltrust_repro.archive import Archive
+from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
-from fltrust_repro.poisoning import BackGradient
+from fltrust_repro.poisoning import BackGradient, labels_before
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
+from fltrust_repro.trial_pictures import draw_poisoned
 from fltrust_repro.trials import FIRST_SEED, Trial
 from fltrust_repro.varied import VARIED
 
@@ -102,9 +104,17 @@ _draw_option = click.option("--draw", is_flag=True, help="Run nothing; show what
 @click.option("--fresh", is_flag=True, help="Compute what is published, too.")
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option
+@options.grey_option
 @_draw_option
 def reproduce(
-    names: Words, rows: Words, columns: Words, fresh: bool, out: Path, draw: bool, **where: Any
+    names: Words,
+    rows: Words,
+    columns: Words,
+    fresh: bool,
+    out: Path,
+    grey: bool,
+    draw: bool,
+    **where: Any,
 ) -> None:
     """Run tables and figures of the paper, or your own .toml, and print them beside the paper's.
 
@@ -116,17 +126,17 @@ def reproduce(
     _check_names(chosen, out)
     if fresh and reproduction.is_published(out):
         raise BadInput(f"--out {out} holds what is published; give --fresh another folder.")
-    _reproduce(orders, out, fresh, draw, **where)
+    _reproduce(orders, out, fresh, grey, draw, **where)
 
 
 def _reproduce(
-    orders: Orders, out: Path, fresh: bool, draw: bool, seeds: range, machine: Machine,
-    store_path: Path,
+    orders: Orders, out: Path, fresh: bool, grey: bool, draw: bool, seeds: range,
+    machine: Machine, store_path: Path,
 ) -> None:  # fmt: skip
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:
         announce = options.announcer(len(seeds))
-        ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh)
+        ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh, grey)
     end(*ended)
 
 
@@ -164,6 +174,7 @@ def _check_names(chosen: list[Experiment], out: Path) -> None:
 @click.option("--name", help="Name of the files in OUT; default sweep-VARY-DATASET-MODEL.")
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option
+@options.grey_option
 @_draw_option
 @click.pass_context
 def sweep_command(
@@ -175,6 +186,7 @@ def sweep_command(
     knowledges: Words,
     name: str | None,
     out: Path,
+    grey: bool,
     draw: bool,
     **given: Any,
 ) -> None:
@@ -187,10 +199,10 @@ def sweep_command(
     axes = own_sweeps.axes_of(names, values, given["workers"])
     typed = {field: context.params[field] for field, _ in options.typed(context)}
     for field, option in options.typed(context):
-        for one in axes:
-            if one.varied.decides(field.removesuffix("_names"), typed[field]):
-                told = f"{option} is given, but --vary {one.varied.name} decides it; leave it out."
-                raise BadInput(told)
+        for one in (axis.varied for axis in axes):
+            if one.decides(field.removesuffix("_names"), typed[field]):
+                wrong = f"{option} is given, but --vary {one.name} decides it"
+                raise BadInput(f"{wrong}; leave it out.")
     # A parameter left to its default follows what varies; the others are as given.
     told = {key: value for key, value in given.items() if value is not None}
     others = {key: value for key, value in typed.items() if key not in (*_WHERE, *_NAMED)}
@@ -203,12 +215,12 @@ def sweep_command(
         raise BadInput(f"--name is {made.name!r}, the name of other results; take another.")
     for note in made.notes:
         click.echo(note, err=True)
-    _reproduce({made: made.cells}, out, False, draw, **where)
+    _reproduce({made: made.cells}, out, False, grey, draw, **where)
 
 
 # How many trials are run and where, which changes no number; and what names the files anyway.
 _WHERE = ("trials", "first_seed", "device", "jobs", "data_dir", "store_path", "scheduler",
-          "checkpoint_minutes", "out", "draw")  # fmt: skip
+          "checkpoint_minutes", "out", "grey", "draw")  # fmt: skip
 _NAMED = ("names", "dataset", "model", "name", "plugins")
 
 
@@ -238,10 +250,10 @@ def poison_command(
 
     What was made for the same data, share and seed is taken from where it lies.
     """
-    figures.check_picture(picture)
+    check_picture(picture)
     check_writable(picture.parent, "--picture")
     setting = Setting(dataset=dataset, attack="back-gradient", poisoned_share=poisoned_share)
-    from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds
+    from fltrust_repro.training import generator, poisoned_examples  # MXNet takes seconds
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -250,6 +262,8 @@ def poison_command(
         def after_step(loss: float) -> None:
             progress.update(steps, advance=1, description=f"loss {loss:.3f}")
 
-        made = poisoned_examples(setting, first_seed, data_dir, after_step)
-    figures.draw_poisoned(made, picture)
+        data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
+        made = poisoned_examples(setting, first_seed, data_dir, after_step, data)
+    title = f"{dataset}, {poisoned_share:g} poisoned by back-gradient; seed {first_seed}"
+    draw_poisoned(made, labels_before(made, data), picture, title)
     click.echo(f"{len(made.x)} poisoned examples. {reproduction.wrote([picture])}")
