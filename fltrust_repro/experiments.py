@@ -29,7 +29,7 @@ from fltrust_repro.experiment_files import check_paper, check_parts, check_varie
 from fltrust_repro.files import check_name, path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import Setting
-from fltrust_repro.varied import Axis, Fields, axis, sentences, setting_at
+from fltrust_repro.varied import Axis, Fields, axis, left_out, level, setting_at
 
 MEASURES = {
     "error_rate": "Testing error rate",  # of the final model
@@ -150,13 +150,13 @@ def figure_of(
     across = axis(vary, values)
     figure = Figure(across.varied.label, across.values, (*panels,), (*lines,))
     groups = {panel: [figure.row(panel, line) for line in lines] for panel in panels}
-    rows = {
-        figure.row(panel, line): {**setting, **panels[panel], **lines[line]}
+    points: Points = {
+        figure.row(panel, line): ({**setting, **panels[panel], **lines[line]}, {})
         for panel in panels
         for line in lines
     }
-    points: Points = {row: (fields, {}) for row, fields in rows.items()}
-    return _drawn(name, command, title, points, across, groups, figure=figure, **others)
+    made = _drawn(name, command, title, points, across, groups, figure=figure, **others)
+    return _told(made, [across], groups, dict(zip(points, points)))
 
 
 def grid_of(
@@ -190,7 +190,10 @@ def grid_of(
         for panel in panels
         for column in down.columns
     }
-    return _drawn(name, command, title, points, across, groups, grid=grid)
+    made = _drawn(name, command, title, points, across, groups, grid=grid)
+    of = {grid.row(one, column): one for one in maps for column in down.columns}
+    whole = {panel: [f"{panel}: {line}" for line in lines] for panel in panels}
+    return _told(made, [across, down], whole, of)
 
 
 def _drawn(
@@ -215,13 +218,23 @@ def _drawn(
             return None
 
     made = _arranged(name, command, title, (*points,), across.columns, setting_of, **others)
-    settings: dict[str, list[Setting]] = {}
-    for cell in made.cells:
-        settings.setdefault(cell.row, []).append(cell.setting)
-    told = sentences(across.varied.name, groups, settings, refused)
+    told = left_out(groups, refused)
     if not made.cells:
         raise BadInput(f"no point is left. {told[0]}")
-    return replace(made, notes=told)
+    return replace(made, notes=tuple(told))
+
+
+def _told(
+    made: Experiment,
+    axes: Sequence[Axis],
+    groups: Mapping[str, Sequence[str]],
+    of: Mapping[str, str],
+) -> Experiment:
+    """Add to the notes what does not vary; each row is `of` a line or a map."""
+    settings: dict[str, list[Setting]] = {}
+    for cell in made.cells:
+        settings.setdefault(of[cell.row], []).append(cell.setting)
+    return replace(made, notes=(*made.notes, *level(axes, groups, settings)))
 
 
 def _table_of(

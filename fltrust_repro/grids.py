@@ -37,6 +37,6 @@ def _picture(
     }
     own = [m for m in measured if (m.cell.row, m.cell.column) in places]
     values = {places[m.cell.row, m.cell.column]: m.mean for m in own if m.errors}
-    title, notes = f"{experiment.title}: {one}", [captions.of_measured(own, "point")]
+    title, notes = f"{one}; {experiment.title}", [captions.of_measured(own, "point")]
     ends = down.varied.label, down.labels, across.varied.label, across.labels
     return grid_picture(title, *ends, values, kind, grey, notes)

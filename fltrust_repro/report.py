@@ -224,7 +224,7 @@ def picture_link(experiment: Experiment, one: str | None = None) -> str:
     """Return the Markdown of an experiment's picture, which lies beside the page, or of a map's."""
     title, name = experiment.title, experiment.name
     if one is not None:
-        title, name = f"{title}: {one}", experiment.maps[one]
+        title, name = f"{one}; {title}", experiment.maps[one]
     return f"![{markdown(title)}]({quote(name)}.png)"
 
 

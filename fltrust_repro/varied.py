@@ -179,6 +179,8 @@ def _reads(setting: Setting, field: str) -> bool:
     attack, asked = attacks[setting.attack], {*setting.at_master.rule.parameters}
     name, defense = attack.name.partition(":")[0], defenses[setting.defense]
     codes = attack.craft, attack.poison, attack.inject, defense.function
+    if name == "none" and FIELDS[field].metadata["attackers"]:
+        return False
     if any(code is not None and not is_built_in(code) for code in codes):
         return True
     if field == "epsilon":
@@ -264,31 +266,35 @@ def _can_be(row: Fields, point: Mapping[Axis, float]) -> bool:
 # ---- what a reader should know of the points ----------------------------------------------------
 
 
-def sentences(
-    name: str,
-    groups: Mapping[str, Sequence[str]],
-    settings: Mapping[str, Sequence[Setting]],
-    refused: Mapping[str, Mapping[str, str]],
-) -> tuple[str, ...]:
-    """Say of rows over the values of a parameter which points are left out, and which are one.
+def left_out(
+    groups: Mapping[str, Sequence[str]], refused: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Say of rows at which columns they have no setting; `refused` says why.
 
-    `groups` name rows that belong together; of a row there are the settings that it has, and by
-    column why it has no others.
+    `groups` name rows that belong together: one name stands for them where all are the same.
     """
     alike: dict[tuple[str, str], list[str]] = {}
     for unit, row in _units(groups, lambda row: tuple(refused.get(row, ()))):
         if reasons := refused.get(row):
             alike.setdefault((", ".join(reasons), next(iter(reasons.values()))), []).append(unit)
-    told = [f"Left out: {'; '.join(n)} at {columns}: {why}" for (columns, why), n in alike.items()]
-    if any(one.compromised == 0 < one.workers - 1 for some in settings.values() for one in some):
+    return [f"Left out: {'; '.join(n)} at {columns}: {why}" for (columns, why), n in alike.items()]
+
+
+def level(
+    axes: Sequence[Axis],
+    groups: Mapping[str, Sequence[str]],
+    settings: Mapping[str, Sequence[Setting]],
+) -> list[str]:
+    """Say in which rows nothing reads a parameter, and where nobody attacks."""
+    told = []
+    every = [one for some in settings.values() for one in some]
+    if any(one.compromised == 0 < one.workers - 1 for one in every):
         told.append("At c = 0 no worker is compromised, and nobody attacks.")
-
-    def is_level(row: str) -> bool:
-        return len({*settings.get(row, ())}) == 1 < len(settings[row])
-
-    if level := [unit for unit, row in _units(groups, is_level) if is_level(row)]:
-        told.append(f"Nothing reads {name} in {'; '.join(level)}: one setting, run once.")
-    return tuple(told)
+    for one in (axis.varied for axis in axes if len(axis.values) > 1):
+        unread = {row for row, some in settings.items() if not any(map(one.is_read_by, some))}
+        if rows := [unit for unit, row in _units(groups, unread.__contains__) if row in unread]:
+            told.append(f"Nothing reads {one.name} in {'; '.join(rows)}: it is not varied there.")
+    return told
 
 
 def _units(

@@ -122,7 +122,7 @@ def test_what_is_level_or_left_out_is_told():
     panels = {name: {"rule": name} for name in ("krum", "trimmed-mean")}
     lines = {"none": {"attack": "none"}, "flip": {"attack": "label-flip"}}
     figure = figure_of("f", "", "", SMALL, panels, lines, "beta", [2, 3])
-    assert figure.notes == ("Nothing reads beta in krum: one setting, run once.",)
+    assert figure.notes == ("Nothing reads beta in krum: it is not varied there.",)
     figure = figure_of("f", "", "", SMALL, {"bulyan": {"rule": "bulyan"}}, lines, "c", [0, 1, 3, 4])
     assert [cell.column for cell in figure.cells] == ["c = 0", "c = 1"] * 2
     out, origin = figure.notes
@@ -202,7 +202,8 @@ def test_a_grid_has_a_row_per_map_and_value_and_leaves_out_what_no_limit_allows(
     assert of["trimmed-mean: none, beta = 4", "c = 3"].beta == 4
     # Krum reads no beta, and its limit is the same for both.
     assert of["krum: flip, beta = 2", "c = 1"] == of["krum: flip, beta = 4", "c = 1"]
-    (told,) = grid.notes
+    told, unread = grid.notes
+    assert unread == "Nothing reads beta in krum: it is not varied there."
     assert told.startswith("Left out: trimmed-mean, beta = 2 at c = 3: beta is 2; it must be")
     assert grid.maps["krum: flip"] == "g-krum-flip"
 
