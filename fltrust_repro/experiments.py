@@ -37,6 +37,7 @@ MEASURES = {
     "late_error_rate": "Mean testing error rate of the last fifth of the iterations",
 }
 MOST_CELLS = 10_000
+Groups = Mapping[str, Sequence[str]]  # rows that one name stands for
 Points = Mapping[str, tuple[Fields, Mapping[Axis, float]]]  # what rows have, and vary themselves
 MOST_DRAWN = 60  # panels of a figure's picture, rows and columns of a table's
 
@@ -202,7 +203,7 @@ def _drawn(
     title: str,
     points: Points,
     across: Axis,
-    groups: Mapping[str, Sequence[str]],
+    groups: Groups,
     **others: Any,
 ) -> Experiment:
     """A row per point of other parameters, if any, a column per value of one."""
@@ -224,12 +225,7 @@ def _drawn(
     return replace(made, notes=tuple(told))
 
 
-def _told(
-    made: Experiment,
-    axes: Sequence[Axis],
-    groups: Mapping[str, Sequence[str]],
-    of: Mapping[str, str],
-) -> Experiment:
+def _told(made: Experiment, axes: list[Axis], groups: Groups, of: Mapping[str, str]) -> Experiment:
     """Add to the notes what does not vary; each row is `of` a line or a map."""
     settings: dict[str, list[Setting]] = {}
     for cell in made.cells:

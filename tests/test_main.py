@@ -582,10 +582,12 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
     assert "8/8" not in err
     assert "16/16 trials" in err
     folder = tmp_path / "results"
-    names = {f"sweep-c.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
+    (file,) = folder.glob("*.md")
+    assert file.stem.startswith("sweep-c-digits-lr-")
+    names = {f"{file.stem}.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
     assert {path.name for path in folder.iterdir()} == names
-    page = (folder / "sweep-c.md").read_text()
-    assert "![lr on digits, c varied](sweep-c.png)" in page
+    page = file.read_text()
+    assert f"![lr on digits, c varied; workers 10, iterations 6]({file.stem}.png)" in page
     repeated = "sweep --vary c --values 1,3 --rule krum --rule median --attack none"
     assert repeated in page
     assert "--jobs" not in page
