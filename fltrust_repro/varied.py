@@ -276,7 +276,9 @@ def left_out(
     alike: dict[tuple[str, str], list[str]] = {}
     for unit, row in _units(groups, lambda row: tuple(refused.get(row, ()))):
         if reasons := refused.get(row):
-            alike.setdefault((", ".join(reasons), next(iter(reasons.values()))), []).append(unit)
+            first, *others = reasons  # c = 25, 30
+            columns = ", ".join([first, *(other.rpartition(" = ")[2] for other in others)])
+            alike.setdefault((columns, reasons[first]), []).append(unit)
     return [f"Left out: {'; '.join(n)} at {columns}: {why}" for (columns, why), n in alike.items()]
 
 

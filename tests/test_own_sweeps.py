@@ -88,7 +88,7 @@ def test_points_beyond_a_limit_are_left_out_and_named(call):
     rules = ("--rule", "bulyan", "--rule", "median", "--attack", "gaussian")
     code, out, err = call("--vary", "c", "--values", "0%:40%:10%", *rules, *QUICK)
     assert code == 0, err
-    assert "Left out: bulyan at c = 3, c = 4: rule 'bulyan' needs m - 4c >= 1" in err
+    assert "Left out: bulyan at c = 3, 4: rule 'bulyan' needs m - 4c >= 1" in err
     bulyan = next(line for line in out.splitlines() if line.startswith("bulyan"))
     assert bulyan.split()[-2:] == ["-", "-"]
     table = results()

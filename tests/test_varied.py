@@ -126,7 +126,7 @@ def test_what_is_level_or_left_out_is_told():
     figure = figure_of("f", "", "", SMALL, {"bulyan": {"rule": "bulyan"}}, lines, "c", [0, 1, 3, 4])
     assert [cell.column for cell in figure.cells] == ["c = 0", "c = 1"] * 2
     out, origin = figure.notes
-    assert out.startswith("Left out: bulyan at c = 3, c = 4: rule 'bulyan' needs m - 4c >= 1, but")
+    assert out.startswith("Left out: bulyan at c = 3, 4: rule 'bulyan' needs m - 4c >= 1, but")
     assert origin == "At c = 0 no worker is compromised, and nobody attacks."
     with pytest.raises(
         BadInput, match=r"no point is left\. Left out: bulyan at c = 3: rule 'bulya"
