@@ -293,6 +293,18 @@ def test_each_varied_parameter_takes_the_values_of_the_paper(vary):
         assert getattr(figure.cells[0].setting, name) == value
 
 
+def test_a_file_varies_any_number_and_leaves_out_what_a_limit_forbids(tmp_path):
+    four = FIGURE.replace("workers = 20", "workers = 20\ncompromised = 4")
+    rates = load(tmp_path, four.replace('"c"', '"learning-rate"\nvalues = [0.1, 1]'))
+    assert rates.columns == ("learning-rate = 0.1", "learning-rate = 1")
+    assert [cell.setting.learning_rate for cell in rates.cells] == [0.1, 1.0] * 4
+    five = FIGURE.replace("workers = 20", "workers = 5")
+    limited = load(tmp_path, five.replace('"c"', '"c"\nvalues = [1, 2]'))
+    assert ("krum: full", "c = 2") not in {(cell.row, cell.column) for cell in limited.cells}
+    assert len(limited.cells) == 7
+    assert limited.notes[0].startswith("Left out: krum: full at c = 2: attack 'krum' needs m - 2c")
+
+
 WRONG_FIGURES = {
     "unknown axis": ("vary is 'd'; choose one of m, c", ('"c"', '"d"')),
     "no value": ("values are \\[\\]", ('"c"', '"c"\nvalues = []')),
@@ -306,6 +318,11 @@ WRONG_FIGURES = {
         ('"c"', '"c"\nvalues = [2, 10]'),
     ),
     "out of range": ("compromised is 10", ('"c"', '"c"\nvalues = [10]')),
+    "decided twice": (
+        "compromised is given, but vary decides it; leave it out",
+        ("workers = 20", "workers = 20\ncompromised = 4"),
+    ),
+    "no values": ("no values of momentum; give some", ('"c"', '"momentum"')),
     "no such measure": ("measure is 'best'", ('"c"', '"c"\nmeasure = "best"')),
     "a part as text": ("seconds is '3'; give a number", ('"c"', '"c"\nseconds = "3"')),
     "no plug-in's name": ("plugins holds 3; give names", ('"c"', '"c"\nplugins = [3]')),
