@@ -183,9 +183,10 @@ def _name_cells(
     axis: Any, rows: Sequence[str], columns: Sequence[str], below: bool = False
 ) -> None:
     names = [one_line(column) for column in columns]
-    aslant: dict[str, Any] = {"rotation": 60, "ha": "left", "rotation_mode": "anchor"}
+    aslant: dict[str, Any] = {"rotation": 60, "rotation_mode": "anchor"}
+    aslant["ha"] = "right" if below else "left"
     long = max(map(len, names)) > UPRIGHT
-    axis.set_xticks(range(len(names)), names, **(aslant if long and not below else {}))
+    axis.set_xticks(range(len(names)), names, **(aslant if long else {}))
     axis.set_yticks(range(len(rows)), [one_line(row) for row in rows])
     axis.tick_params(length=0, top=False, bottom=False, labeltop=not below, labelbottom=below)
     axis.spines[:].set_visible(False)
@@ -215,7 +216,8 @@ def _finished(axis: Any, title: str, notes: Sequence[str], kind: str) -> bytes:
     bounds = [_bounds(one) for one in figure.axes]
     left, bottom, top = bounds[0][0], min(b[1] for b in bounds), bounds[0][3]
     width, height = figure.get_size_inches()
-    above, below = (drawing.lines(texts, 100) for texts in ([title], notes))
+    letters = max(90, int(15 * (bounds[0][2] - left)))  # that stand beside each other
+    above, below = (drawing.lines(texts, letters) for texts in ([title], notes))
     figure.text(left / width, (top + 0.1) / height, above, color=drawing.INK)
     small: dict[str, Any] = {"fontsize": "small", "color": drawing.QUIET, "va": "top"}
     figure.text(left / width, (bottom - 0.1) / height, below, **small)
