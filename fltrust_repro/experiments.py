@@ -90,12 +90,12 @@ class Experiment:
     columns: tuple[str, ...]
     cells: tuple[Cell, ...]
     figure: Figure | None = None
-    grid: Grid | None = None
-    notes: tuple[str, ...] = ()  # what a reader should know of its cells
     measure: str = "error_rate"
     seconds: float | None = None
     published_by: str | None = None
     packed: bool = False  # its trials are so many that their file is compressed
+    grid: Grid | None = None
+    notes: tuple[str, ...] = ()  # what a reader should know of its cells
 
     @property
     def has_picture(self) -> bool:
