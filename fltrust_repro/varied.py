@@ -179,7 +179,7 @@ def _reads(setting: Setting, field: str) -> bool:
     attack, asked = attacks[setting.attack], {*setting.at_master.rule.parameters}
     name, defense = attack.name.partition(":")[0], defenses[setting.defense]
     codes = attack.craft, attack.poison, attack.inject, defense.function
-    if name == "none" and FIELDS[field].metadata["attackers"]:
+    if _is_dropped(setting, field):
         return False
     if any(code is not None and not is_built_in(code) for code in codes):
         return True
@@ -190,6 +190,15 @@ def _reads(setting: Setting, field: str) -> bool:
     if field == "beta":
         return "beta" in asked or (name in _TRIMMED_MEAN and setting.goal == "deviation")
     return field != "poisoned_share" or attack.inject is not None
+
+
+def _is_dropped(setting: Setting, field: str) -> bool:
+    """Whether a setting itself has the default of a field, since it changes nothing."""
+    if field == "non_iid":
+        return setting.readings.dealing in ("sorted", "natural")
+    if field in ("root_size", "root_bias"):
+        return not setting.root_data
+    return setting.attack == "none" and FIELDS[field].metadata["attackers"]
 
 
 # ---- its values ---------------------------------------------------------------------------------
@@ -287,10 +296,9 @@ def level(
     groups: Mapping[str, Sequence[str]],
     settings: Mapping[str, Sequence[Setting]],
 ) -> list[str]:
-    """Say in which rows nothing reads a parameter, and where nobody attacks."""
+    """Say in which rows nothing reads a parameter, and what all are at c = 0."""
     told = []
-    every = [one for some in settings.values() for one in some]
-    if any(one.compromised == 0 < one.workers - 1 for one in every):
+    if any(0 in axis.values and axis.varied.field == "compromised" for axis in axes):
         told.append("At c = 0 no worker is compromised, and nobody attacks.")
     for one in (axis.varied for axis in axes if len(axis.values) > 1):
         unread = {row for row, some in settings.items() if not any(map(one.is_read_by, some))}

@@ -110,6 +110,9 @@ def test_a_line_that_does_not_read_it_is_one_setting_the_given_one():
     assert columns_of("krum", line, "epsilon", [0.5, 1.0, 2.0]) == [given_] * 3
     assert len({*columns_of("trimmed-mean", line, "beta", [3, 4])}) == 2
     assert columns_of("krum", line, "poisoned_share", [0.1, 0.2]) == [given_] * 2
+    assert columns_of("krum", line, "root_size", [10, 20]) == [given_] * 2
+    natural = columns_of("krum", line, "p", [0.1, 0.2], dealing="sorted")
+    assert natural[0] == natural[1]
 
 
 def test_a_line_keeps_its_key_and_so_its_trials():
@@ -121,6 +124,10 @@ def test_a_line_keeps_its_key_and_so_its_trials():
 def test_what_is_level_or_left_out_is_told():
     panels = {name: {"rule": name} for name in ("krum", "trimmed-mean")}
     lines = {"none": {"attack": "none"}, "flip": {"attack": "label-flip"}}
+    for vary, where in (("root-bias", "krum; trimmed-mean"), ("epsilon", "krum; trimmed-mean"),
+                        ("poisoned-fraction", "krum: none; trimmed-mean: none")):  # fmt: skip
+        (told,) = figure_of("f", "", "", SMALL, panels, lines, vary, [0.1, 0.2]).notes
+        assert told == f"Nothing reads {vary} in {where}: it is not varied there."
     figure = figure_of("f", "", "", SMALL, panels, lines, "beta", [2, 3])
     assert figure.notes == ("Nothing reads beta in krum: it is not varied there.",)
     figure = figure_of("f", "", "", SMALL, {"bulyan": {"rule": "bulyan"}}, lines, "c", [0, 1, 3, 4])
