@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fltrust_repro import drawing, figures, heat_maps
+from fltrust_repro import captions, drawing, figures, heat_maps
 from fltrust_repro.experiments import Experiment, load_experiment
 from fltrust_repro.report import Measured
 from fltrust_repro.shades import LEVELS, Scale, contrast, shades
@@ -145,3 +145,17 @@ def test_long_names_are_never_cut(letters):
         heat_maps.grid_picture("t", "y", ["r" * letters], "x", columns, values, "svg")
     )
     assert {"r" * letters, *columns} <= set(texts)
+
+
+def test_long_names_of_columns_stand_upright_on_few_lines_where_there_is_room():
+    table = load_experiment("table8")
+    texts = drawn_texts(heat_maps.table_picture(table, measured(table), "svg"))
+    assert {"directed-", "deviation"} <= set(texts) and "directed-deviation" not in texts
+
+
+def test_data_sets_of_one_table_are_all_told():
+    cells = load_experiment("section42").cells[:4]
+    told = captions.of_settings(cell.setting for cell in cells[:3])
+    assert told.startswith("cnn and resnet20 on mnist, fashion-mnist and ch-mnist, m = ")
+    assert " on 4 datasets, " in captions.of_settings(cell.setting for cell in cells)
+    assert captions.of_trials([], "cell") == "no trials yet"
