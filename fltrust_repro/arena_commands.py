@@ -25,7 +25,7 @@ from fltrust_repro import (
 from fltrust_repro.archive import Archive
 from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
-from fltrust_repro.experiments import Cell
+from fltrust_repro.experiments import Cell, Fields
 from fltrust_repro.files import check_name, check_writable, write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
@@ -34,7 +34,6 @@ from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_commands import end
 from fltrust_repro.trial_files import read_csv
 from fltrust_repro.trials import Trial
-from fltrust_repro.varied import Fields
 
 Words = tuple[str, ...]
 Known = dict[Setting, list[Trial]]

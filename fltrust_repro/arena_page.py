@@ -17,13 +17,13 @@ from typing import Any
 
 from fltrust_repro import arena, experiments, figures, heat_maps, pages
 from fltrust_repro.arena_report import MEANING
+from fltrust_repro.experiments import Fields
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_bytes, write_text
 from fltrust_repro.report import seeds_told
 from fltrust_repro.settings import FIELDS
 from fltrust_repro.shades import TICKS, Scale, as_text, shades
 from fltrust_repro.standings import LEAGUES, NO_ATTACK, SERVER_DATA, Cell, Entry, Standings
-from fltrust_repro.varied import Fields
 
 POINTS = 26  # of a curve: a thousand of them stand in the page
 KINDS = ("png", "svg")
