@@ -20,13 +20,15 @@ from fltrust_repro import standings
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.experiments import Cell, Experiment, Fields, home, readable, tomllib
+from fltrust_repro.experiment_files import read
+from fltrust_repro.experiments import Cell, Experiment, home, readable
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.preaggregations import behind
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
 from fltrust_repro.trials import FIRST_SEED, Trial
+from fltrust_repro.varied import Fields
 
 SEEDS = range(FIRST_SEED, FIRST_SEED + 20)  # of no attack and the columns that decide
 FEW = 3  # of these, everywhere
@@ -70,7 +72,7 @@ class Protocol:
 
 def protocols() -> dict[str, Protocol]:
     """Return the protocols of experiments/arena.toml by name."""
-    content = tomllib.loads((home() / "arena.toml").read_text(encoding="utf-8"))
+    content = read(home() / "arena.toml")
     shared = {part: content[part] for part in ("rows", "columns")}
     return {name: Protocol(name, **own, **shared) for name, own in content["protocols"].items()}
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 import numpy as np
 
 from fltrust_repro import backend
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, BeyondLimit
 from fltrust_repro.registry import is_built_in, place_of
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ class Limit:
     value: Callable[[int, int, int], int]
 
     def check(self, user: str, m: int, c: int, beta: int) -> None:
-        """Raise `BadInput` where the quantity is below 1."""
+        """Raise `BeyondLimit` where the quantity is below 1."""
         try:
             value = int(self.value(m, c, beta))
         except (Exception, SystemExit) as error:  # a plug-in's limit may be anything
             problem = f"{type(error).__name__}: {error}"
             raise BadInput(f"the limit of {user} cannot be computed ({problem}).") from error
         if value < 1:
-            raise BadInput(
+            raise BeyondLimit(
                 f"{user} needs {self.text} >= 1, but with m = {m} workers, c = {c} compromised and "
                 f"beta = {beta} it is {value}; use more workers, or a smaller c or beta."
             )

@@ -50,7 +50,7 @@ def sheet(width: float, height: float, title: str, notes: Sequence[str] = ()) ->
     drawn = Figure(figsize=(width, height), layout="constrained")
     # At 9 points; so many letters stand beside each other.
     drawn.suptitle(lines([title], int(14 * width)), x=0.01, ha="left", fontsize="medium", color=INK)
-    told = lines(notes, int(17 * width))
+    told = lines(notes, int(17.5 * width))
     drawn.supxlabel(told, x=0.01, ha="left", fontsize="small", color=QUIET)
     return drawn
 

@@ -22,6 +22,10 @@ class BadInput(ValueError):
     """A value is wrong; the message names it, what is allowed, and what to do."""
 
 
+class BeyondLimit(BadInput):
+    """m, c and beta are beyond what a rule or an attack is defined for; for others they may do."""
+
+
 class DataUnavailable(BadInput):
     """A data set is neither at hand nor to be had; other experiments can still run."""
 

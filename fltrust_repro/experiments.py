@@ -9,71 +9,37 @@ seconds = 5                    # optional: of one trial on one CPU core
 [columns]                      # per column likewise; it wins over the row
 [paper]                        # optional: row = [the paper's value for each column, nan for none]
 
-In place of rows and columns a figure has `vary = "c"` (one of `VARIED`, the horizontal axis),
+In place of rows and columns a figure has `vary = "c"` (what `varied` knows, the horizontal axis),
 `values = [5, 10]` (optional), [panels] and [lines], of which the line wins, as rows are written.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.errors import BadInput, BeyondLimit, choose, shown
+from fltrust_repro.experiment_files import check_paper, check_parts, check_varied, read
 from fltrust_repro.files import check_name, path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import Setting
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from fltrust_repro.varied import Axis, Fields, axis, left_out, level, setting_at
 
 MEASURES = {
     "error_rate": "Testing error rate",  # of the final model
     "lowest_error_rate": "Lowest testing error rate",
     "late_error_rate": "Mean testing error rate of the last fifth of the iterations",
 }
-MOST_BYTES = 1_000_000  # of an experiment's file; the largest of the paper's has 2,000
 MOST_CELLS = 10_000
+Groups = Mapping[str, Sequence[str]]  # rows that one name stands for
+Points = Mapping[str, tuple[Fields, Mapping[Axis, float]]]  # what rows have, and vary themselves
 MOST_DRAWN = 60  # panels of a figure's picture, rows and columns of a table's
-MOST_LETTERS = 300  # of a title, or of the name of a row
-
-Fields = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Varied:
-    """A parameter that figures vary: its axis, its setting field, the paper's values, assumed."""
-
-    label: str
-    field: str
-    values: tuple[float, ...]
-
-    def fields(self, value: Any) -> dict[str, Any]:
-        """Return the fields of a setting at one of the values."""
-        also = {"compromised": value // 5} if self.field == "workers" else {}
-        return {self.field: value, **also}
-
-
-VARIED = {
-    "m": Varied("number of worker devices m (c = m / 5)", "workers", (25, 50, 75, 100, 150)),
-    "c": Varied("compromised worker devices c", "compromised", (5, 10, 15, 20, 25, 30)),
-    "p": Varied("degree of non-IID p", "non_iid", (0.1, 0.3, 0.5, 0.7, 0.9)),
-    "beta": Varied("trimmed values per side beta", "beta", (20, 25, 30, 35, 40, 45)),
-    "epsilon": Varied("epsilon of the Krum attack", "epsilon", (0.01, 0.05, 0.1, 0.5, 1.0, 2.0)),
-    "rounds": Varied("rounds of local SGD", "rounds", (1, 2, 3, 5, 10)),
-    "selected": Varied("worker devices selected per iteration", "selected", (20, 40, 60, 80, 100)),
-    "poisoned-fraction": Varied(
-        "fraction of poisoned iterations", "poisoned_fraction", (0.0, 0.25, 0.5, 0.75, 1.0)
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -101,6 +67,19 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What turns a table into heat maps over two parameters: a row per map and value of one."""
+
+    across: Axis
+    down: Axis
+    maps: tuple[str, ...]  # "krum: full"
+
+    def row(self, one: str, column: str) -> str:
+        """Return the row of the table that holds a map's row."""
+        return f"{one}, {column}"
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A named set of settings, arranged as a table."""
 
@@ -115,17 +94,26 @@ class Experiment:
     seconds: float | None = None
     published_by: str | None = None
     packed: bool = False  # its trials are so many that their file is compressed
+    grid: Grid | None = None
+    notes: tuple[str, ...] = ()  # what a reader should know of its cells
 
     @property
     def has_picture(self) -> bool:
-        """Whether a picture of it can be looked at: not of too many panels, rows or columns."""
+        """Whether one picture of it can be looked at: not of too many panels, rows or columns."""
         parts = (self.rows, self.columns) if self.figure is None else (self.figure.panels,)
-        return max(map(len, parts)) <= MOST_DRAWN
+        return self.grid is None and max(map(len, parts)) <= MOST_DRAWN
 
     @property
     def settings(self) -> tuple[Setting, ...]:
         """The settings of all cells, row by row."""
         return tuple(cell.setting for cell in self.cells)
+
+    @property
+    def maps(self) -> dict[str, str]:
+        """The heat maps of a grid by what they show, with the names of their files."""
+        maps = self.grid.maps if self.grid else ()
+        words = {one: re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps}
+        return {one: f"{self.name}-{word}" for one, word in words.items()}
 
     def choose(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> tuple[Cell, ...]:
         """Return the cells of some rows and columns; naming none means all of them.
@@ -157,69 +145,139 @@ def figure_of(
 ) -> Experiment:
     """Arrange a figure: for each panel and line a row of settings, one per value of `vary`.
 
-    `others` are further fields of `Experiment`; a wrong value raises `BadInput`.
+    A point beyond a limit of its rule or attack is left out; `notes` name it, and lines that do not
+    depend on `vary`. `others` are further fields of `Experiment`; a wrong value raises `BadInput`.
     """
-    if vary not in VARIED:
-        raise BadInput(f"vary is {shown(vary)}; {choose(vary, VARIED)}")
-    varied = VARIED[vary]
-    points = tuple(varied.values if values is None else values)
-    if not all(map(_is_number, points)) or len({f"{x:g}" for x in points}) < max(len(points), 1):
-        allowed = "at least one number, each finite and none twice"
-        raise BadInput(f"values are {shown(list(points))}; give {allowed}.")
-    _check_size(len(panels) * len(lines), len(points))
-    figure = Figure(varied.label, points, tuple(panels), tuple(lines))
-    rows = {
-        figure.row(panel, line): {**panels[panel], **lines[line]}
+    across = axis(vary, values)
+    figure = Figure(across.varied.label, across.values, (*panels,), (*lines,))
+    groups = {panel: [figure.row(panel, line) for line in lines] for panel in panels}
+    points: Points = {
+        figure.row(panel, line): ({**setting, **panels[panel], **lines[line]}, {})
         for panel in panels
         for line in lines
     }
-    columns = {f"{vary} = {point:g}": varied.fields(point) for point in points}
-    return _arranged(name, command, title, setting, rows, columns, figure=figure, **others)
+    made = _drawn(name, command, title, points, across, groups, figure=figure, **others)
+    return _told(made, [across], groups, dict(zip(points, points)))
 
 
-def _arranged(
+def grid_of(
+    name: str,
+    command: str,
+    title: str,
+    setting: Fields,
+    panels: Mapping[str, Fields],
+    lines: Mapping[str, Fields],
+    across: Axis,
+    down: Axis,
+) -> Experiment:
+    """Arrange heat maps, one per panel and line, over the values of two parameters.
+
+    Of the table each row is one of a map. What `figure_of` says holds here, too.
+    """
+    _check_size(len(panels) * len(lines) * len(down.values), len(across.values))
+    maps = {
+        f"{panel}: {line}": {**setting, **panels[panel], **lines[line]}
+        for panel in panels
+        for line in lines
+    }
+    grid = Grid(across, down, tuple(maps))
+    points = {
+        grid.row(one, column): (fields, {down: value})
+        for one, fields in maps.items()
+        for column, value in zip(down.columns, down.values)
+    }
+    groups = {
+        f"{panel}, {column}": [grid.row(f"{panel}: {line}", column) for line in lines]
+        for panel in panels
+        for column in down.columns
+    }
+    made = _drawn(name, command, title, points, across, groups, grid=grid)
+    of = {grid.row(one, column): one for one in maps for column in down.columns}
+    whole = {panel: [f"{panel}: {line}" for line in lines] for panel in panels}
+    return _told(made, [across, down], whole, of)
+
+
+def _drawn(
+    name: str,
+    command: str,
+    title: str,
+    points: Points,
+    across: Axis,
+    groups: Groups,
+    **others: Any,
+) -> Experiment:
+    """A row per point of other parameters, if any, a column per value of one."""
+    at = dict(zip(across.columns, across.values))
+    refused: dict[str, dict[str, str]] = {}
+
+    def setting_of(row: str, column: str) -> Setting | None:
+        fields, point = points[row]
+        try:
+            return setting_at(fields, {across: at[column], **point})
+        except BeyondLimit as error:
+            refused.setdefault(row, {})[column] = str(error)
+            return None
+
+    made = _arranged(name, command, title, (*points,), across.columns, setting_of, **others)
+    told = left_out(groups, refused)
+    if not made.cells:
+        raise BadInput(f"no point is left. {told[0]}")
+    return replace(made, notes=tuple(told))
+
+
+def _told(made: Experiment, axes: list[Axis], groups: Groups, of: Mapping[str, str]) -> Experiment:
+    """Add to the notes what does not vary; each row is `of` a line or a map."""
+    settings: dict[str, list[Setting]] = {}
+    for cell in made.cells:
+        settings.setdefault(of[cell.row], []).append(cell.setting)
+    return replace(made, notes=(*made.notes, *level(axes, groups, settings)))
+
+
+def _table_of(
     name: str,
     command: str,
     title: str,
     setting: Fields,
     rows: Mapping[str, Fields],
     columns: Mapping[str, Fields],
+    **others: Any,
+) -> Experiment:
+    def setting_of(row: str, column: str) -> Setting:
+        return Setting.from_dict({**setting, **rows[row], **columns[column]})
+
+    return _arranged(name, command, title, (*rows,), (*columns,), setting_of, **others)
+
+
+def _arranged(
+    name: str,
+    command: str,
+    title: str,
+    rows: tuple[str, ...],
+    columns: tuple[str, ...],
+    setting_of: Callable[[str, str], Setting | None],
     paper: Mapping[str, Sequence[float]] | None = None,
     **others: Any,
 ) -> Experiment:
     _check_size(len(rows), len(columns))
     paper = paper or {}
-    for row, values in paper.items():
-        if row not in rows:
-            raise BadInput(f"[paper] names {shown(row)}, which is no row; {choose(row, rows)}")
-        are_rates = isinstance(values, list) and all(
-            value != value or (_is_number(value) and 0 <= value <= 1) for value in values
-        )
-        if not are_rates or len(values) != len(columns):
-            wanted = f"a list of {len(columns)} numbers from 0 to 1, or nan, one per column"
-            raise BadInput(f"[paper] {row} must be {wanted}.")
+    check_paper(paper, rows, len(columns))
     cells = []
-    for row, of_row in rows.items():
+    for row in rows:
         printed = paper.get(row, [math.nan] * len(columns))
-        for (column, of_column), value in zip(columns.items(), printed):
+        for column, value in zip(columns, printed):
             try:
-                of_cell = Setting.from_dict({**setting, **of_row, **of_column})
+                setting = setting_of(row, column)
             except BadInput as error:
                 raise BadInput(f"row {row!r}, column {column!r}: {error}") from error
-            cells.append(Cell(row, column, of_cell, None if math.isnan(value) else value))
-    return Experiment(name, command, title, tuple(rows), tuple(columns), tuple(cells), **others)
+            if setting is not None:
+                cells.append(Cell(row, column, setting, None if math.isnan(value) else value))
+    return Experiment(name, command, title, rows, columns, tuple(cells), **others)
 
 
 def _check_size(rows: int, columns: int) -> None:
     if rows * columns > MOST_CELLS:
         given = f"{rows:,} rows of {columns:,} cells"
         raise BadInput(f"there are {given}; at most {MOST_CELLS:,} cells can be.")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value of a file or command line is a finite number that a float can hold."""
-    is_real = isinstance(value, Real) and not isinstance(value, bool)
-    return is_real and abs(value) <= sys.float_info.max
 
 
 def home() -> Path:
@@ -266,70 +324,23 @@ def load_experiment(name: str | Path) -> Experiment:
         wanted = f"give the path of a .toml file, or {choose(name, known)}"
         raise BadInput(f"unknown experiment {shown(name)}; {wanted}")
     check_name(f"the name of {str(file)!r}", file.stem)
-    try:
-        with file.open("rb") as opened:
-            text = opened.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise BadInput(f"{file} cannot be read ({error.strerror}); make it readable.") from error
-    if len(text) > MOST_BYTES:
-        raise BadInput(f"{file} has more than {MOST_BYTES:,} bytes; no experiment needs them.")
-    try:
-        content = tomllib.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file} is not valid TOML in UTF-8: {error}.") from error
-    return _build(file, content)
+    return _build(file, read(file))
 
 
 def _build(file: Path, content: Fields) -> Experiment:
     ours = file.resolve().parent == home().resolve()
     command = f"reproduce {file.stem if ours else file}"
     try:
-        _check_parts(content)
+        check_parts(content)
+        measure = content.get("measure", "error_rate")
+        if measure not in MEASURES:
+            raise BadInput(f"measure is {shown(measure)}; {choose(measure, MEASURES)}")
         for plugin in content.get("plugins", []):
             load_plugin(file.parent / plugin)
-        arrange = figure_of if "vary" in content else _arranged
+        if "vary" in content:
+            check_varied(content)
+        arrange = figure_of if "vary" in content else _table_of
         told = {name: part for name, part in content.items() if name != "plugins"}
         return arrange(file.stem, command, **{"setting": {}, **told})
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
-
-
-_WORDS = {str: "a text", dict: "a table", list: "a list", Real: "a number"}
-_OF_TABLES = {"title": str, "rows": dict, "columns": dict}
-_OF_FIGURES = {"title": str, "vary": str, "panels": dict, "lines": dict}
-_OPTIONAL = {"setting": dict, "published_by": str, "measure": str, "seconds": Real, "paper": dict,
-             "plugins": list}  # fmt: skip
-
-
-def _check_parts(content: Fields) -> None:
-    """Refuse a part that no such experiment has, that is missing, or that is of another kind."""
-    is_figure = not {"vary", "panels", "lines"}.isdisjoint(content)
-    needed = _OF_FIGURES if is_figure else _OF_TABLES
-    known = {**needed, **_OPTIONAL, **({"values": list} if is_figure else {})}
-    for part, value in content.items():
-        if part not in known:
-            raise BadInput(f"unknown part {shown(part)}; {choose(part, known)}")
-        if not isinstance(value, known[part]):
-            raise BadInput(f"{part} is {shown(value)}; give {_WORDS[known[part]]}.")
-    words = [(part, content[part]) for part in ("title", "published_by") if part in content]
-    for plugin in content.get("plugins", []):
-        if not isinstance(plugin, str) or not plugin.endswith(".py"):
-            raise BadInput(f"plugins holds {shown(plugin)}; give names of Python files.")
-    for part, kind in needed.items():
-        if not content.get(part):
-            wanted = f"give {_WORDS[kind]}, as table2a.toml does"
-            raise BadInput(f"{part} is missing or empty; {wanted}.")
-        for name, fields in content[part].items() if kind is dict else ():
-            words.append((f"a name in [{part}]", name))
-            if not isinstance(fields, dict):
-                wrong = f"{name!r} in [{part}] is {shown(fields)}"
-                raise BadInput(f"{wrong}; give {{ field = value, ... }}.")
-    for what, text in words:
-        if not text.strip() or not text.isprintable() or len(text) > MOST_LETTERS:
-            allowed = f"at most {MOST_LETTERS} letters on one line"
-            raise BadInput(f"{what} is {shown(text)}; give {allowed}.")
-    measure, seconds = content.get("measure", "error_rate"), content.get("seconds", 1)
-    if measure not in MEASURES:
-        raise BadInput(f"measure is {shown(measure)}; {choose(measure, MEASURES)}")
-    if not _is_number(seconds) or not 0 < seconds < 1e9:
-        raise BadInput(f"seconds is {shown(seconds)}; give a number above 0, below 1e9.")

@@ -58,7 +58,7 @@ def picture(
     across = min(len(frame.panels), PANELS)
     down = -(-len(frame.panels) // across)
     with drawing.context(experiment.name, 9):
-        size = (max(3.6 * across + 0.4, 4.8), 3 * down + 0.5)
+        size = (max(3.6 * across + 0.4, 5.2), 3 * down + 0.5)
         drawn = drawing.sheet(*size, experiment.title, list(filter(None, told)))
         axes = drawn.subplots(down, across, squeeze=False, sharey=True)
         lines = _lines(frame.lines, grey)
@@ -119,9 +119,9 @@ def _draw_panel(
 ) -> None:
     frame: Any = experiment.figure
     for name, style in lines.items():
-        row = [cells[frame.row(panel, name), column] for column in experiment.columns]
-        known = [m for m in row if m.errors]
-        x = [value for value, m in zip(frame.values, row) if m.errors]
+        row = [cells.get((frame.row(panel, name), column)) for column in experiment.columns]
+        known = [m for m in row if m and m.errors]
+        x = [value for value, m in zip(frame.values, row) if m and m.errors]
         axis.plot(x, [m.mean for m in known], **style)
         if known:
             low, high = zip(*map(band, known))

@@ -191,11 +191,16 @@ def _cell_text(m: Measured, judged: str) -> str:
 
 
 def arranged(measured: Iterable[Measured], texts: Iterable[str], style: str) -> str:
-    """Arrange a text per cell as the paper's table, in a style of `rendered`."""
+    """Arrange a text per cell as the paper's table, in a style of `rendered`; "-" for no cell."""
     lines: dict[str, dict[str, str]] = {}
+    columns: list[str] = []
     for m, text in zip(measured, texts):
-        lines.setdefault(m.cell.row, {"": m.cell.row})[m.cell.column] = text
-    return rendered(list(lines.values()), style)
+        line = lines.setdefault(m.cell.row, {})
+        if m.cell.column not in columns:  # behind what is before it in this row
+            columns.insert(columns.index([*line][-1]) + 1 if line else 0, m.cell.column)
+        line[m.cell.column] = text
+    whole = dict.fromkeys(columns, "-")
+    return rendered([{"": row, **whole, **line} for row, line in lines.items()], style)
 
 
 def table(measured: Sequence[Measured], style: str) -> str:
@@ -222,9 +227,12 @@ def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
     )
 
 
-def picture_link(experiment: Experiment) -> str:
-    """Return the Markdown that shows an experiment's picture, beside the page."""
-    return f"![{markdown(experiment.title)}]({quote(experiment.name)}.png)"
+def picture_link(experiment: Experiment, one: str | None = None) -> str:
+    """Return the Markdown of an experiment's picture, which lies beside the page, or of a map's."""
+    title, name = experiment.title, experiment.name
+    if one is not None:
+        title, name = f"{one}; {title}", experiment.maps[one]
+    return f"![{markdown(title)}]({quote(name)}.png)"
 
 
 _LEGEND = f"""A star marks a cell outside the tolerance: 0.03, in
@@ -242,6 +250,8 @@ def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[
         f"{heading(experiment, measured)}.\n",
         f"{table(measured, 'github')}\n",
         *([f"{picture_link(experiment)}\n"] if experiment.has_picture else []),
+        *(f"{picture_link(experiment, one)}\n" for one in experiment.maps),
+        *(f"{markdown(note)}\n" for note in experiment.notes),
         *([f"{judged}. {_LEGEND}"] if judged else []),
         *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
         *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),

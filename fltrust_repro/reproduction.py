@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from fltrust_repro import datasets, experiments, fidelity, figures, report, sweep
+from fltrust_repro import datasets, experiments, fidelity, figures, grids, report, sweep
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
 from fltrust_repro.experiments import Cell, Experiment
@@ -124,7 +124,7 @@ def reported(trials: Trials) -> dict[Setting, list[Trial]]:
 def reproduce(
     orders: Mapping[Experiment, Sequence[Cell]],
     seeds: range,
-    store: Store,
+    store: Archive,
     machine: Machine,
     out: Path,
     announce: Callable[[float], None],
@@ -133,8 +133,9 @@ def reproduce(
 ) -> tuple[list[Failure], list[str]]:
     """Run the trials of experiments' cells that are not at hand; print tables and write files.
 
-    At hand are the trials of the store and of `out`, and the published ones unless `fresh`. A table
-    holds what is known of the other cells too. Returns the trials that failed, and the experiments
+    At hand are the trials of the store and of `out`, and the published ones unless `fresh`; of a
+    store that is only read, nothing is run. A table holds what is known of the other cells too, and
+    of one that is interrupted what is there. Returns the trials that failed, and the experiments
     whose data are missing. `BadInput` where a file NAME.trials.csv is none to add trials to.
     """
     for experiment in orders:
@@ -149,13 +150,16 @@ def reproduce(
     failed, missing = [], []
     for experiment, cells in orders.items():
         try:
-            if to_run[experiment]:
+            if to_run[experiment] and isinstance(store, Store):
                 click.echo(f"\n{one_line(experiment.title)}", err=True)
                 how = (seeds, store, machine, announce, experiment.measure)
                 failed += sweep.run_missing(cells, *how).failed
         except DataUnavailable as error:
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
+        except KeyboardInterrupt:
+            _show(experiment, seeds, store, out, published, grey)
+            raise
         _show(experiment, seeds, store, out, published, grey)
     return failed, missing
 
@@ -188,7 +192,7 @@ def core_time(seconds: float) -> str:
 def _show(
     experiment: Experiment,
     seeds: range,
-    store: Store,
+    store: Archive,
     out: Path,
     published: Published,
     grey: bool,
@@ -197,6 +201,8 @@ def _show(
     found = {setting: store.find(setting, seeds) for setting in experiment.settings}
     used = [trial for trials in found.values() for trial in trials]
     if not used:
+        if not isinstance(store, Store):  # which would have run some
+            click.echo(f"{experiment.name}: nothing is at hand to be shown.", err=True)
         return
     warn(used)
     cells = fidelity.measured(experiment, found)
@@ -206,11 +212,10 @@ def _show(
     if before <= now:
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
-        files = [page, table, *figures.draw(experiment, cells, out, grey), *files]
-    least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
-    told = f"{most} trial" if least == most else f"{least} to {most} trial"
+        drawn = (experiment, cells, out, grey)
+        files = [page, table, *figures.draw(*drawn), *grids.draw(*drawn), *files]
     several = "s" * (len({trial.seed for trial in used}) > 1)
-    told += f"{'s' * (most > 1)}, seed{several} {report.seeds(used)}"
+    told = f"{_many(experiment, cells, len(seeds))}, seed{several} {report.seeds(used)}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
     click.echo(report.table(cells, "simple") + "\n")
     if judged := report.summary_line(cells):
@@ -219,6 +224,20 @@ def _show(
         click.echo(f"{page} stays as it is: it is made of {before} trials, this table of {now}.")
     if files:
         click.echo(wrote(files))
+
+
+def _many(experiment: Experiment, cells: Sequence[report.Measured], wanted: int) -> str:
+    """Say how many trials each cell of a table has, and whether some are missing."""
+    least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
+    if least == wanted:
+        return f"{wanted} trial{'s' * (wanted > 1)}"
+    many = (
+        f"{least} to {most} trial{'s' * (most > 1)}"
+        if least < most
+        else f"{most} of {wanted} trials"
+    )
+    where = "point" if experiment.figure or experiment.grid else "cell"
+    return f"partial: {many} per {where}"
 
 
 def keep_trials(

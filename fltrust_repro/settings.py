@@ -19,7 +19,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.datasets import DEALINGS, data_digest, datasets
 from fltrust_repro.defenses import defenses
-from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.errors import BadInput, BeyondLimit, choose, shown
 from fltrust_repro.models import models
 from fltrust_repro.preaggregations import behind, preaggregations
 from fltrust_repro.registry import Registry
@@ -180,8 +180,6 @@ class Setting:
         each = self.selected * self.rounds * self.batch_size
         counts = ("workers", "iterations", "batch_size", "rounds")
         below_half = f"at least {least_c} and less than half of the {m} workers, as 2.3 assumes"
-        trims_enough = self.rule != "trimmed-mean" or beta >= c
-        at_least_c = f"at least c = {c} for trimmed mean (2.2: c <= beta < m/2)"
         examples = f"at most {MOST_EXAMPLES:,} examples an iteration"
         given = {**vars(self), "selected x rounds x batch_size": each}
         for name, holds, allowed in (
@@ -192,7 +190,6 @@ class Setting:
             ("poisoned_fraction", 0 <= self.poisoned_fraction <= 1, "in [0, 1]"),
             ("poisoned_share", 0 < self.poisoned_share <= 1, "in (0, 1]"),
             ("beta", beta >= 0 and 2 * beta < m, f"in [0, m/2), m = {m}"),
-            ("beta", trims_enough, at_least_c),
             ("non_iid", 0 < self.non_iid <= 1, "in (0, 1]"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and less than 1"),
             ("root_size", 0 <= self.root_size <= MOST, f"at least 0 and at most {MOST:,}"),
@@ -206,6 +203,9 @@ class Setting:
     def _check_limits(self) -> None:
         attack, defense, master = attacks[self.attack], defenses[self.defense], self.at_master
         m, c, beta, rule = master.m, master.c, master.beta, master.rule
+        if self.rule == "trimmed-mean" and self.beta < self.compromised:
+            at_least = f"at least c = {self.compromised} for trimmed mean (2.2: c <= beta < m/2)"
+            raise BeyondLimit(f"beta is {shown(self.beta)}; it must be {at_least}.")
         if rule.limit is not None:
             rule.limit.check(f"rule {rule.name!r}", m, c, beta)
             if defense.most > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import statistics
@@ -14,20 +15,20 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fltrust_repro import datasets, experiments, options, reproduction, sweep
-from fltrust_repro.aggregation import rules
-from fltrust_repro.attacks import attacks
+from fltrust_repro import datasets, experiments, options, own_sweeps, reproduction, sweep
+from fltrust_repro.archive import Archive
 from fltrust_repro.drawing import check_picture
-from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.experiments import VARIED, Cell, Experiment, figure_of, load_experiment
+from fltrust_repro.errors import BadInput
+from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
 from fltrust_repro.poisoning import BackGradient, labels_before
 from fltrust_repro.processes import Machine
-from fltrust_repro.settings import FIELDS, Setting
+from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_pictures import draw_poisoned
 from fltrust_repro.trials import FIRST_SEED, Trial
+from fltrust_repro.varied import VARIED
 
 Words = tuple[str, ...]
 Orders = Mapping[Experiment, Sequence[Cell]]
@@ -93,6 +94,9 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
     }
 
 
+_draw_option = click.option("--draw", is_flag=True, help="Run nothing; show what is at hand.")
+
+
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="EXPERIMENT...")
 @click.option("--row", "rows", multiple=True, help="Only this row; may be repeated.")
@@ -101,8 +105,16 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option
 @options.grey_option
+@_draw_option
 def reproduce(
-    names: Words, rows: Words, columns: Words, fresh: bool, out: Path, grey: bool, **where: Any
+    names: Words,
+    rows: Words,
+    columns: Words,
+    fresh: bool,
+    out: Path,
+    grey: bool,
+    draw: bool,
+    **where: Any,
 ) -> None:
     """Run tables and figures of the paper, or your own .toml, and print them beside the paper's.
 
@@ -114,20 +126,15 @@ def reproduce(
     _check_names(chosen, out)
     if fresh and reproduction.is_published(out):
         raise BadInput(f"--out {out} holds what is published; give --fresh another folder.")
-    _reproduce(orders, out, fresh, grey, **where)
+    _reproduce(orders, out, fresh, grey, draw, **where)
 
 
 def _reproduce(
-    orders: Orders,
-    out: Path,
-    fresh: bool,
-    grey: bool,
-    seeds: range,
-    machine: Machine,
-    store_path: Path,
-) -> None:
+    orders: Orders, out: Path, fresh: bool, grey: bool, draw: bool, seeds: range,
+    machine: Machine, store_path: Path,
+) -> None:  # fmt: skip
     check_writable(out)
-    with Store(store_path) as store:
+    with (Archive if draw else Store)(store_path) as store:
         announce = options.announcer(len(seeds))
         ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh, grey)
     end(*ended)
@@ -149,18 +156,13 @@ def _check_names(chosen: list[Experiment], out: Path) -> None:
             raise BadInput(f"{same} kept in {out}; rename your file, or give --out another folder.")
 
 
-_FIGURE_2 = {
-    "no attack": {"attack": "none"},
-    "gaussian": {"attack": "gaussian"},
-    "label-flip": {"attack": "label-flip"},
-    "partial": {"knowledge": "partial"},
-    "full": {"knowledge": "full"},
-}
-
-
 @click.command("sweep")
-@click.option("--vary", required=True, metavar="|".join(VARIED), help="What the figure varies.")
-@click.option("--values", help="Its values, with commas between; default those of the paper.")
+@click.option("--vary", "names", required=True, multiple=True, metavar="NAME",
+              help=f"What the figure varies: {', '.join(VARIED)}, or a rule's or an attack's own "
+              "parameter, as multi-krum:q. Twice: heat maps over two of them.")  # fmt: skip
+@click.option("--values", multiple=True, metavar="LIST",
+              help="Its values: 5,10,20, a range 5..30, one with a step 5:30:5, a share 10%; for "
+              "two, twice. Default those of the paper.")  # fmt: skip
 @click.option("--rule", "rule_names", multiple=True, default=("krum", "trimmed-mean", "median"),
               show_default=True, help="A panel of the figure; may be repeated.")  # fmt: skip
 @click.option("--attack", "attack_names", multiple=True,
@@ -169,77 +171,64 @@ _FIGURE_2 = {
 @click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
               show_default=True, help="A line per attack and knowledge.")  # fmt: skip
 @options.setting_options("rule", "attack", "knowledge")
-@click.option("--name", help="Name of the files in OUT; default sweep-VARY.")
+@click.option("--name", help="Name of the files in OUT; default sweep-VARY-DATASET-MODEL.")
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option
 @options.grey_option
+@_draw_option
 @click.pass_context
 def sweep_command(
     context: click.Context,
-    vary: str,
-    values: str | None,
+    names: Words,
+    values: Words,
     rule_names: Words,
     attack_names: Words,
     knowledges: Words,
     name: str | None,
     out: Path,
     grey: bool,
+    draw: bool,
     **given: Any,
 ) -> None:
-    """Run a figure: error rates as one parameter varies, a panel per rule, a line per attack."""
+    """Run a figure: error rates as one parameter varies, a panel per rule, a line per attack.
+
+    A line that does not depend on the parameter is run once, and a point beyond a limit of its rule
+    or attack is left out. Ctrl-C ends it with a figure of what is there.
+    """
     where = {key: given.pop(key) for key in ("seeds", "machine", "store_path")}
-    panels = {rule: {"rule": rules[rule].name, "attack": _made_for(rule)} for rule in rule_names}
-    lines = _attack_lines(attack_names, knowledges)
-    title = f"{given['model']} on {given['dataset']}, {vary} varied"
-    points = None if values is None else _numbers(values)
-    name = f"sweep-{vary}" if name is None else name
-    check_name("--name", name)
-    if name.lower() in _taken():
-        raise BadInput(f"--name is {name!r}, the name of other results; take another.")
+    axes = own_sweeps.axes_of(names, values, given["workers"])
+    typed = {field: context.params[field] for field, _ in options.typed(context)}
+    for field, option in options.typed(context):
+        for one in (axis.varied for axis in axes):
+            if one.decides(field.removesuffix("_names"), typed[field]):
+                wrong = f"{option} is given, but --vary {one.name} decides it"
+                raise BadInput(f"{wrong}; leave it out.")
     # A parameter left to its default follows what varies; the others are as given.
     told = {key: value for key, value in given.items() if value is not None}
+    others = {key: value for key, value in typed.items() if key not in (*_WHERE, *_NAMED)}
+    asked = rule_names, attack_names, knowledges
     command = " ".join(["sweep", *_as_typed(context)])
-    figure = figure_of(name, command, title, told, panels, lines, vary, points)
-    decided = VARIED[vary].fields(1)
-    if twice := [option for field, option in options.typed(context) if field in decided]:
-        raise BadInput(f"{twice[0]} is given, but --vary {vary} decides it; leave it out.")
-    _reproduce({figure: figure.cells}, out, False, grey, **where)
+    made = own_sweeps.arranged(axes, *asked, told, others, command)
+    made = made if name is None else dataclasses.replace(made, name=name)
+    check_name("--name", made.name)
+    if made.name.lower() in _taken():
+        raise BadInput(f"--name is {made.name!r}, the name of other results; take another.")
+    for note in made.notes:
+        click.echo(note, err=True)
+    _reproduce({made: made.cells}, out, False, grey, draw, **where)
 
 
-def _made_for(rule: str) -> str:
-    """The attack that is made for a rule; for all others that for the trimmed mean (3.3)."""
-    return next((name for name, one in attacks.items() if rule in one.against), "trimmed-mean")
-
-
-def _attack_lines(names: Words, knowledges: Words) -> dict[str, dict[str, Any]]:
-    allowed = FIELDS["knowledge"].metadata["choices"]
-    for knowledge in set(knowledges) - set(allowed):
-        raise BadInput(f"knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
-    if not names:
-        told = (*knowledges, None)
-        return {name: line for name, line in _FIGURE_2.items() if line.get("knowledge") in told}
-    return {
-        f"{name}, {knowledge}" if knowledge else name: {"attack": name, "knowledge": knowledge}
-        for name in names
-        for knowledge in (knowledges if attacks[name].has_knowledge else (None,))
-    }
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [int(part) if part.strip().isdigit() else float(part) for part in text.split(",")]
-    except ValueError:
-        wrong = f"--values is {shown(text)}; give numbers with commas between, as 5,10,20."
-        raise BadInput(wrong) from None
+# How many trials are run and where, which changes no number; and what names the files anyway.
+_WHERE = ("trials", "first_seed", "device", "jobs", "data_dir", "store_path", "scheduler",
+          "checkpoint_minutes", "out", "grey", "draw")  # fmt: skip
+_NAMED = ("names", "dataset", "model", "name", "plugins")
 
 
 def _as_typed(context: click.Context) -> list[str]:
     """What the user typed, but for how many trials to run and where."""
-    where = ("device", "jobs", "data_dir", "store_path", "scheduler", "checkpoint_minutes", "out",
-             "grey")  # fmt: skip
     words = []
     for name, option in options.typed(context):
-        if name not in ("trials", "first_seed", *where):
+        if name not in _WHERE:
             value = context.params[name]
             for one in value if isinstance(value, tuple) else (value,):
                 words += [option, shlex.quote(str(one))]
@@ -275,6 +264,6 @@ def poison_command(
 
         data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
         made = poisoned_examples(setting, first_seed, data_dir, after_step, data)
-    title = f"{dataset}, {poisoned_share:g} poisoned by back-gradient; seed {first_seed}"
+    title = f"back-gradient on {dataset}, poisoned share {poisoned_share:g}; seed {first_seed}"
     draw_poisoned(made, labels_before(made, data), picture, title)
     click.echo(f"{len(made.x)} poisoned examples. {reproduction.wrote([picture])}")

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltrust_repro import experiments
+from fltrust_repro import experiment_files, experiments
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
-from fltrust_repro.experiments import VARIED, available, figure_of, load_experiment
+from fltrust_repro.experiments import available, figure_of, load_experiment
 from fltrust_repro.plugins import run_afresh
 from fltrust_repro.settings import FIELDS, Setting
+from fltrust_repro.varied import VARIED
 
 COLUMNS = ("no-attack", "gaussian", "label-flip", "partial", "full")
 
@@ -131,7 +132,7 @@ PLACES = (
 
 @given(place=st.sampled_from(PLACES), value=VALUES, figure=st.booleans())
 def test_any_value_at_any_place_is_taken_or_refused_in_one_line(place, value, figure):
-    whole = experiments.tomllib.loads(FIGURE if figure else GOOD)
+    whole = experiment_files.tomllib.loads(FIGURE if figure else GOOD)
     *above, last = place
     part = whole.setdefault(above[0], {}) if above else whole
     part[last] = value
@@ -283,12 +284,25 @@ VARIED_FIELDS = {
 @pytest.mark.parametrize("vary", VARIED_FIELDS)
 def test_each_varied_parameter_takes_the_values_of_the_paper(vary):
     field, first = VARIED_FIELDS[vary]
-    rule = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
+    name = "krum" if vary == "epsilon" else "trimmed-mean"
+    rule = {"rule": name, "attack": name}
     figure = figure_of("f", "", "", {}, {"a": rule}, {"full": {}}, vary)
     points = [getattr(cell.setting, field) for cell in figure.cells]
     assert tuple(points) == VARIED[vary].values == figure.figure.values
     for name, value in first.items():
         assert getattr(figure.cells[0].setting, name) == value
+
+
+def test_a_file_varies_any_number_and_leaves_out_what_a_limit_forbids(tmp_path):
+    four = FIGURE.replace("workers = 20", "workers = 20\ncompromised = 4")
+    rates = load(tmp_path, four.replace('"c"', '"learning-rate"\nvalues = [0.1, 1]'))
+    assert rates.columns == ("learning-rate = 0.1", "learning-rate = 1")
+    assert [cell.setting.learning_rate for cell in rates.cells] == [0.1, 1.0] * 4
+    five = FIGURE.replace("workers = 20", "workers = 5")
+    limited = load(tmp_path, five.replace('"c"', '"c"\nvalues = [1, 2]'))
+    assert ("krum: full", "c = 2") not in {(cell.row, cell.column) for cell in limited.cells}
+    assert len(limited.cells) == 7
+    assert limited.notes[0].startswith("Left out: krum: full at c = 2: attack 'krum' needs m - 2c")
 
 
 WRONG_FIGURES = {
@@ -304,6 +318,11 @@ WRONG_FIGURES = {
         ('"c"', '"c"\nvalues = [2, 10]'),
     ),
     "out of range": ("compromised is 10", ('"c"', '"c"\nvalues = [10]')),
+    "decided twice": (
+        "compromised is given, but vary decides it; leave it out",
+        ("workers = 20", "workers = 20\ncompromised = 4"),
+    ),
+    "no values": ("no values of momentum; give some", ('"c"', '"momentum"')),
     "no such measure": ("measure is 'best'", ('"c"', '"c"\nmeasure = "best"')),
     "a part as text": ("seconds is '3'; give a number", ('"c"', '"c"\nseconds = "3"')),
     "no plug-in's name": ("plugins holds 3; give names", ('"c"', '"c"\nplugins = [3]')),
