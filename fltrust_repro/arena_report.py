@@ -91,7 +91,7 @@ def _mean(cell: Cell) -> str:
 
 
 def notes(found: Standings, rows: Sequence[str]) -> list[str]:
-    """Say what the table does not of these rows: leagues, flags, breakdowns, which have no place."""
+    """Say what the table does not of these rows: leagues, flags, breakdowns, no place yet."""
     entries, told = [one for one in found.entries if one.row in rows], []
     league = [one.league_place for one in found.entries if one.league == NO_C]
     if alone := [f"{_place(e.league_place, league)} {e.row}" for e in entries if e.league == NO_C]:
