@@ -1,0 +1,55 @@
+"""`check`: what a plug-in's entries break and keep."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from fltrust_repro import options
+from fltrust_repro.checking import KINDS, checked, entries_of
+from fltrust_repro.errors import BadInput, one_line
+from fltrust_repro.probes import FAILS, NOTE, OK
+
+_OPTIONS = {"rule": "rules", "pre": "steps", "attack": "attacks", "defense": "defenses",
+            "model": "models", "dataset": "data"}  # fmt: skip
+_KIND_OF = dict(zip(_OPTIONS.values(), KINDS))
+
+
+@click.command("check")
+@click.argument("files", nargs=-1, type=options.FILE, metavar="[FILE]...")
+@click.option("--rule", "rules", multiple=True, metavar="NAME", help="Look at this rule, too.")
+@click.option("--pre", "steps", multiple=True, metavar="NAME", help="A pre-aggregation.")
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="An attack.")
+@click.option("--defense", "defenses", multiple=True, metavar="NAME", help="A defense.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A model.")
+@click.option("--dataset", "data", multiple=True, metavar="NAME", help="A data set.")
+@options.plugin_option
+def check_command(files: tuple[Path, ...], **names: tuple[str, ...]) -> None:
+    """Try your plug-in on updates of every kind; say what it breaks and keeps.
+
+    Each rule, attack, ... of FILE, or of those named, gets a line per thing tried: "ok"; "note" for
+    what a good one may well do, as not to move when all updates do; and "fails" for what a trial
+    would stumble over or could not repeat, with exit code 1.
+    """
+    entries = [entry for file in files for entry in entries_of(file)]
+    entries += [(_KIND_OF[kind], name) for kind, some in names.items() for name in some]
+    if not entries:
+        raise BadInput("there is nothing to check; give your plug-in's file, or --rule NAME.")
+    counts: Counter[str] = Counter()
+    for kind, name in dict.fromkeys(entries):
+        click.echo(one_line(f"{kind} {name!r}"))
+        for level, text in checked(kind, name):
+            counts[level] += 1
+            click.echo(f"  {level:5}  {one_line(text)}")
+    click.echo(_summed_up(counts))
+    if counts[FAILS]:
+        sys.exit(1)
+
+
+def _summed_up(counts: Counter[str]) -> str:
+    lines = sum(counts.values())
+    fails = f"{counts[FAILS]} of {lines} lines fail" if counts[FAILS] else "Nothing fails"
+    return f"{fails}; {counts[NOTE]} note{'s' * (counts[NOTE] != 1)}, {counts[OK]} ok."
