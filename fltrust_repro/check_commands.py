@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 
 import click
 
 from fltrust_repro import options
-from fltrust_repro.checking import KINDS, checked, entries_of
 from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.probes import FAILS, NOTE, OK
 
-_OPTIONS = {"rule": "rules", "pre": "steps", "attack": "attacks", "defense": "defenses",
-            "model": "models", "dataset": "data"}  # fmt: skip
-_KIND_OF = dict(zip(_OPTIONS.values(), KINDS))
+_KINDS = {"rules": "rule", "steps": "pre-aggregation", "attacks": "attack", "defenses": "defense",
+          "models": "model", "data": "data set"}  # fmt: skip
+_COLOURS = {"ok": "green", "note": "yellow", "fails": "red"}
+_INDENT = 9
 
 
 @click.command("check")
@@ -34,8 +35,10 @@ def check_command(files: tuple[Path, ...], **names: tuple[str, ...]) -> None:
     what a good one may well do, as not to move when all updates do; and "fails" for what a trial
     would stumble over or could not repeat, with exit code 1.
     """
+    from fltrust_repro.checking import checked, entries_of  # with all that trains
+
     entries = [entry for file in files for entry in entries_of(file)]
-    entries += [(_KIND_OF[kind], name) for kind, some in names.items() for name in some]
+    entries += [(_KINDS[kind], name) for kind, some in names.items() for name in some]
     if not entries:
         raise BadInput("there is nothing to check; give your plug-in's file, or --rule NAME.")
     counts: Counter[str] = Counter()
@@ -43,13 +46,23 @@ def check_command(files: tuple[Path, ...], **names: tuple[str, ...]) -> None:
         click.echo(one_line(f"{kind} {name!r}"))
         for level, text in checked(kind, name):
             counts[level] += 1
-            click.echo(f"  {level:5}  {one_line(text)}")
+            click.echo(_line(level, one_line(text)))
     click.echo(_summed_up(counts))
-    if counts[FAILS]:
+    if counts["fails"]:
         sys.exit(1)
+
+
+def _line(level: str, text: str) -> str:
+    """One line of what is read by a program; as many as it takes on a terminal."""
+    line = f"  {level:{_INDENT - 4}}  {text}"
+    if not sys.stdout.isatty():
+        return line
+    width = max(shutil.get_terminal_size().columns, 3 * _INDENT)
+    told = textwrap.fill(line, width, subsequent_indent=_INDENT * " ", break_on_hyphens=False)
+    return told.replace(level, click.style(level, fg=_COLOURS[level]), 1)
 
 
 def _summed_up(counts: Counter[str]) -> str:
     lines = sum(counts.values())
-    fails = f"{counts[FAILS]} of {lines} lines fail" if counts[FAILS] else "Nothing fails"
-    return f"{fails}; {counts[NOTE]} note{'s' * (counts[NOTE] != 1)}, {counts[OK]} ok."
+    fails = f"{counts['fails']} of {lines} lines fail" if counts["fails"] else "Nothing fails"
+    return f"{fails}; {counts['note']} note{'s' * (counts['note'] != 1)}, {counts['ok']} ok."

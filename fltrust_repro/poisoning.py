@@ -253,8 +253,8 @@ def poisoned_set(
     x, labels, start = optimise(attack, flat, data.train_y, data.classes, rng, after_step)
     shape = (-1, *data.train_x.shape[1:])
     made = PoisonedSet(x.reshape(shape), labels.astype(np.int32), start.reshape(shape))
-    for folder in list(filter(can_hold, _folders()))[:1]:
-        _keep(made, folder / name)
+    if (place := next(filter(can_hold, _folders()), None)) is not None:
+        _keep(made, place / name)
     return made
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from test_plugin_examples import EXAMPLES
 
 import fltrust_repro as fl
+from fltrust_repro import check_commands
 from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
@@ -374,4 +375,5 @@ def test_built_in_data_sets_hold(name):
 
 
 def test_every_kind_of_entry_is_looked_at():
+    assert set(check_commands._KINDS.values()) == set(KINDS)
     assert {registry.kind for registry, _ in KINDS.values()} == set(KINDS)
