@@ -35,12 +35,14 @@ def check_command(files: tuple[Path, ...], **names: tuple[str, ...]) -> None:
     what a good one may well do, as not to move when all updates do; and "fails" for what a trial
     would stumble over or could not repeat, with exit code 1.
     """
-    from fltrust_repro.checking import checked, entries_of  # with all that trains
+    from fltrust_repro.checking import KINDS, checked, entries_of  # with all that trains
 
     entries = [entry for file in files for entry in entries_of(file)]
     entries += [(_KINDS[kind], name) for kind, some in names.items() for name in some]
     if not entries:
         raise BadInput("there is nothing to check; give your plug-in's file, or --rule NAME.")
+    for kind, name in entries:
+        KINDS[kind][0][name]  # or it is unknown, which is said before anything else
     counts: Counter[str] = Counter()
     for kind, name in dict.fromkeys(entries):
         click.echo(one_line(f"{kind} {name!r}"))

@@ -6,7 +6,7 @@ assert all(finding.level != "fails" for finding in findings)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fltrust_repro import backend
@@ -39,7 +39,7 @@ def check(path: str | Path) -> dict[str, list[Finding]]:
 
     Raises `BadInput` where the file does not load, or registers nothing.
     """
-    return {f"{kind} {name!r}": [*checked(kind, name)] for kind, name in entries_of(path)}
+    return {f"{kind} {name!r}": checked(kind, name) for kind, name in entries_of(path)}
 
 
 def entries_of(path: str | Path) -> list[tuple[str, str]]:
@@ -55,12 +55,8 @@ def entries_of(path: str | Path) -> list[tuple[str, str]]:
 
 
 @backend.one_thread()
-def _all(found: Findings) -> list[Finding]:
-    return [*found]
-
-
-def checked(kind: str, name: str) -> Iterator[Finding]:
-    """Yield what was found of one entry of a kind; `BadInput` where there is no such entry."""
+def checked(kind: str, name: str) -> list[Finding]:
+    """Return what was found of one entry of a kind; `BadInput` where there is no such entry."""
     registry, look = KINDS[kind]
     registry[name]  # or it is unknown
-    yield from _all(look(Entry(registry, name, plugins_for({registry.owner(name)}))))
+    return [*look(Entry(registry, name, plugins_for({registry.owner(name)})))]

@@ -298,7 +298,7 @@ def test_what_fails_is_exit_code_1_and_counted(tmp_path):
     ("words", "told"),
     [
         ((), "there is nothing to check; give your plug-in's file, or --rule NAME"),
-        (("--rule", "krun"), "Did you mean 'krum'?"),
+        (("--rule", "krum", "--rule", "krun"), "Did you mean 'krum'?"),
         (("missing.py",), "missing.py"),
         (("empty.py",), "registers nothing; decorate a function of it"),
     ],
@@ -309,7 +309,7 @@ def test_what_cannot_be_checked_is_one_sentence(words, told, tmp_path, monkeypat
     done = run(*words)
     assert done.exit_code == 2
     assert told in done.output
-    assert "Traceback" not in done.output
+    assert len(done.output.splitlines()) == 1
 
 
 def test_what_a_test_of_ones_own_registers_can_be_checked():
@@ -322,7 +322,7 @@ def test_what_a_test_of_ones_own_registers_can_be_checked():
     finally:
         rules.remove("own-median")
     with pytest.raises(BadInput, match="unknown rule 'own-median'"):
-        [*checked("rule", "own-median")]
+        checked("rule", "own-median")
 
 
 # ---- what is built in
