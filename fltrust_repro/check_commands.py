@@ -29,7 +29,7 @@ _INDENT = 9
 @click.option("--dataset", "data", multiple=True, metavar="NAME", help="A data set.")
 @options.plugin_option
 def check_command(files: tuple[Path, ...], **names: tuple[str, ...]) -> None:
-    """Try your plug-in on updates of every kind; say what it breaks and keeps.
+    """Try your plug-in: what it breaks and what it keeps, on updates of every kind.
 
     Each rule, attack, ... of FILE, or of those named, gets a line per thing tried: "ok"; "note" for
     what a good one may well do, as not to move when all updates do; and "fails" for what a trial
