@@ -29,6 +29,7 @@ _COMMANDS = {  # the module of each, and its line of help
     "reproduce": ("trial_commands", "Run tables and figures of the paper, or your own .toml."),
     "sweep": ("trial_commands", "Run a figure: error rates as one parameter varies."),
     "arena": ("arena_commands", "Rank rules by their error under the worst attack."),
+    "check": ("check_commands", "Try your plug-in: what it breaks and what it keeps."),
     "report": ("store_commands", "Set every number that the paper prints beside ours."),
     "status": ("status_command", "Say what is done and what is missing."),
     "show": ("store_commands", "Print one trial's error curve."),

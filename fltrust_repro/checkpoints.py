@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro import compiled, downloads, machine, training
+from fltrust_repro import compiled, machine, training
 from fltrust_repro.course import Snapshot
 from fltrust_repro.errors import BadInput
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import writable, write_bytes
 from fltrust_repro.training import PROTOCOL
 from fltrust_repro.trials import TrialName
 
@@ -107,7 +107,7 @@ class Checkpoints(NamedTuple):
     def told(self, names: Iterable[TrialName], say: Callable[[str], None]) -> Iterator[None]:
         """Say first if none can be written, and on Ctrl-C how many of these trials have one."""
         place = self.folder if self.folder.exists() else self.folder.parent
-        if self.minutes and not (place.is_dir() and downloads.writable(place)):
+        if self.minutes and not (place.is_dir() and writable(place)):
             say(f"Note: {self.folder} cannot be written, so that no checkpoints are kept.")
         try:
             yield

@@ -11,10 +11,8 @@ import ast
 import contextlib
 import hashlib
 import importlib.util
-import os
 import pickle
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +26,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import cache_folders, write_bytes
 
 Array = np.ndarray  # as compiled functions take them
 
@@ -130,14 +128,7 @@ def _places() -> Iterator[Path]:
     if chosen := vars(numba.config)["CACHE_DIR"]:
         yield Path(chosen)
     yield Path(importlib.util.cache_from_source(__file__)).parent
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        yield Path("~/.cache", _PACKAGE.name).expanduser()
-    # What is read from there is run, so that nobody else may be able to write it.
-    shared = Path(tempfile.gettempdir(), f"{_PACKAGE.name}-{os.getuid()}")
-    shared.mkdir(mode=0o700, exist_ok=True)
-    state = shared.lstat()
-    if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077:
-        yield shared
+    yield from cache_folders(_PACKAGE.name)
 
 
 def _remove_old(new: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.files import path_of
+from fltrust_repro.files import path_of, writable
 
 TILES_ZIP = "Kather_texture_2016_image_tiles_5000.zip"
 TILES_CACHE = "ch-mnist-64.npz"
@@ -176,12 +176,6 @@ def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Pat
     tried = ", ".join(repr(str(path)) for path in candidates)
     remedy = "name a directory that can with --data-dir"
     raise DataUnavailable(f"{problem} because none of {tried} can be written; {remedy}.")
-
-
-def writable(folder: Path) -> bool:
-    """Whether files may be made in `folder`."""
-    # Root may write anywhere, so the mode decides too: who marks data read-only means it.
-    return os.access(folder, os.W_OK | os.X_OK) and bool(folder.stat().st_mode & 0o222)
 
 
 def obtain(name: str, directories: Sequence[Path]) -> tuple[Path, ...]:

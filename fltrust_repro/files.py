@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import tempfile
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from fltrust_repro.errors import BadInput, shown
@@ -55,6 +57,38 @@ def check_writable(folder: Path, option: str = "--out") -> None:
 def _not_writable(path: Path, error: OSError, option: str = "--out") -> BadInput:
     remedy = f"give {option} a folder that you can write to"
     return BadInput(f"{path} cannot be written ({error.strerror}); {remedy}.")
+
+
+def writable(folder: Path) -> bool:
+    """Whether files may be made in `folder`."""
+    # Root may write anywhere, so the mode decides too: who marks data read-only means it.
+    return os.access(folder, os.W_OK | os.X_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def can_hold(folder: Path) -> bool:
+    """Whether files may be made in `folder`, which may have to be made itself; makes nothing."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        return there.is_dir() and writable(there)
+    except OSError:
+        return False
+
+
+def cache_folders(program: str) -> Iterator[Path]:
+    """Yield where a program may keep what it can make again, first choice first.
+
+    In $XDG_CACHE_HOME, else ~/.cache; then a temporary folder that is the user's alone, which is
+    made when it is asked for. OSError where that cannot be made.
+    """
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        yield (chosen if chosen.is_absolute() else Path("~/.cache").expanduser()) / program
+    # What is read from there may be run, so that nobody else may be able to write it.
+    shared = Path(tempfile.gettempdir(), f"{program}-{os.getuid()}")
+    shared.mkdir(mode=0o700, exist_ok=True)
+    state = shared.lstat()
+    if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077:
+        yield shared
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from fltrust_repro.datasets import Dataset
 from fltrust_repro.defenses import VALIDATION_EXAMPLES, Suspicion, defenses
 from fltrust_repro.doors import as_numbers
 from fltrust_repro.kernels import column_mean
+from fltrust_repro.numbering import Numbering
 from fltrust_repro.partition import root_examples
 from fltrust_repro.server import Judge, ServerState
 from fltrust_repro.settings import Setting
@@ -30,7 +31,8 @@ class MasterDevice:
     """The master device of one trial: its rule and defense, its own examples, what it remembers.
 
     `root` are the training examples that it keeps for itself, int (k,), and `state` is what it has
-    for its rule. The trial fills in who sends updates from which model.
+    for its rule. The trial fills in who sends updates from which model. `numbers`, int (workers,),
+    are those by which a user's own code knows the workers.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class MasterDevice:
         data: Dataset,
         rngs: dict[str, np.random.Generator],
         notes: Counter[str],
+        numbers: np.ndarray,
     ) -> None:
         self._setting, self._learner, self._master = setting, learner, setting.at_master
+        self._numbering = Numbering(numbers) if setting.numbered else None
         self._rngs, self._asked = rngs, setting.root_data
         self.state = ServerState(rngs["rule"], notes=notes, layers=learner.layers)
         chosen = rngs["validation"].permutation(len(data.test_y))[:VALIDATION_EXAMPLES]
@@ -67,9 +71,10 @@ class MasterDevice:
             ties = copy.deepcopy(self._rngs["ties"])
             return self._aggregated(w, to_ndarray(updates), state, ties)[0]
 
-        rule = self._master.rule.seen_at(self.state)
+        rule, numbering = self._master.rule, self._numbering
+        rule = numbering.behind(rule) if numbering else rule
         defended = would_make if self._setting.defense != "none" else None
-        return replace(self._master, rule=rule, defended=defended)
+        return replace(self._master, rule=rule.seen_at(self.state), defended=defended)
 
     def aggregate(self, w: NDArray, updates: NDArray, compared: bool) -> np.ndarray:
         """Return the change (d,) of the global model w that the workers' updates (m, d) make.
@@ -92,13 +97,17 @@ class MasterDevice:
         Ties, and what the rule draws and remembers, come from and go to these.
         """
         master, c = self._master, self._setting.c_left
+        if self._numbering is not None:
+            rows, senders = host_view(updates), state.senders(len(updates))
+            rows, numbers = self._numbering.arranged(rows, senders)
+            updates, state = to_ndarray(rows), replace(state, workers=numbers)
         if self._setting.defense != "none":
             rule = master.rule.seen_at(state)
             case = Suspicion(updates, w, rule, master.c, master.beta, self._validation, ties)
             removed = defenses[self._setting.defense].removed(case)
             updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
             if state.workers is not None:
-                state.workers = np.delete(state.workers, removed)
+                state = replace(state, workers=np.delete(state.workers, removed))
         change = master.rule(updates, c=c, beta=master.beta, state=state)
         return host_view(change), updates
 

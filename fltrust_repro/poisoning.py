@@ -11,10 +11,12 @@ where x has a last column of ones for the bias. All poisoned examples are optimi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +24,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro import downloads, readers
+from fltrust_repro import readers
 from fltrust_repro.datasets import Dataset
 from fltrust_repro.errors import BadInput
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import cache_folders, can_hold, write_bytes
 from fltrust_repro.gradients import cross_entropy, softmax
 from fltrust_repro.partition import Batches
 from fltrust_repro.pixels import numbers
 
+_FOLDER = "back-gradient"  # in a cache, of poisoned sets
+_NOT_KEPT = "the poisoned examples cannot be kept, and are made anew each time"
 VERSION = 1  # of the poisoned sets: raised when a change of the code moves them
 
 
@@ -223,10 +227,11 @@ def poisoned_set(
 ) -> PoisonedSet:
     """Examples of the back-gradient attack for a share of float32 data (4.4), made once and kept.
 
-    They lie as `back-gradient/*.npz` in the first of `directories` (then `data/`) that can be
-    written, under a name that tells the examples, the settings and the generator apart. Raises
-    `BadInput` where softmax regression cannot be poisoned, having less than two labels or features
-    outside [0, 1]; `DataUnavailable` where no folder can be written or a kept set is damaged.
+    They lie in the user's cache folder, under a name that tells the examples, the settings and the
+    generator apart; sets that earlier versions kept as `back-gradient/*.npz` in one of the data
+    set's `directories` are read too. Raises `BadInput` where softmax regression cannot be poisoned,
+    having less than two labels or features outside [0, 1]; `DataUnavailable` where a kept set is
+    damaged. Where none can be kept, it is made all the same.
     """
     if len(np.unique(data.train_y)) < 2:
         raise BadInput(
@@ -240,19 +245,46 @@ def poisoned_set(
             "attack needs pixels from 0 to 1, as the image data sets have them."
         )
     attack = BackGradient(examples=max(round(share * len(data.train_y)), 1))
-    problem = "the poisoned examples cannot be kept"
-    folder = downloads.writable_folder("back-gradient", directories, problem)
-    file = folder / f"{data.name}-{attack.examples}-{_digest(data, attack, rng)}.npz"
-    if file.is_file():
-        return _kept(file, attack.examples, data)
+    name = f"{data.name}-{attack.examples}-{_digest(data, attack, rng)}.npz"
+    for folder in (*_folders(), *(directory / _FOLDER for directory in directories)):
+        if (folder / name).is_file():
+            return _kept(folder / name, attack.examples, data)
     flat = data.train_x.reshape(len(data.train_x), -1)
     x, labels, start = optimise(attack, flat, data.train_y, data.classes, rng, after_step)
     shape = (-1, *data.train_x.shape[1:])
     made = PoisonedSet(x.reshape(shape), labels.astype(np.int32), start.reshape(shape))
+    if (place := next(filter(can_hold, _folders()), None)) is not None:
+        _keep(made, place / name)
+    return made
+
+
+def _folders() -> list[Path]:
+    found: list[Path] = []
+    with contextlib.suppress(OSError):
+        for folder in cache_folders(__name__.partition(".")[0]):
+            found.append(folder / _FOLDER)
+    return found
+
+
+def can_keep() -> bool:
+    """Whether there is a cache folder that poisoned sets can go to; says so where there is none."""
+    if found := any(map(can_hold, _folders())):
+        return found
+    print(f"Note: {_NOT_KEPT}: no cache folder can be written.", file=sys.stderr)
+    return found
+
+
+def _keep(made: PoisonedSet, file: Path) -> None:
+    """Write a set whole or not at all; what hinders it is told, and costs nothing."""
     content = io.BytesIO()
     np.savez_compressed(content, **made._asdict())
-    write_bytes(file, content.getvalue())
-    return made
+    try:
+        write_bytes(file, content.getvalue())
+    except BadInput as error:
+        print(f"Note: {_NOT_KEPT}: {error.__cause__}.", file=sys.stderr)
+    finally:
+        with contextlib.suppress(OSError):  # it goes only if nothing is in it
+            file.parent.rmdir()
 
 
 def _kept(file: Path, examples: int, data: Dataset) -> PoisonedSet:

@@ -41,7 +41,8 @@ class ServerState:
     `memory` is the rule's own, empty at the start: by names that are text, numpy arrays, numbers,
     text, and lists and dicts of these. `notes` counts over the trial. `w_re` is the global model
     that the updates are from, `workers` are the identities of those who sent them, in ascending
-    order, and `layers` says which parameters belong together, a weight or a bias each.
+    order, for a user's own code the numbers of `Numbering`, and `layers` says which parameters
+    belong together, a weight or a bias each.
 
     Of a server with a small data set of its own, `root` is its own update from `w_re`, computed as
     a worker's, and `judge` gives error rates and mean losses, float64 (k,), of models (k, d) there.
@@ -64,6 +65,12 @@ class ServerState:
         moved = {name: copy.deepcopy(getattr(self, name)) for name in ("rng", "memory", "notes")}
         return replace(self, **moved, **changes)
 
+    def senders(self, m: int) -> np.ndarray:
+        """Who sent m updates, int (m,): the first of the workers, and then nobody's numbers."""
+        senders = np.arange(0) if self.workers is None else self.workers[:m]
+        nobody = senders.max(initial=-1) + 1 + np.arange(m - len(senders))
+        return np.concatenate([senders, nobody])
+
     def told(self, asked: tuple[str, ...], rows: np.ndarray, user: str) -> dict[str, Any]:
         """What `user` is given of what it asks for, c and beta apart, with updates `rows` (m, d).
 
@@ -81,9 +88,7 @@ class ServerState:
             w_re = np.zeros(d) if self.w_re is None else self.w_re
             known["w_re"] = as_numbers(w_re, (d,), user, "w_re").copy()
         if "workers" in known:
-            senders = np.arange(0) if self.workers is None else self.workers[:m]
-            nobody = senders.max(initial=-1) + 1 + np.arange(m - len(senders))
-            known["workers"] = np.concatenate([senders, nobody])
+            known["workers"] = self.senders(m)
         if "layers" in known and self.layers is None:
             known["layers"] = (slice(0, d),)
         if "root" in known:

@@ -158,6 +158,12 @@ class Setting:
         return Master(self.selected, c, beta, behind(self.pre, rules[self.rule]))
 
     @property
+    def numbered(self) -> bool:
+        """Whether a user's own code looks at updates at the master device (`Numbering`)."""
+        steps = (preaggregations.owner(name) for name in self.pre.split("+") if name)
+        return any([rules.owner(self.rule), defenses.owner(self.defense), *steps])
+
+    @property
     def root_data(self) -> tuple[str, ...]:
         """What the rule or the attack asks for that takes examples of the server's own."""
         return of_root_data({*self.at_master.rule.parameters, *attacks[self.attack].asks})

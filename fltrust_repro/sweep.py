@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.progress import Progress
 
-from fltrust_repro import datasets, trial_process
+from fltrust_repro import datasets, poisoning, trial_process
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.checkpoints import Checkpoints
@@ -250,6 +250,8 @@ def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place)
         for one, seed in tasks
         if attacks[one.attack].inject is not None
     }
+    if needed and not poisoning.can_keep():
+        return
     waiting = list(needed.values())
     with Progress(console=Console(stderr=True), disable=not needed) as progress:
         made = progress.add_task("poisoned sets", total=len(needed))

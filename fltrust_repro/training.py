@@ -38,7 +38,7 @@ MOST_NUMBERS = 2**31 - 1  # in an array of MXNet's
 
 _PURPOSES = (
     "split", "partition", "order", "initial", "batches", "attack", "selected", "poisoned",
-    "validation", "ties", "back-gradient", "distribution", "rule", "root",
+    "validation", "ties", "back-gradient", "distribution", "rule", "root", "numbers",
 )  # fmt: skip
 
 
@@ -142,6 +142,7 @@ class Federation:
         self._setting, self._seed, self._attack = setting, seed, attacks[setting.attack]
         self._parameters = setting.parameters()
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
+        numbers = self._rngs.pop("numbers").permutation(setting.workers)  # drawn once
         self._notes: Any = Counter()  # a Counter may count in fractions
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
         initial_seed = int(self._rngs["initial"].integers(2**31))
@@ -150,7 +151,7 @@ class Federation:
             setting.readings.initial,
         )  # fmt: skip
         self._check_size()
-        self.master = MasterDevice(setting, self.learner, data, self._rngs, self._notes)
+        self.master = MasterDevice(setting, self.learner, data, self._rngs, self._notes, numbers)
         self._memory: dict[str, Any] = {}  # the attack's
         self._momenta: dict[str, np.ndarray] = {}  # by identity
         memories = {"rule's": self.master.state.memory, "attack's": self._memory}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
-from fltrust_repro.files import check_name, check_writable
-from fltrust_repro.poisoning import BackGradient, labels_before
+from fltrust_repro.files import can_hold, check_name, check_writable
+from fltrust_repro.poisoning import BackGradient, can_keep, labels_before
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
@@ -235,6 +236,15 @@ def _as_typed(context: click.Context) -> list[str]:
     return words
 
 
+@contextlib.contextmanager
+def _told_if_stopped() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("Nothing is kept: the examples are, once all are made.", err=True, nl=False)
+        raise
+
+
 @click.command("poison")
 @click.option("--dataset", default="mnist-6000", show_default=True, help="Data set.")
 @click.option("--poisoned-share", default=0.04, show_default=True,
@@ -248,15 +258,18 @@ def poison_command(
 ) -> None:
     """Make the back-gradient attack's poisoned examples (4.4), and draw some of them.
 
-    What was made for the same data, share and seed is taken from where it lies.
+    They are kept in the user's cache folder; what was made for the same data, share and seed is
+    taken from there.
     """
     check_picture(picture)
-    check_writable(picture.parent, "--picture")
+    if not can_hold(picture.parent):
+        raise BadInput(f"{picture.parent} cannot be written; give --picture another folder.")
+    can_keep()
     setting = Setting(dataset=dataset, attack="back-gradient", poisoned_share=poisoned_share)
     from fltrust_repro.training import generator, poisoned_examples  # MXNet takes seconds
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with _told_if_stopped(), Progress(*columns, console=Console(stderr=True)) as progress:
         steps = progress.add_task("", total=BackGradient().outer_steps)
 
         def after_step(loss: float) -> None:

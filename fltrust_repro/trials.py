@@ -39,7 +39,8 @@ class TrialName(NamedTuple):
 
 def protocol_of(setting: Setting) -> str:
     """Return the version under which a setting's trials count: the code's, and its plug-ins'."""
-    return "+".join(part for part in (str(PROTOCOL), setting.plugin_key()) if part)
+    parts = str(PROTOCOL), "numbered" * setting.numbered, setting.plugin_key()
+    return "+".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ class Package:
         monkeypatch.setattr(tempfile, "tempdir", str(self.temporary))
         monkeypatch.setattr(numba.config, "CACHE_DIR", "")
         monkeypatch.setenv("HOME", str(folder / "home"))
+        monkeypatch.delenv("XDG_CACHE_HOME")
         self._monkeypatch = monkeypatch
 
     def run(self):

@@ -79,7 +79,7 @@ def test_the_server_trains_as_one_more_worker_on_examples_that_nobody_else_holds
     servers, workers = set(), set()
     for (batches, updates), (rows, root, _) in zip(trained, given):
         assert len(batches.counts) == len(updates) == 21
-        np.testing.assert_array_equal(rows, updates[:20])
+        np.testing.assert_array_equal(rows, updates[_met(1, range(20))])
         np.testing.assert_array_equal(root, updates[20])
         assert batches.counts[20] == 32
         mine = batches.rows[0, 20]
@@ -294,11 +294,17 @@ def test_a_rule_is_told_who_sent_the_rows_that_it_is_given(trained, defense, sel
     holders = _identities(trained, selected)
     for (rows, workers), (_, updates), everyone in zip(masters, trained, holders):
         assert (np.diff(workers) > 0).all()
-        for row, worker in zip(rows, workers):
-            if worker >= 4:  # the others attack
+        for row, number in zip(rows, workers):
+            if (worker := _met(3, range(20))[number]) >= 4:  # the others attack
                 sent = updates[everyone.index(worker)]
                 np.testing.assert_array_equal(row, sent)
         assert len(rows) == len(workers)
+
+
+def _met(seed, workers):
+    """Workers in the order in which a user's own code meets them, by the trial's own generator."""
+    numbers = generator(seed, "numbers").permutation(20)
+    return sorted(workers, key=lambda worker: numbers[worker])
 
 
 def _identities(trained, selected):
@@ -337,7 +343,8 @@ def test_rows_that_are_no_workers_any_more_are_numbered():
         run_trial(Setting(**given, pre="bucketing"), 3)
         run_trial(Setting(**given, pre="nnm"), 3)
     assert seen[0] == [0, 1, 2, 3, 4]
-    assert seen[1] == np.sort(generator(3, "selected").choice(20, 9, replace=False)).tolist()
+    selected = generator(3, "selected").choice(20, 9, replace=False)
+    assert seen[1] == [_met(3, range(20)).index(worker) for worker in _met(3, selected)]
 
 
 def test_what_a_rule_is_told_is_its_own_to_change():
@@ -446,7 +453,8 @@ def test_momentum_is_kept_by_worker_from_its_first_update_on(trained):
         run_trial(Setting(**LR, rule="own", selected=9, momentum=b), 3)
     momenta = {}
     for (_, updates), rows, who in zip(trained, received, _identities(trained, 9)):
-        for update, row, worker in zip(updates, rows, who):
+        for row, worker in zip(rows, _met(3, who)):
+            update = updates[who.index(worker)]
             last = momenta.get(worker, update)
             momenta[worker] = (1 - b) * update + b * last
             np.testing.assert_allclose(row, momenta[worker], rtol=1e-4, atol=1e-6)

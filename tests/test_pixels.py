@@ -168,14 +168,19 @@ def test_trials_of_pixels_and_of_numbers_are_the_same(two_sets, kind):
     assert curves[0] == curves[1]
 
 
-def test_poisoned_examples_of_pixels_are_made_kept_and_joined_as_numbers(two_sets):
+def test_poisoned_examples_of_pixels_are_made_kept_and_joined_as_numbers(
+    two_sets, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fields = {"attack": "back-gradient", "poisoned_share": 0.05}
     made = [
         training.poisoned_examples(Setting(dataset=name, **fields), 0, None)
         for name in ("as-pixels", "as-numbers")
     ]
     np.testing.assert_array_equal(made[0].x, made[1].x)
-    kept = [file.stem.rpartition("-")[2] for file in two_sets.glob("back-gradient/*.npz")]
+    kept = [
+        file.stem.rpartition("-")[2] for file in tmp_path.glob("fltrust_repro/back-gradient/*.npz")
+    ]
     assert len(kept) == 2
     assert kept[0] == kept[1]  # the digest of the numbers, which older sets lie under
     data = datasets.load("as-pixels", np.random.default_rng(0))

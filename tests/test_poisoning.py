@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
+from click.testing import CliRunner
 
-from fltrust_repro import datasets, poisoning, trial_pictures
+from fltrust_repro import datasets, poisoning, training, trial_pictures
+from fltrust_repro.__main__ import commands
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import cross_entropy
 from fltrust_repro.partition import Shards
-from fltrust_repro.poisoning import BackGradient, descend, flip_labels, optimise, with_bias
+from fltrust_repro.poisoning import (
+    BackGradient,
+    descend,
+    flip_labels,
+    optimise,
+    outer_gradient,
+    with_bias,
+)
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import generator, poisoned_examples, run_trial
 
@@ -138,17 +151,28 @@ def test_optimised_examples_harm_more_than_those_they_started_from():
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(poisoning, "BackGradient", lambda examples: BackGradient(
+    monkeypatch.setattr(poisoning, "BackGradient", lambda examples=1: BackGradient(
         examples, inner_steps=10, inner_rate=1.0, outer_steps=3))  # fmt: skip
 
 
-def test_a_set_is_made_once_per_data_share_and_seed_and_then_read(tmp_path, quick, monkeypatch):
-    monkeypatch.delenv("FLTRUST_DATA", raising=False)
-    monkeypatch.setattr(poisoning.downloads, "search_path", lambda _=None: (tmp_path,))
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where sets are kept, in a cache folder that is not there yet; data are looked for beside."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(training.downloads, "search_path", lambda _=None: (tmp_path / "data",))
+    (tmp_path / "data").mkdir()
+    return tmp_path / "cache" / "fltrust_repro" / "back-gradient"
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_set_is_made_once_per_data_share_and_seed_and_then_read(cache, quick, tmp_path):
     setting = Setting(dataset="digits", attack="back-gradient")
     first = poisoned_examples(setting, 3, None)
     assert len(first.x) == round(0.04 * 1437)
-    assert [path.suffix for path in (tmp_path / "back-gradient").iterdir()] == [".npz"]
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
     steps = []
     again = poisoned_examples(setting, 3, None, steps.append)
     assert steps == []
@@ -159,7 +183,98 @@ def test_a_set_is_made_once_per_data_share_and_seed_and_then_read(tmp_path, quic
     poisoned_examples(
         Setting(dataset="digits", attack="back-gradient", poisoned_share=0.1), 3, None
     )
-    assert len(list((tmp_path / "back-gradient").iterdir())) == 4
+    assert len(files_of(cache)) == 4
+    assert not files_of(tmp_path / "data")
+
+
+def test_without_the_variable_sets_lie_in_the_home(cache, quick, tmp_path, monkeypatch):
+    for wrong in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", wrong)
+        monkeypatch.setenv("HOME", str(tmp_path / f"home{wrong}"))
+        poisoned_examples(Setting(dataset="digits", attack="back-gradient"), 3, None)
+        assert files_of(tmp_path / f"home{wrong}" / ".cache" / "fltrust_repro" / "back-gradient")
+
+
+def test_a_set_that_an_earlier_version_kept_with_the_data_is_read_there(cache, quick, tmp_path):
+    setting = Setting(dataset="digits", attack="back-gradient")
+    first = poisoned_examples(setting, 3, None)
+    cache.rename(tmp_path / "data" / "back-gradient")
+    steps = []
+    np.testing.assert_array_equal(poisoned_examples(setting, 3, None, steps.append).x, first.x)
+    assert not steps
+    assert not cache.exists()
+
+
+def test_interrupted_it_leaves_no_file_and_no_folder(cache, quick, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    setting = Setting(dataset="digits", attack="back-gradient")
+    with pytest.raises(KeyboardInterrupt):
+        poisoned_examples(setting, 3, None, stop)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr("os.fsync", stop)  # as it is being written
+    with pytest.raises(KeyboardInterrupt):
+        poisoned_examples(setting, 3, None)
+    assert not cache.exists()
+
+
+def test_the_command_stopped_says_so_and_leaves_nothing(cache, tmp_path, monkeypatch):
+    steps = []
+
+    def stopped(*given):
+        steps.append(given)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return outer_gradient(*given)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(poisoning, "outer_gradient", stopped)
+    done = CliRunner().invoke(commands, ["poison", "--dataset", "digits", "--picture", "new/p.png"])
+    assert done.exit_code == 130
+    said = ["Nothing is kept: the examples are, once all are made.", "Stopped."]
+    assert done.output.splitlines()[-2:] == said
+    assert files_of(tmp_path) == ["data"]  # which was there
+
+
+def test_two_processes_at_once_keep_one_whole_set(tmp_path):
+    code = (
+        "from fltrust_repro import poisoning, training\n"
+        "from fltrust_repro.settings import Setting\n"
+        "quick = poisoning.BackGradient\n"
+        "poisoning.BackGradient = lambda examples: quick(examples, inner_steps=9, outer_steps=3)\n"
+        "setting = Setting(dataset='digits', attack='back-gradient')\n"
+        "print(training.poisoned_examples(setting, 3, None).x.sum())\n"
+    )
+    told = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": told}
+    both = [subprocess.Popen([sys.executable, "-c", code], **how) for _ in range(2)]
+    sums = {process.communicate() for process in both}
+    assert len(sums) == 1
+    assert {process.returncode for process in both} == {0}
+    [kept] = files_of(tmp_path / "fltrust_repro" / "back-gradient")
+    assert kept.endswith(".npz")
+
+
+def test_without_a_cache_it_is_made_and_said_once(cache, quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(poisoning, "cache_folders", lambda program: iter([Path("/proc/none")]))
+    done = CliRunner().invoke(commands, ["poison", "--dataset", "digits"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "poisoned.png").is_file()
+    note = "Note: the poisoned examples cannot be kept, and are made anew each time: no cache"
+    assert done.output.count(note) == 1
+    assert not files_of(tmp_path / "data")
+
+
+def test_a_full_disk_costs_no_set(cache, quick, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert len(poisoned_examples(Setting(dataset="digits", attack="back-gradient"), 3, None).x)
+    assert "No space left on device" in capsys.readouterr().err
+    assert not cache.exists()
 
 
 SIZE = 57  # 4% of 1,437
@@ -229,13 +344,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_kept_set_is_one_sentence_and_runs_nothing(case, tmp_path, monkeypatch, quick):
+@pytest.mark.parametrize("old", [False, True])
+def test_a_hostile_kept_set_is_one_sentence_and_runs_nothing(
+    case, old, tmp_path, monkeypatch, quick, cache
+):
     content, fault = HOSTILE[case]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(poisoning.downloads, "search_path", lambda _=None: (tmp_path,))
     monkeypatch.setattr(poisoning, "_digest", lambda *_: "0")
-    folder = tmp_path / "back-gradient"
-    folder.mkdir()
+    folder = tmp_path / "data" / "back-gradient" if old else cache
+    folder.mkdir(parents=True)
     file = folder / f"digits-{SIZE}-0.npz"
     file.write_bytes(content)
     setting = Setting(dataset="digits", attack="back-gradient")
@@ -288,7 +405,7 @@ def test_only_compromised_workers_hold_poisoned_examples(distribution):
 
 
 def test_a_trial_trains_on_the_poisoned_examples(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(poisoning.downloads, "search_path", lambda _=None: (tmp_path,))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fields = {"dataset": "digits", "rule": "mean", "workers": 10, "compromised": 4,
               "iterations": 40, "learning_rate": 0.5}  # fmt: skip
     plain = run_trial(Setting(**fields), 0)
