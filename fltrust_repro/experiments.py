@@ -39,7 +39,7 @@ MEASURES = {
 MOST_CELLS = 10_000
 Groups = Mapping[str, Sequence[str]]  # rows that one name stands for
 Points = Mapping[str, tuple[Fields, Mapping[Axis, float]]]  # what rows have, and vary themselves
-MOST_DRAWN = 60  # panels of a figure's picture, rows and columns of a table's
+MOST_DRAWN = 40  # panels of a figure's picture, rows and columns of a table's
 
 
 @dataclass(frozen=True)

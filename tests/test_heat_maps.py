@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fltrust_repro import captions, drawing, figures, heat_maps
-from fltrust_repro.experiments import Experiment, load_experiment
+from fltrust_repro.experiments import Experiment, load_experiment, published
 from fltrust_repro.report import Measured
 from fltrust_repro.shades import LEVELS, Scale, contrast, shades
 
@@ -159,3 +159,12 @@ def test_data_sets_of_one_table_are_all_told():
     assert told.startswith("cnn and resnet20 on mnist, fashion-mnist and ch-mnist, m = ")
     assert " on 4 datasets, " in captions.of_settings(cell.setting for cell in cells)
     assert captions.of_trials([], "cell") == "no trials yet"
+
+
+def test_the_published_pages_show_pictures_that_are_there_and_small():
+    shown = 0
+    for page in sorted(published().glob("*.md")):
+        for name in re.findall(r"!\[.*\]\((\S+\.png)\)", page.read_text(encoding="utf-8")):
+            assert (published() / name).stat().st_size < 100_000, name
+            shown += 1
+    assert shown > 20
