@@ -18,7 +18,7 @@ setup(
     packages=["fltrust_repro", "fltrust_repro.paper", "fltrust_repro.paper.results"],
     package_dir={"fltrust_repro.paper": "experiments"},
     package_data={
-        "fltrust_repro": ["*.cu", "*.html", "*.js", "py.typed"],
+        "fltrust_repro": ["*.css", "*.cu", "*.html", "*.js", "py.typed"],
         "fltrust_repro.paper": ["*.toml"],
         "fltrust_repro.paper.results": ["*.trials.csv", "*.trials.csv.gz"],
     },

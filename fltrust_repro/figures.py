@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from fltrust_repro.experiments import Experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.poisoning import PoisonedSet
 from fltrust_repro.report import Measured
-from fltrust_repro.settings import Setting
 from fltrust_repro.shades import Scale, as_text, shades
 from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trials import Trial
@@ -31,8 +30,6 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "0.1", "marker": "v", "linestyle": (0, (9, 3))},
     {"color": "0.7", "marker": "P", "linestyle": (0, (5, 2, 1, 2, 1, 2))},
 )
-# The same dashes in SVG, in units of the line's width.
-_DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
 _GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.6}
 # The same numbers give the same bytes: no date, and not which Matplotlib.
 _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
@@ -213,56 +210,3 @@ def _name_cells(axis: Any, rows: Sequence[Entry], columns: Sequence[str]) -> Non
     with_data = sum(row.league == SERVER_DATA for row in rows)
     if 0 < with_data < len(rows):
         axis.axhline(len(rows) - with_data - 0.5, color="0", linewidth=1)
-
-
-# ---- error curves as lines of SVG: matplotlib takes a second for fifteen panels
-
-PANEL = (200, 100)
-
-
-class Curve(NamedTuple):
-    """A cell's mean error rate over the iterations, as a line of an SVG panel.
-
-    `points` are those of a polyline in a box of `PANEL` width and height, where the top is an
-    error rate of 1; `opacity` is the line's grey, on a light page and on a dark one.
-    """
-
-    label: str
-    points: str
-    final: float
-    dashes: str
-    opacity: float
-
-
-def curves(
-    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
-) -> dict[str, list[Curve]]:
-    """Return the error curves of a table's or figure's cells with trials, by row."""
-    longest = max(setting.iterations for setting in experiment.settings)
-    styles = dict(zip(experiment.columns, cycle(_STYLES)))
-    rows: dict[str, list[Curve]] = {}
-    for cell in experiment.cells:
-        known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
-        if known:
-            iterations, rates = mean_curve(known)
-            x, y = PANEL[0] * iterations / longest, PANEL[1] * (1 - rates)
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-            line, grey = (styles[cell.column][part] for part in ("linestyle", "color"))
-            dashes = _DASHES[line] if isinstance(line, str) else " ".join(map(str, line[1]))
-            # Thin lines on a screen need more contrast than the greys on paper have.
-            curve = Curve(cell.column, points, rates[-1], dashes, 1 - 0.7 * float(grey))
-            rows.setdefault(cell.row, []).append(curve)
-    return rows
-
-
-def mean_curve(trials: Sequence[Trial], most: int = 51) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations, at most so many of them, and the trials' mean error rate at each.
-
-    The trials are of one setting, so that all are evaluated at the same iterations; one that ended
-    before the others, since it diverged, keeps the error rate that it ended with.
-    """
-    known = [trial.result.curve for trial in trials]
-    longest = max(known, key=len)
-    chosen = np.linspace(0, len(longest) - 1, min(len(longest), most)).round().astype(int).tolist()
-    rates = [[curve[min(k, len(curve) - 1)][1] for k in chosen] for curve in known]
-    return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)

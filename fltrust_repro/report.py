@@ -61,11 +61,16 @@ class Measured:
 
 def half_width(values: Sequence[float]) -> float:
     """Return half the width of the mean's 95% confidence interval (Student's t), NaN for few."""
+    return float(half_widths(np.array(values, dtype=float)))
+
+
+def half_widths(values: np.ndarray) -> np.ndarray:
+    """Return `half_width` of each column of values, float64 (n, ...)."""
     # Two values give an interval wider than all error rates.
     if (n := len(values)) < LEAST_TRIALS:
-        return math.nan
+        return np.full(values.shape[1:], math.nan)
     student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
-    return float(student * np.std(values, ddof=1) / math.sqrt(n))
+    return student * np.std(values, axis=0, ddof=1) / math.sqrt(n)
 
 
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from fltrust_repro import datasets, experiments, fidelity, figures, report, sweep
+from fltrust_repro import datasets, definitions, experiments, fidelity, figures, report, sweep
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
 from fltrust_repro.experiments import Cell, Experiment
@@ -179,7 +179,7 @@ def _show(
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
         pictures = figures.draw(experiment, cells, out) if experiment.figure else []
-        files = [page, table, *pictures, *files]
+        files = [page, table, *definitions.keep(experiment, out), *pictures, *files]
     least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
     told = f"{most} trial" if least == most else f"{least} to {most} trial"
     several = "s" * (len({trial.seed for trial in used}) > 1)
