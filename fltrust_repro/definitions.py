@@ -71,7 +71,8 @@ def _experiment(name: str, told: Mapping[str, Any]) -> Experiment:
     """An experiment from what `keep` wrote of it."""
     cells = tuple(
         Cell(str(cell["row"]), str(cell["column"]),
-             Setting.from_stored({**told["setting"], **cell["setting"]}), cell["paper"])
+             Setting.from_stored({**told["setting"], **cell["setting"]}),
+             None if cell["paper"] is None else float(cell["paper"]))
         for cell in told["cells"]
     )  # fmt: skip
     figure = told["figure"]

@@ -149,7 +149,7 @@ def _section(experiment: Experiment, trials: Trials, beside: Collection[str]) ->
     return {
         "id": _id(experiment),
         "experiment": experiment,
-        "short": short.replace(" to ", "–") if colon else experiment.name,
+        "short": short.replace(" to ", "\N{EN DASH}") if colon else experiment.name,
         "rows": rows,
         "unit": "point" if experiment.figure else "cell",
         **_tally(rows, "points" if experiment.figure else "cells"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from browsing import shown_at
+from browsing import focus, press, shown_at
 from click.testing import CliRunner
 
 from fltrust_repro import arena, arena_page, figures, shades, standings
@@ -428,17 +428,6 @@ def shown_rules(browser, table) -> list[str]:
         " ? row.cells[0].textContent : row.cells[1].textContent)",
         table,
     )
-
-
-def press(browser, *keys):
-    from selenium.webdriver.common.keys import Keys
-
-    for key in keys:
-        browser.switch_to.active_element.send_keys(getattr(Keys, key))
-
-
-def focus(browser, selector):
-    browser.execute_script("document.querySelector(arguments[0]).focus()", selector)
 
 
 @pytest.mark.browser
