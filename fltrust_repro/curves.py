@@ -60,7 +60,9 @@ class Chart(NamedTuple):
 def over_iterations(experiment: Experiment, trials: Trials) -> Chart:
     """Return the error curves of a table's or figure's cells with trials, a panel per row."""
     longest = max(setting.iterations for setting in experiment.settings)
-    styles, panels, places = _of_columns(experiment), {}, {}
+    styles = _of_columns(experiment)
+    panels: dict[str, list[Line]] = {}
+    places: dict[int, str] = {}
     for cell in experiment.cells:
         known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
         if not known:
@@ -86,7 +88,8 @@ def as_varied(experiment: Experiment, cells: Sequence[Measured]) -> Chart:
     highest = max((m.mean for m in measured.values()), default=1.0)
     top = min((top for top in _TOPS if top >= highest), default=1.0)
     positions = _positions(figure.values)
-    styles, panels = styles_of(figure.lines), {}
+    styles = styles_of(figure.lines)
+    panels: dict[str, list[Line]] = {}
     for panel in figure.panels:
         for name in figure.lines:
             row = [measured.get((figure.row(panel, name), column)) for column in experiment.columns]

@@ -77,8 +77,8 @@ def _experiment(name: str, told: Mapping[str, Any]) -> Experiment:
     )  # fmt: skip
     figure = told["figure"]
     if figure is not None:
-        listed = {key: tuple(v) if isinstance(v, list) else v for key, v in figure.items()}
-        figure = Figure(**listed)
+        parts: dict[str, Any] = dict(figure)
+        figure = Figure(**{k: tuple(v) if isinstance(v, list) else v for k, v in parts.items()})
     if not cells or told["measure"] not in MEASURES:
         raise BadInput("it has no cells, or a measure that there is not")
     rows, columns = (tuple(dict.fromkeys(getattr(cell, part) for cell in cells))

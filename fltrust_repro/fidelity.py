@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, report
+from fltrust_repro import claims, figures, report
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment, readable
@@ -113,6 +114,19 @@ def cost(hours: Sequence[float]) -> str:
     """Say how many hours these are together."""
     total = sum(hours)
     return "unknown" if math.isnan(total) else f"about {total:,.1f}"
+
+
+def draw(
+    experiments: Sequence[Experiment], trials: Trials, out: Path, grey: bool = False
+) -> list[Path]:
+    """Write each experiment that has trials as fidelity-NAME.png and .svg; return the files.
+
+    Under names of their own, since they may be made of more trials than the pages beside them.
+    """
+    cells = {one: measured(one, trials) for one in experiments}
+    known = {one: some for one, some in cells.items() if any(m.errors for m in some)}
+    drawn = (figures.draw(e, some, out, grey, f"fidelity-{e.name}") for e, some in known.items())
+    return [file for files in drawn for file in files]
 
 
 def drawable(experiment: Experiment, trials: Trials) -> bool:

@@ -18,7 +18,7 @@ from fltrust_repro.definitions import is_own
 from fltrust_repro.experiments import MEASURES, Experiment
 from fltrust_repro.fidelity import PAPER, PAPER_TRIALS, Trials
 from fltrust_repro.report import TOO_FEW, Measured
-from fltrust_repro.shades import TICKS, Scale, shades
+from fltrust_repro.shades import Scale, shades
 from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trial_files import ENDING, PACKED
 from fltrust_repro.trials import Trial
@@ -62,7 +62,7 @@ def page(
     used = fidelity.used(experiments, trials)
     known = [one for one in own if fidelity.used([one], own_trials or {})]
     their_own = [_section(one, own_trials or {}, beside) for one in known]
-    scale = _scale([*sections, *their_own])
+    scale = Scale()  # that of the pictures of tables
     script, digest = pages.script("shared.js", "page.js")
     return pages.render(
         "page.html",
@@ -80,8 +80,7 @@ def page(
         own=their_own,
         origin=_origin(used),
         scale=scale,
-        marks=[{"at": scale.part(tick), "text": f"{tick:g}"} for tick in TICKS
-               if scale.low <= tick <= scale.high],
+        marks=[{"at": scale.part(tick), "text": f"{tick:g}"} for tick in scale.ticks()],
         shades={"light": shades(), "dark": shades(dark=True)},
         box=curves.BOX,
         measures=MEASURES,
@@ -125,14 +124,6 @@ def _best(arena: Standings) -> list[tuple[Entry, bool]]:
     ranked = [entry for entry in arena.entries if entry.league != SERVER_DATA]
     places = [entry.place for entry in ranked]
     return [(entry, places.count(entry.place) > 1) for entry in ranked[:BEST]]
-
-
-def _scale(sections: Sequence[dict[str, Any]]) -> Scale:
-    """One scale of shades for all tables, so that a colour means the same in each."""
-    every = (shown.measured for one in sections for row in one["rows"].values() for shown in row)
-    errors = [m.mean for m in every if m.errors]
-    low = max(min(errors, default=1.0), TICKS[0])
-    return Scale(low, max(max(errors, default=1.0), 2 * low))
 
 
 def _section(experiment: Experiment, trials: Trials, beside: Collection[str]) -> dict[str, Any]:
