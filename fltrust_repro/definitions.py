@@ -77,8 +77,9 @@ def _experiment(name: str, told: Mapping[str, Any]) -> Experiment:
     )  # fmt: skip
     figure = told["figure"]
     if figure is not None:
-        parts: dict[str, Any] = dict(figure)
-        figure = Figure(**{k: tuple(v) if isinstance(v, list) else v for k, v in parts.items()})
+        parts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in figure.items()}  # fmt: skip
+        figure = Figure(**parts)
     if not cells or told["measure"] not in MEASURES:
         raise BadInput("it has no cells, or a measure that there is not")
     rows, columns = (tuple(dict.fromkeys(getattr(cell, part) for cell in cells))

@@ -1,3 +1,11 @@
+// Where a table or chart tells what is pointed at; the first of each says how.
+const announce = (told) => {
+  const first = document.querySelector(`.told.${told.classList[1]}`) === told;
+  if (!first) told.textContent = "";
+  told.setAttribute("role", "status");
+  told.hidden = false;
+};
+
 // ---- what a cell says when it is pointed at, tapped or reached by a key ----
 
 for (const table of document.querySelectorAll("table.heat")) {
@@ -17,8 +25,7 @@ for (const table of document.querySelectorAll("table.heat")) {
     shown.classList.add("shown");
   });
   table.closest(".scroll").tabIndex = -1; // the table itself is a stop of the tab key now
-  told.setAttribute("role", "status");
-  told.hidden = false;
+  announce(told);
 }
 
 // ---- the numbers of a chart where one points, or by the arrow keys ----
@@ -85,8 +92,7 @@ for (const panels of document.querySelectorAll(".panels")) {
     return [Number(place.slice(0, space)), place.slice(space + 1)];
   });
   for (const svg of panels.querySelectorAll("svg")) readable(svg, Number(panels.dataset.top), places, told);
-  told.setAttribute("role", "status");
-  told.hidden = false;
+  announce(told);
 }
 
 // ---- a button beside each command ----

@@ -14,7 +14,15 @@ import pytest
 from browsing import press, serious, shown_at
 from click.testing import CliRunner
 
-from fltrust_repro import curves, definitions, fidelity, fidelity_page, report, reproduction
+from fltrust_repro import (
+    curves,
+    definitions,
+    fidelity,
+    fidelity_page,
+    report,
+    reproduction,
+    standings,
+)
 from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import LeftOut, one_line
 from fltrust_repro.experiments import load_experiment
@@ -184,6 +192,15 @@ def test_a_tile_leads_to_each_table_and_says_its_verdict(experiments):
         "#figure4a": ("Figure 4 (a)", "5 of 10 points"),
         "#figure5b": ("Figure 5 (b)", "8 of 18 points"),  # which are of Table 2 (a), too
     }
+
+
+def test_the_head_says_which_rule_holds(experiments, trials):
+    tree = made(experiments, trials, arena=a_ranking())
+    held = "leverage: 0.111 ±0.002 under tailored-persistent, the worst of 1 attack (arena P1)"
+    assert held in text(tree.find("body/header"))
+    assert "9 trials missing still" in text(section(tree, "arena"))
+    rules = [text(row.find("th")) for row in section(tree, "arena").iterfind(".//tbody/tr")]
+    assert rules == ["leverage", "arc+nnm+trimmed-mean", "foundation+trimmed-mean"]
 
 
 def test_missing_cells_say_their_hours():
@@ -415,7 +432,8 @@ def test_the_command_writes_the_page_beside_the_markdown(written):
     assert "15 inside" in text(section(tree, "table2a"))
     assert len(section(tree, "figure4a").findall(".//figure")) == 1 + 2  # a chart, rows' curves
     assert (written.parent / "fidelity.md").is_file()
-    assert not [*written.parent.glob("*.png"), *written.parent.glob("*.svg")]
+    drawn = [*written.parent.glob("*.png"), *written.parent.glob("*.svg")]
+    assert {file.stem for file in drawn} == {"mine"}  # by `reproduce`
 
 
 def test_the_files_that_the_page_links_to_are_there(written):
@@ -495,6 +513,18 @@ def test_definitions_that_are_not_understood_are_named_and_others_files_left_alo
 SIZES = [(1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light"), (390, 844, "dark")]
 
 
+def a_ranking() -> standings.Standings:
+    def cell(column, mean):
+        return standings.Cell(column, {10 + k: mean + k / 1000 for k in range(3)})
+
+    columns = (standings.NO_ATTACK, "tailored-persistent")
+    rows = {"foundation+trimmed-mean": 0.3, "arc+nnm+trimmed-mean": 0.2, "leverage": 0.11}
+    cells = {row: {c: cell(c, m) for c, m in zip(columns, (0.1, worst))}
+             for row, worst in rows.items()}  # fmt: skip
+    entries = [standings.entry(row, standings.KNOWS_C, some) for row, some in cells.items()]
+    return standings.Standings("P1", 1, "MNIST, p = 0.5", columns, standings.ranked(entries), 9)
+
+
 def told_after(browser, table) -> str:
     script = "return arguments[0].closest('.scroll').nextElementSibling.textContent"
     return browser.execute_script(script, table)
@@ -515,8 +545,8 @@ def test_the_first_screen_answers(browser, tmp_path, width, height, scheme):
     everything = fidelity.by_paper(fidelity.all_experiments())[fidelity.PAPER]
     trials = near([cell for one in everything for cell in one.cells if one.name != "table2b"])
     page = tmp_path / "fidelity.html"
-    frame = fidelity.as_frame(everything, trials)
-    page.write_text(fidelity_page.page(everything, trials, frame), encoding="utf-8")
+    frame, arena = fidelity.as_frame(everything, trials), a_ranking()
+    page.write_text(fidelity_page.page(everything, trials, frame, arena), encoding="utf-8")
     assert page.stat().st_size < 1_500_000
     browser.get(page.as_uri())
     shown_at(browser, width, scheme, height, opened=False)
@@ -525,6 +555,7 @@ def test_the_first_screen_answers(browser, tmp_path, width, height, scheme):
         "one => document.querySelector(one).getBoundingClientRect().bottom)"
     )
     assert max(bottoms) <= height
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     if width > 1000:
         failing = "return document.querySelector('.failing').getBoundingClientRect().top"
         assert browser.execute_script(failing) < height
