@@ -246,8 +246,8 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
 @options.plugin_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True,
-              help="Write pages of HTML too: OUT/fidelity.html, with your own sweeps and experiments "
-              "in OUT and each table as CSV beside it, and the arena's.")  # fmt: skip
+              help="Write pages of HTML too: OUT/fidelity.html, with your own sweeps and "
+              "experiments in OUT, each table as CSV beside it, and the arena's.")  # fmt: skip
 @click.option("--pictures", is_flag=True,
               help="Draw tables and figures as OUT/fidelity-NAME.png and .svg too.")  # fmt: skip
 @options.grey_option
