@@ -1,9 +1,18 @@
-"""A browser to look at pages with, where there is one."""
+"""Pages as trees, and in a browser where there is one."""
 
 import os
+import re
 import shutil
+from xml.etree import ElementTree
 
 import pytest
+
+
+def tree_of(page) -> ElementTree.Element:
+    """The page as a tree; but for its own script it is well-formed XML, too."""
+    own, count = re.subn(r"<script>.*</script>", "", page, flags=re.DOTALL)
+    assert count == 1
+    return ElementTree.fromstring(own)
 
 
 @pytest.fixture

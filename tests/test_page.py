@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
-from browsing import press, serious, shown_at
+from browsing import press, serious, shown_at, tree_of
 from click.testing import CliRunner
 
 from fltrust_repro import (
@@ -54,11 +54,9 @@ def near(cells, difference=0.0, n=3):
 
 
 def made(experiments, trials, **others) -> ElementTree.Element:
-    """The page as a tree; it is written such that it is well-formed XML, too."""
+    """The page as a tree."""
     frame = fidelity.as_frame(experiments, trials)
-    page = fidelity_page.page(experiments, trials, frame, **others)
-    # A script is no XML; what it does is seen in a browser.
-    return ElementTree.fromstring(re.sub("<script>.*</script>", "", page, flags=re.DOTALL))
+    return tree_of(fidelity_page.page(experiments, trials, frame, **others))
 
 
 def text(element) -> str:
@@ -427,13 +425,8 @@ def told_by(*arguments) -> str:
     return result.output
 
 
-def tree_of(page) -> ElementTree.Element:
-    text = page.read_text(encoding="utf-8")
-    return ElementTree.fromstring(re.sub("<script>.*</script>", "", text, flags=re.DOTALL))
-
-
 def test_the_command_writes_the_page_beside_the_markdown(written):
-    tree = tree_of(written)
+    tree = tree_of(written.read_text(encoding="utf-8"))
     assert "15 inside" in text(section(tree, "table2a"))
     assert len(section(tree, "figure4a").findall(".//figure")) == 1 + 2  # a chart, rows' curves
     assert (written.parent / "fidelity.md").is_file()
@@ -442,7 +435,7 @@ def test_the_command_writes_the_page_beside_the_markdown(written):
 
 
 def test_the_files_that_the_page_links_to_are_there(written):
-    links = [a.get("href") for a in tree_of(written).iter("a")]
+    links = [a.get("href") for a in tree_of(written.read_text(encoding="utf-8")).iter("a")]
     beside = {link for link in links if not link.startswith("#")}
     assert "fidelity/table2a.csv" in beside
     assert not [link for link in beside if not (written.parent / link).is_file()]
@@ -451,7 +444,7 @@ def test_the_files_that_the_page_links_to_are_there(written):
 
 
 def test_ones_own_experiment_is_on_the_page(written):
-    tree = tree_of(written)
+    tree = tree_of(written.read_text(encoding="utf-8"))
     tiles = {a.get("href"): text(a) for a in tree.findall("body/nav/ul/li/a")}
     assert tiles["#own-mine"] == "My own 2 cells"
     found = section(tree, "own-mine")
