@@ -20,6 +20,7 @@ from fltrust_repro.styles import Style, styles_of
 from fltrust_repro.trials import Trial
 
 BOX = (1600, 1000)  # units of a panel; a thousandth of its highest error rate is one upwards
+MOST_TICKS = 8  # more would run into each other
 POINTS = 26  # of a line over the iterations: hundreds stand in a page
 _TOPS = (0.1, 0.2, 0.5, 1.0)  # where an axis may end
 _MARKERS, _DASHES = "osD^vPX*", ((), (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0))
@@ -101,8 +102,9 @@ def as_varied(experiment: Experiment, cells: Sequence[Measured]) -> Chart:
                               for what in ("mean", "half_width"))  # fmt: skip
                 line = _line(name, styles[name], [x for x, _ in known], mean, half, top, texts)
                 panels.setdefault(panel, []).append(line)
-    ticks = [(x, f"{value:g}") for x, value in zip(positions, figure.values)]
     places = list(zip(positions, experiment.columns))
+    every = -(-len(places) // MOST_TICKS)
+    ticks = [(x, column.rpartition(" = ")[2]) for x, column in places[::every]]
     return Chart(panels, _legend(figure.lines, panels), top, ticks, places)
 
 

@@ -42,7 +42,7 @@ def keep(experiment: Experiment, out: Path) -> list[Path]:
         "command": experiment.command, "title": experiment.title, "measure": experiment.measure,
         "published_by": experiment.published_by, "seconds": experiment.seconds,
         "figure": None if experiment.figure is None else asdict(experiment.figure),
-        "setting": shared, "cells": cells,
+        "rows": experiment.rows, "columns": experiment.columns, "setting": shared, "cells": cells,
     }  # fmt: skip
     write_text(file, json.dumps(told, indent=1) + "\n")
     return [file]
@@ -80,10 +80,10 @@ def _experiment(name: str, told: Mapping[str, Any]) -> Experiment:
         parts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                  for name, value in figure.items()}  # fmt: skip
         figure = Figure(**parts)
-    if not cells or told["measure"] not in MEASURES:
-        raise BadInput("it has no cells, or a measure that there is not")
-    rows, columns = (tuple(dict.fromkeys(getattr(cell, part) for cell in cells))
-                     for part in ("row", "column"))  # fmt: skip
+    rows, columns = (tuple(map(str, told[part])) for part in ("rows", "columns"))
+    astray = {cell.row for cell in cells} - {*rows} | {cell.column for cell in cells} - {*columns}
+    if not cells or astray or told["measure"] not in MEASURES:
+        raise BadInput("it has no cells, cells astray, or a measure that there is not")
     return Experiment(
         name, str(told["command"]), str(told["title"]), rows, columns, cells, figure,
         told["measure"], told["seconds"], told["published_by"],

@@ -130,10 +130,11 @@ def _section(experiment: Experiment, trials: Trials, beside: Collection[str]) ->
     """What the page shows of a table or figure, by the template's names."""
     cells = fidelity.measured(experiment, trials)
     hours = fidelity.hours(experiment, cells, trials)
-    rows: dict[str, list[Shown]] = {}
-    for m, plain, needed in zip(cells, report.baselines(cells), hours):
-        word = report.verdict(m, plain)
-        rows.setdefault(m.cell.row, []).append(Shown(m, word, _detail(m, plain, word, needed)))
+    shown = [
+        Shown(m, word := report.verdict(m, plain), _detail(m, plain, word, needed))
+        for m, plain, needed in zip(cells, report.baselines(cells), hours)
+    ]
+    places = {(one.measured.cell.row, one.measured.cell.column): one for one in shown}
     absent = [needed for m, needed in zip(cells, hours) if not m.errors]
     used = fidelity.used([experiment], trials)
     short, colon, _ = experiment.title.partition(": ")
@@ -141,9 +142,11 @@ def _section(experiment: Experiment, trials: Trials, beside: Collection[str]) ->
         "id": _id(experiment),
         "experiment": experiment,
         "short": short.replace(" to ", "\N{EN DASH}") if colon else experiment.name,
-        "rows": rows,
+        # A table of one's own may lack a cell.
+        "rows": {row: [(column, places.get((row, column))) for column in experiment.columns]
+                 for row in experiment.rows},
         "unit": "point" if experiment.figure else "cell",
-        **_tally(rows, "points" if experiment.figure else "cells"),
+        **_tally(shown, "points" if experiment.figure else "cells"),
         "absent": len(absent),
         "cost": fidelity.cost(absent) if absent else "",
         "per_cell": _per_cell(cells),
@@ -152,12 +155,11 @@ def _section(experiment: Experiment, trials: Trials, beside: Collection[str]) ->
         "files": _files(experiment, bool(used), beside),
         "commands": report.commands(experiment, used),
         "origin": _origin(used),
-    }
+    }  # fmt: skip
 
 
-def _tally(rows: dict[str, list[Shown]], units: str) -> dict[str, Any]:
+def _tally(every: Sequence[Shown], units: str) -> dict[str, Any]:
     """The counts of a tile, what they are in words, and the class that leads."""
-    every = [shown for row in rows.values() for shown in row]
     printed = [shown for shown in every if shown.measured.cell.paper is not None]
     words = [shown.verdict for shown in printed or every]
     counts = [(name, words.count(word)) for word, name in _COUNTS.items() if word in words]

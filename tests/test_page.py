@@ -474,6 +474,20 @@ def test_a_definition_is_read_as_it_was_kept(name, tmp_path):
     assert not left_out
 
 
+def test_a_table_of_ones_own_may_lack_cells(tmp_path):
+    """Those beyond a limit, even the first."""
+    whole = load_experiment("table2a")
+    some = tuple(cell for cell in whole.cells if (cell.row, cell.column) != ("krum", "no-attack"))
+    mine = replace(whole, cells=some, command="sweep")
+    definitions.keep(mine, tmp_path)
+    assert definitions.kept(tmp_path, LeftOut()) == [mine]
+    tree = made([whole], {}, own=[mine], own_trials=near(some))
+    cells = cells_of(tree, "own-table2a")
+    assert "there is no such cell" in text(cells["krum", "no-attack"])
+    assert text(cells["krum", "gaussian"]).startswith("0.13")
+    assert text(cells["median", "full"]).startswith("0.29")
+
+
 def test_what_comes_with_the_program_is_not_kept(tmp_path):
     assert definitions.keep(load_experiment("table7b"), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
@@ -492,6 +506,7 @@ def test_definitions_that_are_not_understood_are_named_and_others_files_left_alo
         "rule": right.replace('"bulyan"', '"mine"'),
         "measure": right.replace('"error_rate"', '"odd"'),
         "cells": right.replace('"row"', '"line"'),
+        "astray": right.replace('"row": "full"', '"row": "none"'),
         "rate": re.sub(r'"paper": 0\.\d+', '"paper": "high"', right),
     }.items():
         (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
@@ -499,7 +514,7 @@ def test_definitions_that_are_not_understood_are_named_and_others_files_left_alo
     assert definitions.kept(tmp_path, left_out) == [mine]
     left_out.tell()
     told = capsys.readouterr().err
-    for name in ("broken", "rule", "measure", "cells", "rate"):
+    for name in ("broken", "rule", "measure", "cells", "astray", "rate"):
         assert f"{name}.json" in told
     assert "unknown rule 'mine'; give --plugin to show it" in told
     assert "theirs" not in told
