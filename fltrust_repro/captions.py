@@ -75,7 +75,9 @@ def of_bands(measured: Sequence[Measured]) -> str:
 def _named(names: Sequence[str], many: str) -> str:
     different = list(dict.fromkeys(names))
     fits = len(different) <= MOST_NAMES
-    return " and ".join(different) if fits else f"{len(different)} {many}"
+    if not fits:
+        return f"{len(different)} {many}"
+    return " and ".join(filter(None, (", ".join(different[:-1]), different[-1])))
 
 
 def _range(numbers: Sequence[Any]) -> str:

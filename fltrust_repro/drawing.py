@@ -50,7 +50,7 @@ def sheet(width: float, height: float, title: str, notes: Sequence[str] = ()) ->
     drawn = Figure(figsize=(width, height), layout="constrained")
     # At 9 points; so many letters stand beside each other.
     drawn.suptitle(lines([title], int(14 * width)), x=0.01, ha="left", fontsize="medium", color=INK)
-    told = lines(notes, int(17 * width))
+    told = lines(notes, int(17.5 * width))
     drawn.supxlabel(told, x=0.01, ha="left", fontsize="small", color=QUIET)
     return drawn
 
@@ -87,7 +87,7 @@ def top_of(errors: Iterable[float]) -> float:
 
 
 def name_lines(axis: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
-    """Write names beside the ends of an axis's lines, joined to them by thin lines of their colour.
+    """Write names beside the ends of an axis's lines, joined by dotted lines of their colour.
 
     A line without points has no end, and no name.
     """
@@ -98,8 +98,9 @@ def name_lines(axis: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
     low, high = axis.get_ylim()
     places = apart([(y - low) / (high - low) for _, y in ends], LINE, LINE / 2, 1.0)
     for (line, name), end, place in zip(ending, ends, places):
+        # Dotted, so that it is not taken for more of the line.
         joined = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.8,
-                  "shrinkA": 0, "shrinkB": 3}  # fmt: skip
+                  "linestyle": ":", "shrinkA": 0, "shrinkB": 3}  # fmt: skip
         axis.annotate(
             one_line(name), end, (1.06, place), textcoords="axes fraction", fontsize=8,
             va="center", color=INK, arrowprops=joined, annotation_clip=False,

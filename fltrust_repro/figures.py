@@ -56,7 +56,7 @@ def picture(
     across = min(len(frame.panels), PANELS)
     down = -(-len(frame.panels) // across)
     with drawing.context(experiment.name, 9):
-        size = (max(3.6 * across + 0.4, 4.8), 3 * down + 0.5)
+        size = (max(3.6 * across + 0.4, 5.2), 3 * down + 0.5)
         drawn = drawing.sheet(*size, experiment.title, list(filter(None, told)))
         axes = drawn.subplots(down, across, squeeze=False, sharey=True)
         lines = _lines(frame.lines, grey)

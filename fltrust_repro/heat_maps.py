@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fltrust_repro.shades import Scale, Shade, as_text, shades
 from fltrust_repro.standings import SERVER_DATA, Standings
 
 STRIP = 0.38  # width of the paper's part of a cell
-UPRIGHT = 13  # letters of a column's name that has room above its cells
+LINES = 3  # of a column's name that stands upright
 
 
 class Tile(NamedTuple):
@@ -66,7 +67,7 @@ def table_picture(
     notes = [captions.of_measured(measured, "cell"), "; ".join(filter(None, told))]
     with drawing.context(experiment.name, TABLE.points):
         axis = _drawn(rows, columns, tiles, Scale(), TABLE, grey)
-        _name_cells(axis, rows, columns)
+        _name_cells(axis, rows, columns, TABLE)
         _add_scale(axis, Scale(), MEASURES[experiment.measure].lower(), grey)
         return _finished(axis, experiment.title, notes, kind)
 
@@ -97,7 +98,7 @@ def grid_picture(
     tiles = {place: Tile(mean) for place, mean in values.items()}
     with drawing.context(title, GRID.points):
         axis = _drawn(upwards, columns, tiles, scale, GRID, grey)
-        _name_cells(axis, upwards, columns, below=True)
+        _name_cells(axis, upwards, columns, GRID, below=True)
         axis.set_xlabel(one_line(column_label))
         axis.set_ylabel(one_line(row_label))
         _add_scale(axis, scale, "mean testing error rate", grey)
@@ -120,7 +121,7 @@ def standings_picture(standings: Standings, caption: str, kind: str, grey: bool 
     scale, columns = Scale.of(standings), standings.columns
     with drawing.context(standings.protocol, ARENA.points):
         axis = _drawn(rows, columns, tiles, scale, ARENA, grey)
-        _name_cells(axis, rows, columns)
+        _name_cells(axis, rows, columns, ARENA)
         with_data = sum(entry.league == SERVER_DATA for entry in ordered)
         if 0 < with_data < len(rows):
             axis.axhline(len(rows) - with_data - 0.5, color="0", linewidth=1, zorder=3)
@@ -180,12 +181,17 @@ def _draw_tile(
 
 
 def _name_cells(
-    axis: Any, rows: Sequence[str], columns: Sequence[str], below: bool = False
+    axis: Any, rows: Sequence[str], columns: Sequence[str], look: Look, below: bool = False
 ) -> None:
+    """Name rows and columns: these upright, on a few lines, where all have room, else aslant."""
     names = [one_line(column) for column in columns]
-    aslant: dict[str, Any] = {"rotation": 60, "ha": "left", "rotation_mode": "anchor"}
-    long = max(map(len, names)) > UPRIGHT
-    axis.set_xticks(range(len(names)), names, **(aslant if long and not below else {}))
+    letters = int(72 * look.width / (0.58 * look.points))
+    folded = [textwrap.wrap(name, letters, break_long_words=False) for name in names]
+    room = all(len(part) <= LINES and max(map(len, part)) <= letters for part in folded)
+    aslant: dict[str, Any] = {"rotation": 60, "rotation_mode": "anchor"}
+    aslant["ha"] = "right" if below else "left"
+    told = ["\n".join(part) for part in folded] if room else names
+    axis.set_xticks(range(len(names)), told, **({} if room else aslant))
     axis.set_yticks(range(len(rows)), [one_line(row) for row in rows])
     axis.tick_params(length=0, top=False, bottom=False, labeltop=not below, labelbottom=below)
     axis.spines[:].set_visible(False)
@@ -215,7 +221,8 @@ def _finished(axis: Any, title: str, notes: Sequence[str], kind: str) -> bytes:
     bounds = [_bounds(one) for one in figure.axes]
     left, bottom, top = bounds[0][0], min(b[1] for b in bounds), bounds[0][3]
     width, height = figure.get_size_inches()
-    above, below = (drawing.lines(texts, 100) for texts in ([title], notes))
+    letters = max(90, int(15 * (bounds[0][2] - left)))  # that stand beside each other
+    above, below = (drawing.lines(texts, letters) for texts in ([title], notes))
     figure.text(left / width, (top + 0.1) / height, above, color=drawing.INK)
     small: dict[str, Any] = {"fontsize": "small", "color": drawing.QUIET, "va": "top"}
     figure.text(left / width, (bottom - 0.1) / height, below, **small)

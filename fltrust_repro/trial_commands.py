@@ -275,6 +275,6 @@ def poison_command(
 
         data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
         made = poisoned_examples(setting, first_seed, data_dir, after_step, data)
-    title = f"{dataset}, {poisoned_share:g} poisoned by back-gradient; seed {first_seed}"
+    title = f"back-gradient on {dataset}, poisoned share {poisoned_share:g}; seed {first_seed}"
     draw_poisoned(made, labels_before(made, data), picture, title)
     click.echo(f"{len(made.x)} poisoned examples. {reproduction.wrote([picture])}")

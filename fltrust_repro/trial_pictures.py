@@ -35,8 +35,9 @@ def draw_trial(
     kind = drawing.check_picture(path)
     if not trial.result.curve:
         raise BadInput("this trial has no error curve to draw; run it again.")
+    style = style_of(_attack_of(trial.setting))
     lines = [(plain, style_of("no-attack"), "without attack")] if plain is not None else []
-    lines.append((trial, style_of(_attack_of(trial.setting)), f"seed {trial.seed}"))
+    lines.append((trial, style, f"seed {trial.seed}"))
     told = [f"thin: seed{'s' * (len(others) > 1)} {seeds(others)}"] * bool(others)
     with drawing.context(trial.setting.key(), 9):
         title = f"{captions.of_setting(trial.setting)}; seed {trial.seed}"
@@ -44,14 +45,10 @@ def draw_trial(
         axes = drawn.subplots(1, 2)
         for part, (axis, name) in enumerate(zip(axes, ("testing error rate", "training loss")), 1):
             for other in others:
-                axis.plot(*_curve(other, part), color="0.7", linewidth=0.5)
-            shown = [axis.plot(*_curve(one, part), **_line(style, grey))[0]
-                     for one, style, _ in lines]  # fmt: skip
-            highest = [max(line.get_ydata(), default=0) for line in shown]
-            most = [max(_curve(other, part)[1], default=0) for other in others] * (part == 1)
-            # A loss among the others that grew without end would make all else flat.
-            top = drawing.top_of([*highest, *most]) if part == 1 else 1.05 * max(highest)
-            axis.set_ylim(0, top or None)
+                axis.plot(*_curve(other, part), color=style.ink(grey), linewidth=0.5, alpha=0.3)
+            shown = [axis.plot(*_curve(one, part), **_line(own, grey))[0]
+                     for one, own, _ in lines]  # fmt: skip
+            axis.set_ylim(0, _top(part, [one for one, _, _ in lines], others))
             axis.set_xlabel("iteration")
             axis.set_ylabel(name)
             axis.grid(**drawing.GRID)
@@ -68,6 +65,15 @@ def _curve(trial: Trial, part: int) -> tuple[list[int], list[float]]:
     """The iterations, and beside them the error rates (1) or losses (2) that are finite."""
     points = [(point[0], point[part]) for point in trial.result.curve if np.isfinite(point[part])]
     return [x for x, _ in points], [y for _, y in points]
+
+
+def _top(part: int, lines: Sequence[Trial], others: Sequence[Trial]) -> float | None:
+    """Where an axis ends: for losses so that others that grew without end do not make all flat."""
+    main, thin = (max((max(_curve(one, part)[1], default=0.0) for one in some), default=0.0)
+                  for some in (lines, others))  # fmt: skip
+    if part == 1:
+        return drawing.top_of([main, thin])
+    return min(1.05 * max(main, thin), 2 * main) or None
 
 
 def _line(style: Style, grey: bool) -> dict[str, Any]:

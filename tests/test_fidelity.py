@@ -222,6 +222,22 @@ def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path):
     assert 'class="chart"' in (tmp_path / "fidelity.html").read_text(encoding="utf-8")
 
 
+def test_a_report_draws_what_has_trials_under_names_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
+    experiment = load_experiment("table7b")
+    found = [a_trial(s, seed, 0.2) for s in experiment.settings for seed in range(10, 13)]
+    write_csv(tmp_path / "table7b.trials.csv", found)
+    (tmp_path / "table7b.png").write_bytes(b"reproduce's own")
+    told = report_into(tmp_path, "--pictures", "--grey")
+    drawn = f"{tmp_path / 'fidelity-table7b'}.png, .svg"
+    assert drawn in told
+    svg = (tmp_path / "fidelity-table7b.svg").read_text(encoding="utf-8")
+    assert svg.count("<!-- .200") == 3 and "seeds 10 to 12" in svg
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"fidelity-table7b.svg"}
+    assert (tmp_path / "fidelity-table7b.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "table7b.png").read_bytes() == b"reproduce's own"
+
+
 def test_a_report_of_what_the_paper_prints_is_inside_throughout_and_its_claims_hold():
     names = [
         "table2a", "table2e", "table4", "table5", "table6", "table7b", "table8", "section44",

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from fltrust_repro import downloads, experiments, fidelity, processes, reproduction
 from fltrust_repro.__main__ import commands
 from fltrust_repro.settings import FIELDS, Readings
+from fltrust_repro.shades import as_text
 
 TINY = """
 title = "A tiny table"
@@ -159,11 +161,28 @@ def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
     assert "(0.30, " in out
     assert "(0.60, " in out
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {"tiny.csv", "tiny.md", "tiny.trials.csv"}
+    assert names == {f"tiny.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
     assert list(pd.read_csv("results/tiny.csv")["trials"]) == [2, 2]
     assert len(pd.read_csv("results/tiny.trials.csv")) == 4
-    assert out.splitlines()[-1] == "Wrote results/tiny.md, .csv, .trials.csv"
+    assert out.splitlines()[-1] == "Wrote results/tiny.md, .csv, .png, .svg, .trials.csv"
     assert "# A tiny table" in (tmp_path / "results" / "tiny.md").read_text()
+
+
+def test_a_table_is_drawn_beside_its_page_with_its_numbers_and_in_grey_for_print(call, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    command = ("reproduce", "tiny.toml", "--trials", 1, "--jobs", 1, "--out", "results")
+    for options in ((), ("--grey",)):
+        code, _, err = call(*command, *options)
+        assert code == 0, err
+        folder = tmp_path / "results"
+        drawn = (folder / "tiny.svg").read_text(encoding="utf-8")
+        for mean in pd.read_csv(folder / "tiny.csv")["mean"]:
+            assert f"<!-- {as_text(mean)}? -->" in drawn
+        assert "<!-- A tiny table -->" in drawn
+        with Image.open(folder / "tiny.png") as picture:
+            extremes = picture.convert("HSV").getextrema()
+        assert (extremes[1][1] > 100) == (not options)  # saturation
+    assert "![A tiny table](tiny.png)" in (folder / "tiny.md").read_text()
 
 
 def test_reproduce_can_run_some_cells_and_shows_the_others_as_missing(call, tmp_path):
@@ -574,7 +593,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
         "sweep", "--vary", "c", "--values", "1,3", "--rule", "krum", "--rule", "median",
         "--attack", "none", "--attack", "trimmed-mean", "--knowledge", "full",
         *RUN[1:5], "--iterations", "6", "--trials", 2, "--jobs", 1, "--out", "results",
-        "--checkpoint-minutes", "7",
+        "--checkpoint-minutes", "7", "--grey",
     ]  # fmt: skip
     code, out, err = call(*command)
     assert code == 0, err
@@ -586,9 +605,13 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
     assert {path.name for path in folder.iterdir()} == names
     page = (folder / "sweep-c.md").read_text()
     assert "![lr on digits, c varied](sweep-c.png)" in page
+    assert "<!-- lr on digits, m = 10, c = 1 to 3, p = 0.5; 2 trials per point" in (
+        folder / "sweep-c.svg"
+    ).read_text(encoding="utf-8")
     repeated = "sweep --vary c --values 1,3 --rule krum --rule median --attack none"
     assert repeated in page
     assert "--jobs" not in page
+    assert "--grey" not in page
     assert "--checkpoint-minutes" not in page
     assert "--iterations 6 --trials 2 --seed 10" in page
 

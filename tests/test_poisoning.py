@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -256,6 +257,21 @@ def test_poisoned_examples_are_drawn_as_the_pictures_name_says(tmp_path):
         few = poisoning.PoisonedSet(*(array[:2] for array in RIGHT.values()))
         trial_pictures.draw_poisoned(few, [1, None], tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_the_picture_names_rows_and_the_labels_before_and_after(tmp_path):
+    data, _ = digits()
+    start = data.train_x[:2]
+    made = poisoning.PoisonedSet(start + 0.25, np.array([8, 9]), start)
+    labels = poisoning.labels_before(made, data)
+    assert labels == data.train_y[:2].tolist()
+    trial_pictures.draw_poisoned(made, labels, tmp_path / "p.svg", "mine")
+    drawn = re.findall(r"<!-- (.*?) -->", (tmp_path / "p.svg").read_text(encoding="utf-8"))
+    assert [text for text in drawn if text in ("before", "after")] == ["before", "after"]
+    assert drawn.count("8") == 1 + labels.count(8)
+    assert {"mine", *map(str, labels), "2 of 2 examples; above each, its label"} <= set(drawn)
+    moved = made._replace(start=start + 0.5)
+    assert poisoning.labels_before(moved, data) == [None, None]
 
 
 def test_examples_are_appended_to_what_their_holders_have():

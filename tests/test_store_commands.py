@@ -128,6 +128,25 @@ def test_show_prints_a_curve_by_place_or_by_setting(call, filled, tmp_path):
         assert drawn.format == "PNG"
 
 
+def test_a_shown_trial_is_drawn_beside_the_same_seed_without_attack_where_it_is_at_hand(
+    call, filled, tmp_path
+):
+    before = (tmp_path / "s.sqlite").read_bytes()
+    for seed, has_plain in ((0, True), (1, False)):
+        picture = tmp_path / "curve.svg"
+        assert call("show", "table2a", "krum", "full", "--seed", seed, "--picture", picture)[0] == 0
+        drawn = picture.read_text(encoding="utf-8")
+        assert (
+            f"<!-- krum under krum (full), lr on mnist, m = 100, c = 20, p = 0.5; seed {seed}"
+            in drawn
+        )
+        assert f"<!-- thin: seed {1 - seed} -->" in drawn
+        assert drawn.count("<!-- without attack -->") == 2 * has_plain
+    call("show", "table2a", "krum", "full", "--seed", 0, "--picture", picture, "--grey")
+    assert "#d55e00" in drawn and "#d55e00" not in picture.read_text(encoding="utf-8")
+    assert (tmp_path / "s.sqlite").read_bytes() == before  # nothing was run
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

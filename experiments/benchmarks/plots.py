@@ -20,7 +20,7 @@ def plot(rows: Sequence[Row]) -> bytes | None:
         return None
     cases = [name for name in RULES if any(row.case == name for row in known)]
     workers = sorted({row.m for row in known})
-    picture = Figure(figsize=(3 * len(workers) + 1.5, 2.2 * len(cases)), layout="constrained")
+    picture = Figure(figsize=(3 * len(workers), 2.2 * len(cases)), layout="constrained")
     panels = picture.subplots(len(cases), len(workers), squeeze=False, sharex=True, sharey="row")
     for case, line in zip(cases, panels):
         for m, axis in zip(workers, line):
@@ -32,13 +32,15 @@ def plot(rows: Sequence[Row]) -> bytes | None:
                 of_it = [row for row in known if (row.case, row.m, row.who) == (case, m, name)]
                 points = sorted((row.d, row.median) for row in of_it)
                 x, y = zip(*points) if points else ((), ())
-                axis.plot(x, y, f"C{k}-", marker=_MARKERS[k], markersize=4, label=name)
+                # Hollow and smaller and smaller, so that those on one place are all seen.
+                style = {"markersize": 9 - k, "markerfacecolor": "none"}
+                axis.plot(x, y, f"C{k}-", marker=_MARKERS[k], linewidth=1, label=name, **style)
     for axis in panels[-1]:
         axis.set_xlabel("d")
     for line in panels:
         line[0].set_ylabel("seconds")
     handles = panels[0, 0].get_lines()
-    picture.legend(handles=handles, loc="outside right upper", fontsize=8)
+    picture.legend(handles=handles, loc="outside upper center", fontsize=8, ncols=len(handles))
     file = io.BytesIO()
     picture.savefig(file, format="png", dpi=120)
     return file.getvalue()
