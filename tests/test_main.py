@@ -161,10 +161,10 @@ def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
     assert "(0.30, " in out
     assert "(0.60, " in out
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {f"tiny.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
+    assert names == {f"tiny.{end}" for end in ("csv", "json", "md", "trials.csv", "png", "svg")}
     assert list(pd.read_csv("results/tiny.csv")["trials"]) == [2, 2]
     assert len(pd.read_csv("results/tiny.trials.csv")) == 4
-    assert out.splitlines()[-1] == "Wrote results/tiny.md, .csv, .png, .svg, .trials.csv"
+    assert out.splitlines()[-1] == "Wrote results/tiny.md, .csv, .json, .png, .svg, .trials.csv"
     assert "# A tiny table" in (tmp_path / "results" / "tiny.md").read_text()
 
 
@@ -601,7 +601,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
     assert "8/8" not in err
     assert "16/16 trials" in err
     folder = tmp_path / "results"
-    names = {f"sweep-c.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
+    names = {f"sweep-c.{end}" for end in ("csv", "json", "md", "trials.csv", "png", "svg")}
     assert {path.name for path in folder.iterdir()} == names
     page = (folder / "sweep-c.md").read_text()
     assert "![lr on digits, c varied](sweep-c.png)" in page
