@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fltrust_repro.experiments import Experiment
+from fltrust_repro.fidelity import Trials
 from fltrust_repro.report import Measured, half_widths
-from fltrust_repro.settings import Setting
 from fltrust_repro.styles import Style, styles_of
 from fltrust_repro.trials import Trial
 
@@ -24,8 +24,6 @@ MOST_TICKS = 8  # more would run into each other
 POINTS = 26  # of a line over the iterations: hundreds stand in a page
 _TOPS = (0.1, 0.2, 0.5, 1.0)  # where an axis may end
 _MARKERS, _DASHES = "osD^vPX*", ((), (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0))
-
-Trials = Mapping[Setting, Sequence[Trial]]
 
 
 class Mark(NamedTuple):
