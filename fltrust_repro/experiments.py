@@ -42,7 +42,7 @@ MEASURES = {
 }
 MOST_BYTES = 1_000_000  # of an experiment's file; the largest of the paper's has 2,000
 MOST_CELLS = 10_000
-MOST_DRAWN = 60  # panels of a figure's picture, rows and columns of a table's
+MOST_DRAWN = 40  # panels of a figure's picture, rows and columns of a table's
 MOST_LETTERS = 300  # of a title, or of the name of a row
 
 Fields = Mapping[str, Any]

@@ -149,6 +149,9 @@ def _drawn(
     for rule, count in ((axis.axvline, len(columns)), (axis.axhline, len(rows))):
         for k in range(count + 1):
             rule(k - 0.5, color="white", linewidth=look.gap, zorder=2)
+    # They lie inside the axis, so that its bounds, asked for a few times, need not look at each.
+    for artist in (*axis.patches, *axis.texts, *axis.lines):
+        artist.set_in_layout(False)
     return axis
 
 
@@ -186,7 +189,7 @@ def _name_cells(
     """Name rows and columns: these upright, on a few lines, where all have room, else aslant."""
     names = [one_line(column) for column in columns]
     letters = int(72 * look.width / (0.58 * look.points))
-    folded = [textwrap.wrap(name, letters, break_long_words=False) for name in names]
+    folded = [textwrap.wrap(name, letters, break_long_words=False) or [""] for name in names]
     room = all(len(part) <= LINES and max(map(len, part)) <= letters for part in folded)
     aslant: dict[str, Any] = {"rotation": 60, "rotation_mode": "anchor"}
     aslant["ha"] = "right" if below else "left"

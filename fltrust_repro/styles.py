@@ -60,9 +60,9 @@ _FIXED = {
     "label-flip": Style(*_PURPLE, "^", _MIXED),
     "partial": Style(*_BLUE, "D", _DASHED),
     "full": Style(*_VERMILLION, "o", _SOLID, 2.4),
-    # Built-in attacks, those of one idea in one colour.
+    # Built-in attacks; the paper's two, often drawn together, differ in colour, too.
     "krum": Style(*_VERMILLION, "s", _SOLID),
-    "trimmed-mean": Style(*_VERMILLION, "^", _DASHED),
+    "trimmed-mean": Style(*_ORANGE, "^", _DASHED),
     "tailored": Style(*_VERMILLION, "D", _MIXED),
     "tailored-persistent": Style(*_VERMILLION, "v", _LONG),
     "fltrust-adaptive": Style(*_VERMILLION, "P", _DASHED),
