@@ -18,7 +18,7 @@ setup(
     packages=["fltrust_repro", "fltrust_repro.paper", "fltrust_repro.paper.results"],
     package_dir={"fltrust_repro.paper": "experiments"},
     package_data={
-        "fltrust_repro": ["*.cu", "*.html", "*.js", "py.typed"],
+        "fltrust_repro": ["*.css", "*.cu", "*.html", "*.js", "py.typed"],
         "fltrust_repro.paper": ["*.toml"],
         "fltrust_repro.paper.results": ["*.trials.csv", "*.trials.csv.gz"],
     },
@@ -64,6 +64,7 @@ setup(
         # stable interface yet; torchvision, which it needs, decides on torch's version.
         "peers": ["byzfl==0.0.11", "flwr>=1.42,<1.43", "torch>=2.14,<2.15"],
         "dev": [
+            "axe-core-python>=0.1,<0.2; python_version >= '3.10'",
             "distributed>=2024.8,<2027",
             "hypothesis>=6.80,<7",
             "markdown-it-py>=2.2,<5",

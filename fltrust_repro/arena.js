@@ -1,14 +1,3 @@
-"use strict";
-
-const DRAWN = ["svg", "path", "polyline", "text"];
-const make = (name, text = "", attributes = {}) => {
-  const kind = DRAWN.includes(name) ? "2000/svg" : "1999/xhtml";
-  const element = document.createElementNS(`http://www.w3.org/${kind}`, name);
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-};
-
 // ---- a click on the head of a column sorts by it, a second one backwards ----
 
 // What a row is sorted by in a column: words, or a number; null where there is none.
@@ -164,45 +153,6 @@ for (const section of document.querySelectorAll("main > section")) {
   const best = table.querySelector(".worst");
   if (best) show(best);
 
-  // One stop of the tab key for the whole table; arrows lead on from there.
-  table.setAttribute("role", "grid");
-  const reach = (cell) => cell.querySelector("button") ?? cell;
-  const all = () => [...table.rows].filter((row) => !row.hidden);
-  for (const row of table.rows)
-    for (const cell of row.cells) reach(cell).tabIndex = -1;
-  const first = reach(table.tHead.rows[0].cells[0]);
-  let stop = first;
-  const stopAt = (element) => {
-    stop.tabIndex = -1;
-    stop = element;
-    stop.tabIndex = 0;
-  };
-  stopAt(first);
-  chosen.addEventListener("change", () => stopAt(first)); // another may be hidden now
-
-  table.addEventListener("focusin", ({ target }) => {
-    stopAt(target);
-    if (target.matches("td")) show(target);
-  });
-  table.addEventListener("mouseover", ({ target }) => {
-    if (target.matches("td")) show(target);
-  });
-  table.addEventListener("keydown", (event) => {
-    const rows = all();
-    const at = event.target.closest("th, td");
-    let row = rows.indexOf(at.parentNode), column = at.cellIndex;
-    const last = at.parentNode.cells.length - 1;
-    switch (event.key) {
-      case "ArrowUp": row -= 1; break;
-      case "ArrowDown": row += 1; break;
-      case "ArrowLeft": column -= 1; break;
-      case "ArrowRight": column += 1; break;
-      case "Home": column = 0; row = event.ctrlKey ? 0 : row; break;
-      case "End": column = last; row = event.ctrlKey ? rows.length - 1 : row; break;
-      default: return;
-    }
-    event.preventDefault();
-    const next = rows[row]?.cells[column];
-    if (next) reach(next).focus();
-  });
+  const home = walkable(table, table, show);
+  chosen.addEventListener("change", home); // the cell last reached may be hidden now
 }

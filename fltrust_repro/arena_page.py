@@ -6,8 +6,6 @@ details; without it all numbers of the tables stand there still.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro import arena, experiments, figures, heat_maps, pages
+from fltrust_repro import arena, experiments, heat_maps, pages
 from fltrust_repro.arena_report import MEANING
+from fltrust_repro.curves import mean_curve
 from fltrust_repro.experiments import Fields
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_bytes, write_text
@@ -67,7 +66,7 @@ def curves_of(
         place = cell.row, cell.column
         counted = [t for t in trials.get(cell.setting, ()) if t.seed in seeds.get(place, ())]
         if known := [trial for trial in counted if trial.result.curve]:
-            iterations, rates = figures.mean_curve(known, POINTS)
+            iterations, rates = mean_curve(known, POINTS)
             found[place] = list(zip(iterations.tolist(), rates.tolist()))
     return found
 
@@ -108,7 +107,7 @@ def _id(standings: Standings) -> str:
 
 def page(standings: Sequence[Standings], curves: Mapping[str, Curves]) -> str:
     """Return the page. The same numbers give the same bytes."""
-    script = pages.text("arena.js")
+    script, digest = pages.script("shared.js", "arena.js")
     known = {entry.league for one in standings for entry in one.entries}
     return pages.render(
         "arena.html",
@@ -118,7 +117,7 @@ def page(standings: Sequence[Standings], curves: Mapping[str, Curves]) -> str:
         as_text=as_text,
         isnan=math.isnan,
         script=script,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        digest=digest,
     )
 
 

@@ -24,7 +24,7 @@ BACK_GRADIENT = ("single-worker", "uniform")
 GOALS = ("deviation", "directed-deviation")
 SLIGHTLY = 0.05
 WITHIN, AT_MOST = (-TOLERANCE, TOLERANCE), (-math.inf, TOLERANCE)  # of an increase
-VERDICTS = ("holds", "fails", TOO_FEW, "not measured")
+VERDICTS = {"holds": "hold", "fails": "fail", TOO_FEW: TOO_FEW, "not measured": "not measured"}
 
 Cell = tuple[str, str, str]  # experiment, row, column
 Groups = Mapping[str, Sequence[Cell]]
@@ -345,5 +345,6 @@ def judge(claims: Sequence[Claim], numbers: Numbers) -> list[tuple[Claim, str, s
 
 
 def counted(judged: Sequence[tuple[Claim, str, str]]) -> str:
-    """Count the verdicts of `judge`: "31 holds, 3 fails, 2 not measured"."""
-    return tally(sorted((word for _, word, _ in judged), key=VERDICTS.index))
+    """Count the verdicts of `judge`: "31 hold, 3 fail, 1 not measured"."""
+    words = sorted((word for _, word, _ in judged), key=[*VERDICTS].index)
+    return tally(one if words.count(one) == 1 else VERDICTS[one] for one in words)

@@ -1,12 +1,10 @@
 """The fidelity report: every value that a paper prints beside ours, and its claims in words.
 
-A page for each paper whose tables are experiments: as Markdown, as LaTeX, and as one HTML page that
-needs no other file, no network and no script.
+A page for each paper whose tables are experiments, as Markdown and as LaTeX.
 """
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,17 +14,15 @@ from typing import Any
 
 import pandas as pd
 
-from fltrust_repro import claims, figures, pages, report
+from fltrust_repro import claims, figures, report
 from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
-from fltrust_repro.experiments import MEASURES, Experiment, readable
+from fltrust_repro.experiments import Experiment, readable
 from fltrust_repro.settings import Setting
-from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trials import FIRST_SEED, Trial
 
 PAPER = "Fang et al., USENIX Security 2020"  # the one whose claims are judged, too
 PAPER_TRIALS = 50
-BEST = 5  # rules of an arena that are shown
 SEEDS_TOLD = f"Seeds 0 to {FIRST_SEED - 1} chose the readings; trials with them are left out."
 Trials = Mapping[Setting, Sequence[Trial]]
 
@@ -55,10 +51,10 @@ def page_name(paper: str) -> str:
     return "fidelity" if paper == PAPER else f"fidelity-{'-'.join(words)}"
 
 
-def _judged(
+def judged(
     experiments: Sequence[Experiment], trials: Trials
 ) -> tuple[str, list[tuple[claims.Claim, str, str]]]:
-    """Whose page the experiments make, and that paper's claims with their verdicts."""
+    """Return whose page the experiments make, and that paper's claims with their verdicts."""
     paper = next(iter(by_paper(experiments)), PAPER)
     known = CLAIMS if paper == PAPER else []
     return paper, claims.judge(known, numbers(experiments, trials))
@@ -80,13 +76,13 @@ def as_frame(experiments: Sequence[Experiment], trials: Trials) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for experiment in experiments:
         cells = measured(experiment, trials)
-        frame = report.as_frame(experiment, cells).assign(hours=_hours(experiment, cells, trials))
+        frame = report.as_frame(experiment, cells).assign(hours=hours(experiment, cells, trials))
         lines += frame[[cell.paper is not None for cell in experiment.cells]].to_dict("records")
     return pd.DataFrame(lines, columns=[*report.COLUMNS, "hours"])
 
 
-def _hours(experiment: Experiment, cells: Sequence[report.Measured], trials: Trials) -> list[float]:
-    """What each cell's trials short of 50 need, on one CPU core."""
+def hours(experiment: Experiment, cells: Sequence[report.Measured], trials: Trials) -> list[float]:
+    """Return how many hours each cell's trials short of 50 take on one CPU core; NaN: unknown."""
     seconds = seconds_of(experiment, trials)
     return [max(PAPER_TRIALS - len(m.errors), 0) * seconds[m.cell.setting] / 3600 for m in cells]
 
@@ -114,7 +110,8 @@ def _work(setting: Setting) -> tuple:
     return setting.dataset, setting.model, setting.selected, setting.rounds, setting.iterations
 
 
-def _cost(hours: Sequence[float]) -> str:
+def cost(hours: Sequence[float]) -> str:
+    """Say how many hours these are together."""
     total = sum(hours)
     return "unknown" if math.isnan(total) else f"about {total:,.1f}"
 
@@ -146,6 +143,12 @@ def numbers(experiments: Sequence[Experiment], trials: Trials) -> claims.Numbers
             for cell in experiment.cells
         }
     )
+
+
+def used(experiments: Sequence[Experiment], trials: Trials) -> list[Trial]:
+    """Return the trials of these experiments, each once."""
+    settings = dict.fromkeys(setting for one in experiments for setting in one.settings)
+    return [trial for setting in settings for trial in trials.get(setting, ())]
 
 
 def summary(frame: pd.DataFrame) -> str:
@@ -181,10 +184,10 @@ def latex(experiment: Experiment, trials: Trials) -> str:
 
 def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFrame) -> str:
     """Return the report on a paper's experiments; `frame` is `as_frame` of the same."""
-    paper, judged = _judged(experiments, trials)
+    paper, verdicts = judged(experiments, trials)
     told = [
         {"section": one.section, "claim": one.text, "verdict": word, "ours": evidence}
-        for one, word, evidence in judged
+        for one, word, evidence in verdicts
     ]
     parts = [
         "# Fidelity report" + f": {report.markdown(paper)}" * (paper != PAPER) + "\n",
@@ -198,10 +201,10 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
         "± is the 95% confidence interval over trials (Student's t).",
         "",
     ]
-    if judged:
+    if verdicts:
         parts += [
             "## What the paper says in words\n",
-            f"{claims.counted(judged)}.\n\n{report.rendered(told, 'github')}\n",
+            f"{claims.counted(verdicts)}.\n\n{report.rendered(told, 'github')}\n",
         ]
     for experiment in experiments:
         heading = f"## {report.markdown(experiment.title)}\n"
@@ -210,8 +213,9 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
             parts += [heading, f"{_values_table(lines)}\n"]
             absent = lines["hours"][lines["trials"] == 0]
             if len(absent):
-                needed = f"{PAPER_TRIALS} trials of each take {_cost(absent)} hours on one CPU core"
-                parts.append(f"Missing: {len(absent)} cells; {needed}.\n")
+                needed = f"{PAPER_TRIALS} trials of each take {cost(absent)} hours on one CPU core"
+                cells = f"{len(absent)} cell{'s' * (len(absent) != 1)}"
+                parts.append(f"Missing: {cells}; {needed}.\n")
         elif drawable(experiment, trials):
             parts += [heading, f"{report.picture_link(experiment)}\n"]
     return "\n".join(parts)
@@ -234,96 +238,3 @@ def _values_table(lines: pd.DataFrame) -> str:
         for line in lines.itertuples()
     ]
     return report.rendered(shown, "github")
-
-
-# ---- HTML ---------------------------------------------------------------------------------------
-
-
-def html(
-    experiments: Sequence[Experiment],
-    trials: Trials,
-    frame: pd.DataFrame,
-    arena: Standings | None = None,
-) -> str:
-    """Return a paper's report as a page, with figures, error curves and where they came from.
-
-    `frame` is `as_frame` of the same; the best rules of an `arena` come first, with a link to its
-    page. The same numbers give the same bytes.
-    """
-    paper, judged = _judged(experiments, trials)
-    # Tables first, then what the text prints, then figures.
-    ordered = sorted(
-        experiments, key=lambda e: (e.figure is not None, not e.title.startswith("Table"))
-    )
-    return pages.render(
-        "page.html",
-        arena=arena,
-        best=[] if arena is None else _best(arena),
-        paper="" if paper == PAPER else paper,
-        summary=summary(frame),
-        seeds=SEEDS_TOLD,
-        least_trials=report.LEAST_TRIALS,
-        paper_trials=PAPER_TRIALS,
-        outside=frame[frame["verdict"] == "outside"].to_dict("records"),
-        titles={experiment.name: experiment.title for experiment in experiments},
-        claims=judged,
-        claims_state=claims.counted(judged),
-        sections=[_section(experiment, trials) for experiment in ordered],
-        origin=_origin(_used(experiments, trials)),
-        panel=figures.PANEL,
-        measures=MEASURES,
-    )
-
-
-def _best(arena: Standings) -> list[tuple[Entry, bool]]:
-    """The best rules without server data, and whether each shares its place."""
-    ranked = [entry for entry in arena.entries if entry.league != SERVER_DATA]
-    places = [entry.place for entry in ranked]
-    return [(entry, places.count(entry.place) > 1) for entry in ranked[:BEST]]
-
-
-def _section(experiment: Experiment, trials: Trials) -> dict[str, Any]:
-    """What the page shows of a table or figure of the paper, by the template's names."""
-    cells = measured(experiment, trials)
-    words, hours = report.verdicts(cells), _hours(experiment, cells, trials)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for m, word, needed in zip(cells, words, hours):
-        needs = "unknown time" if math.isnan(needed) else f"{needed:,.1f} h"
-        rows.setdefault(m.cell.row, []).append({"measured": m, "verdict": word, "needs": needs})
-    absent = [needed for m, needed in zip(cells, hours) if not m.errors]
-    counts = sorted({len(m.errors) for m in cells if m.errors})
-    span = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))
-    printed = sorted(word for word, m in zip(words, cells) if m.cell.paper is not None)
-    known = f"{len(cells) - len(absent)} of {len(cells)}"
-    curves, used = figures.curves(experiment, trials), _used([experiment], trials)
-    drawn, picture = {curve.label: curve for row in curves.values() for curve in row}, None
-    if drawable(experiment, trials):
-        # Not inline: what two SVGs name alike would clash if they stood in one document.
-        content = base64.b64encode(figures.picture(experiment, cells, "svg")).decode()
-        picture = f"data:image/svg+xml;base64,{content}"
-    return {
-        "experiment": experiment,
-        "rows": rows,
-        "state": report.tally(printed)
-        or f"{known} {'points' if experiment.figure else 'cells'} measured",
-        "cost": _cost(absent) if absent else "",
-        "per_cell": f"{span} trial{'s' * (counts[-1] > 1)} per cell" if counts else "",
-        "picture": picture,
-        "curves": curves,
-        "legend": [drawn[column] for column in experiment.columns if column in drawn],
-        "iterations": max(setting.iterations for setting in experiment.settings),
-        "commands": report.commands(experiment, used),
-        "origin": _origin(used),
-    }
-
-
-def _used(experiments: Sequence[Experiment], trials: Trials) -> list[Trial]:
-    settings = dict.fromkeys(setting for one in experiments for setting in one.settings)
-    return [trial for setting in settings for trial in trials.get(setting, ())]
-
-
-def _origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
-    if not trials:
-        return []
-    last = max(trial.finished for trial in trials)[:10]
-    return [*report.origin(trials), ("Last trial ended", last)]

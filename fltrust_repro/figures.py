@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,7 @@ from fltrust_repro.experiments import MEASURES, Experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.heat_maps import table_picture
 from fltrust_repro.report import Measured
-from fltrust_repro.settings import Setting
 from fltrust_repro.styles import Style, styles_of
-from fltrust_repro.trials import Trial
 
 PANELS = 3  # beside each other
 MOST_LETTERS = 26  # of a direct label
@@ -151,52 +149,3 @@ def _add_legend(drawn: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
     # Afterwards, since a legend leaves out names that begin with an underscore.
     for text, name in zip(legend.get_texts(), names):
         text.set_text(one_line(name))
-
-
-# ---- error curves as lines of SVG: matplotlib takes a second for fifteen panels
-
-PANEL = (200, 100)
-
-
-class Curve(NamedTuple):
-    """A cell's mean error rate over the iterations, as a line of an SVG panel.
-
-    `points` are those of a polyline in a box of `PANEL` width and height, where the top is an
-    error rate of 1.
-    """
-
-    label: str
-    points: str
-    final: float
-    style: Style
-
-
-def curves(
-    experiment: Experiment, trials: Mapping[Setting, Sequence[Trial]]
-) -> dict[str, list[Curve]]:
-    """Return the error curves of a table's or figure's cells with trials, by row."""
-    longest = max(setting.iterations for setting in experiment.settings)
-    styles = styles_of(experiment.columns)
-    rows: dict[str, list[Curve]] = {}
-    for cell in experiment.cells:
-        known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
-        if known:
-            iterations, rates = mean_curve(known)
-            x, y = PANEL[0] * iterations / longest, PANEL[1] * (1 - rates)
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-            curve = Curve(cell.column, points, rates[-1], styles[cell.column])
-            rows.setdefault(cell.row, []).append(curve)
-    return rows
-
-
-def mean_curve(trials: Sequence[Trial], most: int = 51) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations, at most so many of them, and the trials' mean error rate at each.
-
-    The trials are of one setting, so that all are evaluated at the same iterations; one that ended
-    before the others, since it diverged, keeps the error rate that it ended with.
-    """
-    known = [trial.result.curve for trial in trials]
-    longest = max(known, key=len)
-    chosen = np.linspace(0, len(longest) - 1, min(len(longest), most)).round().astype(int).tolist()
-    rates = [[curve[min(k, len(curve) - 1)][1] for k in chosen] for curve in known]
-    return np.array([longest[k][0] for k in chosen]), np.mean(rates, axis=0)

@@ -62,11 +62,16 @@ class Measured:
 
 def half_width(values: Sequence[float]) -> float:
     """Return half the width of the mean's 95% confidence interval (Student's t), NaN for few."""
+    return float(half_widths(np.array(values, dtype=float)))
+
+
+def half_widths(values: np.ndarray) -> np.ndarray:
+    """Return `half_width` of each column of values, float64 (n, ...)."""
     # Two values give an interval wider than all error rates.
     if (n := len(values)) < LEAST_TRIALS:
-        return math.nan
+        return np.full(values.shape[1:], math.nan)
     student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
-    return float(student * np.std(values, ddof=1) / math.sqrt(n))
+    return student * np.std(values, axis=0, ddof=1) / math.sqrt(n)
 
 
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:
@@ -79,10 +84,9 @@ def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Me
 def verdict(measured: Measured, baseline: Measured | None) -> str:
     """Say whether a cell agrees with the paper: "inside", "outside" or why it cannot be said.
 
-    Without a crafted attack: within 0.03 of the paper. With one: within 0.03 + 20% of the increase
-    that the paper prints over its own no-attack cell `baseline`, and where that increase is 0.05 or
-    more, above our no-attack cell by a one-sided Welch test at 95%. Cells with fewer than
-    `LEAST_TRIALS` trials are not judged.
+    Inside: within `tolerance` of the paper; and where the paper prints a notable increase by a
+    crafted attack over its own no-attack cell `baseline`, above our no-attack cell by a one-sided
+    Welch test at 95%. Cells with fewer than `LEAST_TRIALS` trials are not judged.
     """
     if not measured.errors:
         return "missing"
@@ -90,18 +94,35 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
         return "not in the paper"
     if len(measured.errors) < LEAST_TRIALS:
         return TOO_FEW
-    tolerance = TOLERANCE
-    crafted = attacks[measured.cell.setting.attack].has_knowledge
-    if crafted and baseline is not None and baseline.cell.paper is not None:
-        increase = measured.cell.paper - baseline.cell.paper
-        tolerance += SHARE_OF_INCREASE * max(increase, 0.0)
-        if increase >= NOTABLE_INCREASE:
-            if len(baseline.errors) < LEAST_TRIALS:
-                return TOO_FEW
-            if not significantly_above(measured.errors, baseline.errors):
-                return "outside"
+    if must_rise(measured, baseline) and baseline is not None:
+        if len(baseline.errors) < LEAST_TRIALS:
+            return TOO_FEW
+        if not significantly_above(measured.errors, baseline.errors):
+            return "outside"
     # The paper prints two digits; a difference that rounds to the tolerance is not beyond it.
-    return "inside" if abs(measured.difference) <= tolerance + 1e-9 else "outside"
+    allowed = tolerance(measured, baseline) + 1e-9
+    return "inside" if abs(measured.difference) <= allowed else "outside"
+
+
+def tolerance(measured: Measured, baseline: Measured | None) -> float:
+    """Return how far a cell may be from the paper's value.
+
+    That is 0.03, and under a crafted attack 20% of the increase that the paper prints over its own
+    no-attack cell `baseline` besides.
+    """
+    return TOLERANCE + SHARE_OF_INCREASE * max(_printed_increase(measured, baseline), 0.0)
+
+
+def must_rise(measured: Measured, baseline: Measured | None) -> bool:
+    """Whether the paper prints so large an increase by a crafted attack that ours must be one."""
+    return _printed_increase(measured, baseline) >= NOTABLE_INCREASE
+
+
+def _printed_increase(measured: Measured, baseline: Measured | None) -> float:
+    """How far a crafted attack is above no attack in the paper; 0 where that is not printed."""
+    printed, plain = measured.cell.paper, None if baseline is None else baseline.cell.paper
+    crafted = attacks[measured.cell.setting.attack].has_knowledge
+    return printed - plain if crafted and printed is not None and plain is not None else 0.0
 
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
@@ -123,10 +144,15 @@ def welch(errors: Sequence[float], others: Sequence[float]) -> tuple[float, floa
     return math.sqrt(sum(squares)), sum(squares) ** 2 / sum(parts)
 
 
-def verdicts(measured: Sequence[Measured]) -> list[str]:
-    """Return the verdict on each cell, with the table's cell that differs by no attack alone."""
+def baselines(measured: Sequence[Measured]) -> list[Measured | None]:
+    """Return for each cell that of the table that differs by no attack alone, if there is one."""
     plain = {m.cell.setting: m for m in measured if m.cell.setting.attack == "none"}
-    return [verdict(m, plain.get(m.cell.setting.without_attack())) for m in measured]
+    return [plain.get(m.cell.setting.without_attack()) for m in measured]
+
+
+def verdicts(measured: Sequence[Measured]) -> list[str]:
+    """Return the verdict on each cell."""
+    return list(map(verdict, measured, baselines(measured)))
 
 
 COLUMNS = (

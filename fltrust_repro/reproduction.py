@@ -14,7 +14,16 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from fltrust_repro import datasets, experiments, fidelity, figures, grids, report, sweep
+from fltrust_repro import (
+    datasets,
+    definitions,
+    experiments,
+    fidelity,
+    figures,
+    grids,
+    report,
+    sweep,
+)
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
 from fltrust_repro.experiments import Cell, Experiment
@@ -213,7 +222,8 @@ def _show(
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
         drawn = (experiment, cells, out, grey)
-        files = [page, table, *figures.draw(*drawn), *grids.draw(*drawn), *files]
+        kept = [page, table, *definitions.keep(experiment, out)]
+        files = [*kept, *figures.draw(*drawn), *grids.draw(*drawn), *files]
     several = "s" * (len({trial.seed for trial in used}) > 1)
     told = f"{_many(experiment, cells, len(seeds))}, seed{several} {report.seeds(used)}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")

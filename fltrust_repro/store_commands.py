@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
 
-from fltrust_repro import arena_page, datasets, fidelity, finding, options, report, reproduction
+from fltrust_repro import (
+    arena_page,
+    datasets,
+    definitions,
+    fidelity,
+    fidelity_page,
+    finding,
+    options,
+    report,
+    reproduction,
+)
 from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.archive import Archive
 from fltrust_repro.arena import protocols
@@ -177,7 +188,8 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
 @options.plugin_option
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True,
-              help="Write pages of HTML too: OUT/fidelity.html, and the arena's.")  # fmt: skip
+              help="Write pages of HTML too: OUT/fidelity.html, with your own sweeps and "
+              "experiments in OUT, each table as CSV beside it, and the arena's.")  # fmt: skip
 @click.option("--pictures", is_flag=True,
               help="Draw tables and figures as OUT/fidelity-NAME.png and .svg too.")  # fmt: skip
 @options.grey_option
@@ -193,24 +205,31 @@ def report_command(
     check_writable(out)
     experiments = fidelity.all_experiments()
     with Archive(store_path) as store:
-        trials = reproduction.reported(reproduction.finished(store, out, experiments))
+        own = definitions.kept(out, store.left_out) if as_html else []
+        finished = reproduction.finished(store, out, [*experiments, *own])
         # The arena's breakdowns have settings that no experiment names.
         every = reproduction.everything(store, out) if as_html else {}
+    trials = reproduction.reported(finished)
     rankings, curves = arena_page.at_hand(every)
     papers = fidelity.by_paper(experiments)
     frames = {paper: fidelity.as_frame(some, trials) for paper, some in papers.items()}
     texts: dict[str, str] = {}
+    beside = {file.name for file in out.iterdir()}
     for paper, some in papers.items():
         name, told = fidelity.page_name(paper), (some, trials, frames[paper])
         texts[f"{name}.md"] = fidelity.markdown(*told)
         texts[f"{name}.csv"] = frames[paper].to_csv(index=False)
         if as_html:
-            arena = rankings[0] if rankings and paper == fidelity.PAPER else None
-            texts[f"{name}.html"] = fidelity.html(*told, arena)
+            first = paper == fidelity.PAPER
+            arena = rankings[0] if rankings and first else None
+            mine = own if first else ()
+            texts[f"{name}.html"] = fidelity_page.page(*told, arena, mine, finished, beside)
     if as_latex:
         tables = (experiment for experiment in experiments if experiment.figure is None)
         texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
-    for name, text in texts.items():
+    every_table = [(experiments, trials), (own, finished)] if as_html else []
+    linked = [fidelity_page.tables(*some) for some in every_table]
+    for name, text in chain(texts.items(), *(some.items() for some in linked)):
         write_text(out / name, text)
     drawn = arena_page.write(rankings, curves, out, grey)
     if pictures:

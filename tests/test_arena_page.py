@@ -10,7 +10,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from browsing import shown_at
+from browsing import focus, press, shown_at, tree_of
 from click.testing import CliRunner
 
 from fltrust_repro import arena, arena_page, heat_maps, shades, standings
@@ -62,13 +62,6 @@ def of_page(*rankings, curves=None) -> str:
     return arena_page.page(
         rankings, {r.protocol: the_curves(r) for r in rankings} if curves is None else curves
     )
-
-
-def tree_of(page) -> ElementTree.Element:
-    """The page as a tree; but for its own script it is well-formed XML, too."""
-    own, count = re.subn(r"<script>.*</script>", "", page, flags=re.DOTALL)
-    assert count == 1
-    return ElementTree.fromstring(own)
 
 
 def text(element) -> str:
@@ -401,8 +394,7 @@ def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
 
 def test_the_report_shows_the_best_rules_first_and_leads_to_the_arena(at_hand):
     told_by(at_hand, "report", "--html")
-    page = (at_hand / "out" / "fidelity.html").read_text(encoding="utf-8")
-    tree = ElementTree.fromstring(page)
+    tree = tree_of((at_hand / "out" / "fidelity.html").read_text(encoding="utf-8"))
     first = next(tree.iter("table"))
     assert [[text(cell) for cell in row] for row in first.iterfind("tbody/tr")] == [
         ["1", "median", "0.201 ±0.000", "sign-flip", "0.101"],
@@ -428,17 +420,6 @@ def shown_rules(browser, table) -> list[str]:
         " ? row.cells[0].textContent : row.cells[1].textContent)",
         table,
     )
-
-
-def press(browser, *keys):
-    from selenium.webdriver.common.keys import Keys
-
-    for key in keys:
-        browser.switch_to.active_element.send_keys(getattr(Keys, key))
-
-
-def focus(browser, selector):
-    browser.execute_script("document.querySelector(arguments[0]).focus()", selector)
 
 
 @pytest.mark.browser

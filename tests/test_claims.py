@@ -204,4 +204,4 @@ def test_verdicts_are_counted_in_one_order():
         return [(CLAIMS[0], word, "") for word in words]
 
     words = ("not measured", "fails", "holds", "too few trials", "holds")
-    assert claims.counted(judged(*words)) == "2 holds, 1 fails, 1 too few trials, 1 not measured"
+    assert claims.counted(judged(*words)) == "2 hold, 1 fails, 1 too few trials, 1 not measured"

@@ -161,10 +161,10 @@ def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
     assert "(0.30, " in out
     assert "(0.60, " in out
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {f"tiny.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
+    assert names == {f"tiny.{end}" for end in ("csv", "json", "md", "trials.csv", "png", "svg")}
     assert list(pd.read_csv("results/tiny.csv")["trials"]) == [2, 2]
     assert len(pd.read_csv("results/tiny.trials.csv")) == 4
-    assert out.splitlines()[-1] == "Wrote results/tiny.md, .csv, .png, .svg, .trials.csv"
+    assert out.splitlines()[-1] == "Wrote results/tiny.md, .csv, .json, .png, .svg, .trials.csv"
     assert "# A tiny table" in (tmp_path / "results" / "tiny.md").read_text()
 
 
@@ -603,7 +603,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
     folder = tmp_path / "results"
     (file,) = folder.glob("*.md")
     assert file.stem.startswith("sweep-c-digits-lr-")
-    names = {f"{file.stem}.{end}" for end in ("csv", "md", "trials.csv", "png", "svg")}
+    names = {f"{file.stem}.{end}" for end in ("csv", "json", "md", "trials.csv", "png", "svg")}
     assert {path.name for path in folder.iterdir()} == names
     page = file.read_text()
     assert f"![lr on digits, c varied; workers 10, iterations 6]({file.stem}.png)" in page

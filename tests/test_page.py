@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from dataclasses import replace
+from itertools import accumulate
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
-from browsing import shown_at
+from browsing import press, serious, shown_at, tree_of
 from click.testing import CliRunner
 
-from fltrust_repro import fidelity, figures, reproduction
+from fltrust_repro import (
+    curves,
+    definitions,
+    fidelity,
+    fidelity_page,
+    report,
+    reproduction,
+    standings,
+)
 from fltrust_repro.__main__ import commands
-from fltrust_repro.archive import Archive
-from fltrust_repro.errors import one_line
+from fltrust_repro.errors import LeftOut, one_line
 from fltrust_repro.experiments import load_experiment
+from fltrust_repro.shades import Scale
+from fltrust_repro.styles import style_of
 from fltrust_repro.training import TrialResult
 from fltrust_repro.trial_files import write_csv
 from fltrust_repro.trials import Trial, protocol_of
@@ -40,10 +53,10 @@ def near(cells, difference=0.0, n=3):
     }
 
 
-def made(experiments, trials) -> ElementTree.Element:
-    """The page as a tree; it is written such that it is well-formed XML, too."""
+def made(experiments, trials, **others) -> ElementTree.Element:
+    """The page as a tree."""
     frame = fidelity.as_frame(experiments, trials)
-    return ElementTree.fromstring(fidelity.html(experiments, trials, frame))
+    return tree_of(fidelity_page.page(experiments, trials, frame, **others))
 
 
 def text(element) -> str:
@@ -85,20 +98,43 @@ def test_every_value_of_the_paper_stands_in_its_row_and_column():
         known = [cell for cell in experiment.cells if cell.paper is not None]
         cells = cells_of(tree, experiment.name) if known else {}
         for cell in known:
-            assert f"({cell.paper:.2f})" in text(cells[cell.row, cell.column])
+            assert f"paper {cell.paper:.2f}" in text(cells[cell.row, cell.column])
             printed += 1
     assert f"0 of the {printed} values" in text(tree)
     assert printed > 150
 
 
-def test_a_cell_shows_ours_its_interval_the_papers_and_the_difference():
+def test_a_cell_shows_ours_its_interval_the_papers_and_the_verdict():
     experiment = load_experiment("table7b")
     tree = made([experiment], near(experiment.cells))
     for m in fidelity.measured(experiment, near(experiment.cells)):
         cell = cells_of(tree, "table7b")[m.cell.row, m.cell.column]
-        assert text(cell) == f"{m.mean:.2f} ±{m.half_width:.2f} ({m.cell.paper:.2f}, +0.00)"
+        half = f"±{m.half_width:.3f}"
+        assert text(cell) == f"{m.mean:.2f} {half} paper {m.cell.paper:.2f} ✓ inside"
     assert "3 inside" in text(section(tree, "table7b"))
     assert "3 trials per cell" in text(section(tree, "table7b"))
+
+
+def test_a_cell_tells_its_tolerance_and_its_trials():
+    experiment = load_experiment("table2a")
+    tree = made([experiment], near(experiment.cells))
+    cells = cells_of(tree, "table2a")
+    # 0.03 + 20% of what the paper prints: from 0.14 to 0.80.
+    assert cells["krum", "full"].get("title") == (
+        "krum, full: 0.801 ±0.002 over 3 trials; the paper has 0.80, difference +0.001, "
+        "tolerance ±0.162 and significantly above no attack: inside"
+    )
+    told = cells["krum", "gaussian"].get("title")
+    assert told.endswith("the paper has 0.13, difference +0.001, tolerance ±0.030: inside")
+
+
+def test_a_cells_shade_is_that_of_its_error_rate():
+    experiment = load_experiment("table2a")
+    tree = made([experiment], near(experiment.cells))
+    cells = cells_of(tree, "table2a")
+    shades = {place: int(cell.get("class")[1:].split()[0]) for place, cell in cells.items()}
+    assert shades["krum", "full"] == max(shades.values()) > shades["median", "full"]
+    assert shades["trimmed-mean", "gaussian"] == min(shades.values()) == Scale().level(0.11)
 
 
 def test_two_trials_are_too_few_for_an_interval_or_a_verdict():
@@ -120,12 +156,49 @@ def test_cells_outside_or_with_too_few_trials_are_marked_in_words():
     trials = {**near([plain], 0.1), **near([full], n=1)}
     tree = made([experiment], trials)
     cells = cells_of(tree, "table2a")
-    assert cells["krum", "no-attack"].get("class") == "outside"
-    assert text(cells["krum", "no-attack"]).endswith("outside")
-    assert text(cells["krum", "full"]).endswith("too few trials")
-    [link] = [a for a in tree.iterfind("body/header//a") if a.get("href") == "#table2a"]
-    assert "1 outside the tolerance" in text(tree.find("body/header"))
-    assert text(link) == experiment.title
+    assert "outside" in cells["krum", "no-attack"].get("class").split()
+    assert text(cells["krum", "no-attack"]).endswith("✗ outside")
+    assert text(cells["krum", "full"]).endswith("? too few trials")
+    assert "1 value outside the tolerance" in text(tree.find("body/main"))
+
+
+def test_the_head_says_how_faithful_and_where_not(experiments):
+    table2a, table3, table7b, *_ = experiments
+    trials = {**near(table2a.cells), **near(table7b.cells[:2], 0.3), **near(table3.cells[:1])}
+    head = made(experiments, trials).find("body/header")
+    assert "16 of the 18 values judged (89%) are inside the tolerance" in text(head)
+    assert "2 outside" in text(head)
+    assert "Where notTable 7 (b) (2)" in text(head)
+    assert [a.get("href") for a in head.iter("a")] == ["#table7b", "#claims"]
+    held = re.search(r"\d+ hold, \d+ not measured", text(head))
+    assert held[0] in text(section(made(experiments, trials), "claims"))
+    nothing = text(made(experiments, {}).find("body/header"))
+    assert "No value of the paper is judged yet." in nothing
+    assert "33 of 33 values are not measured" in nothing
+
+
+def test_a_tile_leads_to_each_table_and_says_its_verdict(experiments):
+    table2a, table3, table7b, figure4a, _ = experiments
+    trials = {**near(table2a.cells), **near(table7b.cells[:2], 0.3), **near(figure4a.cells[1:4])}
+    trials = {**trials, **near(table3.cells[:1], n=2)}
+    tiles = made(experiments, trials).findall("body/nav/ul/li/a")
+    states = {tile.get("href"): (text(tile.find("b")), text(tile.find("span"))) for tile in tiles}
+    assert states == {
+        "#table2a": ("Table 2 (a)", "15 inside"),
+        "#table3": ("Table 3", "1 too few trials, 14 missing"),
+        "#table7b": ("Table 7 (b)", "2 outside, 1 missing"),
+        "#figure4a": ("Figure 4 (a)", "5 of 10 points"),
+        "#figure5b": ("Figure 5 (b)", "8 of 18 points"),  # which are of Table 2 (a), too
+    }
+
+
+def test_the_head_says_which_rule_holds(experiments, trials):
+    tree = made(experiments, trials, arena=a_ranking())
+    held = "leverage: 0.111 ±0.002 under tailored-persistent, the worst of 1 attack (arena P1)"
+    assert held in text(tree.find("body/header"))
+    assert "9 trials missing still" in text(section(tree, "arena"))
+    rules = [text(row.find("th")) for row in section(tree, "arena").iterfind(".//tbody/tr")]
+    assert rules == ["leverage", "arc+nnm+trimmed-mean", "foundation+trimmed-mean"]
 
 
 def test_missing_cells_say_their_hours():
@@ -133,11 +206,12 @@ def test_missing_cells_say_their_hours():
     tree = made([experiment], {})
     hours = 50 * experiment.seconds / 3600
     for cell in experiment.cells:
-        shown = text(cells_of(tree, "table2b")[cell.row, cell.column])
-        assert shown == f"missing, {hours:.1f} h ({cell.paper:.2f})"
+        shown = cells_of(tree, "table2b")[cell.row, cell.column]
+        assert text(shown) == f"missing paper {cell.paper:.2f}"
+        assert f"50 trials take {hours:.1f} hours" in shown.get("title")
     assert f"take about {15 * hours:.1f} hours" in text(section(tree, "table2b"))
     alone = made([replace(experiment, seconds=None)], {})
-    assert "missing, unknown time" in text(alone)
+    assert "take unknown time" in cells_of(alone, "table2b")["krum", "full"].get("title")
 
 
 def test_claims_have_their_verdict_in_words(experiments, trials):
@@ -148,33 +222,76 @@ def test_claims_have_their_verdict_in_words(experiments, trials):
     assert partial == "holds"
 
 
-def test_a_figure_is_a_picture_with_a_description_and_its_numbers(experiments, trials):
-    tree = made(experiments, trials)
-    [picture] = section(tree, "figure4a").findall(".//img")
-    assert picture.get("src").startswith("data:image/svg+xml;base64,")
-    assert "rounds of local SGD" in picture.get("alt")
-    assert cells_of(tree, "figure4a")
-    # Not all points of the other one are measured: it has numbers, and no picture yet.
-    assert not section(tree, "figure5b").findall(".//img")
-    assert "points measured" in text(section(tree, "figure5b"))
+def lines_of(svg) -> dict[str, ElementTree.Element]:
+    return {line.get("data-label"): line for line in svg.findall("g")}
+
+
+def test_a_figure_is_a_chart_of_lines_with_bands_and_says_its_values(experiments, trials):
+    found = section(made(experiments, trials), "figure4a")
+    chart = found.find("div[@class='panels wide']//svg")
+    assert chart.get("role") == "img"
+    assert "median: error rate against rounds of local SGD" in chart.get("aria-label")
+    lines = lines_of(chart)
+    assert set(lines) == {"no-attack", "partial"}
+    for label, line in lines.items():
+        style = style_of(label)
+        mean = line.find("path[@class='mean']")
+        assert (mean.get("stroke"), mean.get("stroke-dasharray")) == (
+            style.colour, style.svg_dashes
+        )  # fmt: skip
+        assert line.find("path[@class='band']").get("fill") == style.colour
+        assert len(line.findall("use")) == 5
+    said = [text(mark) for mark in lines["partial"].findall("use")]
+    assert said[1] == "partial, rounds = 2: 0.40 ±0.00"
+    assert cells_of(made(experiments, trials), "figure4a")
+
+
+def test_a_figure_shows_the_points_that_there_are(experiments):
+    figure = experiments[3]
+    known = near([cell for cell in figure.cells if cell.column != "rounds = 3"])
+    chart = section(made(experiments, known), "figure4a").find(".//svg[@role='img']")
+    assert {len(line.findall("use")) for line in lines_of(chart).values()} == {4}
+    assert not section(made(experiments, known), "figure5b").findall(".//svg")
 
 
 def test_each_row_with_trials_has_its_error_curves(experiments, trials):
     found = section(made(experiments, trials), "table2a")
     panels = [svg for svg in found.iter("svg") if svg.get("role") == "img"]
     assert len(panels) == 3
-    assert {len(panel.findall("polyline")) for panel in panels} == {5}
+    assert {len(lines_of(panel)) for panel in panels} == {5}
     assert "no-attack 0.14, gaussian 0.13" in panels[0].get("aria-label")
-    styles = {(line.get("stroke-dasharray"), line.get("stroke-opacity"))
-              for line in panels[0].findall("polyline")}  # fmt: skip
-    assert len({dashes for dashes, _ in styles}) == 5
+    dashes = {line.find("path[@class='mean']").get("stroke-dasharray")
+              for line in lines_of(panels[0]).values()}  # fmt: skip
+    assert len(dashes) == 5
+
+
+def test_a_band_is_the_interval_of_the_mean_and_stays_in_the_chart():
+    experiment = load_experiment("table7b")
+    cell = experiment.cells[0]
+    rates = [(0.95, 0.2), (0.8, 0.3), (0.99, 0.25)]
+    trials = {cell.setting: [a_trial(cell.setting, k, end, [(10, first, 1.0), (500, end, 1.0)])
+                             for k, (first, end) in enumerate(rates)]}  # fmt: skip
+    [line] = curves.over_iterations(experiment, trials).panels[cell.row]
+    half = report.half_width([end for _, end in rates])
+    [(x, y), (_, end)] = points_of(line.path)
+    assert (x, y) == (1600 * 10 / 500, pytest.approx(1000 - 1000 * sum(a for a, _ in rates) / 3, 1))
+    upper, lower = points_of(line.band)[1:3]
+    assert (lower[1] - upper[1]) / 2000 == pytest.approx(half, abs=0.001)
+    assert (upper[1] + lower[1]) / 2 == pytest.approx(end, abs=1)
+    assert min(y for _, y in points_of(line.band)) == 0  # 0.91 and its interval end above 1
+
+
+def points_of(path) -> list[tuple[int, int]]:
+    numbers = list(map(int, re.findall(r"-?\d+", path)))
+    steps = zip(numbers[::2], numbers[1::2])
+    return list(accumulate(steps, lambda place, step: (place[0] + step[0], place[1] + step[1])))
 
 
 def test_a_curve_is_the_mean_and_a_diverged_trial_keeps_its_last_error_rate():
     setting = load_experiment("table2a").cells[0].setting
     long = a_trial(setting, 0, 0.2, [(10, 0.6, 1.0), (20, 0.4, 1.0), (30, 0.2, 1.0)])
     short = a_trial(setting, 1, 0.8, [(10, 0.8, 1.0), (13, 1.0, 1.0)])
-    iterations, rates = figures.mean_curve([short, long])
+    iterations, rates = curves.mean_curve([short, long], 51)
     assert iterations.tolist() == [10, 20, 30]
     assert rates == pytest.approx([0.7, 0.7, 0.6])
 
@@ -182,7 +299,7 @@ def test_a_curve_is_the_mean_and_a_diverged_trial_keeps_its_last_error_rate():
 def test_a_long_curve_is_thinned_and_keeps_its_ends():
     setting = load_experiment("table2b").cells[0].setting
     curve = [(i, 1 - i / 2000, 1.0) for i in range(10, 2001, 10)]
-    iterations, rates = figures.mean_curve([a_trial(setting, 0, 0.0, curve)])
+    iterations, rates = curves.mean_curve([a_trial(setting, 0, 0.0, curve)], 51)
     assert (len(iterations), iterations[0], iterations[-1]) == (51, 10, 2000)
     assert (rates[0], rates[-1]) == (0.995, 0)
 
@@ -194,7 +311,7 @@ def test_trials_without_a_curve_are_shown_without_one():
         setting: [replace(trial, result=replace(trial.result, curve=[])) for trial in some]
         for setting, some in trials.items()
     }
-    assert not list(made([experiment], bare).iter("svg"))
+    assert not list(section(made([experiment], bare), "table7b").iter("svg"))
 
 
 def test_each_table_says_where_its_numbers_come_from():
@@ -202,9 +319,11 @@ def test_each_table_says_where_its_numbers_come_from():
     cell = experiment.cells[0]
     trials = {cell.setting: [a_trial(cell.setting, seed, 0.1) for seed in (0, 1, 10)]}
     tree = made([experiment], trials)
+    commands = [text(code) for code in section(tree, "table7b").iter("code")]
+    assert [command.partition("reproduce ")[2] for command in commands] == [
+        "table7b --trials 2 --seed 0", "table7b --trials 1 --seed 10",
+    ]  # fmt: skip
     told = text(section(tree, "table7b").find(".//dl"))
-    assert "reproduce table7b --trials 2 --seed 0 " in told
-    assert "reproduce table7b --trials 1 --seed 10 " in told
     assert "3 in all, seeds 0 to 1, 10 " in told
     assert "python 3, cpu" in told
     assert "protocol version 1" in told
@@ -215,15 +334,27 @@ def test_the_page_needs_nothing_else_and_its_links_lead_somewhere(experiments, t
     tree = made(experiments, trials)
     assert tree.get("lang") == "en"
     assert tree.find("head/title").text
-    assert not {"script", "link", "iframe", "object"} & {element.tag for element in tree.iter()}
+    assert not {"img", "link", "iframe", "object"} & {element.tag for element in tree.iter()}
     ids = [element.get("id") for element in tree.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
-    for element in tree.iter():
-        link = element.get("href", element.get("src", "#claims"))
-        assert link.startswith("data:") or link[1:] in ids
+    within = [a.get("href") for a in tree.iter() if a.get("href", "").startswith("#")]
+    assert {link[1:] for link in within} <= set(ids)
+    beside = {a.get("href") for a in tree.iter("a")} - set(within)
+    assert beside == {
+        "fidelity.csv",
+        *(f"fidelity/{name}.csv" for name in ("table2a", "figure4a", "figure5b")),
+    }
     assert not re.search(r"url\(|@import|https?:", tree.find("head/style").text)
-    contents = [a.get("href")[1:] for a in tree.iterfind("body/nav//a")]
-    assert contents == [s.get("aria-labelledby") for s in tree.iterfind("body/main/section")]
+
+
+def test_only_the_pages_own_script_may_run(experiments, trials):
+    page = fidelity_page.page(experiments, trials, fidelity.as_frame(experiments, trials))
+    [script] = re.findall("<script>(.*)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    [policy] = re.findall('Content-Security-Policy" content="([^"]*)"', page)
+    assert policy == (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
 
 
 def test_names_that_look_like_markup_stay_text():
@@ -231,13 +362,14 @@ def test_names_that_look_like_markup_stay_text():
     experiment = load_experiment("table7b")
     cells = tuple(replace(cell, row=f"{odd} {cell.row}", column=odd) for cell in experiment.cells)
     rows = tuple(dict.fromkeys(cell.row for cell in cells))
-    strange = replace(experiment, title=odd, rows=rows, columns=(odd,), cells=cells, command=odd)
+    strange = replace(experiment, title=odd, rows=rows, columns=(odd,), cells=cells)
     trials = {
         setting: [replace(trial, versions=odd, device=odd) for trial in some]
         for setting, some in near(cells).items()
     }
-    tree = made([strange], trials)
+    tree = made([strange], trials, own=[replace(strange, command=odd)], own_trials=trials)
     assert not list(tree.iter("img"))
+    assert one_line(odd) in text(section(tree, "own-table7b"))
     shown = {(one_line(row), one_line(odd)) for row in rows}
     assert set(cells_of(tree, "table7b")) == shown
     assert text(section(tree, "table7b").find("h2")) == one_line(odd)
@@ -248,67 +380,312 @@ def test_the_same_numbers_give_the_same_bytes(experiments, trials):
     assert first == second
 
 
-@pytest.fixture
-def written(tmp_path, monkeypatch):
-    """The page that the command writes for a few trials, where none is published."""
-    monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
-    out = tmp_path / "results"
+# ---- one's own ----
+
+
+OWN = """
+title = "My own: krum at home"
+[setting]
+dataset = "digits"
+workers = 10
+compromised = 2
+[rows]
+krum = { rule = "krum", attack = "krum" }
+[columns]
+no-attack = { attack = "none" }
+full = { knowledge = "full" }
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The page that the command writes for a few trials, where none is published; only read."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fltrust_repro.experiments.published", lambda: folder / "published")
+        return written_to(folder / "results", folder / "mine.toml")
+
+
+def written_to(out, file):
     out.mkdir()
-    trials = {}
+    file.write_text(OWN, encoding="utf-8")
+    trials = near(load_experiment(file).cells)
     for name in ("figure4a", "figure5a", "table2a"):
         trials.update(near(load_experiment(name).cells))
     write_csv(out / "some.trials.csv", [trial for some in trials.values() for trial in some])
-    arguments = ["report", "--html", "--out", str(out), "--store", str(tmp_path / "none.sqlite")]
-    result = CliRunner().invoke(commands, arguments)
-    assert result.exit_code == 0, result.output
-    assert f"Wrote {out / 'fidelity.md'}, .csv, .html" in result.output
+    where = ["--out", str(out), "--store", str(out.parent / "none.sqlite")]
+    told_by("reproduce", str(file), "--trials", "3", *where)
+    assert f"Wrote {out / 'fidelity.md'}, .csv, .html" in told_by("report", "--html", *where)
     return out / "fidelity.html"
 
 
+def told_by(*arguments) -> str:
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 def test_the_command_writes_the_page_beside_the_markdown(written):
-    tree = ElementTree.fromstring(written.read_text(encoding="utf-8"))
+    tree = tree_of(written.read_text(encoding="utf-8"))
     assert "15 inside" in text(section(tree, "table2a"))
-    assert len(list(tree.iter("img"))) == 2
+    assert len(section(tree, "figure4a").findall(".//figure")) == 1 + 2  # a chart, rows' curves
     assert (written.parent / "fidelity.md").is_file()
-    assert not [*written.parent.glob("*.png"), *written.parent.glob("*.svg")]
-    assert written.stat().st_size < 1_000_000
+    drawn = [*written.parent.glob("*.png"), *written.parent.glob("*.svg")]
+    assert {file.stem for file in drawn} == {"mine"}  # by `reproduce`
+
+
+def test_the_files_that_the_page_links_to_are_there(written):
+    links = [a.get("href") for a in tree_of(written.read_text(encoding="utf-8")).iter("a")]
+    beside = {link for link in links if not link.startswith("#")}
+    assert "fidelity/table2a.csv" in beside
+    assert not [link for link in beside if not (written.parent / link).is_file()]
+    frame = pd.read_csv(written.parent / "fidelity" / "figure4a.csv")
+    assert len(frame) == 10
+
+
+def test_ones_own_experiment_is_on_the_page(written):
+    tree = tree_of(written.read_text(encoding="utf-8"))
+    tiles = {a.get("href"): text(a) for a in tree.findall("body/nav/ul/li/a")}
+    assert tiles["#own-mine"] == "My own 2 cells"
+    found = section(tree, "own-mine")
+    assert text(cells_of(tree, "own-mine")["krum", "full"]).startswith("0.40 ±")
+    assert "reproduce" in text(found.find(".//code"))
+    assert "own-mine" not in (written.parent / "fidelity.csv").read_text(encoding="utf-8")
+
+
+def test_ones_own_trials_count_whatever_their_seeds(written):
+    """Only the paper's numbers leave out the seeds that chose the readings."""
+    experiment = load_experiment("table7b")
+    own = replace(experiment, command="sweep")
+    trials = {s: [replace(t, seed=0) for t in some]
+              for s, some in near(experiment.cells).items()}  # fmt: skip
+    tree = made([experiment], reproduction.reported(trials), own=[own], own_trials=trials)
+    assert "not measured" in text(section(tree, "table7b"))
+    assert "3 inside" in text(section(tree, "own-table7b"))
+
+
+@pytest.mark.parametrize("name", ["table7b", "figure5b"])
+def test_a_definition_is_read_as_it_was_kept(name, tmp_path):
+    mine = replace(load_experiment(name), command=f"reproduce my/{name}.toml")
+    [file] = definitions.keep(mine, tmp_path)
+    assert file == tmp_path / f"{name}.json"
+    left_out = LeftOut()
+    assert definitions.kept(tmp_path, left_out) == [mine]
+    assert not left_out
+
+
+def test_a_table_of_ones_own_may_lack_cells(tmp_path):
+    """Those beyond a limit, even the first."""
+    whole = load_experiment("table2a")
+    some = tuple(cell for cell in whole.cells if (cell.row, cell.column) != ("krum", "no-attack"))
+    mine = replace(whole, cells=some, command="sweep")
+    definitions.keep(mine, tmp_path)
+    assert definitions.kept(tmp_path, LeftOut()) == [mine]
+    tree = made([whole], {}, own=[mine], own_trials=near(some))
+    cells = cells_of(tree, "own-table2a")
+    assert "there is no such cell" in text(cells["krum", "no-attack"])
+    assert text(cells["krum", "gaussian"]).startswith("0.13")
+    assert text(cells["median", "full"]).startswith("0.29")
+
+
+def test_what_comes_with_the_program_is_not_kept(tmp_path):
+    assert definitions.keep(load_experiment("table7b"), tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_definitions_that_are_not_understood_are_named_and_others_files_left_alone(
+    tmp_path, capsys
+):
+    mine = replace(load_experiment("table7b"), command="sweep")
+    [file] = definitions.keep(mine, tmp_path)
+    right = file.read_text(encoding="utf-8")
+    for name, content in {
+        "theirs": '{"a": 1}',
+        "list": "[1, 2]",
+        "broken": right[:-20],
+        "rule": right.replace('"bulyan"', '"mine"'),
+        "measure": right.replace('"error_rate"', '"odd"'),
+        "cells": right.replace('"row"', '"line"'),
+        "astray": right.replace('"row": "full"', '"row": "none"'),
+        "rate": re.sub(r'"paper": 0\.\d+', '"paper": "high"', right),
+    }.items():
+        (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
+    left_out = LeftOut()
+    assert definitions.kept(tmp_path, left_out) == [mine]
+    left_out.tell()
+    told = capsys.readouterr().err
+    for name in ("broken", "rule", "measure", "cells", "astray", "rate"):
+        assert f"{name}.json" in told
+    assert "unknown rule 'mine'; give --plugin to show it" in told
+    assert "theirs" not in told
+    assert "list" not in told
+
+
+# ---- in a browser ----
+
+SIZES = [(1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light"), (390, 844, "dark")]
+
+
+def a_ranking() -> standings.Standings:
+    def cell(column, mean):
+        return standings.Cell(column, {10 + k: mean + k / 1000 for k in range(3)})
+
+    columns = (standings.NO_ATTACK, "tailored-persistent")
+    rows = {"foundation+trimmed-mean": 0.3, "arc+nnm+trimmed-mean": 0.2, "leverage": 0.11}
+    cells = {row: {c: cell(c, m) for c, m in zip(columns, (0.1, worst))}
+             for row, worst in rows.items()}  # fmt: skip
+    entries = [standings.entry(row, standings.KNOWS_C, some) for row, some in cells.items()]
+    return standings.Standings("P1", 1, "MNIST, p = 0.5", columns, standings.ranked(entries), 9)
+
+
+def told_after(browser, table) -> str:
+    script = "return arguments[0].closest('.scroll').nextElementSibling.textContent"
+    return browser.execute_script(script, table)
 
 
 @pytest.mark.browser
-def test_a_browser_shows_all_tables_and_pictures_and_says_nothing(browser, written):
-    browser.get(written.as_uri())
-    shown_at(browser, 1200)
-    tables, pictures = browser.execute_script(
-        "return [document.querySelectorAll('table').length,"
-        " [...document.images].map(one => one.naturalWidth)]"
+@pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
+def test_a_checker_of_accessibility_finds_nothing_serious(
+    browser, experiments, trials, tmp_path, width, height, scheme
+):
+    table2a, _, table7b, figure4a, _ = experiments
+    mine = replace(table7b, command="sweep")
+    few, outside = near(table2a.cells[7:9], n=1), near(table2a.cells[:7], 0.1)
+    trials = {**trials, **few, **outside, **near(table7b.cells[1:], 0.5)}
+    some = [table2a, figure4a, table7b]
+    page = fidelity_page.page(
+        some, trials, fidelity.as_frame(some, trials), a_ranking(), [mine], trials
     )
-    # A table of claims, one per table of the paper, and one per figure with a trial.
-    trials = reproduction.finished(Archive(written.parent / "none"), written.parent, [])
-    paper = fidelity.by_paper(fidelity.all_experiments())[fidelity.PAPER]
-    known = [e for e in paper if not e.figure or trials.keys() & e.settings]
-    assert tables == 1 + len(known)
-    assert len(pictures) == 2
-    assert min(pictures) > 0
+    file = tmp_path / "fidelity.html"
+    file.write_text(page, encoding="utf-8")
+    browser.get(file.as_uri())
+    shown_at(browser, width, scheme, height)
+    assert serious(browser) == []
+    # It sees what is wrong where something is.
+    pale = "document.querySelector('.heat th[scope=row]').style.color = 'rgb(128 128 128 / 50%)'"
+    browser.execute_script(pale)
+    assert [rule for rule, _ in serious(browser)] == ["color-contrast"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
+def test_the_first_screen_answers(browser, tmp_path, width, height, scheme):
+    """With all tables and figures of the paper on it."""
+    everything = fidelity.by_paper(fidelity.all_experiments())[fidelity.PAPER]
+    trials = near([cell for one in everything for cell in one.cells if one.name != "table2b"])
+    page = tmp_path / "fidelity.html"
+    frame, arena = fidelity.as_frame(everything, trials), a_ranking()
+    page.write_text(fidelity_page.page(everything, trials, frame, arena), encoding="utf-8")
+    assert page.stat().st_size < 1_500_000
+    browser.get(page.as_uri())
+    shown_at(browser, width, scheme, height, opened=False)
+    bottoms = browser.execute_script(
+        "return ['.lead', '.answers', '.tiles'].map("
+        "one => document.querySelector(one).getBoundingClientRect().bottom)"
+    )
+    assert max(bottoms) <= height
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    if width > 1000:
+        failing = "return document.querySelector('.failing').getBoundingClientRect().top"
+        assert browser.execute_script(failing) < height
+    ground = browser.execute_script("return getComputedStyle(document.documentElement).background")
+    assert ("255, 255, 255" in ground) == (scheme == "light")
     assert browser.get_log("browser") == []
-    assert browser.title.startswith("Fidelity report")
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_only_wide_tables_and_pictures_scroll(browser, written, tmp_path, scheme):
+def test_on_a_phone_nothing_scrolls_sideways_and_a_rule_is_seen_whole(browser, written, scheme):
     browser.get(written.as_uri())
     shown_at(browser, 390, scheme)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     beyond = browser.execute_script(
-        "const right = one => one.getBoundingClientRect().right;"
-        "const edge = right(document.querySelector('main')) + 1;"
         "return [...document.querySelectorAll('body *')]"
-        ".filter(one => !one.closest('.scroll') && right(one) > edge)"
+        ".filter(one => !one.closest('.unseen') && one.getBoundingClientRect().right > 391)"
         ".map(one => one.outerHTML.slice(0, 80))"
     )
     assert beyond == []
-    paper = browser.execute_script("return getComputedStyle(document.documentElement).background")
-    assert ("255, 255, 255" in paper) == (scheme == "light")
-    picture = tmp_path / f"phone-{scheme}.png"
-    assert browser.save_screenshot(str(picture))
-    assert picture.stat().st_size > 10_000
+    tops = browser.execute_script(
+        "return [...document.querySelectorAll('[aria-labelledby=table2a] tbody tr')].map("
+        "row => [...row.cells].map(cell => cell.getBoundingClientRect().top))"
+    )
+    for name, *cells in tops:
+        assert len(set(cells)) == 1  # side by side
+        assert name < cells[0]  # the rule above
+    label = "return getComputedStyle(document.querySelector('td[data-column=full]'), '::before')"
+    assert browser.execute_script(f"{label}.content").startswith('"full"')
+
+
+@pytest.mark.browser
+def test_the_keyboard_reaches_a_cell_and_its_tolerance(browser, written):
+    browser.get(written.as_uri())
+    shown_at(browser, 1280)
+    table = browser.find_element("css selector", "[aria-labelledby=table2a] table")
+    stops = table.find_elements("css selector", "[tabindex='0']")
+    assert [stop.text for stop in stops] == ["krum"]  # one for the whole table
+    browser.execute_script("arguments[0].focus()", stops[0])
+    press(browser, "ARROW_DOWN", "END")
+    assert browser.switch_to.active_element.get_attribute("data-column") == "full"
+    told = told_after(browser, table)
+    assert told.startswith("trimmed-mean, full: 0.521 ±0.002 over 3 trials; the paper has 0.52")
+    assert "tolerance ±0.110" in told
+    press(browser, "HOME", "ARROW_UP", "ARROW_RIGHT")
+    assert told_after(browser, table).startswith("krum, no-attack: ")
+
+
+@pytest.mark.browser
+def test_pointing_tells_a_cells_tolerance_and_a_charts_values(browser, written):
+    from selenium.webdriver import ActionChains
+
+    browser.get(written.as_uri())
+    shown_at(browser, 1280)
+    table = browser.find_element("css selector", "[aria-labelledby=table2a] table")
+    chart = browser.find_element("css selector", "[aria-labelledby=figure4a] .wide svg.chart")
+    for element in (table.find_element("css selector", "td[data-column=gaussian]"), chart):
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        ActionChains(browser).move_to_element(element).perform()
+    assert told_after(browser, table).startswith("krum, gaussian: 0.131 ±0.002 over 3 trials")
+    told = browser.find_element("css selector", "[aria-labelledby=figure4a] .wide + .told")
+    assert re.fullmatch(
+        r"median, rounds = \d: no-attack 0\.40 \(0\.40 to 0\.40\); partial 0\.40 \(.*\)", told.text
+    )
+    browser.execute_script("arguments[0].focus()", chart)
+    press(browser, *["ARROW_LEFT"] * 9)
+    assert told.text.startswith("median, rounds = 1: ")
+    press(browser, "ARROW_RIGHT")
+    assert told.text.startswith("median, rounds = 2: ")
+
+
+@pytest.mark.browser
+def test_a_command_is_copied_by_a_button(browser, written):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(written.as_uri())
+    button = browser.find_element("css selector", "[aria-labelledby=table2a] code + button")
+    assert button.text == "Copy"
+    browser.execute_script("arguments[0].click()", button)
+    WebDriverWait(browser, 5).until(lambda _: button.text in ("Copied", "Selected"))
+
+
+@pytest.mark.browser
+def test_without_its_script_the_page_lacks_no_number(browser, written):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    browser.get(written.as_uri())
+    cell = browser.find_element("css selector", "[aria-labelledby=table2a] td[data-column=full]")
+    assert "tolerance ±0.162" in cell.get_attribute("title")
+    assert cell.text.split() == ["0.80", "±0.002", "paper", "0.80", "✓", "inside"]
+    assert not browser.find_elements("css selector", "button")
+    hints = browser.find_elements("css selector", ".told")
+    assert hints
+    assert not any(hint.is_displayed() for hint in hints)
+
+
+@pytest.mark.browser
+def test_in_print_all_that_is_folded_is_shown(browser, written):
+    browser.get(written.as_uri())
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    folded = browser.find_elements("css selector", "details:not([open]) figure")
+    assert folded
+    seen = "return arguments[0].map(one => one.checkVisibility() && one.offsetHeight > 50)"
+    assert all(browser.execute_script(seen, folded))
+    assert not browser.find_element("css selector", ".told").is_displayed()

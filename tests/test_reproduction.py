@@ -177,7 +177,7 @@ def test_published_trials_are_read_and_neither_copied_nor_run(call, folder, publ
     code, out, err = call("reproduce", "one.toml", "--trials", 2, "--store", "fresh.sqlite")
     assert code == 0, err
     assert err.startswith("one: 2 trials at hand, 2 of them published, 0 to run\n")
-    assert out.splitlines()[-1] == "Wrote results/one.md, .csv, .png, .svg"
+    assert out.splitlines()[-1] == "Wrote results/one.md, .csv, .json, .png, .svg"
     assert "theirs" in (folder / "results" / "one.md").read_text()
     assert contents(published) == before
     assert not (folder / "results" / "one.trials.csv").exists()
@@ -202,7 +202,7 @@ def test_ones_own_trials_go_before_published_ones_and_are_kept_in_out(call, fold
     code, out, err = call("reproduce", "one.toml", "--trials", 2)
     assert code == 0
     assert err.startswith("one: 2 trials at hand, 0 to run\n")
-    assert out.splitlines()[-1] == "Wrote results/one.md, .csv, .png, .svg, .trials.csv"
+    assert out.splitlines()[-1] == "Wrote results/one.md, .csv, .json, .png, .svg, .trials.csv"
     for _ in range(2):
         page = (folder / "results" / "one.md").read_text()
         assert ", ours" in page

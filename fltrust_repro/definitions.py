@@ -1,0 +1,92 @@
+"""Sweeps and experiments of one's own, kept beside their results: NAME.json says what NAME.csv is.
+
+The program's own experiments are not kept so: their files come with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fltrust_repro.errors import BadInput, LeftOut, UnknownName
+from fltrust_repro.experiments import MEASURES, Cell, Experiment, Figure
+from fltrust_repro.files import write_text
+from fltrust_repro.settings import Setting
+
+ENDING = ".json"
+_WRONG = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
+
+
+def is_own(experiment: Experiment) -> bool:
+    """Whether an experiment is none of the program's."""
+    return experiment.command != f"reproduce {experiment.name}"
+
+
+def keep(experiment: Experiment, out: Path) -> list[Path]:
+    """Write an experiment of one's own as OUT/NAME.json; return the file, none for others."""
+    if not is_own(experiment):
+        return []
+    file = out / f"{experiment.name}{ENDING}"
+    settings = [setting.as_dict() for setting in experiment.settings]
+    shared = {name: value for name, value in settings[0].items()
+              if all(other[name] == value for other in settings)}  # fmt: skip
+    cells = [
+        {"row": cell.row, "column": cell.column, "paper": cell.paper,
+         "setting": {name: value for name, value in setting.items() if name not in shared}}
+        for cell, setting in zip(experiment.cells, settings)
+    ]  # fmt: skip
+    told = {
+        "command": experiment.command, "title": experiment.title, "measure": experiment.measure,
+        "published_by": experiment.published_by, "seconds": experiment.seconds,
+        "figure": None if experiment.figure is None else asdict(experiment.figure),
+        "rows": experiment.rows, "columns": experiment.columns, "notes": experiment.notes,
+        "setting": shared, "cells": cells,
+    }  # fmt: skip
+    write_text(file, json.dumps(told, indent=1) + "\n")
+    return [file]
+
+
+def kept(folder: Path, left_out: LeftOut) -> list[Experiment]:
+    """Return the experiments that are kept in a folder, by name.
+
+    A file that is none is left alone; `left_out` takes those that this version does not understand.
+    """
+    found = []
+    for file in sorted(folder.glob(f"*{ENDING}")):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(told, dict) and {"command", "title", "cells"} <= told.keys():
+                found.append(_experiment(file.stem, told))
+        except UnknownName as error:
+            of_plugin = f"{str(error).partition(';')[0]}; give --plugin to show it"
+            left_out.add(file, "the experiment", BadInput(of_plugin))
+        except (OSError, *_WRONG) as error:
+            left_out.add(file, "the experiment", BadInput(str(error) or "a part is missing"))
+    return found
+
+
+def _experiment(name: str, told: Mapping[str, Any]) -> Experiment:
+    """An experiment from what `keep` wrote of it."""
+    cells = tuple(
+        Cell(str(cell["row"]), str(cell["column"]),
+             Setting.from_stored({**told["setting"], **cell["setting"]}),
+             None if cell["paper"] is None else float(cell["paper"]))
+        for cell in told["cells"]
+    )  # fmt: skip
+    figure = told["figure"]
+    if figure is not None:
+        parts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in figure.items()}  # fmt: skip
+        figure = Figure(**parts)
+    rows, columns = (tuple(map(str, told[part])) for part in ("rows", "columns"))
+    astray = {cell.row for cell in cells} - {*rows} | {cell.column for cell in cells} - {*columns}
+    if not cells or astray or told["measure"] not in MEASURES:
+        raise BadInput("it has no cells, cells astray, or a measure that there is not")
+    return Experiment(
+        name, str(told["command"]), str(told["title"]), rows, columns, cells, figure,
+        told["measure"], told["seconds"], told["published_by"],
+        notes=tuple(map(str, told.get("notes", ()))),
+    )  # fmt: skip
