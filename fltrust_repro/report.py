@@ -7,18 +7,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
-from scipy import special
 from tabulate import tabulate
 
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import MEASURES, Cell, Experiment
 from fltrust_repro.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TOLERANCE = 0.03
 SHARE_OF_INCREASE = 0.2
@@ -64,7 +65,9 @@ def half_width(values: Sequence[float]) -> float:
     # Two values give an interval wider than all error rates.
     if (n := len(values)) < LEAST_TRIALS:
         return math.nan
-    student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
+    from scipy.special import stdtrit  # which takes a while to load
+
+    student = stdtrit(n - 1, (1 + LEVEL) / 2)
     return float(student * np.std(values, ddof=1) / math.sqrt(n))
 
 
@@ -104,6 +107,8 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
     """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
+    from scipy.special import stdtr
+
     # By hand, since importing scipy.stats takes longer than all else that a report does.
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
@@ -111,7 +116,7 @@ def significantly_above(errors: Sequence[float], others: Sequence[float]) -> boo
     parts = (square**2 / (len(some) - 1) for square, some in zip(squares, (errors, others)))
     freedom = sum(squares) ** 2 / sum(parts)
     t = (np.mean(errors) - np.mean(others)) / math.sqrt(sum(squares))
-    return bool(special.stdtr(freedom, t) > LEVEL)
+    return bool(stdtr(freedom, t) > LEVEL)
 
 
 def verdicts(measured: Sequence[Measured]) -> list[str]:
@@ -128,6 +133,8 @@ COLUMNS = (
 
 def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFrame:
     """One line per cell, with `COLUMNS`."""
+    import pandas as pd  # which takes a while to load
+
     lines = [
         (experiment.name, m.cell.row, m.cell.column, m.cell.paper, round(m.mean, 4),
          round(m.std, 4), round(m.half_width, 4), len(m.errors), m.diverged,

@@ -12,7 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import click
-import pandas as pd
 
 from fltrust_repro import datasets, experiments, fidelity, figures, report, sweep
 from fltrust_repro.archive import Archive
@@ -209,6 +208,8 @@ def keep_trials(
 
 def trials_of(table: Path) -> int:
     """How many trials a page was made of, by its table; 0 where there is none."""
+    import pandas as pd  # which takes a while to load
+
     try:
         return int(pd.read_csv(table)["trials"].sum())
     except (OSError, KeyError, TypeError, ValueError):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 
 from fltrust_repro import arena_page, datasets, fidelity, figures, options, report, reproduction
 from fltrust_repro.aggregation import Rule, rules
@@ -171,7 +170,9 @@ def export_command(file: Path, store_path: Path) -> None:
         store.left_out.tell()
     first = dict.fromkeys([*TrialName._fields, *FIELDS])
     others = [name for name in COLUMNS if name not in {*first, "setting"}]
-    frame = pd.DataFrame(lines, columns=[*first, *others])
+    from pandas import DataFrame  # which takes a while to load
+
+    frame = DataFrame(lines, columns=[*first, *others])
     content = io.BytesIO()
     if file.suffix == ".csv":
         frame.apply(lambda column: column.map(_no_formula)).to_csv(content, index=False)
