@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-from tabulate import tabulate
 
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import one_line
@@ -170,6 +169,8 @@ def rendered(lines: Sequence[Mapping[str, Any]], style: str, numbers: str = "g")
     `style` is tabulate's: "simple" for a terminal, "github" for Markdown, "latex_booktabs"; columns
     of numbers, of the format `numbers`, are aligned to the right.
     """
+    from tabulate import tabulate  # here, for help needs none
+
     # LaTeX's special characters are escaped by tabulate.
     escape = markdown if style == "github" else one_line
     texts = [[escape(v) if isinstance(v, str) else v for v in line.values()] for line in lines]

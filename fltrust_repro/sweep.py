@@ -13,9 +13,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import Progress
-
 from fltrust_repro import datasets, trial_process
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
@@ -26,7 +23,6 @@ from fltrust_repro.experiments import Cell
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_plugin, plugins_for
 from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
-from fltrust_repro.progress import Watch, table_of
 from fltrust_repro.registry import Here, Owner, Registry
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
@@ -34,6 +30,8 @@ from fltrust_repro.trials import LAST_SEED, Trial, TrialName
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from fltrust_repro.progress import Watch
 
 ATTEMPTS = 2
 ALIKE = 3  # failures with one message end a run
@@ -115,6 +113,8 @@ def run(
         A value is wrong, or trials failed: a table without them would look like any other, with
         means of fewer trials. The others are run first, and kept; but three failures alike end it.
     """
+    from fltrust_repro.progress import table_of  # loads rich
+
     chosen = list(dict.fromkeys([settings] if isinstance(settings, Setting) else settings))
     if strange := [one for one in chosen if not isinstance(one, Setting)] or not chosen:
         raise BadInput(f"settings are {shown(strange)}; give one Setting, or several.")
@@ -158,6 +158,8 @@ def run_missing(
     whose process dies, or has no memory or file, is tried once more first. `BadInput` ends the run,
     and so does `KeyboardInterrupt`; what was finished is in the store.
     """
+    from fltrust_repro.progress import Watch  # loads rich, which takes a while
+
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)
     for name in dict.fromkeys(setting.dataset for setting in settings):
@@ -245,6 +247,9 @@ def _kind(setting: Setting) -> tuple[str, str]:
 
 def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place) -> None:
     """Make the examples that attacks inject, one set per data set, share and seed."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     needed = {
         (one.dataset, one.attack, one.poisoned_share, seed): (one, seed)
         for one, seed in tasks

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fltrust_repro import experiments, figures, options, reproduction, sweep
 from fltrust_repro.aggregation import rules
@@ -252,6 +250,9 @@ def poison_command(
     figures.check_picture(picture)
     check_writable(picture.parent, "--picture")
     setting = Setting(dataset=dataset, attack="back-gradient", poisoned_share=poisoned_share)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
