@@ -20,8 +20,9 @@ from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import MOST_JOBS, MOST_MINUTES, Machine
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.trials import LAST_SEED
+from fltrust_repro.words import lasting
 
-LONG_HOURS = 1.0
+LONG_SECONDS = 3600.0
 MOST_TRIALS = 10_000  # per setting
 _WIDTH = 52  # of a help text
 
@@ -240,12 +241,12 @@ def _reading(text: str) -> tuple[str, str]:
 def announcer(trials: int) -> Callable[[float], None]:
     """Return a function that warns of a run that takes hours, and says how to shorten it."""
 
-    def announce(hours: float) -> None:
-        if hours >= LONG_HOURS:
+    def announce(seconds: float) -> None:
+        if seconds >= LONG_SECONDS:
+            smaller = f" Smaller: --trials 1 takes about {lasting(seconds / trials)}."
             click.echo(
-                f"This will take about {hours:.1f} hours on this machine. Smaller: --trials 1 "
-                f"takes about {hours / trials:.1f} hours. It can be stopped at any time (Ctrl-C); "
-                "the same command goes on.",
+                f"This will take about {lasting(seconds)} on this machine.{smaller * (trials > 1)} "
+                "It can be stopped at any time (Ctrl-C); the same command goes on.",
                 err=True,
             )
 

@@ -30,6 +30,7 @@ from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trial_files import is_csv, read_csv
 from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName
+from fltrust_repro.words import counted
 
 
 @click.command()
@@ -183,7 +184,7 @@ def export_command(file: Path, store_path: Path) -> None:
             need = 'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
             raise BadInput(need) from error
     write_bytes(file, content.getvalue())
-    click.echo(f"{len(frame)} trials. {reproduction.wrote([file])}")
+    click.echo(f"{counted(len(frame), 'trial')}. {reproduction.wrote([file])}")
 
 
 def _no_formula(value: Any) -> Any:
@@ -211,7 +212,7 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
                 found, added = len(trials), len(store.add(*trials))
             else:
                 found, added = store.merge(file)
-            click.echo(f"{file}: {added} of {found} trials are new")
+            click.echo(f"{file}: {added:,} of {counted(found, 'trial')} new")
             store.left_out.tell()
     click.echo(reproduction.wrote([store_path]))
 

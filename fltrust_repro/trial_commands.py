@@ -24,6 +24,7 @@ from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import FIRST_SEED, Trial
+from fltrust_repro.words import counted
 
 Words = tuple[str, ...]
 Orders = Mapping[Experiment, Sequence[Cell]]
@@ -59,9 +60,8 @@ def _print_run(finished: list[Trial]) -> None:
         took = f"{result.iterations} iterations, {result.seconds:.1f} s"
         click.echo(f"seed {trial.seed}: {rates}, {took}")
     if errors := [trial.result.error_rate for trial in finished]:
-        several = "s" * (len(errors) > 1)
-        mean = statistics.fmean(errors)
-        click.echo(f"mean error rate {mean:.4f} over {len(errors)} trial{several}")
+        told = counted(len(errors), "trial")
+        click.echo(f"mean error rate {statistics.fmean(errors):.4f} over {told}")
 
 
 def end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
@@ -69,7 +69,7 @@ def end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
     if missing:
         click.echo(f"\nNot run for want of data: {', '.join(missing)}.", err=True)
     if failed:
-        click.echo(f"\n{len(failed)} trial{'s' * (len(failed) > 1)} failed:", err=True)
+        click.echo(f"\n{counted(len(failed), 'trial')} failed:", err=True)
         for name, message in ((one.name, one.message) for one in failed):
             click.echo(f"  setting {name.key}, seed {name.seed}: {message}", err=True)
         click.echo("All others are kept; the same command tries the failed ones again.", err=True)
@@ -264,4 +264,4 @@ def poison_command(
 
         made = poisoned_examples(setting, first_seed, data_dir, after_step)
     figures.draw_poisoned(made, picture)
-    click.echo(f"{len(made.x)} poisoned examples. {reproduction.wrote([picture])}")
+    click.echo(f"{counted(len(made.x), 'poisoned example')}. {reproduction.wrote([picture])}")
