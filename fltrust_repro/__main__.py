@@ -19,7 +19,8 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from fltrust_repro.errors import BadInput, one_line
+from fltrust_repro.command_help import explained
+from fltrust_repro.errors import BadInput, choose, one_line, shown
 
 _INTERRUPTED = 130
 _LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
@@ -46,7 +47,7 @@ def _load(name: str) -> click.Command | None:
     if name not in _COMMANDS:
         return None
     there = vars(import_module(f"fltrust_repro.{_COMMANDS[name][0]}")).values()
-    return next(c for c in there if isinstance(c, click.Command) and c.name == name)
+    return explained(next(c for c in there if isinstance(c, click.Command) and c.name == name))
 
 
 class _Commands(click.Group):
@@ -54,6 +55,12 @@ class _Commands(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        name = arguments[0]
+        if name not in _COMMANDS and not (context.resilient_parsing or name.startswith("-")):
+            raise BadInput(f"unknown command {shown(name)}; {choose(name, _COMMANDS)}")
+        return super().resolve_command(context, arguments)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         return _load(name)

@@ -140,7 +140,7 @@ def test_a_window_that_is_too_small_shows_the_rows_and_columns_in_which_trials_r
     assert lines[-1] == "... and 2 rows more"
     assert lines[-2].startswith("bulyan: trimmed-mean, partial ")  # where two run
     assert not any(line.startswith("krum: krum, partial") for line in lines)
-    wide = [Cell("one row", f"a long name of column {k}", cell.setting, None)
+    wide = [Cell("one row", f"long name of col {k}", cell.setting, None)
             for k, cell in enumerate(FIGURE[:40])]  # fmt: skip
     lines = picture(wide, 80, 24, 30)
     assert lines[-1] == "... and 35 columns more"
