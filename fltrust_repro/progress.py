@@ -141,14 +141,15 @@ class Watch:
 
     def _counts(self) -> str:
         failed = f", {self._failed} failed" * bool(self._failed)
-        return f"{self._done:,}/{self._trials:,} trials done{failed}, {self._running} running"
+        running = f", {self._running} running" * bool(self._running)
+        return f"{self._done:,}/{self._trials:,} trials done{failed}{running}"
 
     def _pace(self, rate: bool) -> list[str]:
         """What is known of the rate and of the time left."""
         task = self._bar.tasks[0]
         told = [f"{task.speed:.1f} it/s"] if task.speed and rate else []
         left = task.time_remaining
-        return told if left is None else [*told, f"{lasting(left)} left"]
+        return [*told, f"{lasting(left)} left"] if left else told
 
     def _picture(self) -> Group:
         width, height = self._console.size
