@@ -35,7 +35,7 @@ _COMMANDS = {  # the module of each, and its line of help
     "show": ("store_commands", "Print one trial's error curve."),
     "export": ("store_commands", "Write all finished trials as one table."),
     "import": ("store_commands", "Take over the finished trials of other stores."),
-    "list": ("store_commands", "List rules, attacks, models, data sets and experiments."),
+    "list": ("list_command", "List rules, attacks, models, data sets and experiments."),
     "poison": ("trial_commands", "Make the back-gradient attack's poisoned examples."),
     "data": ("doctor", "Look for, download and check the data sets."),
     "doctor": ("doctor", "Say what is installed and at hand, and what is wrong."),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro import arena, experiments, figures, pages
+from fltrust_repro import arena, experiments, figures, heat_maps, pages
 from fltrust_repro.arena_report import MEANING
 from fltrust_repro.experiments import Fields
 from fltrust_repro.fidelity import Trials
@@ -72,7 +72,9 @@ def curves_of(
     return found
 
 
-def write(standings: Sequence[Standings], curves: Mapping[str, Curves], out: Path) -> list[Path]:
+def write(
+    standings: Sequence[Standings], curves: Mapping[str, Curves], out: Path, grey: bool = False
+) -> list[Path]:
     """Write arena.html, and a heat map of each protocol as arena-NAME.png and .svg.
 
     Each ranking has an entry; `curves` are by protocol, then as `curves_of` returns them. Returns
@@ -85,7 +87,7 @@ def write(standings: Sequence[Standings], curves: Mapping[str, Curves], out: Pat
     for one in standings:
         for kind in KINDS:
             files.append(out / f"arena-{_id(one)}.{kind}")
-            write_bytes(files[-1], figures.heat_map(one, told(one), kind))
+            write_bytes(files[-1], heat_maps.standings_picture(one, told(one), kind, grey))
     return files
 
 

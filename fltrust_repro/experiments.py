@@ -42,6 +42,7 @@ MEASURES = {
 }
 MOST_BYTES = 1_000_000  # of an experiment's file; the largest of the paper's has 2,000
 MOST_CELLS = 10_000
+MOST_DRAWN = 60  # panels of a figure's picture, rows and columns of a table's
 MOST_LETTERS = 300  # of a title, or of the name of a row
 
 Fields = Mapping[str, Any]
@@ -114,6 +115,12 @@ class Experiment:
     seconds: float | None = None
     published_by: str | None = None
     packed: bool = False  # its trials are so many that their file is compressed
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether a picture of it can be looked at: not of too many panels, rows or columns."""
+        parts = (self.rows, self.columns) if self.figure is None else (self.figure.panels,)
+        return max(map(len, parts)) <= MOST_DRAWN
 
     @property
     def settings(self) -> tuple[Setting, ...]:

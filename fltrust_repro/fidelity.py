@@ -10,6 +10,7 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,19 @@ def _work(setting: Setting) -> tuple:
 def _cost(hours: Sequence[float]) -> str:
     total = sum(hours)
     return "unknown" if math.isnan(total) else f"about {total:,.1f}"
+
+
+def draw(
+    experiments: Sequence[Experiment], trials: Trials, out: Path, grey: bool = False
+) -> list[Path]:
+    """Write each experiment that has trials as fidelity-NAME.png and .svg; return the files.
+
+    Under names of their own, since they may be made of more trials than the pages beside them.
+    """
+    cells = {one: measured(one, trials) for one in experiments}
+    known = {one: some for one, some in cells.items() if any(m.errors for m in some)}
+    drawn = (figures.draw(e, some, out, grey, f"fidelity-{e.name}") for e, some in known.items())
+    return [file for files in drawn for file in files]
 
 
 def drawable(experiment: Experiment, trials: Trials) -> bool:

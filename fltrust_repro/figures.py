@@ -2,217 +2,155 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.experiments import Experiment
+from fltrust_repro import captions, drawing
+from fltrust_repro.errors import one_line
+from fltrust_repro.experiments import MEASURES, Experiment
 from fltrust_repro.files import write_bytes
-from fltrust_repro.poisoning import PoisonedSet
+from fltrust_repro.heat_maps import table_picture
 from fltrust_repro.report import Measured
 from fltrust_repro.settings import Setting
-from fltrust_repro.shades import Scale, as_text, shades
-from fltrust_repro.standings import SERVER_DATA, Entry, Standings
+from fltrust_repro.styles import Style, styles_of
 from fltrust_repro.trials import Trial
 
-# A name is not to be read as mathematics or TeX, whatever its dollars and braces.
-_LITERAL: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
-# Told apart without colour: every line has its own grey, marker and dashes.
-_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "0.0", "marker": "o", "linestyle": "-"},
-    {"color": "0.45", "marker": "s", "linestyle": "--"},
-    {"color": "0.6", "marker": "^", "linestyle": ":"},
-    {"color": "0.25", "marker": "D", "linestyle": "-."},
-    {"color": "0.1", "marker": "v", "linestyle": (0, (9, 3))},
-    {"color": "0.7", "marker": "P", "linestyle": (0, (5, 2, 1, 2, 1, 2))},
-)
-# The same dashes in SVG, in units of the line's width.
-_DASHES = {"-": "none", "--": "4 2", ":": "1 2", "-.": "6 2 1 2"}
-_GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.6}
-# The same numbers give the same bytes: no date, and not which Matplotlib.
-_METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
+PANELS = 3  # beside each other
+MOST_LETTERS = 26  # of a direct label
 
 
-def draw(experiment: Experiment, measured: Sequence[Measured], folder: Path) -> list[Path]:
-    """Write NAME.png and NAME.svg, mean lines with bands of 95% confidence; return the files."""
-    files = {kind: folder / f"{experiment.name}.{kind}" for kind in _METADATA}
+def draw(
+    experiment: Experiment,
+    measured: Sequence[Measured],
+    folder: Path,
+    grey: bool = False,
+    name: str = "",
+) -> list[Path]:
+    """Write a figure or a table as NAME.png and NAME.svg; return the files.
+
+    None where a picture of it could not be looked at; NAME is the experiment's, if no other.
+    """
+    if not experiment.has_picture:
+        return []
+    make = picture if experiment.figure else table_picture
+    files = {kind: folder / f"{name or experiment.name}.{kind}" for kind in drawing.KINDS}
     for kind, file in files.items():
-        write_bytes(file, picture(experiment, measured, kind))
+        write_bytes(file, make(experiment, measured, kind, grey))
     return list(files.values())
 
 
-def picture(experiment: Experiment, measured: Sequence[Measured], kind: str) -> bytes:
-    """Return a figure as the bytes of a "png" or an "svg"; the same numbers give the same bytes."""
-    import matplotlib as mpl  # here, since it is slow to import and few commands draw
-    from matplotlib.figure import Figure
+def picture(
+    experiment: Experiment, measured: Sequence[Measured], kind: str, grey: bool = False
+) -> bytes:
+    """Return a figure as the bytes of a "png" or an "svg"; the same numbers give the same bytes.
 
-    frame: Any = experiment.figure  # a table has none, and no picture
-    panels = len(frame.panels)
+    Lines are means over trials, with `band`; each ends in its name, or where too many end or a name
+    is long, there is a legend. `grey` draws in greys, for print.
+    """
+    frame: Any = experiment.figure  # a table has none, and no lines
     cells = {(m.cell.row, m.cell.column): m for m in measured}
-    with mpl.rc_context({**_LITERAL, "svg.hashsalt": experiment.name, "font.size": 9}):
-        drawn = Figure(figsize=(3.4 * panels + 0.4, 3.2), layout="constrained")
-        axes = drawn.subplots(1, panels, squeeze=False, sharey=True)[0]
-        for panel, axis in zip(frame.panels, axes):
-            _draw_panel(axis, experiment, panel, cells)
-        axes[0].set_ylabel("testing error rate")
-        legend = drawn.legend(
-            axes[0].get_lines(), ["line"] * len(frame.lines),
-            loc="outside upper center",  # above the panels, where it cannot cover a line
-            ncols=2 * panels + 1, fontsize=8, frameon=False,
-        )  # fmt: skip
-        # Afterwards, since a legend leaves out names that begin with an underscore.
-        for text, line in zip(legend.get_texts(), frame.lines):
-            text.set_text(one_line(line))
-        return _bytes(drawn, kind)
+    top = drawing.top_of(band(m)[1] for m in measured if m.errors)
+    notes = [captions.of_bands(measured), f"vertical axes end at {top:g}" * (top < 1)]
+    told = [captions.of_measured(measured, "point"), "; ".join(filter(None, notes))]
+    across = min(len(frame.panels), PANELS)
+    down = -(-len(frame.panels) // across)
+    with drawing.context(experiment.name, 9):
+        size = (max(3.6 * across + 0.4, 5.2), 3 * down + 0.5)
+        drawn = drawing.sheet(*size, experiment.title, list(filter(None, told)))
+        axes = drawn.subplots(down, across, squeeze=False, sharey=True)
+        lines = _lines(frame.lines, grey)
+        direct = _fits(frame.lines)
+        for panel, axis in zip(frame.panels, axes.flat):
+            _draw_panel(axis, experiment, panel, cells, lines)
+            axis.set_ylim(0, top)
+            if direct:
+                drawing.name_lines(axis, axis.get_lines(), frame.lines)
+        for axis in axes.flat[len(frame.panels) :]:
+            axis.set_axis_off()
+        for axis in axes[:, 0]:
+            axis.set_ylabel(MEASURES[experiment.measure].lower())
+        if not direct:
+            _add_legend(drawn, axes.flat[0].get_lines(), frame.lines)
+        return drawing.as_bytes(drawn, kind)
+
+
+def band(measured: Measured) -> tuple[float, float]:
+    """Return the ends of the mean's 95% confidence interval, within [0, 1].
+
+    That of the table (Student's t), without what cannot be: no error rate is below 0 or above 1, so
+    that what remains holds the mean as surely. An interval on a logit scale would stay inside by
+    itself, and would differ from the table's.
+    """
+    half = float(np.nan_to_num(measured.half_width))
+    return max(measured.mean - half, 0.0), min(measured.mean + half, 1.0)
+
+
+def _lines(names: Sequence[str], grey: bool) -> dict[str, dict[str, Any]]:
+    """Matplotlib's arguments for each line, the strongest on top.
+
+    Markers are hollow and get smaller from the first line to the last, so that those on one place
+    are all seen.
+    """
+    styles = styles_of(names)
+    sizes = np.linspace(8.5, 4.5, len(names)) if len(names) > 1 else [5.5]
+    return {
+        name: _plotted(styles[name], grey) | {"markersize": size, "zorder": 3 + styles[name].width}
+        for name, size in zip(names, sizes)
+    }
+
+
+def _plotted(style: Style, grey: bool) -> dict[str, Any]:
+    return {
+        "color": style.ink(grey), "marker": style.marker, "linewidth": style.width,
+        "linestyle": (0, style.dashes) if style.dashes else "-",
+        "markerfacecolor": "none", "markeredgewidth": 1.1,
+    }  # fmt: skip
 
 
 def _draw_panel(
-    axis: Any, experiment: Experiment, panel: str, cells: Mapping[tuple[str, str], Measured]
+    axis: Any,
+    experiment: Experiment,
+    panel: str,
+    cells: Mapping[tuple[str, str], Measured],
+    lines: Mapping[str, Mapping[str, Any]],
 ) -> None:
     frame: Any = experiment.figure
-    for line, style in zip(frame.lines, cycle(_STYLES)):
-        row = [cells[frame.row(panel, line), column] for column in experiment.columns]
+    for name, style in lines.items():
+        row = [cells[frame.row(panel, name), column] for column in experiment.columns]
         known = [m for m in row if m.errors]
         x = [value for value, m in zip(frame.values, row) if m.errors]
-        mean = np.array([m.mean for m in known])
-        half = np.nan_to_num([m.half_width for m in known])
-        axis.plot(x, mean, markersize=4, linewidth=1.2, **style)
-        axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.15)
+        axis.plot(x, [m.mean for m in known], **style)
+        if known:
+            low, high = zip(*map(band, known))
+            axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
     axis.set_title(one_line(panel))
     axis.set_xlabel(one_line(frame.label))
     if min(frame.values) > 0 and max(frame.values) >= 50 * min(frame.values):
         axis.set_xscale("log")
         axis.minorticks_off()
-    axis.set_xticks(frame.values, [f"{value:g}" for value in frame.values])
-    axis.set_ylim(0, 1)
-    axis.grid(**_GRID)
+    every = slice(None, None, -(-len(frame.values) // 8))  # more would run into each other
+    names = [column.rpartition(" = ")[2] for column in experiment.columns]
+    axis.set_xticks(frame.values[every], [one_line(name) for name in names[every]])
+    axis.grid(**drawing.GRID)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
-def _bytes(drawn: Any, kind: str, dpi: int = 150) -> bytes:
-    content = io.BytesIO()
-    drawn.savefig(content, format=kind, dpi=dpi, metadata=_METADATA[kind])
-    return content.getvalue()
+def _fits(lines: Sequence[str]) -> bool:
+    """Whether names can stand at the ends of lines."""
+    return len(lines) * drawing.LINE <= 1 and max(map(len, lines)) <= MOST_LETTERS
 
 
-def check_picture(path: Path) -> str:
-    """Return the kind of picture that a path names, "png" or "svg"; else raise `BadInput`."""
-    kind = path.suffix[1:].lower()
-    if kind not in _METADATA:
-        raise BadInput(f"{str(path)!r} is neither .png nor .svg; name the picture so.")
-    if path.is_dir():
-        raise BadInput(f"{str(path)!r} is a folder; name a file for the picture.")
-    return kind
-
-
-def draw_trial(trial: Trial, path: Path) -> None:
-    """Write a picture of a trial's error rate and training loss over the iterations."""
-    kind = check_picture(path)
-    if not trial.result.curve:
-        raise BadInput("this trial has no error curve to draw; run it again.")
-    from matplotlib.figure import Figure
-
-    iterations, errors, losses = zip(*trial.result.curve)
-    drawn = Figure(figsize=(6, 3.2), layout="constrained")
-    axis = drawn.subplots()
-    axis.plot(iterations, errors, label="testing error rate", **_STYLES[0], markersize=3)
-    axis.plot(iterations, losses, label="training loss", **_STYLES[1], markersize=3)
-    axis.set_xlabel("iteration")
-    axis.set_ylim(0)
-    axis.grid(**_GRID)
-    axis.legend(fontsize=8)
-    write_bytes(path, _bytes(drawn, kind))
-
-
-def draw_poisoned(made: PoisonedSet, path: Path) -> None:
-    """Write a picture of poisoned examples, each with its label, below what it started from."""
-    kind = check_picture(path)
-    from matplotlib.figure import Figure
-
-    columns, shown = 12, list(zip(made.start, made.x, made.labels))[:48]
-    rows = -(-len(shown) // columns)
-    drawn = Figure(figsize=(0.6 * columns, 1.5 * rows), layout="constrained")
-    axes = drawn.subplots(2 * rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for i, (start, end, label) in enumerate(shown):
-        row, column = divmod(i, columns)
-        above, below = axes[2 * row : 2 * row + 2, column]
-        above.imshow(start[0], cmap="gray", vmin=0, vmax=1)
-        below.imshow(end[0], cmap="gray", vmin=0, vmax=1)
-        above.set_title(f"{label}", fontsize=7, pad=2)
-    write_bytes(path, _bytes(drawn, kind, 130))
-
-
-# ---- a heat map of rules x attacks --------------------------------------------------------------
-
-
-def heat_map(standings: Standings, caption: str, kind: str) -> bytes:
-    """Return an arena's mean error rates as the bytes of a "png" or an "svg".
-
-    A row per rule with its place, best first, those with server data below; a column per attack,
-    and each rule's worst outlined. The same numbers give the same bytes.
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    ordered = sorted(standings.entries, key=lambda entry: entry.league == SERVER_DATA)
-    size = (0.33 * len(standings.columns) + 2.3, 0.19 * len(ordered) + 1.8)
-    with mpl.rc_context({**_LITERAL, "svg.hashsalt": standings.protocol, "font.size": 7}):
-        drawn = Figure(figsize=size, layout="constrained")
-        axis = drawn.subplots()
-        scale = Scale.of(standings)
-        mesh = _draw_cells(axis, ordered, standings.columns, scale)
-        _name_cells(axis, ordered, standings.columns)
-        bar = drawn.colorbar(mesh, ax=axis, location="bottom", shrink=0.5, aspect=30, pad=0.01)
-        ticks = scale.ticks()
-        bar.set_ticks([scale.part(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
-        bar.outline.set_visible(False)
-        bar.ax.set_title("mean testing error rate", fontsize=7, loc="left", pad=3)
-        drawn.suptitle(one_line(caption), x=0.01, ha="left", fontsize=8)
-        return _bytes(drawn, kind)
-
-
-def _draw_cells(axis: Any, rows: Sequence[Entry], columns: Sequence[str], scale: Scale) -> Any:
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Rectangle
-
-    every, parts = shades(), np.full((len(rows), len(columns)), np.nan)
-    middle: dict[str, Any] = {"ha": "center", "va": "center"}
-    for i, entry in enumerate(rows):
-        for k, column in enumerate(columns):
-            if column not in entry.cells:
-                axis.text(k, i, "-", color="0.5", **middle)
-                continue
-            mean = entry.cells[column].mean
-            parts[i, k], ink = scale.part(mean), every[scale.level(mean)].ink
-            text = axis.text(k, i, as_text(mean), color=ink, **middle)
-            if column == entry.worst:
-                text.set_weight("bold")
-                axis.add_patch(Rectangle((k - 0.41, i - 0.38), 0.82, 0.76, fill=False, ec=ink))
-    # Centred on whole numbers, as the texts are.
-    edges = [np.arange(n + 1) - 0.5 for n in parts.shape[::-1]]
-    colours = ListedColormap([shade.fill for shade in every])
-    mesh = axis.pcolormesh(
-        *edges, parts, cmap=colours, vmin=0, vmax=1, ec="white", lw=0.5, zorder=0
-    )
-    axis.invert_yaxis()
-    return mesh
-
-
-def _name_cells(axis: Any, rows: Sequence[Entry], columns: Sequence[str]) -> None:
-    names = [one_line(column) for column in columns]
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="left", rotation_mode="anchor")
-    axis.set_yticks(range(len(rows)), [f"{one_line(row.row)}  {row.place}" for row in rows])
-    axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-    axis.spines[:].set_visible(False)
-    with_data = sum(row.league == SERVER_DATA for row in rows)
-    if 0 < with_data < len(rows):
-        axis.axhline(len(rows) - with_data - 0.5, color="0", linewidth=1)
+def _add_legend(drawn: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
+    legend = drawn.legend(
+        lines, ["line"] * len(lines), loc="outside right upper", fontsize=8, frameon=False,
+        ncols=-(-len(lines) // 20), handlelength=4,
+    )  # fmt: skip
+    # Afterwards, since a legend leaves out names that begin with an underscore.
+    for text, name in zip(legend.get_texts(), names):
+        text.set_text(one_line(name))
 
 
 # ---- error curves as lines of SVG: matplotlib takes a second for fifteen panels
@@ -224,14 +162,13 @@ class Curve(NamedTuple):
     """A cell's mean error rate over the iterations, as a line of an SVG panel.
 
     `points` are those of a polyline in a box of `PANEL` width and height, where the top is an
-    error rate of 1; `opacity` is the line's grey, on a light page and on a dark one.
+    error rate of 1.
     """
 
     label: str
     points: str
     final: float
-    dashes: str
-    opacity: float
+    style: Style
 
 
 def curves(
@@ -239,7 +176,7 @@ def curves(
 ) -> dict[str, list[Curve]]:
     """Return the error curves of a table's or figure's cells with trials, by row."""
     longest = max(setting.iterations for setting in experiment.settings)
-    styles = dict(zip(experiment.columns, cycle(_STYLES)))
+    styles = styles_of(experiment.columns)
     rows: dict[str, list[Curve]] = {}
     for cell in experiment.cells:
         known = [trial for trial in trials.get(cell.setting, ()) if trial.result.curve]
@@ -247,10 +184,7 @@ def curves(
             iterations, rates = mean_curve(known)
             x, y = PANEL[0] * iterations / longest, PANEL[1] * (1 - rates)
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-            line, grey = (styles[cell.column][part] for part in ("linestyle", "color"))
-            dashes = _DASHES[line] if isinstance(line, str) else " ".join(map(str, line[1]))
-            # Thin lines on a screen need more contrast than the greys on paper have.
-            curve = Curve(cell.column, points, rates[-1], dashes, 1 - 0.7 * float(grey))
+            curve = Curve(cell.column, points, rates[-1], styles[cell.column])
             rows.setdefault(cell.row, []).append(curve)
     return rows
 

@@ -75,6 +75,9 @@ out_option = click.option(
 )  # fmt: skip
 
 
+grey_option = click.option("--grey", is_flag=True, help="Draw pictures in greys, for print.")
+
+
 def _gathering(gather: Callable[..., dict[str, Any]], *options: Callable) -> Callable:
     """Give a command options, and what `gather` makes of them."""
 

@@ -277,6 +277,12 @@ def _digest(data: Dataset, attack: BackGradient, rng: np.random.Generator) -> st
     return digest.hexdigest()[:16]
 
 
+def labels_before(made: PoisonedSet, data: Dataset) -> list[int | None]:
+    """Return the labels that poisoned examples had in the data set, None for one not of it."""
+    known = {x.tobytes(): int(label) for x, label in zip(data.train_x, data.train_y)}
+    return [known.get(x.tobytes()) for x in made.start]
+
+
 def holders(
     count: int, distribution: str, compromised: int, rng: np.random.Generator
 ) -> np.ndarray:

@@ -37,6 +37,7 @@ class Measured:
     cell: Cell
     errors: tuple[float, ...]
     diverged: int
+    seeds: tuple[int, ...] = ()  # of the errors, in their order
 
     @property
     def mean(self) -> float:
@@ -73,7 +74,8 @@ def half_width(values: Sequence[float]) -> float:
 def measure(cell: Cell, trials: Sequence[Trial], what: str = "error_rate") -> Measured:
     """Collect a cell's finished trials; `what` is one of `MEASURES`."""
     errors = tuple(trial.error(what) for trial in trials)
-    return Measured(cell, errors, sum(trial.result.diverged for trial in trials))
+    diverged = sum(trial.result.diverged for trial in trials)
+    return Measured(cell, errors, diverged, tuple(trial.seed for trial in trials))
 
 
 def verdict(measured: Measured, baseline: Measured | None) -> str:
@@ -222,7 +224,7 @@ def heading(experiment: Experiment, measured: Sequence[Measured]) -> str:
 
 
 def picture_link(experiment: Experiment) -> str:
-    """Return the Markdown that shows a figure's picture, beside the page."""
+    """Return the Markdown that shows an experiment's picture, beside the page."""
     return f"![{markdown(experiment.title)}]({quote(experiment.name)}.png)"
 
 
@@ -240,7 +242,7 @@ def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[
         f"# {markdown(experiment.title)}\n",
         f"{heading(experiment, measured)}.\n",
         f"{table(measured, 'github')}\n",
-        *([f"{picture_link(experiment)}\n"] if experiment.figure else []),
+        *([f"{picture_link(experiment)}\n"] if experiment.has_picture else []),
         *([f"{judged}. {_LEGEND}"] if judged else []),
         *(f"- Command: {markdown_code(c)}" for c in commands(experiment, trials)),
         *(f"- {name}: {markdown(text)}" for name, text in origin(trials)),

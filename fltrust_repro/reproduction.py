@@ -106,6 +106,7 @@ def reproduce(
     out: Path,
     announce: Callable[[float], None],
     fresh: bool = False,
+    grey: bool = False,
 ) -> tuple[list[Failure], list[str]]:
     """Run the trials of experiments' cells that are not at hand; print tables and write files.
 
@@ -132,7 +133,7 @@ def reproduce(
         except DataUnavailable as error:
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
-        _show(experiment, seeds, store, out, published)
+        _show(experiment, seeds, store, out, published, grey)
     return failed, missing
 
 
@@ -161,7 +162,12 @@ def core_time(seconds: float) -> str:
 
 
 def _show(
-    experiment: Experiment, seeds: range, store: Store, out: Path, published: Published
+    experiment: Experiment,
+    seeds: range,
+    store: Store,
+    out: Path,
+    published: Published,
+    grey: bool,
 ) -> None:
     """Print the table of what is known with these seeds, if anything is, and write the files."""
     found = {setting: store.find(setting, seeds) for setting in experiment.settings}
@@ -176,8 +182,7 @@ def _show(
     if before <= now:
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
-        pictures = figures.draw(experiment, cells, out) if experiment.figure else []
-        files = [page, table, *pictures, *files]
+        files = [page, table, *figures.draw(experiment, cells, out, grey), *files]
     least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
     told = f"{least} to " * (least < most) + counted(most, "trial")
     several = "s" * (len({trial.seed for trial in used}) > 1)

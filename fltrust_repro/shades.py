@@ -7,6 +7,7 @@ Equal steps are equal ratios: from 0.10 to 0.20, twice the error, is as far as f
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,17 +27,26 @@ class Shade(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale of shades between two error rates, of which the upper is at least twice the other."""
+    """A scale of shades between two error rates, of which the upper is at least twice the other.
 
-    low: float
-    high: float
+    The default is for tables: the same colour means the same error rate in each of them.
+    """
+
+    low: float = 0.05
+    high: float = 1.0
+
+    @classmethod
+    def over(cls, errors: Iterable[float]) -> Scale:
+        """Return the scale that ends at the least and the largest of some error rates."""
+        known = [max(error, LEAST) for error in errors]
+        low = min(known, default=LEAST)
+        return cls(low, max([*known, 2 * low]))
 
     @classmethod
     def of(cls, standings: Standings) -> Scale:
         """Return the scale of a protocol's mean error rates."""
-        errors = [cell.mean for entry in standings.entries for cell in entry.cells.values()]
-        low = max(min(errors, default=LEAST), LEAST)
-        return cls(low, max(max(errors, default=LEAST), 2 * low))
+        entries = standings.entries
+        return cls.over(cell.mean for entry in entries for cell in entry.cells.values())
 
     def part(self, error: float) -> float:
         """Return how far up the scale an error rate lies, from 0 to 1."""
@@ -63,14 +73,17 @@ def as_text(error: float) -> str:
     return text[1:] if text.startswith("0") else text[:4]
 
 
-def shades(dark: bool = False) -> list[Shade]:
-    """Return the shades from little error to much; on a dark page the little is dark."""
+def shades(dark: bool = False, grey: bool = False) -> list[Shade]:
+    """Return the shades from little error to much; on a dark page the little is dark.
+
+    `grey` gives greys, for print.
+    """
     from matplotlib import colormaps  # here, since it is slow to import and few commands draw
     from matplotlib.colors import to_hex
 
     # Neither end is black: a light page's much would hide its frame, a dark page's little the page.
     first, last = (0.12, 1.0) if dark else (1.0, 0.08)
-    run = colormaps["magma"]
+    run = colormaps["gray" if grey else "magma"]
     fills = [to_hex(run(first + (last - first) * k / (LEVELS - 1))) for k in range(LEVELS)]
     return [Shade(fill, max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, fill)))
             for fill in fills]  # fmt: skip

@@ -11,24 +11,17 @@ from typing import Any
 
 import click
 
-from fltrust_repro import arena_page, datasets, fidelity, figures, options, report, reproduction
-from fltrust_repro.aggregation import Rule, rules
+from fltrust_repro import arena_page, captions, fidelity, options, report, reproduction
 from fltrust_repro.archive import Archive, Failure
-from fltrust_repro.arena import protocols
-from fltrust_repro.attacks import attacks
-from fltrust_repro.defenses import defenses
+from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.experiments import Experiment, load_experiment, readable
+from fltrust_repro.experiments import Experiment, load_experiment
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import check_writable, write_bytes, write_text
-from fltrust_repro.models import models
-from fltrust_repro.plugins import load_installed
-from fltrust_repro.preaggregations import PreAggregation, preaggregations
-from fltrust_repro.registry import summary
-from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trial_files import is_csv, read_csv
+from fltrust_repro.trial_pictures import draw_trial
 from fltrust_repro.trials import COLUMNS, FIRST_SEED, Trial, TrialName
 from fltrust_repro.words import counted
 
@@ -101,6 +94,7 @@ def _print_failures(
 @options.setting_options()
 @options.seed_option(0, "Which trial.")
 @click.option("--picture", type=options.FILE, help="Draw the curve, as PNG or SVG.")
+@options.grey_option
 @options.store_option
 @options.out_option
 @options.plugin_option
@@ -110,13 +104,18 @@ def show(
     place: tuple[str, ...],
     first_seed: int,
     picture: Path | None,
+    grey: bool,
     store_path: Path,
     out: Path,
     **fields: Any,
 ) -> None:
-    """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`."""
+    """Print one trial's error curve: of a cell of an experiment, or of a setting as for `run`.
+
+    The picture has the loss beside it, thin the setting's other seeds, and where there is such a
+    trial the same seed without attack.
+    """
     if picture is not None:
-        figures.check_picture(picture)
+        check_picture(picture)
         check_writable(picture.parent, "--picture")
     if len(place) not in (0, 3):
         do = "give EXPERIMENT ROW COLUMN, as `show table2a krum full --seed 10`"
@@ -129,7 +128,9 @@ def show(
         setting = load_experiment(place[0]).choose(place[1:2], place[2:])[0].setting
     else:
         setting = Setting.from_dict(fields)
-    trial = _trial_of(setting, first_seed, store_path, out)
+    click.echo(one_line(captions.of_setting(setting)))
+    known, plain = _trials_of(setting, first_seed, store_path, out)
+    trial = known.pop(first_seed)
     result = trial.result
     click.echo(f"seed {trial.seed}, error rate {result.error_rate:.4f}, {result.seconds:.1f} s")
     click.echo(f"{trial.versions}, {trial.device}, {trial.finished}")
@@ -138,18 +139,24 @@ def show(
     curve = [dict(zip(columns, point)) for point in result.curve]
     click.echo(report.rendered(curve, "simple", ".4f"))
     if picture is not None:
-        figures.draw_trial(trial, picture)
+        others = [other for other in known.values() if other.result.curve]
+        draw_trial(trial, picture, plain, others, grey)
         click.echo(reproduction.wrote([picture]), err=True)
 
 
-def _trial_of(setting: Setting, seed: int, store_path: Path, out: Path) -> Trial:
+def _trials_of(
+    setting: Setting, seed: int, store_path: Path, out: Path
+) -> tuple[dict[int, Trial], Trial | None]:
+    """A setting's trials by seed, that seed among them, and the same seed without attack."""
+    bare = setting.without_attack()
     with Archive(store_path) as store:
-        reproduction.read_back(store, out, [setting])
+        reproduction.read_back(store, out, [setting, bare])
         known = {trial.seed: trial for trial in store.find(setting)}
+        alike = store.find(bare, range(seed, seed + 1)) if bare != setting else []
         failure = store.failures().get(TrialName.of(setting, seed))
         store.left_out.tell()
     if seed in known:
-        return known[seed]
+        return known, next((trial for trial in alike if trial.result.curve), None)
     if failure is not None:
         click.echo(failure.details)
         raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
@@ -224,7 +231,12 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True,
               help="Write pages of HTML too: OUT/fidelity.html, and the arena's.")  # fmt: skip
-def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -> None:
+@click.option("--pictures", is_flag=True,
+              help="Draw tables and figures as OUT/fidelity-NAME.png and .svg too.")  # fmt: skip
+@options.grey_option
+def report_command(
+    store_path: Path, out: Path, as_latex: bool, as_html: bool, pictures: bool, grey: bool
+) -> None:
     """Set every number that the paper prints beside ours, and check its claims in words.
 
     Another paper's numbers have a page of their own, as fidelity-karimireddy-et-al-iclr-2022. Reads
@@ -253,42 +265,12 @@ def report_command(store_path: Path, out: Path, as_latex: bool, as_html: bool) -
         texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
     for name, text in texts.items():
         write_text(out / name, text)
-    drawn = arena_page.write(rankings, curves, out)
+    drawn = arena_page.write(rankings, curves, out, grey)
+    if pictures:
+        drawn += fidelity.draw(experiments, trials, out, grey)
     for paper, frame in frames.items():
         of = "" if paper == fidelity.PAPER else f"{one_line(paper)}: "
         click.echo(f"{of}{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
         for line in fidelity.outside(frame):
             click.echo(line)
     click.echo(reproduction.wrote([*(out / name for name in texts), *drawn]))
-
-
-def _of_league(entry: Rule | PreAggregation) -> str:
-    """What `list` says; what takes examples of the server's own is in a league of its own."""
-    league = " [server data]" * bool(of_root_data(entry.parameters))
-    return summary(entry.function) + league
-
-
-@click.command("list")
-@options.plugin_option
-def list_everything() -> None:
-    """List rules, attacks, models, data sets and experiments by paper, and protocols."""
-    sections = {
-        "rules": {name: _of_league(rule) for name, rule in rules.items()},
-        "pre-aggregations": {name: _of_league(pre) for name, pre in preaggregations.items()},
-        "attacks": {name: attack.summary for name, attack in attacks.items()},
-        "defenses": {name: defense.summary for name, defense in defenses.items()},
-        "models": {name: summary(model.build) for name, model in models.items()},
-        "data sets": {name: data.summary for name, data in datasets.datasets.items()},
-    }
-    known = readable()
-    papers = fidelity.by_paper([one for one in known if one.published_by])
-    papers["of this program"] = [one for one in known if not one.published_by]
-    sections |= {f"experiments, {of}": {e.name: e.title for e in es} for of, es in papers.items()}
-    sections["protocols of the arena"] = {one.name: one.title for one in protocols().values()}
-    for problem in load_installed():
-        click.echo(f"Note: {problem}", err=True)
-    width = max(len(name) for lines in sections.values() for name in lines)
-    for title, lines in sections.items():
-        click.echo(f"{one_line(title)}:")
-        for name, text in lines.items():
-            click.echo(f"  {name:{width}} {one_line(text)}")

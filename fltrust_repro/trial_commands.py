@@ -12,17 +12,19 @@ from typing import Any
 
 import click
 
-from fltrust_repro import experiments, figures, options, reproduction, sweep
+from fltrust_repro import datasets, experiments, options, reproduction, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
+from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.experiments import VARIED, Cell, Experiment, figure_of, load_experiment
 from fltrust_repro.fidelity import PAPER_TRIALS
 from fltrust_repro.files import check_name, check_writable
-from fltrust_repro.poisoning import BackGradient
+from fltrust_repro.poisoning import BackGradient, labels_before
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Failure, Store
+from fltrust_repro.trial_pictures import draw_poisoned
 from fltrust_repro.trials import FIRST_SEED, Trial
 from fltrust_repro.words import counted
 
@@ -96,8 +98,9 @@ def _as_json(setting: Setting, trials: list[Trial]) -> dict[str, Any]:
 @click.option("--fresh", is_flag=True, help="Compute what is published, too.")
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option
+@options.grey_option
 def reproduce(
-    names: Words, rows: Words, columns: Words, fresh: bool, out: Path, **where: Any
+    names: Words, rows: Words, columns: Words, fresh: bool, out: Path, grey: bool, **where: Any
 ) -> None:
     """Run tables and figures of the paper, or your own .toml, and print them beside the paper's.
 
@@ -109,16 +112,22 @@ def reproduce(
     _check_names(chosen, out)
     if fresh and reproduction.is_published(out):
         raise BadInput(f"--out {out} holds what is published; give --fresh another folder.")
-    _reproduce(orders, out, fresh, **where)
+    _reproduce(orders, out, fresh, grey, **where)
 
 
 def _reproduce(
-    orders: Orders, out: Path, fresh: bool, seeds: range, machine: Machine, store_path: Path
+    orders: Orders,
+    out: Path,
+    fresh: bool,
+    grey: bool,
+    seeds: range,
+    machine: Machine,
+    store_path: Path,
 ) -> None:
     check_writable(out)
     with Store(store_path) as store:
         announce = options.announcer(len(seeds))
-        ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh)
+        ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh, grey)
     end(*ended)
 
 
@@ -161,6 +170,7 @@ _FIGURE_2 = {
 @click.option("--name", help="Name of the files in OUT; default sweep-VARY.")
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option
+@options.grey_option
 @click.pass_context
 def sweep_command(
     context: click.Context,
@@ -171,6 +181,7 @@ def sweep_command(
     knowledges: Words,
     name: str | None,
     out: Path,
+    grey: bool,
     **given: Any,
 ) -> None:
     """Run a figure: error rates as one parameter varies, a panel per rule, a line per attack."""
@@ -190,7 +201,7 @@ def sweep_command(
     decided = VARIED[vary].fields(1)
     if twice := [option for field, option in options.typed(context) if field in decided]:
         raise BadInput(f"{twice[0]} is given, but --vary {vary} decides it; leave it out.")
-    _reproduce({figure: figure.cells}, out, False, **where)
+    _reproduce({figure: figure.cells}, out, False, grey, **where)
 
 
 def _made_for(rule: str) -> str:
@@ -222,7 +233,8 @@ def _numbers(text: str) -> list[float]:
 
 def _as_typed(context: click.Context) -> list[str]:
     """What the user typed, but for how many trials to run and where."""
-    where = ("device", "jobs", "data_dir", "store_path", "scheduler", "checkpoint_minutes", "out")
+    where = ("device", "jobs", "data_dir", "store_path", "scheduler", "checkpoint_minutes", "out",
+             "grey")  # fmt: skip
     words = []
     for name, option in options.typed(context):
         if name not in ("trials", "first_seed", *where):
@@ -247,13 +259,13 @@ def poison_command(
 
     What was made for the same data, share and seed is taken from where it lies.
     """
-    figures.check_picture(picture)
+    check_picture(picture)
     check_writable(picture.parent, "--picture")
     setting = Setting(dataset=dataset, attack="back-gradient", poisoned_share=poisoned_share)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from fltrust_repro.training import poisoned_examples  # imports MXNet, which takes seconds
+    from fltrust_repro.training import generator, poisoned_examples  # MXNet takes seconds
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -262,6 +274,8 @@ def poison_command(
         def after_step(loss: float) -> None:
             progress.update(steps, advance=1, description=f"loss {loss:.3f}")
 
-        made = poisoned_examples(setting, first_seed, data_dir, after_step)
-    figures.draw_poisoned(made, picture)
+        data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
+        made = poisoned_examples(setting, first_seed, data_dir, after_step, data)
+    title = f"back-gradient on {dataset}, poisoned share {poisoned_share:g}; seed {first_seed}"
+    draw_poisoned(made, labels_before(made, data), picture, title)
     click.echo(f"{counted(len(made.x), 'poisoned example')}. {reproduction.wrote([picture])}")

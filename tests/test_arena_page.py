@@ -13,7 +13,7 @@ import pytest
 from browsing import shown_at
 from click.testing import CliRunner
 
-from fltrust_repro import arena, arena_page, figures, shades, standings
+from fltrust_repro import arena, arena_page, heat_maps, shades, standings
 from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import load_experiment
@@ -344,7 +344,7 @@ def test_the_same_numbers_give_the_same_bytes(written, tmp_path):
 
 def test_a_picture_has_each_name_and_number_as_they_are():
     ranking = a_ranking(rules={**RULES, r"_$\frac$": RULES["caf"]})
-    picture = figures.heat_map(ranking, arena_page.told(ranking), "svg").decode()
+    picture = heat_maps.standings_picture(ranking, arena_page.told(ranking), "svg").decode()
     # Matplotlib names the text of each group of outlines in a comment.
     drawn = re.findall(r"<!-- (.*?) -->", picture)
     assert "P1, version 2: MNIST, p = 0.5; seeds 10 to 12" in drawn

@@ -255,7 +255,8 @@ def test_one_data_set_that_fails_does_not_stop_the_other_tables(call, tmp_path, 
 def test_list_names_everything_with_one_line_each(call):
     code, out, _ = call("list")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    lines = [line for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
+    names = [line.split()[0] for line in lines]
     for name in [
         "krum",
         "trimmed-mean",
@@ -278,8 +279,8 @@ def test_list_names_everything_with_one_line_each(call):
         "table2e",
     ]:
         assert name in names
-    assert all(len(line.split()) > 1 for line in out.splitlines() if line.startswith("  "))
-    told = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("  ")]
+    assert all(len(line.split()) > 1 for line in lines)
+    told = [line.split(maxsplit=1)[1] for line in lines]
     assert len({*told}) == len(told), "two are told apart by nothing but their names"
 
 
@@ -299,6 +300,19 @@ def test_data_verify_exits_with_one_when_a_data_set_is_missing(call):
     assert (code, out) == (1, "digits: verified\n")
     assert "mnist is not at hand" in err
     assert "data fetch mnist" in err
+
+
+def test_list_tells_parameters_limits_and_how_long_experiments_take(call):
+    lines = [" ".join(line.split()) for line in call("list")[1].splitlines()]
+
+    def below(name: str) -> str:
+        return lines[next(k for k, line in enumerate(lines) if line.startswith(name)) + 1]
+
+    assert below("multi-krum ") == "parameters q=...; needs m - c - 2 >= 1"
+    assert below("bulyan ") == "needs m - 4c >= 1"
+    assert below("gas ") == "parameters base=median, p=1000; needs m - c >= 1"
+    assert below("ipm ") == "parameters epsilon=0.1"
+    assert below("table2a ") == "15 settings; 50 trials of each take a core about 1 h 3 min"
 
 
 def test_help_names_every_field_of_a_setting_with_its_values_and_default(call, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 
-from fltrust_repro import datasets, figures, poisoning
+from fltrust_repro import datasets, poisoning, trial_pictures
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput
 from fltrust_repro.gradients import cross_entropy
@@ -254,7 +254,7 @@ def test_a_hostile_kept_set_is_one_sentence_and_runs_nothing(case, tmp_path, mon
 def test_poisoned_examples_are_drawn_as_the_pictures_name_says(tmp_path):
     for name, start in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
         few = poisoning.PoisonedSet(*(array[:2] for array in RIGHT.values()))
-        figures.draw_poisoned(few, tmp_path / name)
+        trial_pictures.draw_poisoned(few, [1, None], tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(start)
 
 
