@@ -40,7 +40,13 @@ _COMMANDS = {  # the module of each, and its line of help
     "data": ("doctor", "Look for, download and check the data sets."),
     "doctor": ("doctor", "Say what is installed and at hand, and what is wrong."),
 }
-_RESUMED = ("run", "reproduce", "sweep", "arena")
+_RESUMED = "Finished trials are kept: the same command goes on."
+_STOPPED = {  # what an interrupt leaves, by command
+    **dict.fromkeys(("run", "reproduce", "sweep", "arena"), _RESUMED),
+    "import": "Files that were read to their end are taken over.",
+    "poison": "The examples are kept only when all are made: the same command begins anew.",
+    "data": "Files that were whole are kept.",
+}
 
 
 def _load(name: str) -> click.Command | None:
@@ -76,8 +82,8 @@ class _Commands(click.Group):
             click.echo(f"Error: {_sentence(error)}", err=True)
             context.exit(2)
         except KeyboardInterrupt:
-            kept = " Finished trials are kept: the same command goes on."
-            click.echo(f"\nStopped.{kept * (context.invoked_subcommand in _RESUMED)}", err=True)
+            kept = _STOPPED.get(str(context.invoked_subcommand), "")
+            click.echo(f"\nStopped. {kept}".rstrip(" "), err=True)
             context.exit(_INTERRUPTED)
 
 
@@ -85,7 +91,11 @@ def _sentence(error: BadInput) -> str:
     return one_line(" ".join(str(error).split())[:_LONGEST_SENTENCE])
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="To begin: list; run --dataset digits; reproduce table2a. COMMAND --help has more.",
+)
 @click.version_option(package_name="fltrust_repro")
 def commands() -> None:
     """Attacks on, and defenses of, Byzantine-robust federated learning (Fang et al., 2020)."""

@@ -207,8 +207,8 @@ def _store(path: Path) -> Iterator[str]:
             if not plain_columns(opened, "trials"):
                 raise sqlite3.DatabaseError("it has no plain table of trials")
             (verdict,) = opened.execute("PRAGMA quick_check(1)").fetchone()
-            counted = opened.execute("SELECT COUNT(seed), COUNT(DISTINCT key) FROM trials")
-            trials, settings = counted.fetchone()
+            both = opened.execute("SELECT COUNT(seed), COUNT(DISTINCT key) FROM trials")
+            trials, settings = both.fetchone()
     except sqlite3.DatabaseError as error:
         problem = f"{path} is no store of trials, or a damaged one ({error}); {remedy}."
         raise BadInput(problem) from error

@@ -203,6 +203,7 @@ class Means:
 
     def shown(self, title: str, width: int, height: int) -> Iterator[Table | Text]:
         """Yield a title, the table of what fits, and how much does not."""
+        height -= max(len(_header(column)) for column in self._columns) - 1
         rows = self._newest_rows[: max(height, 1)]
         rows = [row for row in self._rows if row in rows]
         shared, names = without_shared(list(map(one_line, rows)))
@@ -214,20 +215,21 @@ class Means:
         columns = self._fitting(room, each)
         told = [title, shared] if shared else [title]
         if counts and not each:
-            least, most = min(counts), counted(max(counts), "trial")
-            told.append(f"{least} to {most} each" if len(counts) > 1 else f"{most} each")
+            least = f"{min(counts)} to " * (len(counts) > 1)
+            told.append(f"{least}{counted(max(counts), 'trial')} each")
         yield Text(", ".join(told) + " (trials)" * each, no_wrap=True, overflow="ellipsis")
-        look = {"show_header": any(columns), "show_edge": False, "pad_edge": False}
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, _GAP, 0, 0), **look)
+        table = Table(
+            box=box.SIMPLE_HEAD, padding=(0, _GAP, 0, 0), show_header=any(columns),
+            show_edge=False, pad_edge=False,
+        )  # fmt: skip
         table.add_column("", no_wrap=True)
         for column in columns:
             table.add_column(Text("\n".join(_header(column))), justify="right", no_wrap=True)
-        lower = max((len(_header(column)) for column in columns), default=1) - 1
-        for row, name in list(zip(rows, names))[: max(height - lower, 1)]:
+        for row, name in zip(rows, names):
             cells = (self._told((row, column), each) for column in columns)
             table.add_row(Text(name), *cells)
         yield table
-        hidden = [len(self._rows) - table.row_count, len(self._columns) - len(columns)]
+        hidden = [len(self._rows) - len(rows), len(self._columns) - len(columns)]
         if any(hidden):
             more = (counted(n, what) for n, what in zip(hidden, ("row", "column")) if n)
             yield Text(f"... and {' and '.join(more)} more")
