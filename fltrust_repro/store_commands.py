@@ -219,7 +219,7 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
                 found, added = len(trials), len(store.add(*trials))
             else:
                 found, added = store.merge(file)
-            click.echo(f"{file}: {added:,} of {counted(found, 'trial')} new")
+            click.echo(f"{file}: {counted(found, 'trial')}, {added:,} new")
             store.left_out.tell()
     click.echo(reproduction.wrote([store_path]))
 

@@ -215,7 +215,7 @@ WRONG = [
     ({"model": "cnn2"}, "unknown model 'cnn2'; choose one of .*lr.*Did you mean 'cnn'"),
     (
         {"rule": "crum"},
-        r"unknown rule 'crum'; choose one of the \d+ there are\. Did you mean 'krum'",
+        r"unknown rule 'crum'; choose one of the \d+ there .*mean 'krum'",
     ),
     ({"attack": "gausian"}, "unknown attack 'gausian'.*Did you mean 'gaussian'"),
     ({"knowledge": "some", "attack": "krum"}, "knowledge is 'some'; choose one of full, partial"),
