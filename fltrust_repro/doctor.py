@@ -29,6 +29,7 @@ from fltrust_repro.errors import BadInput, in_words
 from fltrust_repro.machine import usable_cores
 from fltrust_repro.words import counted
 
+_LATE = ("numba", "scipy.linalg", "scipy.special", "pandas", "rich.live", "tabulate")  # when used
 _SHARED = Path("/dev/shm")
 _SHARED_BY_PROCESS = 2**15  # bytes: a page for each lock of its queues
 
@@ -312,8 +313,9 @@ def _try_device() -> tuple[str, int]:
     """Import all that trials and their commands need; name the device, and count GPUs."""
     from fltrust_repro import backend
 
-    for room in ("trial_process", "trial_commands"):
-        importlib.import_module(f"fltrust_repro.{room}")
+    rooms = (f"fltrust_repro.{room}" for room in ("trial_process", "trial_commands"))
+    for name in (*rooms, *_LATE):
+        importlib.import_module(name)
     return backend.resolve_device("auto"), backend.gpu_count()
 
 
