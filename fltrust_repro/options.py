@@ -213,8 +213,12 @@ def _option_of(field: dataclasses.Field) -> Callable:
 
 def _reading(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    name, known = name.replace("-", "_"), [field.name for field in dataclasses.fields(Readings)]
-    if not equals or name not in known:
+    known = {field.name: field.metadata["choices"] for field in dataclasses.fields(Readings)}
+    name = name.replace("-", "_")
+    if name in known and not equals:
+        wrong = f"--reading is {shown(text)}, without a value"
+        raise BadInput(f"{wrong}; give {name}={' or '.join(known[name])}.")
+    if name not in known:
         wrong = f"--reading is {shown(text)}, not NAME=VALUE with a NAME that there is"
         raise BadInput(f"{wrong}; {choose(name, known)}")
     Readings(**{name: value})  # which checks it

@@ -128,10 +128,10 @@ def show(
         setting = load_experiment(place[0]).choose(place[1:2], place[2:])[0].setting
     else:
         setting = Setting.from_dict(fields)
-    click.echo(one_line(captions.of_setting(setting)))
     known, plain = _trials_of(setting, first_seed, store_path, out)
     trial = known.pop(first_seed)
     result = trial.result
+    click.echo(one_line(captions.of_setting(setting)))
     click.echo(f"seed {trial.seed}, error rate {result.error_rate:.4f}, {result.seconds:.1f} s")
     click.echo(f"{trial.versions}, {trial.device}, {trial.finished}")
     click.echo(json.dumps(result.notes))
@@ -161,7 +161,8 @@ def _trials_of(
         click.echo(failure.details)
         raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
     there = f"there are {report.seeds(known.values())}" if known else "there is none"
-    raise BadInput(f"no finished trial has this setting and seed {seed}; of seeds {there}.")
+    what = one_line(captions.of_setting(setting))
+    raise BadInput(f"no finished trial of {what} has seed {seed}; of seeds {there}.")
 
 
 @click.command("export")
