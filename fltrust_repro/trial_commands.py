@@ -267,6 +267,7 @@ def poison_command(
 
     from fltrust_repro.training import generator, poisoned_examples  # MXNet takes seconds
 
+    data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         steps = progress.add_task("", total=BackGradient().outer_steps)
@@ -274,7 +275,6 @@ def poison_command(
         def after_step(loss: float) -> None:
             progress.update(steps, advance=1, description=f"loss {loss:.3f}")
 
-        data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
         made = poisoned_examples(setting, first_seed, data_dir, after_step, data)
     title = f"back-gradient on {dataset}, poisoned share {poisoned_share:g}; seed {first_seed}"
     draw_poisoned(made, labels_before(made, data), picture, title)
