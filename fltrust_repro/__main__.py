@@ -19,7 +19,8 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from fltrust_repro.errors import BadInput, one_line
+from fltrust_repro.command_help import explained
+from fltrust_repro.errors import BadInput, choose, one_line, shown
 
 _INTERRUPTED = 130
 _LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
@@ -37,19 +38,25 @@ _COMMANDS = {  # the module of each, and its line of help
     "compare": ("compare_command", "Compare two stores, two folders of results or two settings."),
     "export": ("store_commands", "Write finished trials as one table."),
     "import": ("store_commands", "Take over the finished trials of other stores."),
-    "list": ("store_commands", "List rules, attacks, models, data sets and experiments."),
+    "list": ("list_command", "List rules, attacks, models, data sets and experiments."),
     "poison": ("trial_commands", "Make the back-gradient attack's poisoned examples."),
     "data": ("doctor", "Look for, download and check the data sets."),
     "doctor": ("doctor", "Say what is installed and at hand, and what is wrong."),
 }
-_RESUMED = ("run", "reproduce", "sweep", "arena")
+_RESUMED = "Finished trials are kept: the same command goes on."
+_STOPPED = {  # what an interrupt leaves, by command
+    **dict.fromkeys(("run", "reproduce", "sweep", "arena"), _RESUMED),
+    "import": "Files that were read to their end are taken over.",
+    "poison": "The examples are kept only when all are made: the same command begins anew.",
+    "data": "Files that were whole are kept.",
+}
 
 
 def _load(name: str) -> click.Command | None:
     if name not in _COMMANDS:
         return None
     there = vars(import_module(f"fltrust_repro.{_COMMANDS[name][0]}")).values()
-    return next(c for c in there if isinstance(c, click.Command) and c.name == name)
+    return explained(next(c for c in there if isinstance(c, click.Command) and c.name == name))
 
 
 class _Commands(click.Group):
@@ -57,6 +64,12 @@ class _Commands(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        name = arguments[0]
+        if name not in _COMMANDS and not (context.resilient_parsing or name.startswith("-")):
+            raise BadInput(f"unknown command {shown(name)}; {choose(name, _COMMANDS)}")
+        return super().resolve_command(context, arguments)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         return _load(name)
@@ -72,8 +85,8 @@ class _Commands(click.Group):
             click.echo(f"Error: {_sentence(error)}", err=True)
             context.exit(2)
         except KeyboardInterrupt:
-            kept = " Finished trials are kept: the same command goes on."
-            click.echo(f"\nStopped.{kept * (context.invoked_subcommand in _RESUMED)}", err=True)
+            kept = _STOPPED.get(str(context.invoked_subcommand), "")
+            click.echo(f"\nStopped. {kept}".rstrip(" "), err=True)
             context.exit(_INTERRUPTED)
 
 
@@ -81,7 +94,11 @@ def _sentence(error: BadInput) -> str:
     return one_line(" ".join(str(error).split())[:_LONGEST_SENTENCE])
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="To begin: list; run --dataset digits; reproduce table2a. COMMAND --help has more.",
+)
 @click.version_option(package_name="fltrust_repro")
 def commands() -> None:
     """Attacks on, and defenses of, Byzantine-robust federated learning (Fang et al., 2020)."""

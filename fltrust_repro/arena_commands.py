@@ -34,6 +34,7 @@ from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_commands import end
 from fltrust_repro.trial_files import read_csv
 from fltrust_repro.trials import Trial
+from fltrust_repro.words import counted
 
 Words = tuple[str, ...]
 Known = dict[Setting, list[Trial]]
@@ -175,13 +176,13 @@ def _tell(order: Order, known: Known, breakdown: bool) -> None:
     seconds = arena.seconds_of(experiment, known)
     time = reproduction.core_time(sum(n * seconds[cell.column] for cell, n in left.items()))
     rules, attacks = len(order.rows), len(experiment.columns) - 1
-    told = f"{rules} rule{'s' * (rules > 1)} under {attacks} attack{'s' * (attacks > 1)}"
+    told = f"{counted(rules, 'rule')} under {counted(attacks, 'attack')}"
     more = rules * arena.most_trials(order.cells[0].setting.workers)
-    searched = f"; then at most {more:,} trials for the breakdown" * breakdown
-    to_run = f"{sum(left.values()):,} trials to run{time}{searched}"
+    searched = f"; then at most {counted(more, 'trial')} for the breakdown" * breakdown
+    to_run = f"{counted(sum(left.values()), 'trial')} to run{time}{searched}"
     click.echo(f"{order.table.name}: {told}, {to_run}", err=True)
     if not order.is_whole:
-        few = f"{len(order.seeds)} seed{'s' * (len(order.seeds) > 1)}"
+        few = counted(len(order.seeds), "seed")
         click.echo(f"Only a part of the protocol, at most {few}: no ranking is kept.", err=True)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fltrust_repro import arena, report
 from fltrust_repro.standings import CANDIDATES, NO_C, SERVER_DATA, Cell, Entry, Standings
 from fltrust_repro.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEGEND = f"""Error rates without attack, and under the attack that is worst for the rule: the mean
 over seeds and its 95% interval; the gap is the difference. Place, and 95% interval of the rank (by
@@ -180,6 +181,8 @@ def _reported(found: Standings) -> list[dict[str, str]]:
 
 def as_frame(found: Standings) -> pd.DataFrame:
     """One line per cell, best rule first, with what its row has in the ranking."""
+    import pandas as pd  # which takes a while to load
+
     lines = (_of_row(found, entry) for entry in found.entries)
     return pd.DataFrame(chain.from_iterable(lines))
 

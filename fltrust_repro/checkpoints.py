@@ -29,6 +29,7 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.files import writable, write_bytes
 from fltrust_repro.training import PROTOCOL
 from fltrust_repro.trials import TrialName
+from fltrust_repro.words import counted
 
 FORM = 2  # of the files: raised where what they hold means something else
 
@@ -113,8 +114,8 @@ class Checkpoints(NamedTuple):
             yield
         except KeyboardInterrupt:
             if count := len({name for _, name in self._files()}.intersection(names)):
-                of = f"Checkpoints of {count} trials" if count > 1 else "A checkpoint of 1 trial"
-                say(f"{of} in {self.folder}: the same command goes on from there.")
+                told = f"How far {counted(count, 'trial')} came is kept in {self.folder}"
+                say(f"{told}: the same command goes on from there.")
             raise
 
     def begun(self, name: TrialName, device: str, say: Callable[[str], None]) -> int:

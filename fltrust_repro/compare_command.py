@@ -44,17 +44,11 @@ def compare_command(
 ) -> None:  # fmt: skip
     """Compare trials setting by setting: B - A with its 95% interval, in pairs of the same seed.
 
-    \b
-    Two stores, folders of results or .trials.csv files:
-      compare mine.sqlite theirs.sqlite
-    Two settings (of the store, of OUT and of what is published):
-      compare --rule krum --against rule=my-rule --plugin my_rule.py
-    Before and after an edit of a plug-in:
-      compare --edit --rule my-rule --plugin my_rule.py
-
-    Every option of `run` that belongs to a setting chooses among A's. Writes a page, a table and a
-    picture, OUT/compare-A-B.
-    """  # noqa: D301 (click's mark of lines that stay)
+    A and B are two stores, folders of results or .trials.csv files; or, of the store, of OUT and of
+    what is published, two settings (--against), or what a plug-in gave before its latest edit, and
+    today (--edit). Every option of `run` that belongs to a setting chooses among A's. Writes a
+    page, a table and a picture, OUT/compare-A-B.
+    """
     fields = dict(assignment("--against", text) for text in against)
     _check(sources, fields, edit)
     check_writable(out)

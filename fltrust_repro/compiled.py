@@ -1,5 +1,6 @@
 """The decorator of all compiled functions, and where their machine code waits for the next process.
 
+numba, which takes longer to load than most commands do their work, is loaded by the first call.
 numba's own cache knows machine code by the file of its function alone, although it holds that of
 the functions called; and a damaged file of it stops every process. Here it is known by the sources
 of all that it can hold, and where it cannot be kept or read, the function is compiled anew.
@@ -16,17 +17,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache, cached_property, partial, update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
-from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
-from numba.core.serialize import dumps
 
 from fltrust_repro.files import cache_folders, write_bytes
+
+if TYPE_CHECKING:
+    from numba.core.compiler import CompileResult
 
 Array = np.ndarray  # as compiled functions take them
 
@@ -41,23 +41,55 @@ def compiled(function: Callable | None = None, *, fastmath: bool | set[str] = Fa
     The machine code of this package's functions is kept for other processes.
     """
     if function is None:
-        return partial(compiled, fastmath=fastmath)
-    dispatcher: Any = numba.njit(function, fastmath=fastmath)
-    module = Path(function.__code__.co_filename)
-    if module.parent == _PACKAGE:
-        with contextlib.suppress(OSError, SyntaxError, ValueError):  # a source that is not at hand
-            dispatcher._cache = _MachineCode(f"{module.stem}-{version(module)}", function)
-    return dispatcher
+        return partial(CompiledFunction, fastmath=fastmath)
+    return CompiledFunction(function, fastmath)
 
 
-class _MachineCode(NullCache):
+class CompiledFunction:
+    """A function that numba compiles at its first call."""
+
+    def __init__(self, function: Callable, fastmath: bool | set[str] = False) -> None:
+        update_wrapper(self, function)
+        self._function, self._fastmath = function, fastmath
+        self._module = Path(function.__code__.co_filename)
+        if self._module.parent == _PACKAGE:
+            with contextlib.suppress(OSError):
+                _sources()  # as they are now, when this one is imported
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compute with machine code."""
+        return self.dispatcher(*arguments)
+
+    @cached_property
+    def dispatcher(self) -> Any:
+        """What numba makes of the function."""
+        from numba import njit
+
+        dispatcher: Any = njit(self._function, fastmath=self._fastmath)
+        if self._module.parent == _PACKAGE:
+            with contextlib.suppress(OSError, LookupError, SyntaxError, ValueError):  # no source
+                kept = f"{self._module.stem}-{version(self._module)}"
+                dispatcher._cache = _MachineCode(kept, self._function)
+        return dispatcher
+
+    @property
+    def _numba_type_(self) -> Any:
+        """What numba asks for where another compiled function calls this one."""
+        return self.dispatcher._numba_type_
+
+
+class _MachineCode:
     """Machine code by the signature of a call, as numba asks for it; None where anything fails."""
+
+    cache_path = None  # which numba's caches tell
 
     def __init__(self, version: str, function: Callable) -> None:
         self._version, self._name = version, function.__qualname__
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """Return the compiled function, or None where it has to be compiled."""
+        from numba.core.compiler import CompileResult
+
         target_context.refresh()
         with contextlib.suppress(Exception):
             content = self._path(sig, target_context.codegen()).read_bytes()
@@ -67,6 +99,8 @@ class _MachineCode(NullCache):
 
     def save_overload(self, sig: Any, cres: Any) -> None:
         """Keep a compiled function, unless it holds addresses of this process."""
+        from numba.core.serialize import dumps
+
         if cres.lifted or cres.library.has_dynamic_globals:
             return
         with contextlib.suppress(Exception):
@@ -76,6 +110,8 @@ class _MachineCode(NullCache):
             write_bytes(path, hashlib.sha256(code).digest() + code)
 
     def _path(self, sig: Any, codegen: Any) -> Path:
+        import numba
+
         made_for = (str(sig), codegen.magic_tuple(), numba.__version__, sys.version)
         return folder() / self._version / f"{self._name}-{_short_hash(repr(made_for).encode())}"
 
@@ -85,19 +121,19 @@ def _short_hash(content: bytes) -> str:
 
 
 @cache
-def _source(module: Path) -> bytes:
-    # Kept as first seen, when the module was imported: that is what its functions do, even where
-    # somebody edits the file while the process runs.
-    return module.read_bytes()
+def _sources() -> dict[Path, bytes]:
+    # Kept as first seen, when the package was imported: that is what its functions do, even where
+    # somebody edits a file while the process runs.
+    return {module: module.read_bytes() for module in _PACKAGE.glob("*.py")}
 
 
 def _imported(module: Path) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(_source(module))):
+    for node in ast.walk(ast.parse(_sources()[module])):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             dotted = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             for name in ".".join(dotted).split("."):
-                if (_PACKAGE / f"{name}.py").exists():
-                    yield _PACKAGE / f"{name}.py"
+                if (found := _PACKAGE / f"{name}.py") in _sources():
+                    yield found
 
 
 @cache
@@ -109,7 +145,7 @@ def version(module: Path) -> str:
         if one not in found:
             found.add(one)
             waiting += _imported(one)
-    return _short_hash(b"\0".join(_source(one) for one in sorted(found)))
+    return _short_hash(b"\0".join(_sources()[one] for one in sorted(found)))
 
 
 @cache
@@ -125,6 +161,8 @@ def folder() -> Path:
 
 
 def _places() -> Iterator[Path]:
+    import numba
+
     if chosen := vars(numba.config)["CACHE_DIR"]:
         yield Path(chosen)
     yield Path(importlib.util.cache_from_source(__file__)).parent

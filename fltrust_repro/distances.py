@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba.extending import get_cython_function_address
 
 from fltrust_repro.compiled import compiled
 from fltrust_repro.doors import Numbers, as_updates
@@ -162,6 +161,8 @@ def _gram_of_blocks(
 
 @cache
 def _ssyrk() -> Callable[..., None]:
+    from numba.extending import get_cython_function_address  # which takes a while to load
+
     address = get_cython_function_address("scipy.linalg.cython_blas", "ssyrk")
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 10)(address)
 

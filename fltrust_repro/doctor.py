@@ -27,7 +27,9 @@ import click
 from fltrust_repro import machine, nvidia
 from fltrust_repro.errors import BadInput, in_words
 from fltrust_repro.machine import usable_cores
+from fltrust_repro.words import counted
 
+_LATE = ("numba", "scipy.linalg", "scipy.special", "pandas", "rich.live", "tabulate")  # when used
 _SHARED = Path("/dev/shm")
 _SHARED_BY_PROCESS = 2**15  # bytes: a page for each lock of its queues
 
@@ -123,8 +125,8 @@ def doctor(data_dir: str | None, store_path: Path) -> None:
 
 
 def _python() -> Iterator[str]:
-    system = f"{platform.system()} {platform.machine()}"
-    yield f"{platform.python_version()} ({sys.executable}), {system}, {usable_cores()} cores"
+    system = f"{platform.system()} {platform.machine()}, {counted(usable_cores(), 'core')}"
+    yield f"{platform.python_version()} ({sys.executable}), {system}"
 
 
 def _packages() -> Iterator[str]:
@@ -206,14 +208,15 @@ def _store(path: Path) -> Iterator[str]:
             if not plain_columns(opened, "trials"):
                 raise sqlite3.DatabaseError("it has no plain table of trials")
             (verdict,) = opened.execute("PRAGMA quick_check(1)").fetchone()
-            counted = opened.execute("SELECT COUNT(seed), COUNT(DISTINCT key) FROM trials")
-            trials, settings = counted.fetchone()
+            both = opened.execute("SELECT COUNT(seed), COUNT(DISTINCT key) FROM trials")
+            trials, settings = both.fetchone()
     except sqlite3.DatabaseError as error:
         problem = f"{path} is no store of trials, or a damaged one ({error}); {remedy}."
         raise BadInput(problem) from error
     if verdict != "ok":
         raise BadInput(f"{path} is damaged ({verdict}); keep a copy of it, and {remedy}.")
-    yield f"{path}: {trials} finished trials of {settings} settings, intact"
+    told = f"{counted(trials, 'finished trial')} of {counted(settings, 'setting')}"
+    yield f"{path}: {told}, intact"
 
 
 def _cache() -> Iterator[str]:
@@ -235,10 +238,10 @@ def _processes() -> Iterator[str]:
     needed = cores * _SHARED_BY_PROCESS
     if _SHARED.is_dir() and (free := shutil.disk_usage(_SHARED).free) < needed:
         raise BadInput(
-            f"{_SHARED} has room for {free // 1024} KiB, and a process on each of {cores} cores "
-            f"takes {needed // 1024} KiB; {remedy}, or take fewer --jobs."
+            f"{_SHARED} has room for {free // 1024} KiB, and a process on each of "
+            f"{counted(cores, 'core')} takes {needed // 1024} KiB; {remedy}, or take fewer --jobs."
         )
-    yield f"one on each of {cores} cores"
+    yield f"one on each of {counted(cores, 'core')}"
 
 
 def _device(blas: list[machine.Blas]) -> Iterator[str]:
@@ -310,8 +313,9 @@ def _try_device() -> tuple[str, int]:
     """Import all that trials and their commands need; name the device, and count GPUs."""
     from fltrust_repro import backend
 
-    for room in ("trial_process", "trial_commands"):
-        importlib.import_module(f"fltrust_repro.{room}")
+    rooms = (f"fltrust_repro.{room}" for room in ("trial_process", "trial_commands"))
+    for name in (*rooms, *_LATE):
+        importlib.import_module(name)
     return backend.resolve_device("auto"), backend.gpu_count()
 
 

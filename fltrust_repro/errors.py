@@ -13,8 +13,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fltrust_repro.words import counted, either
+
 _LONGEST = 1_000  # characters of an error's own message
 _LONGEST_REASON = 200  # characters that are told of why something is left out
+_LISTED = 100  # characters of names that are told in full where one of them is near
 _NAMED = 3  # places of a file that are named; the others are counted
 
 
@@ -45,11 +48,18 @@ def shown(value: Any) -> str:
 
 
 def choose(name: object, known: Collection[str]) -> str:
-    """Return what to say of a name that is not known: which there are, and the nearest."""
+    """Return what to say of a name that is not known: the nearest, and which there are.
+
+    Of many, all are told only where none is near.
+    """
     folded = {one.casefold(): one for one in known}
     typed = name.casefold() if isinstance(name, str) else ""
-    near = [folded[one] for one in difflib.get_close_matches(typed, folded, n=1)]
-    return f"choose one of {', '.join(known)}." + "".join(f" Did you mean {n!r}?" for n in near)
+    near = [folded[one] for one in difflib.get_close_matches(typed, folded, n=3)]
+    if not near:
+        return f"choose one of {', '.join(known)}."
+    if len(every := ", ".join(known)) > _LISTED:
+        return f"choose one of the {len(known)} there are. Did you mean {either(near)}?"
+    return f"choose one of {every}. Did you mean {either(near[:1])}?"
 
 
 def one_line(text: str) -> str:
@@ -134,15 +144,13 @@ class LeftOut:
             broken = [f"{p}: {_short(e)}" for p, e in errors if not isinstance(e, UnknownName)]
             if broken:
                 more = [f"and {len(broken) - _NAMED:,} more"] * (len(broken) > _NAMED)
-                what = "entry" if len(broken) == 1 else "entries"
                 named = "; ".join(broken[:_NAMED] + more)
-                said = f"{len(broken):,} {what} not understood, left alone ({named})"
+                said = f"{counted(len(broken), 'entry')} not understood, left alone ({named})"
                 print(f"Note: {file}: {said}.", file=sys.stderr)
             if unknown:
-                trials = f"{len(unknown):,} trial{'s' * (len(unknown) > 1)}"
                 which = f"plug-ins that are not loaded ({', '.join(dict.fromkeys(unknown))})"
-                said = f"{trials} left out, of {which}; give --plugin to read them."
-                print(f"Note: {file}: {said}", file=sys.stderr)
+                said = f"{counted(len(unknown), 'trial')} left out, of {which}"
+                print(f"Note: {file}: {said}; give --plugin to read them.", file=sys.stderr)
 
 
 def _short(error: ValueError) -> str:

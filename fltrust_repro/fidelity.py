@@ -10,9 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fltrust_repro import claims, figures, report
 from fltrust_repro.claims import CLAIMS
@@ -20,6 +18,9 @@ from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment, readable
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import FIRST_SEED, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PAPER = "Fang et al., USENIX Security 2020"  # the one whose claims are judged, too
 PAPER_TRIALS = 50
@@ -73,6 +74,8 @@ def as_frame(experiments: Sequence[Experiment], trials: Trials) -> pd.DataFrame:
 
     `hours` is what the trials short of 50 need on one CPU core.
     """
+    import pandas as pd  # which takes a while to load
+
     lines: list[dict[str, Any]] = []
     for experiment in experiments:
         cells = measured(experiment, trials)

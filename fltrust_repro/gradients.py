@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg.blas import sgemm
 
 from fltrust_repro.compiled import Array, compiled, lines
 from fltrust_repro.pixels import gather, numbers
@@ -209,6 +208,8 @@ def compiled_lr(classes: int, _shape: tuple[int, ...]) -> Compiled:
     def scores_of_all(models: Array, x: Array) -> Array:
         k, d = models.shape
         weights = models[:, : d - classes].reshape(k * classes, -1)
+        from scipy.linalg.blas import sgemm  # which takes a while to load
+
         # scipy brings a newer BLAS than numpy; transposed, it takes both arrays without a copy.
         products = sgemm(1.0, weights.T, numbers(x).reshape(len(x), -1).T, trans_a=True).T
         scores = products.reshape(-1, k, classes).transpose(1, 0, 2)

@@ -15,7 +15,6 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
 
 from fltrust_repro.aggregation import rule
 from fltrust_repro.compiled import Array, compiled
@@ -102,6 +101,8 @@ def leverages(products: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
     That is the leverage h_i, the diagonal of G (G + rho I)^-1, where G holds the inner products
     and rho is `ridge` times its median eigenvalue. Of k points at one place each has 1/k at most.
     """
+    from scipy.linalg import eigh  # which takes a while to load
+
     values, vectors = eigh(products)
     values = np.maximum(values, 0)
     below = values + ridge * np.median(values)

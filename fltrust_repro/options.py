@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import MOST_JOBS, MOST_MINUTES, Machine
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.trials import LAST_SEED
+from fltrust_repro.words import lasting
 
-LONG_HOURS = 1.0
+LONG_SECONDS = 3600.0
 MOST_TRIALS = 10_000  # per setting
-_WIDTH = 52  # of a help text
 
 
 def count(text: str, least: int, most: int) -> Callable:
@@ -64,13 +63,6 @@ def _kept(_context: click.Context, _parameter: click.Parameter, path: Path) -> P
     if str(path) == ":memory:":
         raise BadInput("--store is ':memory:', which is lost as the command ends; give it a file.")
     return path
-
-
-class _Untold(click.Option):
-    """An option that another one's line tells of, so that `run --help` fits two screens."""
-
-    def get_help_record(self, ctx: click.Context) -> None:
-        """Return no line of its own."""
 
 
 store_option = click.option(
@@ -174,14 +166,14 @@ def place_options() -> Callable:
         click.option("--device", default="auto", show_default=True, metavar="cpu|gpu|auto",
                      help="auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),
-                     help="Processes; 0: this one; or Dask --scheduler ADDRESS."),
+                     help="Processes; default one per core; 0: this one."),
         click.option("--data-dir", type=PATH, help="Where data sets are looked for first."),
         store_option,
-        click.option("--scheduler", metavar="ADDRESS", cls=_Untold,
+        click.option("--scheduler", metavar="ADDRESS",
                      help="Run on this Dask scheduler, tcp://host:8786."),
         click.option("--checkpoint-minutes", default=5.0, show_default=True, metavar="X",
                      callback=count("--checkpoint-minutes", 0, MOST_MINUTES),
-                     help="Of a running trial; 0: none."),
+                     help="Between checkpoints of a running trial; 0: none."),
         plugin_option,
     )  # fmt: skip
 
@@ -204,13 +196,8 @@ _KINDS = {"int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")}
 
 def _option_of(field: dataclasses.Field) -> Callable:
     if field.name == "readings":
-        told = ["\b", "How the paper is read; repeatable, default the first:"]
-        lines = [_told(one) for one in dataclasses.fields(Readings)]
-        told += [line for line in lines if ": " in line]
-        alone = " ".join(line for line in lines if ": " not in line)
-        told += textwrap.wrap(alone, _WIDTH, break_on_hyphens=False)
         return click.option("--reading", "readings", multiple=True, metavar="NAME=VALUE",
-                            help="\n".join(told))  # fmt: skip
+                            help="What the paper leaves open; repeatable.")  # fmt: skip
     if field.name == "pre":
         return click.option("--pre", multiple=True, metavar="NAME", help=field.metadata["help"],
                             callback=lambda context, option, names: "+".join(names))  # fmt: skip
@@ -220,20 +207,18 @@ def _option_of(field: dataclasses.Field) -> Callable:
     return click.option(
         "--" + field.name.replace("_", "-"), field.name, type=kind, metavar=metavar,
         default=field.default, show_default=field.default is not None and not choices,
-        cls=_Untold if field.metadata["untold"] else click.Option,
         help=field.metadata["help"] + f": {choices}." * bool(choices),
     )  # fmt: skip
 
 
-def _told(field: dataclasses.Field) -> str:
-    text, choices = field.metadata["help"], "|".join(field.metadata["choices"])
-    return f"{field.name}={choices}" + f": {text}" * bool(text)
-
-
 def _reading(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    name, known = name.replace("-", "_"), [field.name for field in dataclasses.fields(Readings)]
-    if not equals or name not in known:
+    known = {field.name: field.metadata["choices"] for field in dataclasses.fields(Readings)}
+    name = name.replace("-", "_")
+    if name in known and not equals:
+        wrong = f"--reading is {shown(text)}, without a value"
+        raise BadInput(f"{wrong}; give {name}={' or '.join(known[name])}.")
+    if name not in known:
         wrong = f"--reading is {shown(text)}, not NAME=VALUE with a NAME that there is"
         raise BadInput(f"{wrong}; {choose(name, known)}")
     Readings(**{name: value})  # which checks it
@@ -243,12 +228,12 @@ def _reading(text: str) -> tuple[str, str]:
 def announcer(trials: int) -> Callable[[float], None]:
     """Return a function that warns of a run that takes hours, and says how to shorten it."""
 
-    def announce(hours: float) -> None:
-        if hours >= LONG_HOURS:
+    def announce(seconds: float) -> None:
+        if seconds >= LONG_SECONDS:
+            smaller = f" Smaller: --trials 1 takes about {lasting(seconds / trials)}."
             click.echo(
-                f"This will take about {hours:.1f} hours on this machine. Smaller: --trials 1 "
-                f"takes about {hours / trials:.1f} hours. It can be stopped at any time (Ctrl-C); "
-                "the same command goes on.",
+                f"This will take about {lasting(seconds)} on this machine.{smaller * (trials > 1)} "
+                "It can be stopped at any time (Ctrl-C); the same command goes on.",
                 err=True,
             )
 

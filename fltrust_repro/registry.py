@@ -138,6 +138,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self.look_further()
         return len(self._entries)
 
+    def at_hand(self) -> list[str]:
+        """Return the names that are registered so far, and look no further."""
+        return list(self._entries)
+
 
 def _bare(name: Any) -> Any:
     """A name without the parameters that may follow it."""

@@ -7,18 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
-from scipy import special
-from tabulate import tabulate
 
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import MEASURES, Cell, Experiment
 from fltrust_repro.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TOLERANCE = 0.03
 SHARE_OF_INCREASE = 0.2
@@ -70,7 +70,9 @@ def half_widths(values: np.ndarray) -> np.ndarray:
     # Two values give an interval wider than all error rates.
     if (n := len(values)) < LEAST_TRIALS:
         return np.full(values.shape[1:], math.nan)
-    student = special.stdtrit(n - 1, (1 + LEVEL) / 2)
+    from scipy.special import stdtrit  # which takes a while to load
+
+    student = stdtrit(n - 1, (1 + LEVEL) / 2)
     return student * np.std(values, axis=0, ddof=1) / math.sqrt(n)
 
 
@@ -127,10 +129,12 @@ def _printed_increase(measured: Measured, baseline: Measured | None) -> float:
 
 def significantly_above(errors: Sequence[float], others: Sequence[float]) -> bool:
     """Say whether the mean of `errors` is above that of `others`: one-sided Welch test, 95%."""
+    from scipy.special import stdtr
+
     if len(set(errors)) == 1 and len(set(others)) == 1:
         return errors[0] > others[0]
     error, freedom = welch(errors, others)
-    return bool(special.stdtr(freedom, (np.mean(errors) - np.mean(others)) / error) > LEVEL)
+    return bool(stdtr(freedom, (np.mean(errors) - np.mean(others)) / error) > LEVEL)
 
 
 def welch(errors: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
@@ -163,6 +167,8 @@ COLUMNS = (
 
 def as_frame(experiment: Experiment, measured: Sequence[Measured]) -> pd.DataFrame:
     """One line per cell, with `COLUMNS`."""
+    import pandas as pd  # which takes a while to load
+
     lines = [
         (experiment.name, m.cell.row, m.cell.column, m.cell.paper, round(m.mean, 4),
          round(m.std, 4), round(m.half_width, 4), len(m.errors), m.diverged,
@@ -198,6 +204,8 @@ def rendered(lines: Sequence[Mapping[str, Any]], style: str, numbers: str = "g")
     `style` is tabulate's: "simple" for a terminal, "github" for Markdown, "latex_booktabs"; columns
     of numbers, of the format `numbers`, are aligned to the right.
     """
+    from tabulate import tabulate  # here, for help needs none
+
     # LaTeX's special characters are escaped by tabulate.
     escape = markdown if style == "github" else one_line
     texts = [[escape(v) if isinstance(v, str) else v for v in line.values()] for line in lines]

@@ -6,13 +6,11 @@ with the program, which is only read. Trials are told apart by their names, file
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 import click
-import pandas as pd
 
 from fltrust_repro import (
     datasets,
@@ -34,6 +32,7 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_files import ENDING, PACKED, add_to_csv, read_csv
 from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, protocol_of
+from fltrust_repro.words import counted, lasting
 
 Published = Mapping[TrialName, Trial]
 
@@ -182,10 +181,11 @@ def _tell(
     found, to_run = [t for trials in at_hand.values() for t in trials], sum(missing.values())
     theirs = sum(trial == published.get(trial.name) for trial in found)
     seconds = fidelity.seconds_of(experiment, known)
-    told = f"{experiment.name}: {len(found)} trial{'s' * (len(found) != 1)} at hand"
+    told = f"{experiment.name}: {counted(len(found), 'trial')} at hand"
     told += f", {theirs} of them published" * bool(theirs)
     time = core_time(sum(count * seconds[setting] for setting, count in missing.items() if count))
-    click.echo(f"{told}, {to_run} to run{time}", err=True)
+    of = counted(sum(count > 0 for count in missing.values()), "setting")
+    click.echo(f"{told}, {to_run:,} to run" + f", of {of}{time}" * bool(to_run), err=True)
     return to_run
 
 
@@ -193,9 +193,7 @@ def core_time(seconds: float) -> str:
     """Say about how long trials take, behind a comma; nothing where there are none."""
     if not seconds > 0:  # nothing, or not known
         return ""
-    minutes = math.ceil(seconds / 60)
-    few = f"{minutes} minute{'s' * (minutes > 1)}"
-    return f", about {few if minutes < 60 else f'{seconds / 3600:,.1f} hours'} of a core"
+    return f", about {lasting(seconds)} of a core"
 
 
 def _show(
@@ -231,7 +229,8 @@ def _show(
     if judged := report.summary_line(cells):
         click.echo(f"{judged}.  * outside the tolerance  ? too few trials to say")
     if before > now:
-        click.echo(f"{page} stays as it is: it is made of {before} trials, this table of {now}.")
+        more = f"it is made of {counted(before, 'trial')}, this table of {now:,}"
+        click.echo(f"{page} stays as it is: {more}.")
     if files:
         click.echo(wrote(files))
 
@@ -265,6 +264,8 @@ def keep_trials(
 
 def trials_of(table: Path) -> int:
     """How many trials a page was made of, by its table; 0 where there is none."""
+    import pandas as pd  # which takes a while to load
+
     try:
         return int(pd.read_csv(table)["trials"].sum())
     except (OSError, KeyError, TypeError, ValueError):
@@ -291,8 +292,9 @@ def wrote(files: Iterable[Path]) -> str:
 def warn(trials: Sequence[Trial]) -> None:
     """Say what a reader of the numbers should know about these trials."""
     if empty := [t.result.empty_workers for t in trials if t.result.empty_workers]:
-        where = f"in {len(empty)} of {len(trials)} trials some workers hold no training example"
-        click.echo(f"Note: {where} (at most {max(empty)}) and send zero updates.", err=True)
+        where = f"in {len(empty)} of {counted(len(trials), 'trial')} some workers"
+        what = f"hold no training example (at most {max(empty)}) and send zero updates"
+        click.echo(f"Note: {where} {what}.", err=True)
     if diverged := [t for t in trials if t.result.diverged]:
         where = f"the global model diverged with seeds {report.seeds(diverged)}"
         what = "the error rate is that of the model with non-finite parameters"

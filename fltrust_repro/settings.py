@@ -34,12 +34,10 @@ MOST = 1_000_000
 MOST_EXAMPLES = 100_000_000  # drawn in one iteration, all workers together
 
 
-def _field(
-    default: Any, text: str, *others: str, attackers: bool = False, untold: bool = False
-) -> Any:
-    """A field, its help text, and what else may be chosen; `untold` where another's text tells."""
+def _field(default: Any, text: str, *others: str, attackers: bool = False) -> Any:
+    """A field, its help text, and what else may be chosen."""
     choices = tuple(filter(None, (default, *others))) if others else ()
-    metadata = {"help": text, "choices": choices, "attackers": attackers, "untold": untold}
+    metadata = {"help": text, "choices": choices, "attackers": attackers}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -83,31 +81,31 @@ class Setting:
     500
     """
 
-    dataset: str = _field("mnist", "Data set; `list` names them all.")
+    dataset: str = _field("mnist", "Data set.")
     model: str = _field("lr", "Classifier.")
     rule: str = _field("krum", "Aggregation rule.")
-    pre: str = _field("", "Before the rule: nnm, clip, ...; repeatable.")
+    pre: str = _field("", "Before the rule, repeatable.")
     attack: str = _field("none", "What the compromised workers do.")
-    knowledge: str | None = _field("full", "The attacker's", "partial")
+    knowledge: str | None = _field("full", "What the attacker knows", "partial")
     defense: str = _field("none", "What is removed before the rule.")
-    workers: int = _field(100, "Workers, m; --selected N at a time.")
+    workers: int = _field(100, "Workers, m.")
     compromised: int = _field(20, "Compromised among them, c.")
     non_iid: float = _field(0.5, "Degree of non-IID, p.")
-    beta: int = _field(None, "Values trimmed per end by trimmed mean; default c.")
+    beta: int = _field(None, "Values that trimmed mean cuts off at each end; default c.")
     epsilon: float = _attackers("epsilon", "Largest distance of crafted models.")
-    b: float = _attackers("b", "Interval of the trimmed mean attack.")
+    b: float = _attackers("b", "Interval of the trimmed mean attack, above 1.")
     iterations: int = _field(None, "Iterations; default the model's.")
     batch_size: int = _field(None, "Examples per batch; default the data set's.")
     learning_rate: float = _field(None, "alpha on the mean loss; default the data set's.")
     rounds: int = _field(1, "Local rounds of SGD per iteration.")
-    momentum: float = _field(0.0, "Of each worker's updates.")
-    selected: int = _field(None, "Workers selected per iteration; default all.", untold=True)
+    momentum: float = _field(0.0, "Of each worker's updates, 0 to 1.")
+    selected: int = _field(None, "Workers selected per iteration; default all.")
     root_size: int = _field(0, "The server's own examples (FLTrust).")
     root_bias: float = _field(None, "Share of class 1 in these; default at random.")
     poisoned_fraction: float = _field(1.0, "Share of iterations attacked.", attackers=True)
-    goal: str = _attackers("goal", "Maximised")
+    goal: str = _attackers("goal", "What is maximised")
     poisoned_share: float = _field(0.04, "Share of examples poisoned (4.4).", attackers=True)
-    distribution: str = _field("uniform", "Holders", "single-worker", attackers=True)
+    distribution: str = _field("uniform", "Holders of these", "single-worker", attackers=True)
     readings: Readings = dataclasses.field(default_factory=Readings)
 
     def __post_init__(self) -> None:

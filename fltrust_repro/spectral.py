@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from scipy.linalg import eigh
 
 from fltrust_repro.aggregation import rule
 from fltrust_repro.distances import squared_distances
@@ -44,6 +43,8 @@ def spread(squared: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
     weights, of sum 1. Places, float64 (n,), are counted from the weighted mean, either way along
     the direction; they are zeros where the variance is 0.
     """
+    from scipy.linalg import eigh  # which takes a while to load
+
     products = products_of(squared, shares)
     roots, last = np.sqrt(shares), len(squared) - 1
     values, vectors = eigh(roots[:, None] * products * roots, subset_by_index=[last, last])

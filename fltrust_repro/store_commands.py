@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 
 from fltrust_repro import (
     arena_page,
-    datasets,
+    captions,
     definitions,
     fidelity,
     fidelity_page,
@@ -22,26 +21,18 @@ from fltrust_repro import (
     report,
     reproduction,
 )
-from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.archive import Archive
-from fltrust_repro.arena import protocols
-from fltrust_repro.attacks import attacks
-from fltrust_repro.defenses import defenses
 from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.experiments import load_experiment, readable
+from fltrust_repro.experiments import load_experiment
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.filters import Wanted, filter_options
-from fltrust_repro.models import models
-from fltrust_repro.plugins import load_installed
-from fltrust_repro.preaggregations import PreAggregation, preaggregations
-from fltrust_repro.registry import summary
-from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trial_files import is_csv, read_csv
 from fltrust_repro.trial_pictures import draw_trial
 from fltrust_repro.trials import COLUMNS, Trial, TrialName
+from fltrust_repro.words import counted
 
 
 @click.command()
@@ -86,6 +77,7 @@ def show(
     known, plain = _trials_of(setting, first_seed, store_path, out)
     trial = known.pop(first_seed)
     result = trial.result
+    click.echo(one_line(captions.of_setting(setting)))
     click.echo(f"seed {trial.seed}, error rate {result.error_rate:.4f}, {result.seconds:.1f} s")
     click.echo(f"{trial.versions}, {trial.device}, {trial.finished}")
     click.echo(json.dumps(result.notes))
@@ -115,7 +107,8 @@ def _trials_of(
         click.echo(failure.details)
         raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
     there = f"there are {report.seeds(known.values())}" if known else "there is none"
-    raise BadInput(f"no finished trial has this setting and seed {seed}; of seeds {there}.")
+    what = one_line(captions.of_setting(setting))
+    raise BadInput(f"no finished trial of {what} has seed {seed}; of seeds {there}.")
 
 
 @click.command("export")
@@ -138,7 +131,9 @@ def export_command(file: Path, wanted: Wanted, store_path: Path) -> None:
     lines = [{**trial.setting.as_dict(), **trial.row()} for trial in trials]
     first = dict.fromkeys([*TrialName._fields, *FIELDS])
     others = [name for name in COLUMNS if name not in {*first, "setting"}]
-    frame = pd.DataFrame(lines, columns=[*first, *others])
+    from pandas import DataFrame  # which takes a while to load
+
+    frame = DataFrame(lines, columns=[*first, *others])
     content = io.BytesIO()
     if file.suffix == ".csv":
         frame.apply(lambda column: column.map(_no_formula)).to_csv(content, index=False)
@@ -149,7 +144,7 @@ def export_command(file: Path, wanted: Wanted, store_path: Path) -> None:
             need = 'Parquet needs a package; run `pip install "pyarrow<22"`, or export a .csv.'
             raise BadInput(need) from error
     write_bytes(file, content.getvalue())
-    click.echo(f"{len(frame)} trials. {reproduction.wrote([file])}")
+    click.echo(f"{counted(len(frame), 'trial')}. {reproduction.wrote([file])}")
 
 
 def _no_formula(value: Any) -> Any:
@@ -177,7 +172,7 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
                 found, added = len(trials), len(store.add(*trials))
             else:
                 found, added = store.merge(file)
-            click.echo(f"{file}: {added} of {found} trials are new")
+            click.echo(f"{file}: {counted(found, 'trial')}, {added:,} new")
             store.left_out.tell()
     click.echo(reproduction.wrote([store_path]))
 
@@ -240,35 +235,3 @@ def report_command(
         for line in fidelity.outside(frame):
             click.echo(line)
     click.echo(reproduction.wrote([*(out / name for name in texts), *drawn]))
-
-
-def _of_league(entry: Rule | PreAggregation) -> str:
-    """What `list` says; what takes examples of the server's own is in a league of its own."""
-    league = " [server data]" * bool(of_root_data(entry.parameters))
-    return summary(entry.function) + league
-
-
-@click.command("list")
-@options.plugin_option
-def list_everything() -> None:
-    """List rules, attacks, models, data sets and experiments by paper, and protocols."""
-    sections = {
-        "rules": {name: _of_league(rule) for name, rule in rules.items()},
-        "pre-aggregations": {name: _of_league(pre) for name, pre in preaggregations.items()},
-        "attacks": {name: attack.summary for name, attack in attacks.items()},
-        "defenses": {name: defense.summary for name, defense in defenses.items()},
-        "models": {name: summary(model.build) for name, model in models.items()},
-        "data sets": {name: data.summary for name, data in datasets.datasets.items()},
-    }
-    known = readable()
-    papers = fidelity.by_paper([one for one in known if one.published_by])
-    papers["of this program"] = [one for one in known if not one.published_by]
-    sections |= {f"experiments, {of}": {e.name: e.title for e in es} for of, es in papers.items()}
-    sections["protocols of the arena"] = {one.name: one.title for one in protocols().values()}
-    for problem in load_installed():
-        click.echo(f"Note: {problem}", err=True)
-    width = max(len(name) for lines in sections.values() for name in lines)
-    for title, lines in sections.items():
-        click.echo(f"{one_line(title)}:")
-        for name, text in lines.items():
-            click.echo(f"  {name:{width}} {one_line(text)}")

@@ -13,27 +13,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import Progress
-
 from fltrust_repro import datasets, poisoning, trial_process
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, Raised, shown
-from fltrust_repro.experiments import Cell
+from fltrust_repro.experiments import Cell, table_of
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_plugin, plugins_for
 from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
-from fltrust_repro.progress import Watch, table_of
+from fltrust_repro.projection import project
 from fltrust_repro.registry import Here, Owner, Registry
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import LAST_SEED, Trial, TrialName
+from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from fltrust_repro.progress import Watch
 
 ATTEMPTS = 2
 ALIKE = 3  # failures with one message end a run
@@ -131,7 +131,7 @@ def run(
         found = [trial for setting in chosen for trial in opened.find(setting, seeds)]
     if failed:
         raise BadInput(
-            f"{len(failed)} of {len(chosen) * trials} trials failed, the first, of seed "
+            f"{len(failed)} of {counted(len(chosen) * trials, 'trial')} failed, the first, of seed "
             f"{failed[0].name.seed}, with {failed[0].message}; the others are kept in "
             f"{str(store)!r}, and the same call tries only these again."
         ) from RuntimeError(failed[0].details)
@@ -153,11 +153,13 @@ def run_missing(
 ) -> Outcome:
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
-    `announce` is told first how many hours it will take; the means of `measure` are shown. A trial
+    `announce` is told first how many seconds it takes; the means of `measure` are shown. A trial
     that raises an error is recorded as failed and the rest goes on, until three failed alike; one
     whose process dies, or has no memory or file, is tried once more first. `BadInput` ends the run,
     and so does `KeyboardInterrupt`; what was finished is in the store.
     """
+    from fltrust_repro.progress import Watch, waiting  # loads rich, which takes a while
+
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)
     for name in dict.fromkeys(setting.dataset for setting in settings):
@@ -174,9 +176,10 @@ def run_missing(
         place = Place(executor.device, machine.data_dir, plugins_for(owners))
         executor.check_data(dict.fromkeys(task.setting.dataset for task in tasks), place.plugins)
         if announce is not None or executor.device == "gpu":
-            hours = _project(executor, tasks, place)
-            if announce is not None and hours is not None:
-                announce(hours)
+            with waiting("timing a first trial"):
+                seconds = project(executor, [task.setting for task in tasks], place)
+            if announce is not None and seconds is not None:
+                announce(seconds)
         _make_poisoned_sets(executor, tasks, place)
         iterations = sum(task.setting.iterations for task in tasks)
         watch = Watch(cells, known, len(tasks), iterations, measure=measure)
@@ -219,32 +222,10 @@ def _executor(machine: Machine, owners: Iterable[Owner]) -> Iterator[Executor]:
     executor.close()
 
 
-def _project(executor: Executor, tasks: Sequence[Task], place: Place) -> float | None:
-    """Hours that the tasks will take; None where a trial of a few iterations gave no answer."""
-    by_workers = sorted((task.setting for task in tasks), key=lambda setting: setting.selected)
-    most = by_workers[-1]
-    # On a GPU each model on each data set, one after the other in a process: what the largest
-    # fills decides how many trials share the GPU.
-    tried = {_kind(one): one for one in ([most] if executor.device == "cpu" else by_workers)}
-    pace: dict[tuple[str, str], float] = {}
-    for kind, setting in tried.items():
-        projection = executor.result(executor.submit(trial_process.project, setting, *place))
-        if isinstance(projection, Raised):
-            projection.raise_if_mendable()
-            return None  # the trial itself will meet it again, and tell
-        pace[kind] = projection.seconds / setting.iterations
-    executor.share_gpus(projection.gpu_share)
-    usual = pace[_kind(most)]
-    seconds = sum(task.setting.iterations * pace.get(_kind(task.setting), usual) for task in tasks)
-    return seconds / max(1, min(executor.slots(), len(tasks))) / 3600
-
-
-def _kind(setting: Setting) -> tuple[str, str]:
-    return setting.dataset, setting.model
-
-
 def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place) -> None:
     """Make the examples that attacks inject, one set per data set, share and seed."""
+    from fltrust_repro.progress import steps  # loads rich
+
     needed = {
         (one.dataset, one.attack, one.poisoned_share, seed): (one, seed)
         for one, seed in tasks
@@ -252,17 +233,16 @@ def _make_poisoned_sets(executor: Executor, tasks: Sequence[Task], place: Place)
     }
     if needed and not poisoning.can_keep():
         return
-    waiting = list(needed.values())
-    with Progress(console=Console(stderr=True), disable=not needed) as progress:
-        made = progress.add_task("poisoned sets", total=len(needed))
-        while waiting:
+    left = list(needed.values())
+    with steps("poisoned sets", len(left)) as advance:
+        while left:
             slots = max(1, executor.slots())
-            some, waiting = waiting[:slots], waiting[slots:]
+            some, left = left[:slots], left[slots:]
             calls = [executor.submit(trial_process.make_poisoned_set, *t, *place) for t in some]
             for call in calls:
                 if isinstance(raised := executor.result(call), Raised):
                     raised.raise_if_mendable()  # any other the trial itself will meet again
-                progress.advance(made)
+                advance()
 
 
 class Run:
@@ -304,7 +284,7 @@ class Run:
         self._store.renew_claims()
         others, left = self._store.owners(t.name for t in self._elsewhere), len(self._elsewhere)
         if others and not running:
-            self._watch.say(f"waiting for {left} trial{'s' * (left > 1)} of {', '.join(others)}")
+            self._watch.say(f"waiting for {counted(left, 'trial')} of {', '.join(others)}")
         return True
 
     def _start_trials(self) -> None:
@@ -312,6 +292,7 @@ class Run:
             task = self._waiting.popleft()
             if self._store.claim(task.name):
                 done = self._checkpoints.begun(task.name, self._place.device, self._watch.say)
+                self._watch.begun(task.setting)
                 if not self._attempts[task]:  # else these iterations were counted
                     self._watch.spared(done)
                 told = (*task, task.name.protocol, *self._place, self._checkpoints)
@@ -346,5 +327,5 @@ class Run:
             self._waiting, self._elsewhere = deque(), deque()
             self._watch.say(
                 f"Stopped, since {ALIKE} trials failed alike: {raised.message}. What is finished "
-                f"is kept, {left} more were not tried; `show` prints the traceback."
+                f"is kept, {counted(left, 'trial')} not tried; `show` prints the traceback."
             )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fltrust_repro import datasets, experiments, options, own_sweeps, reproduction, sweep
 from fltrust_repro.archive import Archive
@@ -30,6 +27,7 @@ from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_pictures import draw_poisoned
 from fltrust_repro.trials import FIRST_SEED, Trial
 from fltrust_repro.varied import VARIED
+from fltrust_repro.words import counted
 
 Words = tuple[str, ...]
 Orders = Mapping[Experiment, Sequence[Cell]]
@@ -65,9 +63,8 @@ def _print_run(finished: list[Trial]) -> None:
         took = f"{result.iterations} iterations, {result.seconds:.1f} s"
         click.echo(f"seed {trial.seed}: {rates}, {took}")
     if errors := [trial.result.error_rate for trial in finished]:
-        several = "s" * (len(errors) > 1)
-        mean = statistics.fmean(errors)
-        click.echo(f"mean error rate {mean:.4f} over {len(errors)} trial{several}")
+        told = counted(len(errors), "trial")
+        click.echo(f"mean error rate {statistics.fmean(errors):.4f} over {told}")
 
 
 def end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
@@ -75,7 +72,7 @@ def end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
     if missing:
         click.echo(f"\nNot run for want of data: {', '.join(missing)}.", err=True)
     if failed:
-        click.echo(f"\n{len(failed)} trial{'s' * (len(failed) > 1)} failed:", err=True)
+        click.echo(f"\n{counted(len(failed), 'trial')} failed:", err=True)
         for name, message in ((one.name, one.message) for one in failed):
             click.echo(f"  setting {name.key}, seed {name.seed}: {message}", err=True)
         click.echo("All others are kept; the same command tries the failed ones again.", err=True)
@@ -236,15 +233,6 @@ def _as_typed(context: click.Context) -> list[str]:
     return words
 
 
-@contextlib.contextmanager
-def _told_if_stopped() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("Nothing is kept: the examples are, once all are made.", err=True, nl=False)
-        raise
-
-
 @click.command("poison")
 @click.option("--dataset", default="mnist-6000", show_default=True, help="Data set.")
 @click.option("--poisoned-share", default=0.04, show_default=True,
@@ -266,11 +254,14 @@ def poison_command(
         raise BadInput(f"{picture.parent} cannot be written; give --picture another folder.")
     can_keep()
     setting = Setting(dataset=dataset, attack="back-gradient", poisoned_share=poisoned_share)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     from fltrust_repro.training import generator, poisoned_examples  # MXNet takes seconds
 
     data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with _told_if_stopped(), Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         steps = progress.add_task("", total=BackGradient().outer_steps)
 
         def after_step(loss: float) -> None:
@@ -279,4 +270,4 @@ def poison_command(
         made = poisoned_examples(setting, first_seed, data_dir, after_step, data)
     title = f"back-gradient on {dataset}, poisoned share {poisoned_share:g}; seed {first_seed}"
     draw_poisoned(made, labels_before(made, data), picture, title)
-    click.echo(f"{len(made.x)} poisoned examples. {reproduction.wrote([picture])}")
+    click.echo(f"{counted(len(made.x), 'poisoned example')}. {reproduction.wrote([picture])}")

@@ -487,7 +487,7 @@ def test_after_ctrl_c_and_kill_9_the_same_command_goes_on_where_the_trial_was(tm
             code, told = command.ends()
             if how == signal.SIGINT:
                 assert code == 130
-                assert re.search(r"A checkpoint of 1 trial in .*: the same command goes on", told)
+                assert re.search(r"How far 1 trial came is kept in .*: the same command", told)
         else:
             break
         path.unlink()

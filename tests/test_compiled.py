@@ -18,6 +18,7 @@ from fltrust_repro import compiled as module
 
 PACKAGE = Path(module.__file__).parent
 NEW, KEPT = (21.0, 0), (21.0, 1)
+KEPT_IN_MEMORY = (module._sources, module.version, module.folder)
 
 # --- what machine code is known by, in processes of its own
 
@@ -43,7 +44,7 @@ MODULES = {
         ]
     ),
 }
-SHOW = "print(result(10.0), sum(result.stats.cache_hits.values()))"
+SHOW = "print(result(10.0), sum(result.dispatcher.stats.cache_hits.values()))"
 
 
 class Copy:
@@ -142,11 +143,11 @@ class Package:
 
     def run(self):
         """Value, and how often machine code was found."""
-        for kept in (module._source, module.version, module.folder):
+        for kept in KEPT_IN_MEMORY:
             kept.cache_clear()
         names = {"compiled": module.compiled, "__name__": "alone"}
         exec(compile(self.file.read_text(), str(self.file), "exec"), names)
-        return names["result"](10.0), sum(names["result"].stats.cache_hits.values())
+        return names["result"](10.0), sum(names["result"].dispatcher.stats.cache_hits.values())
 
     def close(self):
         """Leave no folder that can be written but the temporary one."""
@@ -161,7 +162,8 @@ class Package:
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     yield Package(tmp_path, monkeypatch)
-    module.folder.cache_clear()
+    for kept in KEPT_IN_MEMORY:
+        kept.cache_clear()
 
 
 def test_machine_code_lies_beside_the_byte_code(package):
@@ -289,7 +291,7 @@ def test_old_versions_make_room(package):
 def test_a_users_function_is_compiled_and_not_kept(package):
     here = module.compiled(lambda x: 2.0 * x, fastmath=True)
     assert here(3.0) == 6.0
-    assert here.targetoptions["fastmath"]
+    assert here.dispatcher.targetoptions["fastmath"]
     assert not package.files()
 
 

@@ -345,7 +345,7 @@ def test_a_whole_store_is_counted(machine, report):
             opened.execute(f"INSERT INTO trials VALUES ({marks})", tuple(row.values()))
     code, text = report("--store", "mine.sqlite")
     assert code == 0
-    assert "mine.sqlite: 3 finished trials of 1 settings, intact" in text
+    assert "mine.sqlite: 3 finished trials of 1 setting, intact" in text
 
 
 def other_table(path):

@@ -109,6 +109,14 @@ def test_a_wrong_name_is_told_those_there_are_and_the_nearest(typed, hint):
     assert choose("bulyan", {"Bulyan": 1}).endswith("mean 'Bulyan'?")
 
 
+def test_of_many_names_only_the_near_ones_are_told_where_there_are_any():
+    many = [f"table{k}{part}" for k in range(20) for part in "ab"]
+    near = choose("tabel2a", many)
+    assert near.startswith("choose one of the 40 there are. Did you mean 'table2a', 'table")
+    assert near.count("table") == 3
+    assert choose("xyz", many) == f"choose one of {', '.join(many)}."
+
+
 def test_control_characters_are_written_and_all_others_stay():
     assert one_line("two\nlines\t\x1b[31m\u2028\u202e") == r"two\nlines\t\x1b[31m\u2028\u202e"
     assert one_line("\u00b1 \u03b2 \u4e2d $x^{ |") == "\u00b1 \u03b2 \u4e2d $x^{ |"

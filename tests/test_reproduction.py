@@ -237,8 +237,9 @@ def test_what_is_to_run_is_told_of_every_table_before_the_first_one_starts(
     with pytest.raises(AssertionError, match="a worker process was started"):
         call("reproduce", "one.toml", "two.toml", "--trials", 12)
     assert capsys.readouterr().err.splitlines()[:2] == [
-        "one: 2 trials at hand, 2 of them published, 10 to run, about 1 minute of a core",
-        "two: 0 trials at hand, 12 to run, about 4.0 hours of a core",
+        "one: 2 trials at hand, 2 of them published, 10 to run, of 1 setting, about 1 minute of a "
+        "core",
+        "two: 0 trials at hand, 12 to run, of 1 setting, about 4 h of a core",
     ]
 
 

@@ -204,7 +204,7 @@ def test_import_takes_stores_and_csv_files_and_keeps_what_was_there(call, filled
     code, text, _ = call("import", *files, out=False)
     assert code == 0
     *lines, last = text.splitlines()
-    assert lines == [f"{file}: 1 of 2 trials are new" for file in files]
+    assert lines == [f"{file}: 2 trials, 1 new" for file in files]
     assert last == f"Wrote {tmp_path / 's.sqlite'}"
     with Store(tmp_path / "s.sqlite") as store:
         found = [(t.seed, t.result.error_rate) for t in store.find(FULL)]
@@ -307,7 +307,7 @@ def test_a_damaged_store_is_one_sentence(call, tmp_path, command):
         (tmp_path / "s.sqlite").unlink()
         code, out, err = call("import", tmp_path / "damaged.sqlite", out=False)
         assert code == 0
-        assert "trials are new" in out
+        assert " new\n" in out
         assert "malformed" in err
         return
     (tmp_path / "damaged.sqlite").replace(tmp_path / "s.sqlite")

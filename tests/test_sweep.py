@@ -25,9 +25,10 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin, run_afresh
 from fltrust_repro.processes import Machine, Place
+from fltrust_repro.projection import project
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
-from fltrust_repro.sweep import _project, in_turns, run_missing
+from fltrust_repro.sweep import in_turns, run_missing
 from fltrust_repro.trial_process import Projection
 
 SMALL = Setting(
@@ -77,15 +78,15 @@ def test_finished_trials_are_not_run_again(by_one_process, monkeypatch):
 
 
 def test_only_what_is_missing_runs_and_a_setting_named_twice_runs_once(by_one_process, tmp_path):
-    hours = []
+    told = []
     with Store(tmp_path / "trials.sqlite") as store:
         for trial in by_one_process.find(SMALL, [1]):
             store.add(trial)
-        outcome = run_missing(cells(SMALL, SMALL), range(3), store, Machine(jobs=2), hours.append)
+        outcome = run_missing(cells(SMALL, SMALL), range(3), store, Machine(jobs=2), told.append)
         assert outcome == (2, [])
         assert numbers(store, [SMALL]) == numbers(by_one_process, [SMALL])
-    assert len(hours) == 1
-    assert 0 < hours[0] < 1
+    assert len(told) == 1
+    assert 0 < told[0] < 3600
 
 
 def test_every_setting_has_its_first_seed_before_any_has_its_second():
@@ -485,12 +486,12 @@ def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, 
 def test_a_plugin_edited_while_a_command_runs_goes_on_as_it_was(plugin, tmp_path):
     machine, setting = plugin(), Setting(**PLAIN, rule="momentum")
 
-    def edit(hours: float) -> None:
+    def edit(seconds: float) -> None:
         (tmp_path / "helper.py").write_text("FACTOR = 0.0\n")
         (tmp_path / "plugin.py").write_text("half an ed")
 
     found = []
-    for announce in (edit, lambda hours: None):
+    for announce in (edit, lambda seconds: None):
         with Store(tmp_path / f"{len(found)}.sqlite") as store:
             plugin()
             assert run_missing(cells(setting), [0], store, machine, announce) == (1, [])
@@ -587,10 +588,10 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
     fields = {"dataset": "digits", "iterations": 3600, "compromised": 2}
     settings = [Setting(**fields, workers=m, model=name) for m, name in
                 [(10, "lr"), (20, "lr"), (10, "resnet20")]]  # fmt: skip
-    hours = _project(OneGpu(), in_turns(settings, [0]), Place("gpu"))
+    seconds = project(OneGpu(), settings, Place("gpu"))
     assert sorted(tried) == [("digits", "lr", 20), ("digits", "resnet20", 10)]
     assert shares == [pytest.approx(0.2)]
-    assert hours == (1 + 1 + 4) / 2
+    assert seconds == (1 + 1 + 4) / 2 * 3600
 
 
 # ---- run(), and trials in this process ----------------------------------------------------------
