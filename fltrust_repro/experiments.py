@@ -132,14 +132,6 @@ class Experiment:
         )
 
 
-def table_of(settings: Sequence[Setting]) -> list[Cell]:
-    """Return a row for each setting, named by the fields in which it differs from the others."""
-    told = [setting.as_dict() for setting in settings]
-    varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
-    names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
-    return [Cell(name, "", setting, None) for name, setting in zip(names, settings)]
-
-
 def figure_of(
     name: str,
     command: str,

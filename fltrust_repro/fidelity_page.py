@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
-
-import pandas as pd
 
 from fltrust_repro import claims, curves, fidelity, pages, report
 from fltrust_repro.definitions import is_own
@@ -22,6 +20,9 @@ from fltrust_repro.shades import Scale, shades
 from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trial_files import ENDING, PACKED
 from fltrust_repro.trials import Trial
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 BEST = 5  # rules of an arena that are shown
 FOLDER = "fidelity"  # of each table's numbers as CSV, beside the page
@@ -41,7 +42,7 @@ class Shown(NamedTuple):
 def page(
     experiments: Sequence[Experiment],
     trials: Trials,
-    frame: pd.DataFrame,
+    frame: DataFrame,
     arena: Standings | None = None,
     own: Sequence[Experiment] = (),
     own_trials: Trials | None = None,
@@ -106,7 +107,7 @@ def _id(experiment: Experiment) -> str:
     return f"own-{experiment.name}" if is_own(experiment) else experiment.name
 
 
-def _facts(frame: pd.DataFrame) -> dict[str, Any]:
+def _facts(frame: DataFrame) -> dict[str, Any]:
     """What the headline counts of the values that the paper prints."""
     words = list(frame["verdict"])
     inside, outside, few, missing = map(words.count, ("inside", "outside", TOO_FEW, "missing"))

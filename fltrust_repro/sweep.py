@@ -19,7 +19,7 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, Raised, shown
-from fltrust_repro.experiments import Cell, table_of
+from fltrust_repro.experiments import Cell
 from fltrust_repro.models import models
 from fltrust_repro.plugins import load_plugin, plugins_for
 from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
@@ -127,7 +127,7 @@ def run(
     machine = Machine(device, jobs, folder, scheduler, checkpoint_minutes)
     seeds = range(seed, seed + trials)
     with Store(store) as opened:
-        failed = run_missing(table_of(chosen), seeds, opened, machine).failed
+        failed = run_missing(_table_of(chosen), seeds, opened, machine).failed
         found = [trial for setting in chosen for trial in opened.find(setting, seeds)]
     if failed:
         raise BadInput(
@@ -141,6 +141,14 @@ def run(
     for name in ("error_rate", "lowest_error_rate", "diverged", "seconds"):
         frame[name] = [getattr(trial.result, name) for trial in found]
     return frame.assign(iterations_done=[trial.result.iterations for trial in found])
+
+
+def _table_of(settings: Sequence[Setting]) -> list[Cell]:
+    """Return a row for each setting, named by the fields in which it differs from the others."""
+    told = [setting.as_dict() for setting in settings]
+    varied = [name for name in told[0] if len({fields[name] for fields in told}) > 1] or ["rule"]
+    names = [", ".join(f"{name} {fields[name]}" for name in varied) for fields in told]
+    return [Cell(name, "", setting, None) for name, setting in zip(names, settings)]
 
 
 def run_missing(
