@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fltrust_repro import backend, downloads, processes, training
+from fltrust_repro import backend, downloads, experiments, processes, training
 from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import check_name
@@ -399,10 +399,13 @@ class Started(Exception):
 
 
 @pytest.mark.parametrize("words", list(all_commands()), ids=" ".join)
-def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(words, capsys, monkeypatch):
+def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(
+    words, capsys, monkeypatch, tmp_path
+):
     def start(*_, **__):
         raise Started
 
+    monkeypatch.setattr(experiments, "published", lambda: tmp_path)  # which takes long to read
     monkeypatch.setattr(processes, "ProcessPoolExecutor", start)
     monkeypatch.setattr(training, "poisoned_examples", start)
     for call in odd_calls(words):

@@ -576,7 +576,7 @@ def test_a_second_signal_does_not_disturb_the_end(tmp_path):
         time.sleep(0.01)
     _, err = command.communicate(timeout=60)
     assert command.returncode == 130
-    assert err.endswith(STOPPED)
+    assert STOPPED in err  # Python's own watch over semaphores may warn behind it
     assert "Traceback" not in err
 
 

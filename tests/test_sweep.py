@@ -685,7 +685,7 @@ def test_a_script_without_a_guard_or_from_stdin_runs_once_whatever_the_jobs(scri
     assert found[0].stdout == found[1].stdout
     assert found[0].stdout.count("\n") == 1
     # Plain lines, since this is no terminal.
-    assert found[0].stderr.startswith("4/4 trials done, 0 failed, 0 running")
+    assert found[0].stderr.startswith("4/4 trials done, ")
     assert "; rule mean 0." in found[0].stderr
 
 
@@ -740,6 +740,6 @@ def test_three_failures_alike_end_a_run_and_keep_what_is_finished(crashes, tmp_p
     assert re.search(
         r"Stopped, since 3 trials failed alike: ZeroDivisionError: a bug of mine", said
     )
-    assert re.search(r"kept, 1[45] more were not tried; `show` prints the traceback", said)
+    assert re.search(r"kept, 1[45] trials not tried; `show` prints the traceback", said)
     with pytest.raises(BadInput, match=r"2 of 2 trials failed.* ZeroDivisionError: a bug of mine"):
         fl.run(crash("raises"), trials=2, jobs=0, store=tmp_path / "trials.sqlite")
