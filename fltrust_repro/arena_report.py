@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fltrust_repro import arena, report
 from fltrust_repro.standings import CANDIDATES, NO_C, SERVER_DATA, Cell, Entry, Standings
 from fltrust_repro.trials import Trial
+from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +117,7 @@ def notes(found: Standings, rows: Sequence[str]) -> list[str]:
 
 def incomplete(found: Standings) -> str:
     """Say how many trials of the protocol are missing; nothing where none is."""
-    left = f"{found.missing:,} trial{'s' * (found.missing > 1)}"
+    left = counted(found.missing, "trial")
     are = "is" if found.missing == 1 else "are"
     return f"{left} {are} missing still: places may change." if found.missing else ""
 

@@ -12,6 +12,7 @@ import click
 
 from fltrust_repro import options
 from fltrust_repro.errors import BadInput, one_line
+from fltrust_repro.words import counted
 
 _KINDS = {"rules": "rule", "steps": "pre-aggregation", "attacks": "attack", "defenses": "defense",
           "models": "model", "data": "data set"}  # fmt: skip
@@ -67,4 +68,4 @@ def _line(level: str, text: str) -> str:
 def _summed_up(counts: Counter[str]) -> str:
     lines = sum(counts.values())
     fails = f"{counts['fails']} of {lines} lines fail" if counts["fails"] else "Nothing fails"
-    return f"{fails}; {counts['note']} note{'s' * (counts['note'] != 1)}, {counts['ok']} ok."
+    return f"{fails}; {counted(counts['note'], 'note')}, {counts['ok']} ok."

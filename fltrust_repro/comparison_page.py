@@ -18,6 +18,7 @@ from fltrust_repro.finding import Trials
 from fltrust_repro.labels import Label, labels
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
+from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,20 +106,20 @@ def summary(found: Comparison) -> list[str]:
     """Say in a few sentences what the comparison shows."""
     cells, pairs = found.cells, [pair for cell in found.cells for pair in cell.pairs]
     several = len(cells) > 1
-    settings = f"{len(cells):,} setting{'s' * several} on both sides"
+    settings = f"{counted(len(cells), 'setting')} on both sides"
     told = [f"{settings}{_alike(cells)}; {_of_pairs(pairs)}"]
     verdicts = Counter(cell.verdict.split(" ±")[0] for cell in cells)
     if set(verdicts) != {comparison.EQUAL}:
         words = ((_IN_SUM.get(word, word), verdicts[word]) for word in comparison.VERDICTS)
-        counted = ", ".join(f"{word} in {count:,}" for word, count in words if count)
-        told.append(f"{counted[0].upper()}{counted[1:]}.")
+        judged = ", ".join(f"{word} in {count:,}" for word, count in words if count)
+        told.append(f"{judged[0].upper()}{judged[1:]}.")
         known = [cell for cell in cells if not math.isnan(cell.difference.half)] or cells
         largest = max(known, key=lambda cell: (abs(cell.difference.value), cell.name))
         where = f" ({largest.name})" * bool(largest.name)
         told.append(f"Largest difference: B - A = {_difference(largest.difference)}{where}.")
     told += _of_chance(cells) if several else []
     if changed := sum(_other_code(cell) for cell in cells):
-        settings = f"{changed:,} setting{'s' * (changed > 1)}"
+        settings = counted(changed, "setting")
         told.append(f"Of {settings} A and B were made by different versions of the code.")
     if any(found.alone):
         alone = (f"{n:,} of {side}" for n, side in zip(found.alone, "AB") if n)
@@ -134,14 +135,14 @@ def _alike(cells: Sequence[Cell]) -> str:
 
 def _counts(one: Difference) -> str:
     a, b = one.counts
-    return f"{a} pair{'s' * (a > 1)}" if one.paired else f"{a} and {b} trials"
+    return counted(a, "pair") if one.paired else f"{a} and {b} trials"
 
 
 def _of_pairs(pairs: Sequence[tuple[Trial, Trial]]) -> str:
     same, count = sum(map(is_equal, pairs)), len(pairs)
     if not count:
         return "no seed is shared."
-    told = f"{count:,} pair{'s' * (count > 1)} of trials with the same seed"
+    told = f"{counted(count, 'pair')} of trials with the same seed"
     if same == count:
         every = "all equal" if count > 1 else "equal"
         return f"{told}, {every} in every digit that is kept."

@@ -18,6 +18,7 @@ from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment, readable
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import FIRST_SEED, Trial
+from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,7 +173,7 @@ def outside(frame: pd.DataFrame) -> list[str]:
     return [
         f"outside: {one_line(f'{line.experiment}, {line.row}, {line.column}')}: "
         f"{line.mean:.3f}, the paper has {line.paper:.2f} "
-        f"({line.trials} trial{'s' * (line.trials > 1)})"
+        f"({counted(line.trials, 'trial')})"
         for line in frame[frame["verdict"] == "outside"].itertuples()
     ]
 
@@ -217,7 +218,7 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
             absent = lines["hours"][lines["trials"] == 0]
             if len(absent):
                 needed = f"{PAPER_TRIALS} trials of each take {cost(absent)} hours on one CPU core"
-                cells = f"{len(absent)} cell{'s' * (len(absent) != 1)}"
+                cells = counted(len(absent), "cell")
                 parts.append(f"Missing: {cells}; {needed}.\n")
         elif drawable(experiment, trials):
             parts += [heading, f"{report.picture_link(experiment)}\n"]

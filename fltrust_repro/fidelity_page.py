@@ -20,6 +20,7 @@ from fltrust_repro.shades import Scale, shades
 from fltrust_repro.standings import SERVER_DATA, Entry, Standings
 from fltrust_repro.trial_files import ENDING, PACKED
 from fltrust_repro.trials import Trial
+from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -186,7 +187,7 @@ def _detail(m: Measured, plain: Measured | None, word: str, hours: float) -> str
         return f"{told}not measured{printed}; {PAPER_TRIALS} trials take {time} on one CPU core"
     half = "" if math.isnan(m.half_width) else f" ±{m.half_width:.3f}"
     count = len(m.errors)
-    told += f"{m.mean:.3f}{half} over {count} trial{'s' * (count != 1)}{printed}"
+    told += f"{m.mean:.3f}{half} over {counted(count, 'trial')}{printed}"
     if m.diverged:
         told += f"; {m.diverged} diverged"
     if m.cell.paper is None:

@@ -174,7 +174,7 @@ class Watch:
         ]
         line = ", ".join([self._counts(), *self._pace(rate=True)])
         for place, one in enumerate(news):
-            more = f"; {len(news) - place} more cells"
+            more = f"; {counted(len(news) - place, 'more cell')}"
             if len(line) + len(one) + 2 > _LOG_WIDTH - len(more) * (place < len(news) - 1):
                 line += more
                 break

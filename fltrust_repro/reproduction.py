@@ -239,12 +239,8 @@ def _many(experiment: Experiment, cells: Sequence[report.Measured], wanted: int)
     """Say how many trials each cell of a table has, and whether some are missing."""
     least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
     if least == wanted:
-        return f"{wanted} trial{'s' * (wanted > 1)}"
-    many = (
-        f"{least} to {most} trial{'s' * (most > 1)}"
-        if least < most
-        else f"{most} of {wanted} trials"
-    )
+        return counted(wanted, "trial")
+    many = f"{least} to {counted(most, 'trial')}" if least < most else f"{most} of {wanted} trials"
     where = "point" if experiment.figure or experiment.grid else "cell"
     return f"partial: {many} per {where}"
 

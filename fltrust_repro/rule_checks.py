@@ -35,6 +35,7 @@ from fltrust_repro.probes import (
     time_told,
     tried,
 )
+from fltrust_repro.words import counted
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,12 @@ def _sizes(subject: Subject) -> Findings:
     wrong = [(_level(one[0], found), *one) for one, found in faults.items() if found.fault]
     for level, m, d, c in sorted(wrong, key=lambda one: one[0] != FAILS)[:1]:
         found = faults[m, d, c]
-        place = f"{m} worker{'s' * (m > 1)}, d = {d}, c = {c}: "
+        place = f"{counted(m, 'worker')}, d = {d}, c = {c}: "
         limit = " (give it a limit, looked at before a trial begins)" * found.mendable
         yield Finding(level, f"{place}{found.fault}{limit}")
     if not wrong:
         fewest = min([m for m in (1, 2, 3) if subject.within(m)], default=M)
-        few_workers = f"from {fewest} worker{'s' * (fewest > 1)} on"
+        few_workers = f"from {counted(fewest, 'worker')} on"
         yield Finding(OK, f"{few_workers}, d = 1, c up to {subject.within(M)[-1]} of {M}")
 
 

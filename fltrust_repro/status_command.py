@@ -16,6 +16,7 @@ from fltrust_repro.experiments import Experiment, load_experiment, readable
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.trials import FIRST_SEED, Trial, TrialName
+from fltrust_repro.words import counted
 
 Line = dict[str, Any]
 
@@ -128,7 +129,7 @@ def _others(
             named |= settings
     rest = [trials for setting, trials in finished.items() if setting not in named]
     trials = sum(map(len, rest))
-    others = f"{len(rest):,}, {trials:,} trial{'s' * (trials > 1)}; `trials` lists them"
+    others = f"{len(rest):,}, {counted(trials, 'trial')}; `trials` lists them"
     return lines, f"\nOther settings: {others if rest else 'none'}."
 
 

@@ -17,6 +17,7 @@ from fltrust_repro.errors import one_line
 from fltrust_repro.filters import Wanted, filter_options
 from fltrust_repro.finding import Found, Group
 from fltrust_repro.labels import labels, ordered
+from fltrust_repro.words import counted
 
 _RATES = ("error_rate", "lowest_error_rate", "iterations", "diverged", "seconds")
 
@@ -70,14 +71,13 @@ def _print(groups: Sequence[Group], each: bool) -> None:
     click.echo(f"{shared}\n")
     click.echo(report.rendered(lines, "simple", ".3f"))
     settings = len({group.setting for group in groups})
-    counted = f"{settings:,} setting{'s' * (settings > 1)}"
-    counted += f", {len(every):,} trial{'s' * (len(every) > 1)}"
+    summed = f"{counted(settings, 'setting')}, {counted(len(every), 'trial')}"
     if len(machines) > 1:
         where = ", ".join(f"{count:,} on {name}" for name, count in machines.most_common())
-        counted += f": {where}"
+        summed += f": {where}"
     else:
-        counted += f", on {next(iter(machines))}"
-    click.echo(f"\n{counted}.")
+        summed += f", on {next(iter(machines))}"
+    click.echo(f"\n{summed}.")
 
 
 def _of_group(some: Sequence[Found]) -> dict[str, Any]:

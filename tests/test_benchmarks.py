@@ -40,6 +40,7 @@ def tells_peaks():
     return os.access("/proc/self/clear_refs", os.W_OK)
 
 
+@pytest.mark.slow
 def test_rules_of_two_libraries_at_two_sizes(tmp_path):
     sizes = ["--workers", "5", "--workers", "9", "--parameters", "50", "--parameters", "400"]
     rows = suite(
@@ -121,6 +122,7 @@ def test_a_peer_that_grows_too_fast_is_skipped_before_it_takes_hours(monkeypatch
     assert bench._reason_to_skip(Row("rules", "krum", "slow", 200, 50)) == ""
 
 
+@pytest.mark.slow
 def test_other_sections_have_a_time_for_each_row_or_a_reason(tmp_path):
     rows = suite(tmp_path, "--only", "attacks,defenses,trial")
     assert set(rows.section) == {"machine", "attacks", "defenses", "trial"}
