@@ -132,6 +132,7 @@ RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 COMMITTED = sorted(RESULTS.glob("*.trials.csv*"))
 PLUGINS = {
     "foundation-selection.trials.csv": RESULTS.parent / "foundation" / "selection.py",
+    "leverage-choice.trials.csv": RESULTS.parent / "leverage" / "parts.py",
     "leverage-parts.trials.csv": RESULTS.parent / "leverage" / "parts.py",
 }
 
