@@ -244,12 +244,17 @@ class Setting:
         """
         return _key_of(self)
 
-    def plugin_key(self) -> str:
-        """Hash of the plug-ins that registered the setting's names, and of their data; or empty."""
+    @property
+    def registered(self) -> list[tuple[Registry[Any], str]]:
+        """Each registered name of the setting, with its registry."""
         registries: tuple[Registry[Any], ...] = (datasets, models, rules, attacks, defenses)
         names = (self.dataset, self.model, self.rule, self.attack, self.defense)
-        digests = {registry.digest(name) for registry, name in zip(registries, names)}
-        digests |= {preaggregations.digest(name) for name in self.pre.split("+") if name}
+        steps = [(preaggregations, name) for name in self.pre.split("+") if name]
+        return [*zip(registries, names), *steps]
+
+    def plugin_key(self) -> str:
+        """Hash of the plug-ins that registered the setting's names, and of their data; or empty."""
+        digests = {registry.digest(name) for registry, name in self.registered}
         digests.add(data_digest(self.dataset))
         return "+".join(sorted(filter(None, digests)))
 

@@ -11,20 +11,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fltrust_repro import datasets, poisoning, trial_process
-from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.checkpoints import Checkpoints
-from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, Raised, shown
 from fltrust_repro.experiments import Cell
-from fltrust_repro.models import models
 from fltrust_repro.plugins import load_plugin, plugins_for
 from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
 from fltrust_repro.projection import project
-from fltrust_repro.registry import Here, Owner, Registry
+from fltrust_repro.registry import Here, Owner
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trials import LAST_SEED, Trial, TrialName
@@ -197,9 +194,8 @@ def run_missing(
 
 def _owners(settings: Iterable[Setting]) -> set[Owner]:
     """Whose code the settings' names stand for; of our own process's code as it is now."""
-    kinds: dict[str, Registry[Any]] = {"rule": rules, "attack": attacks, "defense": defenses}
-    kinds |= {"model": models, "dataset": datasets.datasets}
-    every = (kinds[kind].owner(getattr(each, kind)) for each in settings for kind in kinds)
+    names = [one for setting in settings for one in setting.registered]
+    every = (registry.owner(name) for registry, name in names)
     found = {owner for owner in every if owner is not None}
     for owner in found:
         if isinstance(owner, Here):

@@ -713,6 +713,16 @@ def test_a_rule_of_the_script_itself_is_refused_where_other_processes_would_need
     assert "jobs=0" in last
 
 
+def test_so_is_what_comes_before_a_rule(script):
+    source = SCRIPT.replace('@fl.rule("mine")', '@fl.preaggregation("mine")')
+    source = source.replace("updates.mean(axis=0) * FACTOR", "updates * FACTOR")
+    source = source.replace("rule=sys.argv[1]", 'rule="mean", pre=sys.argv[1]')
+    ended = script("mine", 2, source)
+    assert ended.returncode == 1
+    assert "pre-aggregation 'mine' is defined in this script" in ended.stderr.splitlines()[-1]
+    assert script("mine", 0, source).returncode == 0
+
+
 def test_ctrl_c_ends_trials_in_the_commands_own_process(tmp_path, undisturbed):
     store_path = tmp_path / "trials.sqlite"
     command = start(store_path, "--jobs", "0")
