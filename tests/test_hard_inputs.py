@@ -172,10 +172,27 @@ def squared_norms(values):
     return (np.where(np.isfinite(values), values, 0).astype(np.float64) ** 2).sum(axis=1)
 
 
+def norms_seen(values, distances):
+    """From zero; or from a row amid the others, where most of these share a large part with one."""
+    norms, half = squared_norms(values), len(values) // 2
+    near = distances < norms[:, None] / 15.99  # the code takes 16, of distances that it has rounded
+    if (near.sum(axis=1) > half).any():
+        middle = np.sort(distances, axis=1)[:, half].argmin()
+        with np.errstate(invalid="ignore"):
+            moved = values.astype(np.float64) - values[middle]
+        norms = np.maximum(norms, squared_norms(moved))
+    return norms
+
+
 def check_distances(values):
-    norms = squared_norms(values)
     expected = reference.squared_distances(values)
+    norms = norms_seen(values, np.asarray(expected))
     assert_within(squared_distances(array(values)), expected, 1e-5 * (norms[:, None] + norms))
+
+
+@pytest.mark.parametrize("few", [[0.30664062, 0], [0, 0.30664062]])
+def test_distances_of_few_beside_most_that_share_a_large_part(few):
+    check_distances(np.array([[9], *([value] for value in few), [7], [7]], dtype=np.float32))
 
 
 @pytest.mark.parametrize(("m", "d"), [(5, 1), (12, 50), (6, 8193)])
