@@ -16,7 +16,6 @@ from fltrust_repro import (
     arena,
     arena_page,
     arena_report,
-    datasets,
     fall,
     options,
     reproduction,
@@ -32,7 +31,6 @@ from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_commands import end
-from fltrust_repro.trial_files import read_csv
 from fltrust_repro.trials import Trial
 from fltrust_repro.words import counted
 
@@ -136,11 +134,7 @@ def _order(
 def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool) -> Judged:
     """Run what is missing, where the store is to be written; print the ranking, write its files."""
     experiment, failed, data = order.table.experiment, [], ""
-    if (file := reproduction.file_of(experiment, out)).exists():
-        read_csv(file, store.left_out)
-    for name in dict.fromkeys(setting.dataset for setting in experiment.settings):
-        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
-    published = reproduction.read_back(store, out, experiment.settings)
+    published = reproduction.prepared([experiment], store, machine, out)
     for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
         click.echo(line, err=True)
     if isinstance(store, Store):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fltrust_repro import arena, experiments, heat_maps, pages
-from fltrust_repro.arena_report import MEANING
+from fltrust_repro.arena_report import MEANING, incomplete
 from fltrust_repro.curves import mean_curve
 from fltrust_repro.experiments import Fields
 from fltrust_repro.fidelity import Trials
@@ -132,6 +132,7 @@ def _section(standings: Standings, curves: Curves) -> dict[str, Any]:
     return {
         "id": _id(standings),
         "standings": standings,
+        "incomplete": incomplete(standings),
         "seeds": seeds_told(_seeds(standings)),
         "counts": sorted({min(counts), max(counts)}),
         "groups": {name: entries for name, entries in groups.items() if entries},

@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,7 @@ def figure_of(
     figure = Figure(across.varied.label, across.values, (*panels,), (*lines,))
     groups = {panel: [figure.row(panel, line) for line in lines] for panel in panels}
     points: Points = {
-        figure.row(panel, line): ({**setting, **panels[panel], **lines[line]}, {})
-        for panel in panels
-        for line in lines
+        figure.row(*one): (fields, {}) for one, fields in _crossed(setting, panels, lines).items()
     }
     made = _drawn(name, command, title, points, across, groups, figure=figure, **others)
     return _told(made, [across], groups, dict(zip(points, points)))
@@ -175,11 +174,8 @@ def grid_of(
     Of the table each row is one of a map. What `figure_of` says holds here, too.
     """
     _check_size(len(panels) * len(lines) * len(down.values), len(across.values))
-    maps = {
-        f"{panel}: {line}": {**setting, **panels[panel], **lines[line]}
-        for panel in panels
-        for line in lines
-    }
+    crossed = _crossed(setting, panels, lines)
+    maps = {f"{panel}: {line}": fields for (panel, line), fields in crossed.items()}
     grid = Grid(across, down, tuple(maps))
     points = {
         grid.row(one, column): (fields, {down: value})
@@ -195,6 +191,14 @@ def grid_of(
     of = {grid.row(one, column): one for one in maps for column in down.columns}
     whole = {panel: [f"{panel}: {line}" for line in lines] for panel in panels}
     return _told(made, [across, down], whole, of)
+
+
+def _crossed(
+    setting: Fields, panels: Mapping[str, Fields], lines: Mapping[str, Fields]
+) -> dict[tuple[str, str], Fields]:
+    """Return the fields of each line in each panel."""
+    pairs = product(panels, lines)
+    return {(panel, line): {**setting, **panels[panel], **lines[line]} for panel, line in pairs}
 
 
 def _drawn(

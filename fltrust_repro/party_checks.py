@@ -42,6 +42,15 @@ from fltrust_repro.threat import Attack, Master, Parameters, Round
 ASKED_RULES = ("mean", "krum", "trimmed-mean", "median")
 
 
+def _sizes(least: int) -> dict[str, tuple[np.ndarray, int]]:
+    """Few workers, one parameter, each c from `least` to below m/2: by words, updates and c."""
+    return {
+        f"{m} workers, d = {d}, c = {c}": (normal(m, d), c)
+        for m, d in ((3, 1), (3, D), (M, D))
+        for c in range(least, (m + 1) // 2)
+    }
+
+
 # ---- attacks
 
 
@@ -129,11 +138,7 @@ def _knowledge(one: Attack) -> Findings:
 
 def _attack_sizes(one: Attack) -> Findings:
     """Few workers, one parameter, any c below m/2; and updates that are alike."""
-    cases = {
-        f"{m} workers, d = {d}, c = {c}": (normal(m, d), c)
-        for m, d, counts in ((3, 1, (1,)), (3, D, (1,)), (M, D, range(1, M // 2)))
-        for c in counts
-    }
+    cases = _sizes(least=1)
     cases["updates that are all zero"] = np.zeros((M, D), np.float32), C
     cases["updates that are all equal"] = np.tile(normal(1, D), (M, 1)), C
     for place, (rows, c) in cases.items():
@@ -251,11 +256,7 @@ def _places(one: Defense, removed: set[int]) -> Findings:
 
 def _defense_sizes(one: Defense) -> Findings:
     """Few workers, one parameter, any c; updates that are alike, or not finite."""
-    cases = {
-        f"{m} workers, d = {d}, c = {c}": (normal(m, d), c)
-        for m, d, counts in ((3, 1, (0, 1)), (3, D, (0, 1)), (M, D, range(M // 2)))
-        for c in counts
-    }
+    cases = _sizes(least=0)
     cases["updates that are all zero"] = np.zeros((M, D), np.float32), C
     for what, value in (("NaN", np.nan), ("infinity", np.inf), ("1e30", 1e30)):
         broken = normal(M, D)

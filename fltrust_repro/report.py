@@ -318,6 +318,12 @@ def seeds(trials: Iterable[Trial]) -> str:
     return seeds_told(trial.seed for trial in trials)
 
 
+def seeds_named(trials: Iterable[Trial]) -> str:
+    """Return the seeds of trials as `seeds` does, behind the noun: "seeds 10 to 19, 24"."""
+    known = {trial.seed for trial in trials}
+    return f"seed{'s' * (len(known) > 1)} {seeds_told(known)}"
+
+
 def seeds_told(seeds: Iterable[int]) -> str:
     """Say which seeds these are.
 

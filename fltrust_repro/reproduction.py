@@ -6,7 +6,7 @@ with the program, which is only read. Trials are told apart by their names, file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -129,6 +129,22 @@ def reported(trials: Trials) -> dict[Setting, list[Trial]]:
     return {setting: some for setting, some in kept.items() if some}
 
 
+def prepared(
+    wanted: Collection[Experiment], store: Archive, machine: Machine, out: Path, fresh: bool = False
+) -> dict[TrialName, Trial]:
+    """Let the store answer with what is at hand of experiments, as `read_back` does.
+
+    `BadInput` where a file NAME.trials.csv is none to add trials to.
+    """
+    for experiment in wanted:
+        if (own := file_of(experiment, out)).exists():
+            read_csv(own, store.left_out)
+    settings = [setting for experiment in wanted for setting in experiment.settings]
+    for name in dict.fromkeys(setting.dataset for setting in settings):
+        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
+    return read_back(store, out, settings, fresh)
+
+
 def reproduce(
     orders: Mapping[Experiment, Sequence[Cell]],
     seeds: range,
@@ -146,14 +162,8 @@ def reproduce(
     of one that is interrupted what is there. Returns the trials that failed, and the experiments
     whose data are missing. `BadInput` where a file NAME.trials.csv is none to add trials to.
     """
-    for experiment in orders:
-        if (own := file_of(experiment, out)).exists():
-            read_csv(own, store.left_out)
-    settings = [setting for experiment in orders for setting in experiment.settings]
-    for name in dict.fromkeys(setting.dataset for setting in settings):
-        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
-    published = read_back(store, out, settings, fresh)
-    known = {setting: store.find(setting) for setting in settings}
+    published = prepared(orders, store, machine, out, fresh)
+    known = {s: store.find(s) for experiment in orders for s in experiment.settings}
     to_run = {one: _tell(one, cells, seeds, known, published) for one, cells in orders.items()}
     failed, missing = [], []
     for experiment, cells in orders.items():
@@ -222,8 +232,7 @@ def _show(
         drawn = (experiment, cells, out, grey)
         kept = [page, table, *definitions.keep(experiment, out)]
         files = [*kept, *figures.draw(*drawn), *grids.draw(*drawn), *files]
-    several = "s" * (len({trial.seed for trial in used}) > 1)
-    told = f"{_many(experiment, cells, len(seeds))}, seed{several} {report.seeds(used)}"
+    told = f"{_many(experiment, cells, len(seeds))}, {report.seeds_named(used)}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
     click.echo(report.table(cells, "simple") + "\n")
     if judged := report.summary_line(cells):

@@ -201,11 +201,14 @@ def report_command(
     experiments = fidelity.all_experiments()
     with Archive(store_path) as store:
         own = definitions.kept(out, store.left_out) if as_html else []
-        finished = reproduction.finished(store, out, [*experiments, *own])
         # The arena's breakdowns have settings that no experiment names.
-        every = reproduction.everything(store, out) if as_html else {}
+        finished = (
+            reproduction.everything(store, out)
+            if as_html
+            else reproduction.finished(store, out, experiments)
+        )
     trials = reproduction.reported(finished)
-    rankings, curves = arena_page.at_hand(every)
+    rankings, curves = arena_page.at_hand(finished if as_html else {})
     papers = fidelity.by_paper(experiments)
     frames = {paper: fidelity.as_frame(some, trials) for paper, some in papers.items()}
     texts: dict[str, str] = {}

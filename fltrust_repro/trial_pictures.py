@@ -12,7 +12,7 @@ from fltrust_repro import captions, drawing
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import write_bytes
 from fltrust_repro.poisoning import PoisonedSet
-from fltrust_repro.report import seeds
+from fltrust_repro.report import seeds_named
 from fltrust_repro.settings import Setting
 from fltrust_repro.styles import Style, style_of
 from fltrust_repro.trials import Trial
@@ -38,7 +38,7 @@ def draw_trial(
     style = style_of(_attack_of(trial.setting))
     lines = [(plain, style_of("no-attack"), "without attack")] if plain is not None else []
     lines.append((trial, style, f"seed {trial.seed}"))
-    told = [f"thin: seed{'s' * (len(others) > 1)} {seeds(others)}"] * bool(others)
+    told = [f"thin: {seeds_named(others)}"] * bool(others)
     with drawing.context(trial.setting.key(), 9):
         title = f"{captions.of_setting(trial.setting)}; seed {trial.seed}"
         drawn = drawing.sheet(8.6, 3.4, title, told)
