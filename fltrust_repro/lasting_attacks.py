@@ -22,23 +22,33 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / length if length > 0 else vector
 
 
+def base_model(step: Round) -> np.ndarray:
+    """The model that an attacker drags the global one to: float64 (d,), the same in all iterations.
+
+    Drawn in its first, without anything known of the data: each parameter normal, of the root mean
+    square that the received model has then (1 where that is 0).
+    """
+    if "base" not in step.memory:
+        w = step.w_re.astype(np.float64)
+        spread = math.sqrt(w @ w / w.size) or 1.0
+        step.memory["base"] = spread * step.rng.standard_normal(w.size)
+    base: np.ndarray = step.memory["base"]
+    return base
+
+
 @attack("mpaf", has_knowledge=False)
 def mpaf(step: Round, *, scale: float = 1e6) -> np.ndarray:
     """Drag the global model to a base model w', by scale (w' - w_re) (Cao and Gong, CVPRW 2022).
 
-    w' is drawn when the trial begins, without anything known of the data: each parameter normal,
-    of the root mean square that the received model has then (1 where that is 0). No benign update
-    is looked at; a scale as the default's makes mean diverge in a few iterations.
+    w' is `base_model`. No benign update is looked at; a scale as the default's makes mean diverge
+    in a few iterations.
 
     >>> import fltrust_repro as fl
     >>> fl.attacks["mpaf:scale=10"]([[1, 2], [2, 1], [1, 1]], c=1, w_re=[3, 3], seed=1).round(1)
     array([[-19.6,  -5.4]], dtype=float32)
     """
     factor, w = number("mpaf", "scale", scale), step.w_re.astype(np.float64)
-    if "base" not in step.memory:
-        spread = math.sqrt(w @ w / w.size) or 1.0
-        step.memory["base"] = spread * step.rng.standard_normal(w.size)
-    return by_all(factor * (step.memory["base"] - w), step.c)
+    return by_all(factor * (base_model(step) - w), step.c)
 
 
 _PERIOD, _DECAY, _LEAST = 50, 0.7, 0.5  # of PoisonedFL's scale: test every e, times b, not below

@@ -65,6 +65,7 @@ _FIXED = {
     "trimmed-mean": Style(*_ORANGE, "^", _DASHED),
     "tailored": Style(*_VERMILLION, "D", _MIXED),
     "tailored-persistent": Style(*_VERMILLION, "v", _LONG),
+    "tailored-pull": Style(*_VERMILLION, "p", _DOTTED),
     "fltrust-adaptive": Style(*_VERMILLION, "P", _DASHED),
     "min-max": Style(*_BLUE, "o", _SOLID),
     "min-sum": Style(*_BLUE, "s", _DASHED),

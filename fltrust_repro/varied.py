@@ -170,8 +170,9 @@ def varied(name: str) -> Varied:
 # ---- who reads it -------------------------------------------------------------------------------
 
 # The Krum attack, that on the trimmed mean, and the built-in attacks that try or begin with them.
-_KRUM = ("krum", "tailored", "tailored-persistent")
-_TRIMMED_MEAN = ("trimmed-mean", "fltrust-adaptive", "tailored", "tailored-persistent")
+_TAILORED = ("tailored", "tailored-persistent", "tailored-pull")
+_KRUM = ("krum", *_TAILORED)
+_TRIMMED_MEAN = ("trimmed-mean", "fltrust-adaptive", *_TAILORED)
 
 
 def _reads(setting: Setting, field: str) -> bool:

@@ -27,11 +27,11 @@ from fltrust_repro.trial_files import read_csv, write_csv
 # ---- the protocols that are published -----------------------------------------------------------
 
 FROZEN = {
-    ("P1", 1): "9eae1d97b833509c",
-    ("P2", 1): "17ef902a96f0072a",
-    ("P3", 1): "c6815b45437bde2e",
-    ("P4", 1): "8b112a41590e6fab",
-    ("P5", 1): "cd3e1184d8579d90",
+    ("P1", 2): "03a612207994292d",
+    ("P2", 2): "fe6a4128ee12c568",
+    ("P3", 2): "1caf5f2ed227638d",
+    ("P4", 2): "ce71019fa52aa541",
+    ("P5", 2): "a24b501dd0799dc0",
 }
 ROWS = "eb2de121751f201f"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
+import fltrust_repro as fl
 from fltrust_repro.attacks import attacks
 from fltrust_repro.shades import contrast
 from fltrust_repro.styles import Style, style_of, styles_of
@@ -58,6 +60,13 @@ def test_names_of_one_picture_are_told_apart_in_any_order():
     looks = {(style.colour, style.marker) for style in styles.values()}
     assert len(looks) == len(styles)
     assert styles_of([*reversed(built_in()), *reversed(names)]) == styles
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_every_marker_can_be_drawn_on_the_page(name):
+    page = (Path(fl.__file__).parent / "page.html").read_text()
+    names = {"^": "caret", "*": "star"}
+    assert f'id="mark-{names.get(style_of(name).marker, style_of(name).marker)}"' in page
 
 
 def test_the_style_of_a_strange_name_never_changes():

@@ -15,6 +15,7 @@ import fltrust_repro as fl
 from fltrust_repro import tailored
 from fltrust_repro.attacks import Parameters, attack, attacks, changing_direction
 from fltrust_repro.errors import BadInput
+from fltrust_repro.lasting_attacks import base_model
 from fltrust_repro.preaggregations import behind
 from fltrust_repro.settings import Setting
 from fltrust_repro.tailored import lines, world
@@ -25,13 +26,13 @@ RULES = (
     "mean", "trimmed-mean", "median", "krum", "multi-krum", "geometric-median", "caf", "dnc",
     "norm-clipping", "lasa", "nnm+trimmed-mean",
 )  # fmt: skip
-NAMES = ("tailored", "tailored-persistent")
+NAMES = ("tailored", "tailored-persistent", "tailored-pull")
 DRAWN = 2 * 0.01 * np.sqrt(30)  # what the Krum attack's epsilon, of which it draws, can make
 
 
 def test_the_examples_run_as_printed():
     assert doctest.testmod(tailored).failed == 0
-    assert doctest.testmod(tailored).attempted >= 5
+    assert doctest.testmod(tailored).attempted >= 6
 
 
 def master_of(rule, m, c):
@@ -280,9 +281,10 @@ def test_lines_that_it_does_not_remember_begin_anew():
 def test_what_it_remembers_can_be_written_down(name):
     step = a_round()
     attacks[name].craft(step)
-    kept = {key: value for key, value in step.memory.items() if key != "s"}
+    kept = {key: value for key, value in step.memory.items() if not isinstance(value, np.ndarray)}
     assert json.loads(json.dumps(kept)) == kept
-    assert ("s" in step.memory) == (name == "tailored-persistent")
+    asked_once = {"tailored": set(), "tailored-persistent": {"s"}, "tailored-pull": {"base"}}
+    assert step.memory.keys() - kept.keys() == asked_once[name]
 
 
 def test_the_persistent_one_keeps_its_first_direction():
@@ -293,6 +295,53 @@ def test_the_persistent_one_keeps_its_first_direction():
     sent = attacks["tailored-persistent"].craft(turned)
     np.testing.assert_array_equal(step.memory["s"], first)
     assert directed_deviation(turned, sent, first) > 0
+
+
+def nearer(step, model, sent):
+    """How much nearer to a model what is sent brings the global one, to first order."""
+    way = step.w_re - model
+    return directed_deviation(step, sent, way / np.linalg.norm(way))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_pulling_one_brings_the_model_nearer_to_one_model_than_its_lines_do(rule):
+    step = replace(a_round(rule, m=20, c=4, d=30), w_re=np.linspace(-1, 2, 30, dtype="f4"))
+    listening, asked = overheard(step)
+    most = nearer(step, 2 * base_model(again(step)), attacks["tailored-pull"].craft(listening))
+    assert most >= max(nearer(step, 2 * base_model(again(step)), sent) for sent in asked) - 1e-5
+    assert most > 0
+
+
+@pytest.mark.parametrize("rule", ["norm-clipping", "centered-clipping", "geometric-median"])
+def test_where_lengths_are_cut_it_pulls_at_least_as_mpaf_does(rule):
+    step = replace(a_round(rule, m=20, c=4, d=30), w_re=np.linspace(-1, 2, 30, dtype="f4"))
+    base, mpaf = base_model(again(step)), attacks["mpaf"].craft(again(step))
+    attacker = again(step)
+    for _ in range(8):  # by which it has found its scale
+        sent = attacks["tailored-pull:far=1"].craft(attacker)
+    assert nearer(step, base, sent) >= 0.99 * nearer(step, base, mpaf)
+
+
+def test_the_pulling_one_has_one_model_through_the_trial():
+    step = replace(a_round("mean"), w_re=np.linspace(-1, 1, 8, dtype="f4"))
+    attacks["tailored-pull"].craft(step)
+    first = step.memory["base"].copy()
+    attacks["tailored-pull"].craft(replace(step, w_re=-3 * step.w_re))
+    np.testing.assert_array_equal(step.memory["base"], first)
+    np.testing.assert_array_equal(base_model(again(step)), first)
+
+
+def test_a_model_that_is_there_already_is_not_pulled():
+    step = a_round("mean")
+    there = replace(step, w_re=(2 * base_model(step)).astype("f4"), memory=step.memory)
+    there.memory["base"] = there.w_re.astype(float) / 2
+    np.testing.assert_array_equal(attacks["tailored-pull"].craft(there), step.known[: step.c])
+
+
+@pytest.mark.parametrize("far", ["nan", "inf", "x"])
+def test_a_model_is_a_finite_number_of_times_as_far(far):
+    with pytest.raises(BadInput, match="tailored-pull"):
+        attacks[f"tailored-pull:far={far}"].craft(a_round())
 
 
 # ---- what it knows
