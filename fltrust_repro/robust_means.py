@@ -214,9 +214,10 @@ def mda(updates: np.ndarray, c: int) -> np.ndarray:
     """Mean of the m - c updates with the smallest diameter: "minimum-diameter averaging".
 
     The diameter is the largest distance of two (El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault,
-    PODC 2020, after Rousseeuw's estimators of 1985); of equal diameters the first selection in
-    order. Exact, and refused for c beyond 50, where nobody can say how long the search takes.
-    Allocates what Krum does.
+    PODC 2020, after Rousseeuw's estimators of 1985). Many selections have it, as the two farthest
+    updates of one decide; the one kept is the first where workers are in the order of their squared
+    distances to all others, and so not by who sent what. Exact, and refused for c beyond 50, where
+    nobody can say how long the search takes. Allocates what Krum does.
 
     >>> from fltrust_repro.robust_means import mda
     >>> mda([[0], [4], [5], [6], [99]], c=2)
@@ -227,7 +228,11 @@ def mda(updates: np.ndarray, c: int) -> np.ndarray:
             f"rule 'mda' searches exactly, which may take too long for c = {c} compromised; "
             f"use at most {_MOST_REMOVED}, or another rule, such as multi-krum."
         )
-    return weighted_mean(updates, smallest_diameter(squared_distances(updates), c))
+    squared = squared_distances(updates)
+    order = np.argsort(squared.sum(axis=1), kind="stable")
+    kept = np.empty(len(updates), dtype=bool)
+    kept[order] = smallest_diameter(squared[np.ix_(order, order)], c)
+    return weighted_mean(updates, kept)
 
 
 @rule("sign-vote")

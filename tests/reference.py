@@ -357,7 +357,11 @@ def smallest_diameter(squared, c):
 
 
 def mda(updates, c):
-    return mean(np.asarray(updates)[list(smallest_diameter(squared_distances(updates), c))])
+    updates = np.asarray(updates)
+    away = [sum(row) for row in squared_distances(updates)]
+    middle_first = updates[sorted(range(len(updates)), key=away.__getitem__)]
+    kept = smallest_diameter(squared_distances(middle_first), c)
+    return mean(middle_first[list(kept)])
 
 
 def sign(x):
