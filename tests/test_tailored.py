@@ -18,7 +18,8 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.lasting_attacks import base_model
 from fltrust_repro.preaggregations import behind
 from fltrust_repro.settings import Setting
-from fltrust_repro.tailored import lines, world
+from fltrust_repro.tailored import world
+from fltrust_repro.tailored_lines import lines
 from fltrust_repro.threat import Master, Round
 from fltrust_repro.training import run_trial
 
