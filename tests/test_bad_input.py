@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fltrust_repro import backend, downloads, experiments, processes, training
+from fltrust_repro import backend, downloads, experiments, processes, sweep, training
 from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import check_name
@@ -407,6 +407,7 @@ def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(
 
     monkeypatch.setattr(experiments, "published", lambda: tmp_path)  # which takes long to read
     monkeypatch.setattr(processes, "ProcessPoolExecutor", start)
+    monkeypatch.setattr(sweep.Run, "to_the_end", start)
     monkeypatch.setattr(training, "poisoned_examples", start)
     for call in odd_calls(words):
         with pytest.raises((SystemExit, Started)) as stop:
