@@ -131,6 +131,7 @@ def test_names_of_settings_never_change():
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 COMMITTED = sorted(RESULTS.glob("*.trials.csv*"))
 PLUGINS = {
+    "features2e.trials.csv": RESULTS.parent / "breast-cancer" / "features2e.py",
     "foundation-selection.trials.csv": RESULTS.parent / "foundation" / "selection.py",
     "leverage-choice.trials.csv": RESULTS.parent / "leverage" / "parts.py",
     "leverage-parts.trials.csv": RESULTS.parent / "leverage" / "parts.py",
