@@ -125,11 +125,20 @@ def test_flags_that_are_set_are_explained():
     assert "diverged" not in told
 
 
-def test_two_seeds_give_no_interval_and_a_breakdown_may_not_be_known():
+def test_two_seeds_give_no_interval():
     first, *_ = tables(tree_of(of_page(a_ranking(seeds=2))))
     assert "±" not in text(first)
     assert "nan" not in text(first)
-    assert lines_of(first)["caf"]["Breakdown"] == "–"  # noqa: RUF001
+
+
+def test_breakdowns_have_a_column_where_any_is_known():
+    ranking = a_ranking()
+    first, *_ = tables(tree_of(of_page(ranking)))
+    assert "Breakdown" not in lines_of(first)["caf"]
+    known = tuple(replace(e, breakdown=33 if e.row == "caf" else None) for e in ranking.entries)
+    first, *_ = tables(tree_of(of_page(replace(ranking, entries=known))))
+    assert lines_of(first)["caf"]["Breakdown"] == "33"
+    assert lines_of(first)["dnc"]["Breakdown"] == "–"  # noqa: RUF001
 
 
 def test_what_is_missing_is_told_and_each_protocol_has_its_place():
