@@ -1,0 +1,60 @@
+"""What is published under experiments/results holds together: pages, and the trials they are of."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from fltrust_repro import arena, arena_report
+from fltrust_repro.experiments import load_experiment
+from fltrust_repro.plugins import run_afresh
+from fltrust_repro.settings import Setting
+from fltrust_repro.trial_files import read_csv
+from fltrust_repro.trials import Trial
+
+RESULTS = Path(__file__).parent.parent / "experiments" / "results"
+COMMAND = re.compile(r"^- Command: `python -m fltrust_repro reproduce (.*)`$", re.MULTILINE)
+COUNT = re.compile(r"^- Trials: (\d+) in all, seeds? (\d+)(?: to (\d+))?", re.MULTILINE)
+PAGES = [page for page in sorted(RESULTS.glob("*.md")) if COMMAND.search(page.read_text("utf-8"))]
+RANKINGS = sorted(RESULTS.glob("arena-p?.csv"))
+
+
+def trials_of(files: Iterable[Path]) -> dict[Setting, list[Trial]]:
+    found: dict[Setting, list[Trial]] = {}
+    for file in sorted(files):
+        for trial in read_csv(file):
+            found.setdefault(trial.setting, []).append(trial)
+    return found
+
+
+@pytest.fixture(scope="module")
+def built_in() -> dict[Setting, list[Trial]]:
+    """All that is published but what needs plug-ins."""
+    return trials_of(RESULTS.glob("*.trials.csv*"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_trials_that_a_page_is_made_of_are_published(page, built_in):
+    text = page.read_text("utf-8")
+    name, told = shlex.split(COMMAND.search(text)[1])[0], COUNT.search(text)
+    try:
+        own = load_experiment(RESULTS.parent.parent / name if "/" in name else name)
+        settings = {cell.setting for cell in own.cells}
+        there = [*built_in.items(), *trials_of(RESULTS.glob(f"{page.stem}.trials.csv*")).items()]
+    finally:
+        run_afresh([])
+    seeds = range(int(told[2]), int(told[3] or told[2]) + 1)
+    found = {(one, t.seed) for one, trials in there if one in settings for t in trials}
+    assert sum(seed in seeds for _, seed in found) == int(told[1])
+
+
+@pytest.mark.parametrize("file", RANKINGS, ids=lambda file: file.stem)
+def test_a_ranking_follows_from_the_trials_that_are_published(file, built_in):
+    protocol = arena.protocols()[file.stem.removeprefix("arena-").upper()]
+    found = arena.ranking(arena.table(protocol, printed=arena.reported()), built_in)
+    written = arena_report.as_frame(found).to_csv(index=False, float_format="%.4g")
+    assert written == file.read_text("utf-8")
