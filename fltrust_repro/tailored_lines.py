@@ -2,8 +2,8 @@
 
 A candidate is `line` by `scale`: a direction p in the space of updates, and a form in which the c
 workers send it. With mu and sigma the mean and the standard deviation of each parameter over the
-benign updates x_i, s the changing direction (Section 3.1) and r the root mean square of sigma, the
-directions are
+benign updates x_i, s the changing direction (Section 3.1), or what an attack has in its place, and
+r the root mean square of sigma, the directions are
 
     std     -s sigma               as in ALIE and Min-Max
     sign    -s r                   as in the Krum attack (3.2)
