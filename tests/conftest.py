@@ -1,6 +1,7 @@
 """Hypothesis profiles, one thread, and the device that stands in for a GPU."""
 
 import os
+import sys
 
 from fltrust_repro.backend import WORKER_ENVIRONMENT
 
@@ -16,7 +17,7 @@ from hypothesis import settings  # noqa: E402
 from stub_driver import driver  # noqa: E402, F401  (a fixture)
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from fltrust_repro import backend, gpu_gradients, gpu_order  # noqa: E402
+from fltrust_repro import backend, gpu_gradients, gpu_order, plugins  # noqa: E402
 from fltrust_repro.backend import mx  # noqa: E402
 
 threadpool_limits(1)  # numpy came before
@@ -32,6 +33,15 @@ def _cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch):
+    """What a test's plug-ins register, and where they make Python look, is that test's alone."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    if plugins._loaded:
+        plugins.run_afresh([])
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 
 import pandas as pd
 import pytest
@@ -17,7 +16,6 @@ from fltrust_repro.__main__ import commands
 from fltrust_repro.arena import FEW, SEEDS, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Cell, load_experiment
-from fltrust_repro.plugins import run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK
 from fltrust_repro.store import Store
@@ -129,9 +127,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(arena, "home", lambda: tmp_path)
     monkeypatch.setattr(arena, "reported", dict)
     monkeypatch.setattr(experiments, "published", lambda: tmp_path / "published")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    run_afresh([])
+    return tmp_path
 
 
 def made(cell: Cell, seeds=SEEDS[:FEW], error: float | None = None, **notes):

@@ -19,18 +19,11 @@ from fltrust_repro.checking import KINDS, check, checked
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput
 from fltrust_repro.models import models
-from fltrust_repro.plugins import run_afresh
 from fltrust_repro.preaggregations import preaggregations
 from fltrust_repro.probes import FAILS, NOTE, OK, time_told
 
 HEAD = "import fltrust_repro as fl\nimport numpy as np\nCALLS = []\n"
 README = Path(__file__).parent.parent / "README.md"
-
-
-@pytest.fixture(autouse=True)
-def _forgotten():
-    yield
-    run_afresh([])
 
 
 def found(tmp_path, text: str) -> list:

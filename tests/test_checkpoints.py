@@ -26,7 +26,6 @@ from fltrust_repro import checkpoints as module
 from fltrust_repro import machine, trial_process
 from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.errors import BadInput, Raised
-from fltrust_repro.plugins import run_afresh
 from fltrust_repro.processes import Executor
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
@@ -340,11 +339,8 @@ def test_trials_with_code_of_the_users_have_none(beside, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text('import fltrust_repro as fl\nfl.rule("mine")(lambda updates: updates[0])\n')
     fl.load_plugin(path)
-    try:
-        assert beside.of(TrialName.of(replace(SMALL, rule="mine"), 0), None) is None
-        assert beside.of(TrialName.of(SMALL, 0), None) is not None  # it uses none of them
-    finally:
-        run_afresh([])
+    assert beside.of(TrialName.of(replace(SMALL, rule="mine"), 0), None) is None
+    assert beside.of(TrialName.of(SMALL, 0), None) is not None  # it uses none of them
 
 
 @pytest.mark.parametrize("problem", ["a file", "read-only"])

@@ -147,8 +147,7 @@ def plugin(tmp_path):
         load_plugin(path)
         return path
 
-    yield load
-    run_afresh([])
+    return load
 
 
 def error_rates(machine: Machine, store_path, *rules: str) -> list[float]:

@@ -15,7 +15,7 @@ from fltrust_repro import datasets as module
 from fltrust_repro import readers
 from fltrust_repro.datasets import Dataset, dataset, datasets, fetch, load, status, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.plugins import load_plugin, run_afresh
+from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.training import run_trial
 
@@ -158,15 +158,12 @@ def test_a_data_set_of_ones_own_from_an_npz_file_is_a_few_lines(tmp_path):
     x = rng().normal(labels[:, None, None, None] * 4.0, size=(100, 1, 1, 4))
     np.savez(tmp_path / "mine.npz", x=x, y=labels)
     (tmp_path / "mine.py").write_text(FROM_NPZ)
-    try:
-        load_plugin(tmp_path / "mine.py")
-        setting = Setting(dataset="mine", workers=5, compromised=1, iterations=20, rule="median")
-        assert (setting.batch_size, setting.learning_rate) == (8, 0.5)
-        assert setting.readings.dealing == "shared"
-        assert load("mine", rng()).name == "mine"
-        assert run_trial(setting, 0).error_rate < 0.1
-    finally:
-        run_afresh([])
+    load_plugin(tmp_path / "mine.py")
+    setting = Setting(dataset="mine", workers=5, compromised=1, iterations=20, rule="median")
+    assert (setting.batch_size, setting.learning_rate) == (8, 0.5)
+    assert setting.readings.dealing == "shared"
+    assert load("mine", rng()).name == "mine"
+    assert run_trial(setting, 0).error_rate < 0.1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.backend import nd
 from fltrust_repro.defenses import Defense, Suspicion, defenses
 from fltrust_repro.errors import BadInput
-from fltrust_repro.plugins import load_plugin, run_afresh
+from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import Readings, Setting
 from fltrust_repro.training import run_trial
 
@@ -232,8 +232,9 @@ def own(tmp_path):
     path.write_text(OWN)
     load_plugin(path)
     fields = {"dataset": "digits", "workers": 12, "compromised": 2, "iterations": 10}
-    yield lambda name: run_trial(Setting(**fields, rule="mean", attack="gaussian", defense=name), 0)
-    run_afresh([])
+    return lambda name: run_trial(
+        Setting(**fields, rule="mean", attack="gaussian", defense=name), 0
+    )
 
 
 def test_a_defense_that_writes_to_what_it_is_given_changes_nothing_but_its_choice(own):

@@ -343,11 +343,9 @@ def test_a_file_names_its_plugins_from_where_it_lies(tmp_path):
         "import fltrust_repro as fl\n@fl.rule('mine')\ndef mine(updates):\n    return updates[0]\n"
     )
     text = f'plugins = ["mine.py"]\n{GOOD}'.replace('rule = "krum"', 'rule = "mine"')
-    try:
-        rules_of = {cell.setting.rule for cell in load(tmp_path, text).cells}
-    finally:
-        run_afresh([])
+    rules_of = {cell.setting.rule for cell in load(tmp_path, text).cells}
     assert "mine" in rules_of
+    run_afresh([])
     assert "mine" not in rules
 
 

@@ -10,7 +10,7 @@ import pytest
 import fltrust_repro as fl
 from fltrust_repro import fall
 from fltrust_repro.errors import BadInput
-from fltrust_repro.plugins import plugins_for, run_afresh
+from fltrust_repro.plugins import plugins_for
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
 from fltrust_repro.trial_process import afresh
@@ -44,8 +44,7 @@ def plugin(tmp_path):
         (tmp_path / "mine.py").write_text(text, encoding="utf-8")
         fl.load_plugin(tmp_path / "mine.py")
 
-    yield load
-    run_afresh([])
+    return load
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 import fltrust_repro as fl
 from fltrust_repro import experiments
 from fltrust_repro.errors import BadInput
-from fltrust_repro.plugins import run_afresh
 from fltrust_repro.preaggregations import foundation
 
 FOLDER, M, D = experiments.home() / "foundation", 30, 200
@@ -17,8 +16,6 @@ FOLDER, M, D = experiments.home() / "foundation", 30, 200
 @pytest.fixture(autouse=True)
 def _plugin():
     fl.load_plugin(FOLDER / "selection.py")
-    yield
-    run_afresh([])
 
 
 def updates(seed: int) -> np.ndarray:

@@ -8,7 +8,6 @@ import pytest
 import fltrust_repro as fl
 from fltrust_repro import experiments
 from fltrust_repro.errors import BadInput
-from fltrust_repro.plugins import run_afresh
 from fltrust_repro.training import run_trial
 
 FOLDER = experiments.home() / "leverage"
@@ -17,8 +16,6 @@ FOLDER = experiments.home() / "leverage"
 @pytest.fixture(autouse=True)
 def _plugin():
     fl.load_plugin(FOLDER / "parts.py")
-    yield
-    run_afresh([])
 
 
 def normal(m: int, d: int) -> np.ndarray:

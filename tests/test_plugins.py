@@ -39,14 +39,6 @@ def first(updates):
 '''
 
 
-@pytest.fixture(autouse=True)
-def no_plugins_left(monkeypatch):
-    """Take back what a test's plug-ins registered, and where they made Python look."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    run_afresh([])
-
-
 def loaded(*files):
     """What other processes get of plug-ins."""
     for file in files:

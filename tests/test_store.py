@@ -30,7 +30,7 @@ from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.files import write_text
-from fltrust_repro.plugins import load_plugin, run_afresh
+from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine
 from fltrust_repro.progress import Watch
 from fltrust_repro.settings import Setting
@@ -142,7 +142,6 @@ def plugin(tmp_path):
         return path
 
     yield load
-    run_afresh(())  # forgets it
     rules.remove("first-of-all")
 
 

@@ -20,7 +20,6 @@ from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Failure
 from fltrust_repro.experiments import load_experiment
-from fltrust_repro.plugins import run_afresh
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.training import TrialResult
@@ -53,8 +52,7 @@ def call(tmp_path, capsys, monkeypatch):
             commands.main(words, prog_name="fltrust_repro")
         return stop.value.code, *capsys.readouterr()
 
-    yield run
-    run_afresh([])  # what --plugin loaded is this test's alone
+    return run
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import fltrust_repro as fl
 from fltrust_repro import datasets, processes
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
-from fltrust_repro.plugins import load_plugin, run_afresh
+from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import Machine, Place
 from fltrust_repro.projection import project
 from fltrust_repro.settings import Setting
@@ -279,8 +279,7 @@ def crashes(tmp_path):
     path = tmp_path / "crashes.py"
     path.write_text(CRASHES)
     load_plugin(path)
-    yield lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2)
-    run_afresh([])
+    return lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2)
 
 
 def test_a_trial_whose_process_dies_is_tried_once_more(crashes, tmp_path):
@@ -437,8 +436,7 @@ def plugin(tmp_path):
         load_plugin(tmp_path / "plugin.py")
         return Machine(jobs=1)
 
-    yield load
-    run_afresh([])
+    return load
 
 
 PLAIN = {"dataset": "digits", "workers": 10, "compromised": 2, "iterations": 10}
