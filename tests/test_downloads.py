@@ -25,7 +25,7 @@ from data_files import (
 )
 
 from fltrust_repro import downloads
-from fltrust_repro.datasets import fetch, load, status, verify
+from fltrust_repro.datasets import datasets, fetch, load, status, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -310,3 +310,12 @@ def test_ch_mnist_archive_is_downloaded_and_turned_into_the_cache(
     assert fetch("ch-mnist", tmp_path) == tmp_path / "ch-mnist"
     assert names_below(tmp_path) == [downloads.TILES_ZIP, downloads.TILES_CACHE]
     verify("ch-mnist", tmp_path)
+
+
+def test_the_page_on_data_has_every_data_set_its_files_and_their_checksums():
+    page = (Path(__file__).parent.parent / "data" / "README.md").read_text("utf-8")
+    names = [name for name in datasets if datasets.owner(name) is None]
+    assert {"har", "digits"} < set(names)
+    assert [name for name in names if f"\n| `{name}`" not in page] == []
+    known = [checksum for one in downloads.SOURCES.values() for checksum in one.registry.values()]
+    assert [checksum for checksum in known if checksum.split(":")[1] not in page] == []
