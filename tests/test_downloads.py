@@ -312,7 +312,7 @@ def test_ch_mnist_archive_is_downloaded_and_turned_into_the_cache(
     verify("ch-mnist", tmp_path)
 
 
-def test_the_page_on_data_has_every_data_set_its_files_and_their_checksums():
+def test_the_page_on_data_has_every_data_set_and_every_checksum():
     page = (Path(__file__).parent.parent / "data" / "README.md").read_text("utf-8")
     names = [name for name in datasets if datasets.owner(name) is None]
     assert {"har", "digits"} < set(names)
