@@ -25,7 +25,8 @@ from fltrust_repro.registry import check_default
 from fltrust_repro.spectral import filtered, products_of
 from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
-RIDGE = 100.0  # of the median eigenvalue: far beyond the noise that each worker has of its own
+RIDGE = 100.0  # of the eigenvalue that is noise: far beyond what each worker has of its own
+LEAST = 1e-5  # of the mean eigenvalue: what distances of float32 say below it is rounding
 PRICE = 1.0  # of weight taken away, for the spectral filter: an exponent
 
 
@@ -95,23 +96,26 @@ def products(squared: np.ndarray) -> np.ndarray:
     return products_of(squared, np.full(len(squared), 1 / len(squared)))
 
 
-def leverages(products: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
-    """Return how much of the span of all each point holds alone, float64 (m,).
+def leverages(products: np.ndarray, c: int, ridge: float = RIDGE) -> np.ndarray:
+    """Return how much of the span of all each of m points holds alone, float64 (m,).
 
     That is the leverage h_i, the diagonal of G (G + rho I)^-1, where G holds the inner products
-    and rho is `ridge` times its median eigenvalue. Of k points at one place each has 1/k at most.
+    and rho is `ridge` times its (c + 1)th smallest eigenvalue. Of k points at one place each has
+    1/k at most. c points at one place are c eigenvalues of 0, and whatever c points are, the
+    eigenvalue lies between the smallest and the (c + 1)th smallest of the others' (Cauchy).
     """
     from scipy.linalg import eigh  # which takes a while to load
 
-    values, vectors = eigh(products)
-    values = np.maximum(values, 0)
-    below = values + ridge * np.median(values)
-    return np.square(vectors) @ np.divide(values, below, out=np.zeros(len(below)), where=below > 0)
+    m = len(products)
+    place = min(c, m - 1)
+    [noise] = eigh(products, eigvals_only=True, subset_by_index=[place, place])
+    rho = ridge * max(noise, LEAST * np.trace(products) / m)
+    return 1 - rho * np.diag(np.linalg.inv(products + rho * np.eye(m))) if rho > 0 else np.zeros(m)
 
 
-def voices(squared: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+def voices(squared: np.ndarray, c: int, ridge: float = RIDGE) -> np.ndarray:
     """Weights, float64 (m,), of points by their squared distances: (h_i / med h)^2, at most 1."""
-    held = leverages(products(squared), ridge)
+    held = leverages(products(squared), c, ridge)
     middle = np.median(held)
     return np.square(np.minimum(held / middle, 1)) if middle > 0 else np.ones(len(held))
 
@@ -142,11 +146,11 @@ def leverage(
 
     (1) Updates are shortened to their median length. (2) e_i is the running mean of worker i's, of
     weight `decay` an iteration, shortened likewise. (3) With G the inner products of e_i - mean and
-    h_i the diagonal of G (G + rho I)^-1, where rho is 100 times G's median eigenvalue, a worker's
-    voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights of CAF's filter, at
-    most 2c of them lost, on e_i less the mean of its `near` nearest; of the weights on the way
-    those of the least leading eigenvalue, divided by the share of weight that is left. The result
-    is the mean of (1) under these weights.
+    h_i the diagonal of G (G + rho I)^-1, where rho is 100 times G's (c + 1)th smallest eigenvalue,
+    a worker's voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights of CAF's
+    filter, at most 2c of them lost, on e_i less the mean of its `near` nearest; of the weights on
+    the way those of the least leading eigenvalue, divided by the share of weight that is left. The
+    result is the mean of (1) under these weights.
 
     This program's own, for updates of workers who are known by identity. A row that is not finite
     is left out, and not remembered. Remembers (m, d) numbers, and allocates as many twice.
@@ -163,6 +167,6 @@ def leverage(
     if not len(now.rows):
         return weighted_mean(updates, np.zeros(len(updates)))
     apart = beside_the_nearest(now.squared, near)
-    weights = voices(now.squared) * filtered(apart, len(now.rows) - 2 * c, PRICE)
+    weights = voices(now.squared, c) * filtered(apart, len(now.rows) - 2 * c, PRICE)
     notes["workers kept"] += weights.sum()
     return now.mean(weights)

@@ -362,7 +362,7 @@ def leverage(rounds, c, decay=0.985, near=4):
     m = len(said)
     centred = said - said.mean(axis=0)
     gram = centred @ centred.T
-    rho = 100 * np.median(np.maximum(np.linalg.eigvalsh(gram), 0))
+    rho = 100 * max(np.sort(np.linalg.eigvalsh(gram))[c], 1e-5 * np.trace(gram) / m)
     held = np.diag(gram @ np.linalg.inv(gram + rho * np.eye(m)))
     weights = np.minimum(held / np.median(held), 1) ** 2
     apart = []

@@ -72,16 +72,37 @@ def test_leverages_are_the_diagonal_of_a_ridge_projection():
     gram = (centred @ centred.T).astype(float)
     found = products(squared_distances(points))
     np.testing.assert_allclose(found, gram, atol=1e-4)
-    rho = 3 * np.median(np.maximum(np.linalg.eigvalsh(gram), 0))
-    expected = np.diag(gram @ np.linalg.inv(gram + (rho + 1e-12) * np.eye(12)))
-    np.testing.assert_allclose(leverages(found, 3.0), expected, atol=1e-3)
+    rho = 3 * np.sort(np.linalg.eigvalsh(gram))[2]
+    expected = np.diag(gram @ np.linalg.inv(gram + rho * np.eye(12)))
+    np.testing.assert_allclose(leverages(found, 2, 3.0), expected, atol=1e-3)
+
+
+def test_leverages_of_points_that_are_all_alike_or_span_little():
+    """G is then 0, or has no eigenvalue that could measure noise."""
+    alike = np.ones((6, 4), np.float32)
+    np.testing.assert_array_equal(leverages(products(squared_distances(alike)), 2), np.zeros(6))
+    points = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0, 0], [0, 0]], np.float32)
+    held = leverages(products(squared_distances(points)), 2)
+    np.testing.assert_allclose(held, [0.5, 0.5, 0.5, 0.5, 0, 0], atol=1e-3)
+
+
+@given(st.integers(0, 6), st.integers(0, 2**16), st.floats(0.01, 100.0))
+def test_what_measures_noise_lies_among_the_others(c, seed, far):
+    """Whatever c points are, between the smallest and the (c + 1)th smallest of the others'."""
+    points = grouped(24, 60, 5, seed).astype(float)
+    points[:c] = far * np.random.default_rng(seed + 1).standard_normal((c, 60)) * (seed % 2)
+    [all_of_them, others] = [
+        np.sort(np.linalg.eigvalsh(rows @ rows.T))
+        for rows in (points - points.mean(axis=0), points[c:] - points.mean(axis=0))
+    ]
+    assert others[0] - 1e-9 <= all_of_them[c] <= others[min(c, len(others) - 1)] + 1e-9
 
 
 @given(st.integers(2, 8), st.integers(0, 2**16))
 def test_copies_share_one_voice(copies, seed):
     points = normal(20, 40, seed)
     points[:copies] = points[0]
-    held = leverages(products(squared_distances(points)), 1.0)
+    held = leverages(products(squared_distances(points)), copies, 1.0)
     assert held[:copies].max() <= 1 / copies + 1e-3
 
 
@@ -91,15 +112,24 @@ def test_of_copies_more_say_less(copies, seed, far):
     points = normal(25, 40, seed)
     points[:copies] = np.float32(far)
     squared = squared_distances(points)
-    middle = np.median(leverages(products(squared)))
-    assert voices(squared)[:copies].sum() <= 1.01 / (copies * middle**2)
+    middle = np.median(leverages(products(squared), copies))
+    assert voices(squared, copies)[:copies].sum() <= 1.01 / (copies * middle**2)
 
 
 def test_copies_lose_their_voice_where_others_have_one_each():
     points = normal(50, 200)
     points[:10] = 0.1
-    found = voices(squared_distances(points))
+    found = voices(squared_distances(points), 10)
     assert found[:10].sum() < 0.05 * found.sum()
+
+
+def test_copies_far_away_lose_their_voice_among_few_workers_of_many_kinds():
+    """As under P5: the median eigenvalue is one of the ten kinds', and would hear them."""
+    points = grouped(20, 40, 10, seed=1)
+    points[:4] = -4 * points[4:].mean(axis=0)
+    squared = squared_distances(points)
+    shares = [found[:4].sum() / found.sum() for found in (voices(squared, 4), voices(squared, 10))]
+    assert shares[0] < 0.1 < 0.2 < shares[1]
 
 
 def test_what_points_differ_by_from_their_nearest():

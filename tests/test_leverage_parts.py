@@ -56,6 +56,8 @@ def test_each_part_counts(part):
 def test_a_part_that_there_is_not_is_refused():
     with pytest.raises(BadInput, match="filters is 'some'; choose one of"):
         fl.rules["leverage-parts:filters=some"](normal(9, 3), c=1)
+    with pytest.raises(BadInput, match="noise is 'most'; choose one of"):
+        fl.rules["leverage-parts:noise=most"](normal(9, 3), c=1)
     with pytest.raises(BadInput, match="there is no line 'loud'"):
         fl.attacks["line:name=loud"](normal(9, 3), c=1)
 

@@ -18,6 +18,7 @@ from fltrust_repro.spectral import filtered
 from fltrust_repro.tailored import lines
 from fltrust_repro.weighing import lengths, weighted_mean
 
+_NOISE = ("least", "median")
 _FILTERS = {"both": (True, True), "all": (True, False), "beside": (False, True), "none": ()}
 
 
@@ -30,6 +31,7 @@ def leverage_parts(
     notes: Counter[str],
     *,
     ridge: float = RIDGE,
+    noise: str = "least",
     filters: str = "beside",
     price: float = PRICE,
     decay: float = 0.985,
@@ -37,16 +39,20 @@ def leverage_parts(
 ) -> np.ndarray:
     """Leverage with another `ridge`, other `filters`, and another `price`, of CAF's filter 0.
 
-    `decay=0` has no memory, `ridge=0` weighs nobody by leverage; `filters=all` is the filter on
-    what workers keep saying instead of that `beside` the nearest.
+    `decay=0` has no memory, `ridge=0` weighs nobody by leverage; `noise=median` measures the ridge
+    by the median eigenvalue; `filters=all` is the filter on what workers keep saying instead of
+    that `beside` the nearest.
     """
+    if noise not in _NOISE:
+        raise BadInput(f"rule 'leverage-parts': noise is {noise!r}; {choose(noise, _NOISE)}")
     if filters not in _FILTERS:
         wrong = f"rule 'leverage-parts': filters is {filters!r}"
         raise BadInput(f"{wrong}; {choose(filters, _FILTERS)}")
     if not np.isfinite(lengths(updates)).any():
         return weighted_mean(updates, np.zeros(len(updates)))
     now = said(updates, workers, memory, decay)
-    weights = voices(now.squared, ridge) if ridge > 0 else np.ones(len(now.rows))
+    place = c if noise == "least" else len(now.rows) // 2
+    weights = voices(now.squared, place, ridge) if ridge > 0 else np.ones(len(now.rows))
     seen = (now.squared, beside_the_nearest(now.squared, near))
     for squared, wanted in zip(seen, _FILTERS[filters]):
         if wanted:
