@@ -99,10 +99,11 @@ def products(squared: np.ndarray) -> np.ndarray:
 def leverages(products: np.ndarray, c: int, ridge: float = RIDGE) -> np.ndarray:
     """Return how much of the span of all each of m points holds alone, float64 (m,).
 
-    That is the leverage h_i, the diagonal of G (G + rho I)^-1, where G holds the inner products
-    and rho is `ridge` times its (c + 1)th smallest eigenvalue. Of k points at one place each has
-    1/k at most. c points at one place are c eigenvalues of 0, and whatever c points are, the
-    eigenvalue lies between the smallest and the (c + 1)th smallest of the others' (Cauchy).
+    That is the leverage h_i, the diagonal of G (G + rho I)^-1, where G holds the inner products and
+    rho is `ridge` times its (c + 1)th smallest eigenvalue, or times 1e-5 of the mean one if that is
+    more. Of k points at one place each has 1/k at most. c points at one place are c eigenvalues of
+    0, and whatever c points are, the eigenvalue lies between the smallest and the (c + 1)th
+    smallest of the others' (Cauchy).
     """
     from scipy.linalg import eigh  # which takes a while to load
 
