@@ -1,10 +1,11 @@
 """A rule of this program: a mean of what workers keep saying, in which what many say counts once.
 
 Of one iteration's updates nobody can tell 20 workers who push the model a little, all the same way,
-from 20 who hold other examples. Three things can be told. Over iterations the noise of batches
+from 20 who hold other examples. Four things can be told. Over iterations the noise of batches
 averages out, and what a worker keeps saying is left. Attackers who agree share one direction among
 many of them, where workers with examples of their own bring one each: their leverage is low. And
 what is common to workers of many kinds stands out once each is compared with those most like it.
+Nor can who descends a loss of its own ignore where the model went, or send the reverse of it.
 
 `experiments/leverage/README.md` has the numbers that decided each part, and what it cannot hold.
 """
@@ -31,11 +32,30 @@ PRICE = 1.0  # of weight taken away, for the spectral filter: an exponent
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})
-def _add_up(rows: Array, factors: Array, workers: Array, decay: float, sums: Array) -> None:
+def _take_in(
+    rows: Array, factors: Array, workers: Array, decay: float, way: Array, sums: Array, along: Array
+) -> None:
     for i in range(len(rows)):
         row, factor, total = rows[i], factors[i], sums[workers[i]]
+        now = before = np.float32(0)
         for j in range(row.size):
-            total[j] = decay * total[j] + factor * row[j]
+            short = factor * row[j]
+            now += short * way[j]
+            before += total[j] * way[j]
+            total[j] = decay * total[j] + short
+        along[i, 0], along[i, 1] = now, before
+
+
+def _room_for(workers: np.ndarray, d: int, memory: dict[str, Any]) -> None:
+    """Let memory begin, and hold what is kept of each of these workers."""
+    if "counts" not in memory:
+        memory.update(counts=np.zeros(0), sums=np.zeros((0, d), dtype=np.float32))
+        memory.update(answers=np.zeros(0), doubts=np.zeros(0))
+        memory.update(model=np.zeros(d), usual=np.zeros(d), age=0.0)
+    missing = int(workers.max()) + 1 - len(memory["counts"])
+    if missing > 0:
+        for name in ("counts", "sums", "answers", "doubts"):
+            memory[name] = np.pad(memory[name], [(0, missing)] + [(0, 0)] * (memory[name].ndim - 1))
 
 
 def remembered(
@@ -48,18 +68,42 @@ def remembered(
     """Take in each worker's row, (m, d), times its factor: sums, float32 (m, d), and weights (m,).
 
     Of a worker's own n rows sum_t decay^(n - t) x_t is kept, and sum_t decay^(n - t), by which it
-    is divided for the running mean; one that is not there keeps what it has.
+    is divided for the running mean; one that is not there keeps what it has. Of its "answers" the
+    running sum of products of x_t and of where the model is, both seen from their means, and of
+    "doubts" that of their squares.
     """
-    missing = int(workers.max()) + 1 - len(memory.setdefault("counts", np.zeros(0)))
-    if missing > 0:
-        empty = np.zeros((missing, rows.shape[1]), dtype=np.float32)
-        memory["counts"] = np.concatenate([memory["counts"], np.zeros(missing)])
-        memory["sums"] = np.concatenate([memory.get("sums", empty[:0]), empty])
-    sums, counts = memory["sums"], memory["counts"]
-    _add_up(rows, factors.astype(np.float32), workers, np.float32(decay), sums)
-    counts[workers] = decay * counts[workers] + 1
+    _room_for(workers, rows.shape[1], memory)
+    sums, past = memory["sums"], decay * memory["counts"][workers]
+    ahead = memory["model"] - memory["usual"]
+    far = np.linalg.norm(ahead)
+    way = (ahead / far if far > 0 else ahead).astype(np.float32)
+    along = np.empty((len(rows), 2), dtype=np.float32)
+    _take_in(rows, factors.astype(np.float32), workers, np.float32(decay), way, sums, along)
+    now, before = far * along.T.astype(np.float64)
+    added = (past * now - decay * before) / (past + 1)
+    memory["answers"][workers] = decay * memory["answers"][workers] + added
+    memory["doubts"][workers] = decay**2 * memory["doubts"][workers] + np.square(added)
+    memory["counts"][workers] = past + 1
+    memory["age"] = decay * memory["age"] + 1
+    memory["usual"] += ahead / memory["age"]
     everybody = np.array_equal(workers, np.arange(len(sums)))
-    return sums if everybody else sums[workers], counts[workers]
+    return sums if everybody else sums[workers], past + 1
+
+
+def answering(answers: np.ndarray, doubts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Weights, float64 (m,), of workers by how their updates answer to where the model went.
+
+    A worker's answer is the covariance of its updates and the model's places. On the way down a
+    convex loss it is not above 0, whichever way that was: (u_t - u_s)(w_t - w_s) <= 0 for
+    u = -grad L(w). What does not depend on the model has 0, reversed updates the opposite sign.
+    A worker's weight is twice its share of the median worker's answer, from 0 to 1, after three
+    standard errors (the root of its doubt) in its favour; 1 for who has said one update alone.
+    """
+    known = counts > 1
+    middle = np.median(answers[known]) if known.any() else 0.0
+    if middle >= 0:
+        return np.ones(len(answers))
+    return np.where(known, np.clip(2 * (answers - 3 * np.sqrt(doubts)) / middle, 0, 1), 1.0)
 
 
 class Said(NamedTuple):
@@ -68,6 +112,7 @@ class Said(NamedTuple):
     rows: np.ndarray  # float32 (m, d), those that are finite
     factors: np.ndarray  # float64 (m,), that shorten them to their median length
     squared: np.ndarray  # float64 (m, m), distances of the running means, shortened likewise
+    answered: np.ndarray  # float64 (m,), weights by how they answer to where the model went
 
     def mean(self, weights: np.ndarray) -> np.ndarray:
         """Mean of the shortened rows under weights (m,), of all where these are 0: float32 (d,)."""
@@ -82,13 +127,23 @@ def said(updates: np.ndarray, workers: np.ndarray, memory: dict[str, Any], decay
     long = lengths(updates)
     finite = np.isfinite(long)
     if not finite.any():
-        return Said(updates[:0], np.zeros(0), np.zeros((0, 0)))
-    rows, long = (updates, long) if finite.all() else (updates[finite], long[finite])
+        return Said(updates[:0], np.zeros(0), np.zeros((0, 0)), np.zeros(0))
+    if not finite.all():
+        updates, long, workers = updates[finite], long[finite], workers[finite]
     factors = shortening(long, np.median(long))
-    sums, counts = remembered(rows, factors, workers[finite], memory, decay)
+    sums, counts = remembered(updates, factors, workers, memory, decay)
     mean = lengths(sums) / counts
     squared = squared_distances(sums, shortening(mean, np.median(mean)) / counts)
-    return Said(rows, factors, squared)
+    answered = answering(memory["answers"][workers], memory["doubts"][workers], counts)
+    return Said(updates, factors, squared, answered)
+
+
+def step(now: Said, weights: np.ndarray, memory: dict[str, Any], notes: Counter[str]) -> np.ndarray:
+    """Mean (d,) of what they send now, under weights (m,): where the model goes, kept in mind."""
+    notes["workers kept"] += weights.sum()
+    result = now.mean(weights)
+    memory["model"] += result
+    return result
 
 
 def products(squared: np.ndarray) -> np.ndarray:
@@ -150,8 +205,10 @@ def leverage(
     h_i the diagonal of G (G + rho I)^-1, where rho is 100 times G's (c + 1)th smallest eigenvalue,
     a worker's voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights of CAF's
     filter, at most 2c of them lost, on e_i less the mean of its `near` nearest; of the weights on
-    the way those of the least leading eigenvalue, divided by the share of weight that is left. The
-    result is the mean of (1) under these weights.
+    the way those of the least leading eigenvalue, divided by the share of weight that is left. (5)
+    It is multiplied by a weight for its answer (`answering`), the covariance of (1) with the sum of
+    the rule's results so far, over the span of e_i. The result is the mean of (1) under these
+    weights.
 
     This program's own, for updates of workers who are known by identity. A row that is not finite
     is left out, and not remembered. Remembers (m, d) numbers, and allocates as many twice.
@@ -168,6 +225,5 @@ def leverage(
     if not len(now.rows):
         return weighted_mean(updates, np.zeros(len(updates)))
     apart = beside_the_nearest(now.squared, near)
-    weights = voices(now.squared, c) * filtered(apart, len(now.rows) - 2 * c, PRICE)
-    notes["workers kept"] += weights.sum()
-    return now.mean(weights)
+    filter_weights = filtered(apart, len(now.rows) - 2 * c, PRICE)
+    return step(now, voices(now.squared, c) * filter_weights * now.answered, memory, notes)

@@ -355,7 +355,15 @@ def leverage(rounds, c, decay=0.985, near=4):
         return np.array([row * min(1.0, middle / long) if long > 0 else row
                          for row, long in zip(rows, longs)])  # fmt: skip
 
+    results = []
     rows = [shortened(np.asarray(one, float)) for one in rounds]
+    for n in range(1, len(rows) + 1):
+        weights = _heard(rows[:n], shortened, c, decay, near) * _answering(rows[:n], results, decay)
+        results.append((weights[:, None] * rows[n - 1]).sum(axis=0) / weights.sum())
+    return results[-1]
+
+
+def _heard(rows, shortened, c, decay, near):
     n = len(rows)
     shares = [decay ** (n - 1 - t) for t in range(n)]
     said = shortened(sum(share * one for share, one in zip(shares, rows)) / sum(shares))
@@ -370,8 +378,28 @@ def leverage(rounds, c, decay=0.985, near=4):
         by_distance = sorted((j for j in range(m) if j != i),
                              key=lambda j: ((said[i] - said[j]) ** 2).sum())  # fmt: skip
         apart.append(said[i] - said[by_distance[:near]].mean(axis=0))
-    weights = weights * _priced_filter(np.array(apart), m - 2 * c)
-    return (weights[:, None] * rows[-1]).sum(axis=0) / weights.sum()
+    return weights * _priced_filter(np.array(apart), m - 2 * c)
+
+
+def _answering(rows, results, decay):
+    """Weights by the covariance of what workers sent with where the model was."""
+    m, places = len(rows[0]), [np.zeros(rows[0].shape[1])]
+    for result in results:
+        places.append(places[-1] + result)
+    course = []
+    for n in range(1, len(rows) + 1):
+        shares = [decay ** (n - 1 - t) for t in range(n)]
+        where = sum(share * place for share, place in zip(shares, places)) / sum(shares)
+        usual = sum(share * one for share, one in zip(shares, rows)) / sum(shares)
+        course.append(sum(share * (one - usual) @ (place - where)
+                          for share, one, place in zip(shares, rows, places)))  # fmt: skip
+    doubts = np.zeros(m)
+    for before, now in zip(course, course[1:]):
+        doubts = decay**2 * doubts + (now - decay * before) ** 2
+    middle = np.median(course[-1])
+    if not middle < 0:
+        return np.ones(m)
+    return np.clip(2 * (course[-1] - 3 * np.sqrt(doubts)) / middle, 0, 1)
 
 
 def _priced_filter(points, enough):

@@ -13,7 +13,7 @@ import numpy as np
 import fltrust_repro as fl
 from fltrust_repro.attacks import Round, changing_direction
 from fltrust_repro.errors import BadInput, choose
-from fltrust_repro.leverage import PRICE, RIDGE, beside_the_nearest, said, voices
+from fltrust_repro.leverage import PRICE, RIDGE, beside_the_nearest, said, step, voices
 from fltrust_repro.spectral import filtered
 from fltrust_repro.tailored import lines
 from fltrust_repro.weighing import lengths, weighted_mean
@@ -36,12 +36,13 @@ def leverage_parts(
     price: float = PRICE,
     decay: float = 0.985,
     near: int = 4,
+    answers: int = 1,
 ) -> np.ndarray:
     """Leverage with another `ridge`, other `filters`, and another `price`, of CAF's filter 0.
 
     `decay=0` has no memory, `ridge=0` weighs nobody by leverage; `noise=median` measures the ridge
     by the median eigenvalue; `filters=all` is the filter on what workers keep saying instead of
-    that `beside` the nearest.
+    that `beside` the nearest; `answers=0` does not ask how workers answer to where the model went.
     """
     if noise not in _NOISE:
         raise BadInput(f"rule 'leverage-parts': noise is {noise!r}; {choose(noise, _NOISE)}")
@@ -57,26 +58,27 @@ def leverage_parts(
     for squared, wanted in zip(seen, _FILTERS[filters]):
         if wanted:
             weights *= filtered(squared, len(now.rows) - 2 * c, price)
-    notes["workers kept"] += weights.sum()
-    return now.mean(weights)
+    if answers:
+        weights *= now.answered
+    return step(now, weights, memory, notes)
 
 
 @fl.attack("line")
 def line(
-    step: Round, *, name: str = "noisy-std", scale: float = 0.5, lasting: int = 0, begin: int = 1
+    now: Round, *, name: str = "noisy-std", scale: float = 0.5, lasting: int = 0, begin: int = 1
 ) -> np.ndarray:
     """Send one line of `tailored` at one scale, and before iteration `begin` the own updates.
 
     With `lasting` 1 it goes against the changing direction of its first iteration.
     """
-    step.memory["iteration"] = step.memory.get("iteration", 0) + 1
-    s = changing_direction(step)
-    known = {one.name.replace(" ", "-"): one for one in lines(step, s, s)}
+    now.memory["iteration"] = now.memory.get("iteration", 0) + 1
+    s = changing_direction(now)
+    known = {one.name.replace(" ", "-"): one for one in lines(now, s, s)}
     if name not in known:
         raise BadInput(f"attack 'line': there is no line {name!r}; {choose(name, known)}")
-    if step.memory["iteration"] < begin:
-        return step.known[: step.c]
+    if now.memory["iteration"] < begin:
+        return now.known[: now.c]
     if lasting:
-        s = step.memory.setdefault("s", s)
-        known = {one.name.replace(" ", "-"): one for one in lines(step, s, s)}
+        s = now.memory.setdefault("s", s)
+        known = {one.name.replace(" ", "-"): one for one in lines(now, s, s)}
     return known[name].at(np.float32(scale))
