@@ -13,6 +13,7 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.leverage import (
+    answering,
     beside_the_nearest,
     leverages,
     products,
@@ -132,6 +133,65 @@ def test_copies_far_away_lose_their_voice_among_few_workers_of_many_kinds():
     assert shares[0] < 0.1 < 0.2 < shares[1]
 
 
+# ---- answers
+
+
+def descending(seed, workers, d=6, iterations=40, wander=0.1):
+    """What workers answered on a way that is half theirs: of losses of their own, quadratic."""
+    rng = np.random.default_rng(seed)
+    roots, best = rng.standard_normal((workers, d, d)), rng.standard_normal((workers, d))
+    memory, sent = {}, []
+    for _ in range(iterations):
+        model = memory.get("model", np.zeros(d))
+        gradients = np.einsum("ikj,ikl,il->ij", roots, roots, model - best)
+        sent.append((-0.05 * gradients).astype("f4"))
+        remembered(sent[-1], np.ones(workers), np.arange(workers), memory, 0.985)
+        memory["model"] += sent[-1].mean(axis=0) + wander * rng.standard_normal(d)
+    return memory, sent
+
+
+@given(st.integers(0, 2**16), st.floats(0.0, 1.0))
+def test_who_descends_a_convex_loss_never_moves_with_the_model(seed, wander):
+    memory, _ = descending(seed, 5, wander=wander)
+    assert (memory["answers"] <= 1e-4 * np.abs(memory["answers"]).max()).all()
+
+
+def test_answers_are_covariances_of_updates_and_places():
+    rng, memory, sent, places = np.random.default_rng(0), {}, [], []
+    for _ in range(30):
+        sent.append(normal(4, 7, len(sent)))
+        remembered(sent[-1], np.full(4, 0.5), np.arange(4), memory, 0.9)
+        places.append(memory["model"].copy())
+        memory["model"] += rng.standard_normal(7)
+    weights = 0.9 ** np.arange(29, -1, -1.0)
+    for i in range(4):
+        rows = np.column_stack([np.array(sent)[:, i] / 2, places])
+        expected = weights.sum() * np.trace(np.cov(rows.T, aweights=weights, ddof=0)[:7, 7:])
+        np.testing.assert_allclose(memory["answers"][i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_answers():
+    counts = np.full(6, 2.0)
+    answers = np.array([-4.0, -4.0, -4.0, -1.0, 0.0, 4.0])
+    np.testing.assert_allclose(answering(answers, np.zeros(6), counts), [1, 1, 1, 0.8, 0, 0])
+    doubted = answering(answers, np.array([0, 0, 0, 1.0, 0.04, 1.0]), counts)
+    np.testing.assert_allclose(doubted, [1, 1, 1, 1, 0.48, 0])
+    counts[5] = 1.0
+    np.testing.assert_allclose(answering(answers, np.zeros(6), counts), [1, 1, 1, 0.5, 0, 1])
+    for nobody in (np.zeros(6), np.ones(6)):
+        assert (answering(answers, np.zeros(6), nobody) == 1).all()
+    assert (answering(-answers, np.zeros(6), np.full(6, 2.0)) == 1).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e36])
+def test_answers_of_any_size(size):
+    rounds = [np.float32(size) * grouped(12, 6, 3, t) for t in range(4)]
+    ones = [rows / np.float32(size) for rows in rounds]
+    found, state = course(rounds, 2)
+    assert np.isfinite(found).all() and np.isfinite(state.memory["answers"]).all()
+    np.testing.assert_allclose(found[-1] / size, course(ones, 2)[0][-1], rtol=1e-2, atol=1e-3)
+
+
 def test_what_points_differ_by_from_their_nearest():
     points = grouped(20, 30, 4)
     alone = beside_the_nearest(squared_distances(points), 4)
@@ -223,6 +283,14 @@ def test_copies_that_push_a_little_are_heard_less(attack):
         heard.append(state.notes["workers kept"] - before)
     away = np.linalg.norm(result - updates[10:].mean(axis=0))
     assert away < 0.7 * np.linalg.norm(updates.mean(axis=0) - updates[10:].mean(axis=0))
+
+
+@pytest.mark.parametrize("attack", ["sign-flip", "ipm:epsilon=4"])
+def test_who_does_not_answer_to_the_model_is_not_heard(attack):
+    small = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 200}
+    result = run_trial(Setting(**small, rule="leverage", attack=attack), 1)
+    assert result.error_rate < 0.15
+    assert result.notes["workers kept"] < 16.5 * 200
 
 
 def test_a_trial_goes_well():

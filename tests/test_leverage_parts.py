@@ -53,6 +53,17 @@ def test_each_part_counts(part):
     assert max(moved) > 0.05
 
 
+def test_answers_count():
+    small = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 60}
+    rules = ("leverage", "leverage-parts", "leverage-parts:answers=0")
+    with_answers, same, without = (
+        run_trial(fl.Setting(**small, rule=rule, attack="sign-flip"), 0).notes["workers kept"]
+        for rule in rules
+    )
+    assert with_answers == pytest.approx(same, rel=1e-6)
+    assert with_answers < 0.95 * without
+
+
 def test_a_part_that_there_is_not_is_refused():
     with pytest.raises(BadInput, match="filters is 'some'; choose one of"):
         fl.rules["leverage-parts:filters=some"](normal(9, 3), c=1)
