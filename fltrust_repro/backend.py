@@ -49,8 +49,8 @@ WORKER_ENVIRONMENT = {
 _DROPPED = {kind.__name__: kind for kind in (bool, int, float, object, str, complex)}
 
 
-@functools.cache
-def _mxnet() -> ModuleType:
+def _build() -> str:
+    """Name of the one build of MXNet that is installed; `BadInput` where there is not one."""
     if sys.flags.optimize > 1:
         raise BadInput(
             "MXNet reads docstrings as it loads, and Python was told to drop them; unset "
@@ -67,9 +67,13 @@ def _mxnet() -> ModuleType:
             "MXNet is not installed; run `make setup`, or `pip install -e '.[cpu]'` "
             "('.[cuda]' on a machine with an NVIDIA driver)."
         )
-    missing = machine.preload() if machine.CUDA_BUILD in builds else []
-    # MXNet imports scikit-learn if it is there, which sets variables.
-    with warnings.catch_warnings(), environment({}), _dropped_names():
+    return next(iter(builds), "")
+
+
+@functools.cache
+def _mxnet() -> ModuleType:
+    missing = machine.preload() if _build() == machine.CUDA_BUILD else []
+    with warnings.catch_warnings(), _hidden("sklearn", "scipy.stats"), _dropped_names():
         warnings.simplefilter("ignore")
         if importlib.util.find_spec("distutils") is None:  # left Python with 3.12
             with contextlib.suppress(ImportError):
@@ -82,6 +86,22 @@ def _mxnet() -> ModuleType:
                 problem, advice = f"{', '.join(missing)} not found", machine.remedy(missing)
             raise BadInput(f"MXNet does not load ({problem}); {advice}.") from error
     return mxnet
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Let no import find these modules, unless they are loaded.
+
+    MXNet imports them if they are there, for parts that nobody uses here, and that takes as long as
+    all the rest of it.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager
@@ -115,6 +135,8 @@ def __getattr__(name: str) -> Any:
 
 def gpu_count() -> int:
     """How many GPUs MXNet can use: 0 for the CPU build or where there is no driver."""
+    if _build() == machine.CPU_BUILD:  # and so is not loaded to be asked
+        return 0
     try:
         return _mxnet().context.num_gpus()
     except _mxnet().base.MXNetError:

@@ -316,6 +316,7 @@ def _try_device() -> tuple[str, int]:
     rooms = (f"fltrust_repro.{room}" for room in ("trial_process", "trial_commands"))
     for name in (*rooms, *_LATE):
         importlib.import_module(name)
+    backend.mx  # noqa: B018  (which a CPU build is not loaded for to say that it has no GPU)
     return backend.resolve_device("auto"), backend.gpu_count()
 
 

@@ -261,7 +261,8 @@ def _start(gpu: int, iterations: Synchronized) -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # MXNet takes these over and ends with exit code 255, which tells nothing of what happened.
-    backend.mx  # noqa: B018  (loaded now, and not after this)
+    with contextlib.suppress(BadInput):  # which the first trial raises again
+        backend.mx  # noqa: B018  (loaded now, and not after this)
     for crash in (signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS):
         signal.signal(crash, signal.SIG_DFL)
     trial_process.prepare(gpu, count)

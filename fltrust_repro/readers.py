@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
+import importlib.util
 import io
 import math
 import re
@@ -276,19 +278,29 @@ def _read_npy(
 # ---- scikit-learn's own data sets
 
 
+def _shipped(name: str, load: str, skipped: int = 0) -> np.ndarray:
+    """Table, float64, of a file that scikit-learn brings: examples, their label last.
+
+    Importing scikit-learn takes longer than training on it; it is asked where the file is not.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (file := Path(folder) / "datasets" / "data" / name).is_file():
+            return np.loadtxt(file, delimiter=",", skiprows=skipped)
+    examples, labels = getattr(importlib.import_module("sklearn.datasets"), load)(return_X_y=True)
+    return np.column_stack([examples, labels])
+
+
 @lru_cache(maxsize=1)
 def read_breast_cancer() -> Pool:
     """The 569 examples, features float64 as scikit-learn has them."""
-    from sklearn.datasets import load_breast_cancer
-
-    raw = load_breast_cancer()
-    return Pool(raw.data.reshape(-1, 1, 1, 30), raw.target.astype(np.int32))
+    table = _shipped("breast_cancer.csv", "load_breast_cancer", skipped=1)
+    return Pool(table[:, :-1].reshape(-1, 1, 1, 30), table[:, -1].astype(np.int32))
 
 
 @lru_cache(maxsize=1)
 def read_digits() -> Pool:
     """The 1,797 images, sixteenths of 0..1."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    return Pool((raw.images[:, None] / 16).astype(np.float32), raw.target.astype(np.int32))
+    table = _shipped("digits.csv.gz", "load_digits")
+    images = table[:, :-1].reshape(-1, 1, 8, 8) / 16
+    return Pool(images.astype(np.float32), table[:, -1].astype(np.int32))

@@ -106,6 +106,18 @@ print(mx.nd.np._op._np.bool is bool, hasattr(np, "bool"), np.int is np.int64)
     ]
 
 
+def test_what_mxnet_imports_for_parts_that_nobody_uses_waits_until_somebody_does():
+    program = """
+import sys
+from fltrust_repro.backend import gpu_count, mx
+mx.nd.ones(1).wait_to_read()
+print({"sklearn", "pandas", "scipy.stats"} & {*sys.modules}, gpu_count() >= 0)
+import scipy.stats, sklearn.datasets
+print(scipy.stats.norm.cdf(0), sklearn.datasets.load_digits().data.shape)
+"""
+    assert python(program).splitlines() == ["set() True", "0.5 (1797, 64)"]
+
+
 # --- one thread while a trial runs
 
 IN_MY_PROCESS = """

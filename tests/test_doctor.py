@@ -471,6 +471,15 @@ def test_other_commands_without_mxnet_end_in_one_sentence(python):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_mxnet_that_does_not_load_ends_a_run_in_one_sentence(python):
+    broken = "raise OSError('libgomp.so.1: cannot open')"
+    done = python("run", "--dataset", "digits", "--jobs", "2", instead=broken, builds=("mxnet",))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "MXNet does not load (libgomp.so.1: cannot open)" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_this_machine_can_run_trials(own_folder):
     done = subprocess.run(
         [sys.executable, "-m", "fltrust_repro", "doctor"], capture_output=True, text=True,

@@ -389,3 +389,24 @@ def test_real_64x64_tiles_agree_with_their_8x8_rows():
     for image, row in zip(images, rows):
         shrunk = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.LANCZOS))
         assert np.abs(shrunk.astype(int) - small[row]).max() <= 1  # resized twice, gray in between
+
+
+# ---- scikit-learn's own
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("name", ["digits", "breast_cancer"])
+def test_scikit_learns_data_sets_are_what_it_says_they_are(name, installed, monkeypatch):
+    """Read from its files, which takes no import of it, and asked for where these are not."""
+    import sklearn.datasets
+
+    raw = getattr(sklearn.datasets, f"load_{name}")()
+    if not installed:
+        monkeypatch.setattr(readers.importlib.util, "find_spec", lambda _: None)
+    readers.forget()
+    found = getattr(readers, f"read_{name}")()
+    readers.forget()
+    expected = (raw.images / 16).astype(np.float32) if name == "digits" else raw.data
+    np.testing.assert_array_equal(found.x.reshape(expected.shape), expected)
+    np.testing.assert_array_equal(found.y, raw.target)
+    assert found.x.dtype == expected.dtype and found.y.dtype == np.int32
