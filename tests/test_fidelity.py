@@ -205,7 +205,8 @@ def test_experiments_are_listed_by_paper_and_nobodys_at_the_end(with_others):
     ]
 
 
-def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path):
+def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
     experiment = load_experiment("figure4a")
     found = {
         s: [a_trial(s, seed, 0.1 + seed / 100) for seed in range(10, 13)]
