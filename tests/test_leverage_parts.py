@@ -7,7 +7,9 @@ import pytest
 
 import fltrust_repro as fl
 from fltrust_repro import experiments
+from fltrust_repro.attacks import Round
 from fltrust_repro.errors import BadInput
+from fltrust_repro.master import Master
 from fltrust_repro.training import run_trial
 
 FOLDER = experiments.home() / "leverage"
@@ -87,3 +89,14 @@ def test_a_lasting_line_keeps_its_first_direction():
     moved = [run_trial(fl.Setting(**small, attack=f"line:scale=3,lasting={k}"), 0).error_rate
              for k in (0, 1)]  # fmt: skip
     assert moved[0] != moved[1]
+
+
+def test_who_turns_around_says_the_reverse_of_what_it_keeps_saying():
+    memory, own, rng = {}, [], np.random.default_rng(0)
+    master = Master(9, 3, 3, fl.rules["mean"])
+    for t in range(4):
+        own.append(normal(9, 5) + np.float32(t))
+        step = Round(own[-1], 3, np.zeros(5), "full", rng, master, memory=memory)
+        sent = fl.attacks["turned:decay=0.5"].craft(step)
+    usual = np.tensordot(np.array([1, 2, 4, 8]) / 15, np.array(own)[:, :3], 1)
+    np.testing.assert_allclose(sent, own[-1][:3] - 2 * usual, atol=1e-5)

@@ -133,7 +133,6 @@ COMMITTED = sorted(RESULTS.glob("*.trials.csv*"))
 PLUGINS = {
     "features2e.trials.csv": RESULTS.parent / "breast-cancer" / "features2e.py",
     "foundation-selection.trials.csv": RESULTS.parent / "foundation" / "selection.py",
-    "leverage-choice.trials.csv": RESULTS.parent / "leverage" / "parts.py",
     "leverage-parts.trials.csv": RESULTS.parent / "leverage" / "parts.py",
 }
 

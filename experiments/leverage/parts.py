@@ -82,3 +82,16 @@ def line(
         s = now.memory.setdefault("s", s)
         known = {one.name.replace(" ", "-"): one for one in lines(now, s, s)}
     return known[name].at(np.float32(scale))
+
+
+@fl.attack("turned")
+def turned(now: Round, *, decay: float = 0.985) -> np.ndarray:
+    """Send the own updates less twice their running mean, of weight `decay` an iteration.
+
+    What such a worker keeps saying is the reverse of its own; what it says beside that is not.
+    """
+    own = now.known[: now.c]
+    usual, age = now.memory.get("usual", np.zeros_like(own)), decay * now.memory.get("age", 0.0) + 1
+    usual = usual + (own - usual) / np.float32(age)
+    now.memory.update(usual=usual, age=age)
+    return own - 2 * usual
