@@ -68,26 +68,41 @@ def remembered(
     """Take in each worker's row, (m, d), times its factor: sums, float32 (m, d), and weights (m,).
 
     Of a worker's own n rows sum_t decay^(n - t) x_t is kept, and sum_t decay^(n - t), by which it
-    is divided for the running mean; one that is not there keeps what it has. Of its "answers" the
-    running sum of products of x_t and of where the model is, both seen from their means, and of
-    "doubts" that of their squares.
+    is divided for the running mean; one that is not there keeps what it has. So are its "answers",
+    sum_t decay^(n - t) (x_t - mean) . (w_t - mean) with w_t where the model was.
     """
     _room_for(workers, rows.shape[1], memory)
     sums, past = memory["sums"], decay * memory["counts"][workers]
-    ahead = memory["model"] - memory["usual"]
+    ahead, along = _ahead(memory, decay), np.empty((len(rows), 2), dtype=np.float32)
     far = np.linalg.norm(ahead)
-    way = (ahead / far if far > 0 else ahead).astype(np.float32)
-    along = np.empty((len(rows), 2), dtype=np.float32)
+    way = (ahead / far if far > 0 else ahead).astype(np.float32)  # no product is too large for it
     _take_in(rows, factors.astype(np.float32), workers, np.float32(decay), way, sums, along)
-    now, before = far * along.T.astype(np.float64)
+    _take_in_answers(far * along.astype(np.float64), past, workers, memory, decay)
+    memory["counts"][workers] = past + 1
+    everybody = np.array_equal(workers, np.arange(len(sums)))
+    return sums if everybody else sums[workers], past + 1
+
+
+def _ahead(memory: dict[str, Any], decay: float) -> np.ndarray:
+    """How far the model is from its mean so far, float64 (d,), which then takes its place in."""
+    ahead = memory["model"] - memory["usual"]
+    memory["age"] = decay * memory["age"] + 1
+    memory["usual"] += ahead / memory["age"]
+    return ahead
+
+
+def _take_in_answers(
+    along: np.ndarray, past: np.ndarray, workers: np.ndarray, memory: dict[str, Any], decay: float
+) -> None:
+    """Take in products (m, 2) of rows, and of sums before them, with how far the model is ahead.
+
+    What each adds to a worker's answers is a sample of noise and of a slope; its square is kept as
+    what may be noise.
+    """
+    now, before = along.T
     added = (past * now - decay * before) / (past + 1)
     memory["answers"][workers] = decay * memory["answers"][workers] + added
     memory["doubts"][workers] = decay**2 * memory["doubts"][workers] + np.square(added)
-    memory["counts"][workers] = past + 1
-    memory["age"] = decay * memory["age"] + 1
-    memory["usual"] += ahead / memory["age"]
-    everybody = np.array_equal(workers, np.arange(len(sums)))
-    return sums if everybody else sums[workers], past + 1
 
 
 def answering(answers: np.ndarray, doubts: np.ndarray, counts: np.ndarray) -> np.ndarray:
