@@ -539,8 +539,8 @@ def test_pointing_at_a_cell_shows_its_details(browser, written):
 def test_only_tables_scroll_sideways_and_the_ranking_is_on_the_first_screen(
     browser, tmp_path, width, scheme
 ):
-    ranking = the_largest()
-    [page, *_] = arena_page.write([ranking], {}, tmp_path)
+    page = tmp_path / "arena.html"
+    page.write_text(of_page(the_largest()), encoding="utf-8")
     browser.get(page.as_uri())
     shown_at(browser, width, scheme)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
