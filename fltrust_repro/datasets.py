@@ -281,7 +281,7 @@ def mnist_6000(directories: tuple[Path, ...], rng: np.random.Generator) -> Datas
     return dataclasses.replace(data, train_x=train_x, train_y=train_y)
 
 
-@dataset("fashion-mnist", batch_size=64)
+@dataset("fashion-mnist", batch_size=64, learning_rates={"cnn": 0.3})
 def fashion_mnist(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
     """Clothes: 60,000 + 10,000, 28x28, 10 classes (Zalando Research, MIT; 31 MB)."""
     return _published("fashion-mnist", directories)
