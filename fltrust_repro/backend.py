@@ -50,7 +50,7 @@ _DROPPED = {kind.__name__: kind for kind in (bool, int, float, object, str, comp
 
 
 def _build() -> str:
-    """Name of the one build of MXNet that is installed; `BadInput` where there is not one."""
+    """Name of the one build of MXNet, "" if pip knows none; `BadInput` if none can be imported."""
     if sys.flags.optimize > 1:
         raise BadInput(
             "MXNet reads docstrings as it loads, and Python was told to drop them; unset "

@@ -5,7 +5,7 @@ from 20 who hold other examples. Four things can be told. Over iterations the no
 averages out, and what a worker keeps saying is left. Attackers who agree share one direction among
 many of them, where workers with examples of their own bring one each: their leverage is low. And
 what is common to workers of many kinds stands out once each is compared with those most like it.
-Nor can who descends a loss of its own ignore where the model went, or send the reverse of it.
+And who descends a loss of its own answers to where the model went, which reversed updates do not.
 
 `experiments/leverage/README.md` has the numbers that decided each part, and what it cannot hold.
 """
@@ -116,7 +116,7 @@ def answering(answers: np.ndarray, doubts: np.ndarray, counts: np.ndarray) -> np
     """
     known = counts > 1
     middle = np.median(answers[known]) if known.any() else 0.0
-    if middle >= 0:
+    if not middle < 0:  # nor where it is not a number, since the model has overflown
         return np.ones(len(answers))
     return np.where(known, np.clip(2 * (answers - 3 * np.sqrt(doubts)) / middle, 0, 1), 1.0)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib
 import importlib.util
 import io
 import math

@@ -134,12 +134,7 @@ def test_completion_of_the_shell_is_clicks_own(installed, tmp_path):
 def test_a_type_checker_knows_the_names(tmp_path):
     """With the cache of `mypy` in the repository, or else it checks the package once more."""
     root = Path(fl.__file__).parents[1]
-    cached = [
-        "--config-file",
-        str(root / "pyproject.toml"),
-        "--cache-dir",
-        str(root / ".mypy_cache"),
-    ]
+    cached = [f"--config-file={root / 'pyproject.toml'}", f"--cache-dir={root / '.mypy_cache'}"]
     names = ("run", "run_trial", "Setting", "Readings", "rules", "krum_attack", "load_experiment")
     script = tmp_path / "uses.py"
     lines = ["import fltrust_repro as fl", *(f"reveal_type(fl.{name})" for name in names)]
