@@ -14,7 +14,6 @@ from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.leverage import (
     answering,
-    beside_the_nearest,
     leverages,
     products,
     remembered,
@@ -195,12 +194,14 @@ def test_answers_of_any_size(size):
     np.testing.assert_allclose(found[-1] / size, course(ones, 2)[0][-1], rtol=1e-2, atol=1e-3)
 
 
-def test_what_points_differ_by_from_their_nearest():
-    points = grouped(20, 30, 4)
-    alone = beside_the_nearest(squared_distances(points), 4)
-    apart = [x - points[np.argsort(((points - x) ** 2).sum(axis=1))[1:5]].mean(axis=0)
-             for x in points]  # fmt: skip
-    np.testing.assert_allclose(alone, squared_distances(np.array(apart)), atol=1e-3)
+@pytest.mark.parametrize("rounds", [3, 80])
+@pytest.mark.parametrize("m, d, groups, c", [(40, 30, 5, 8), (20, 7, 4, 4)])
+def test_updates_that_never_change_tell_nothing(m, d, groups, c, rounds):
+    """Their answers are rounding, which adds up, however far the model went."""
+    for seed in range(3):
+        _, state = course([grouped(m, d, groups, seed, noise=0.3)] * rounds, c)
+        told = (state.memory[name] for name in ("answers", "doubts", "counts"))
+        np.testing.assert_array_equal(answering(*told), np.ones(m))
 
 
 # ---- what it promises
@@ -261,9 +262,9 @@ def test_equal_updates_are_returned():
 
 
 def test_own_parameters_are_checked():
-    for name, text in (("leverage:decay=1", "decay is 1"), ("leverage:near=-1", "near is -1")):
-        with pytest.raises(BadInput, match=text):
-            rules[name](normal(5, 3), c=1)
+    for decay in ("1", "-0.5"):
+        with pytest.raises(BadInput, match=f"decay is {decay}"):
+            rules[f"leverage:decay={decay}"](normal(5, 3), c=1)
 
 
 # ---- what it is for
