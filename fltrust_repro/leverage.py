@@ -1,10 +1,11 @@
 """A rule of this program: a mean of what workers keep saying, in which what many say counts once.
 
 Of one iteration's updates nobody can tell 20 workers who push the model a little, all the same way,
-from 20 who hold other examples. Three things can be told. Over iterations the noise of batches
+from 20 who hold other examples. Four things can be told. Over iterations the noise of batches
 averages out, and what a worker keeps saying is left. Attackers who agree share one direction among
 many of them, where workers with examples of their own bring one each: their leverage is low. And
-who descends a loss of its own answers to where the model went, which other updates do not.
+what is common to workers of many kinds stands out once each is compared with those most like it.
+And who descends a loss of its own answers to where the model went, which other updates do not.
 
 `experiments/leverage/README.md` has the numbers that decided each part, and what it cannot hold.
 """
@@ -18,14 +19,16 @@ import numpy as np
 
 from fltrust_repro.aggregation import rule
 from fltrust_repro.compiled import Array, compiled
-from fltrust_repro.distances import squared_distances
+from fltrust_repro.distances import nearest, squared_distances
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
-from fltrust_repro.spectral import products_of
+from fltrust_repro.registry import check_default
+from fltrust_repro.spectral import filtered, products_of
 from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
 
 RIDGE = 100.0  # of the eigenvalue that is noise: far beyond what each worker has of its own
 LEAST = 1e-5  # of the mean eigenvalue: what distances of float32 say below it is rounding
+PRICE = 1.0  # of weight taken away, for the spectral filter: an exponent
 ROUNDING = 1e-5  # of a product of float32 numbers: more than it is off
 
 
@@ -193,6 +196,17 @@ def voices(squared: np.ndarray, c: int, ridge: float = RIDGE) -> np.ndarray:
     return np.square(np.minimum(held / middle, 1)) if middle > 0 else np.ones(len(held))
 
 
+def beside_the_nearest(squared: np.ndarray, near: int) -> np.ndarray:
+    """Squared distances (m, m) of what points differ by from the mean of their `near` nearest."""
+    m = len(squared)
+    others = nearest(squared, near + 1)[:, 1:]
+    differing = np.eye(m)
+    np.put_along_axis(differing, others, -1 / max(others.shape[1], 1), axis=1)
+    found = differing @ products(squared) @ differing.T
+    own = np.diag(found)
+    return np.maximum(own[:, None] + own - 2 * found, 0)
+
+
 @rule("leverage", Limit("m - 2c", lambda m, c, beta: m - 2 * c))
 def leverage(
     updates: np.ndarray,
@@ -202,15 +216,19 @@ def leverage(
     notes: Counter[str],
     *,
     decay: float = 0.985,
+    near: int = 4,
 ) -> np.ndarray:
     """Leverage: a mean of what workers keep saying, in which what many say counts once.
 
     (1) Updates are shortened to their median length. (2) e_i is the running mean of worker i's, of
     weight `decay` an iteration, shortened likewise. (3) With G the inner products of e_i - mean and
     h_i the diagonal of G (G + rho I)^-1, where rho is 100 times G's (c + 1)th smallest eigenvalue,
-    a worker's voice is (h_i / med h)^2, at most 1. (4) It is multiplied by a weight for its answer
-    (`answering`), the covariance of (1) with the sum of the rule's results so far, over the span of
-    e_i. The result is the mean of (1) under these weights.
+    a worker's voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights of CAF's
+    filter, at most 2c of them lost, on e_i less the mean of its `near` nearest; of the weights on
+    the way those of the least leading eigenvalue, divided by the share of weight that is left. (5)
+    It is multiplied by a weight for its answer (`answering`), the covariance of (1) with the sum of
+    the rule's results so far, over the span of e_i. The result is the mean of (1) under these
+    weights.
 
     This program's own, for updates of workers who are known by identity. A row that is not finite
     is left out, and not remembered. Remembers (m, d) numbers, and allocates as many twice.
@@ -220,9 +238,12 @@ def leverage(
     >>> leverage([[1, 2], [2, 1], [1, 1], [2, 2], [0, 0.1], [0, 0.1]], c=2).round(1)
     array([1.2, 1.2], dtype=float32)
     """
+    check_default("rule 'leverage'", "near", near, int)
     if not 0 <= decay < 1:
         raise BadInput(f"rule 'leverage': decay is {decay}; give a number from 0 to below 1.")
     now = said(updates, workers, memory, decay)
     if not len(now.rows):
         return weighted_mean(updates, np.zeros(len(updates)))
-    return follow(now, voices(now.squared, c) * now.answered, memory, notes)
+    apart = beside_the_nearest(now.squared, near)
+    filter_weights = filtered(apart, len(now.rows) - 2 * c, PRICE)
+    return follow(now, voices(now.squared, c) * filter_weights * now.answered, memory, notes)

@@ -53,16 +53,17 @@ def spread(squared: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
     return float(values[0]), products @ (roots * vectors[:, 0]) / np.sqrt(values[0])
 
 
-def filtered(squared: np.ndarray, enough: int) -> np.ndarray:
+def filtered(squared: np.ndarray, enough: int, price: float = 0.0) -> np.ndarray:
     """Return CAF's weights, float64 (n,), of points by their squared distances.
 
     Of all on the way whose sum is above `enough`, those of least variance along their widest
-    direction.
+    direction, divided by the share of weight left to the power of `price`.
     """
     weights = best = np.ones(len(squared))
     least = np.inf
     while weights.sum() > enough:
         variance, places = spread(squared, weights / weights.sum())
+        variance /= (weights.sum() / len(squared)) ** price
         if variance < least:
             least, best = variance, weights
         outlying = np.square(places)

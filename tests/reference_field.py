@@ -346,7 +346,7 @@ def foundation(updates, copies):
     return [*rows, *[rows[scores.index(max(scores))]] * copies]
 
 
-def leverage(rounds, c, decay=0.985):
+def leverage(rounds, c, decay=0.985, near=4):
     """`rounds` are lists of updates (m, d), of the same workers; the result of the last one."""
 
     def shortened(rows):
@@ -358,12 +358,12 @@ def leverage(rounds, c, decay=0.985):
     results = []
     rows = [shortened(np.asarray(one, float)) for one in rounds]
     for n in range(1, len(rows) + 1):
-        weights = _heard(rows[:n], shortened, c, decay) * _answering(rows[:n], results, decay)
+        weights = _heard(rows[:n], shortened, c, decay, near) * _answering(rows[:n], results, decay)
         results.append((weights[:, None] * rows[n - 1]).sum(axis=0) / weights.sum())
     return results[-1]
 
 
-def _heard(rows, shortened, c, decay):
+def _heard(rows, shortened, c, decay, near):
     n = len(rows)
     shares = [decay ** (n - 1 - t) for t in range(n)]
     said = shortened(sum(share * one for share, one in zip(shares, rows)) / sum(shares))
@@ -372,7 +372,13 @@ def _heard(rows, shortened, c, decay):
     gram = centred @ centred.T
     rho = 100 * max(np.sort(np.linalg.eigvalsh(gram))[c], 1e-5 * np.trace(gram) / m)
     held = np.diag(gram @ np.linalg.inv(gram + rho * np.eye(m)))
-    return np.minimum(held / np.median(held), 1) ** 2
+    weights = np.minimum(held / np.median(held), 1) ** 2
+    apart = []
+    for i in range(m):
+        by_distance = sorted((j for j in range(m) if j != i),
+                             key=lambda j: ((said[i] - said[j]) ** 2).sum())  # fmt: skip
+        apart.append(said[i] - said[by_distance[:near]].mean(axis=0))
+    return weights * _priced_filter(np.array(apart), m - 2 * c)
 
 
 def _answering(rows, results, decay):
@@ -394,3 +400,22 @@ def _answering(rows, results, decay):
     if not middle < -2 * np.median(np.sqrt(doubts)):
         return np.ones(m)
     return np.clip(2 * (course[-1] - 3 * np.sqrt(doubts)) / middle, 0, 1)
+
+
+def _priced_filter(points, enough):
+    """CAF's weights of least variance, a share of weight left dividing it."""
+    m = len(points)
+    q, best, least = np.ones(m), np.ones(m), np.inf
+    while q.sum() > enough:
+        share = q / q.sum()
+        mean = share @ points
+        covariance = (points - mean).T @ ((points - mean) * share[:, None])
+        values, vectors = np.linalg.eigh(covariance)
+        price = values[-1] / (q.sum() / m)
+        if price < least:
+            least, best = price, q
+        tau = ((points - mean) @ vectors[:, -1]) ** 2
+        if max(tau[q > 0]) == 0:
+            break
+        q = q * np.maximum(1 - tau / max(tau[q > 0]), 0)
+    return best

@@ -14,6 +14,7 @@ from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.leverage import (
     answering,
+    beside_the_nearest,
     leverages,
     products,
     remembered,
@@ -204,6 +205,14 @@ def test_updates_that_never_change_tell_nothing(m, d, groups, c, rounds):
         np.testing.assert_array_equal(answering(*told), np.ones(m))
 
 
+def test_what_points_differ_by_from_their_nearest():
+    points = grouped(20, 30, 4)
+    alone = beside_the_nearest(squared_distances(points), 4)
+    apart = [x - points[np.argsort(((points - x) ** 2).sum(axis=1))[1:5]].mean(axis=0)
+             for x in points]  # fmt: skip
+    np.testing.assert_allclose(alone, squared_distances(np.array(apart)), atol=1e-3)
+
+
 # ---- what it promises
 
 
@@ -262,9 +271,9 @@ def test_equal_updates_are_returned():
 
 
 def test_own_parameters_are_checked():
-    for decay in ("1", "-0.5"):
-        with pytest.raises(BadInput, match=f"decay is {decay}"):
-            rules[f"leverage:decay={decay}"](normal(5, 3), c=1)
+    for name, text in (("leverage:decay=1", "decay is 1"), ("leverage:near=-1", "near is -1")):
+        with pytest.raises(BadInput, match=text):
+            rules[name](normal(5, 3), c=1)
 
 
 # ---- what it is for

@@ -37,11 +37,13 @@ def test_without_any_it_is_the_mean_of_shortened_updates():
     updates = normal(20, 50)
     long = np.linalg.norm(updates, axis=1)
     shortened = updates * np.minimum(1, np.median(long) / long)[:, None]
-    found = fl.rules["leverage-parts:ridge=0"](updates, c=4)
+    found = fl.rules["leverage-parts:ridge=0,filters=none"](updates, c=4)
     np.testing.assert_allclose(found, shortened.mean(axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("part", ["ridge=1", "ridge=0", "noise=median", "caf=1"])
+@pytest.mark.parametrize(
+    "part", ["ridge=1", "ridge=0", "filters=all", "filters=both", "filters=none", "near=2"]
+)
 def test_each_part_counts(part):
     """Among workers of one kind, or of five, where eight push with noise of their own."""
     kinds, moved = np.random.default_rng(1).standard_normal((5, 40)), []
@@ -65,6 +67,8 @@ def test_answers_count():
 
 
 def test_a_part_that_there_is_not_is_refused():
+    with pytest.raises(BadInput, match="filters is 'some'; choose one of"):
+        fl.rules["leverage-parts:filters=some"](normal(9, 3), c=1)
     with pytest.raises(BadInput, match="noise is 'most'; choose one of"):
         fl.rules["leverage-parts:noise=most"](normal(9, 3), c=1)
     with pytest.raises(BadInput, match="there is no line 'loud'"):

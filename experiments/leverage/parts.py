@@ -13,12 +13,13 @@ import numpy as np
 import fltrust_repro as fl
 from fltrust_repro.attacks import Round, changing_direction
 from fltrust_repro.errors import BadInput, choose
-from fltrust_repro.leverage import RIDGE, follow, said, voices
+from fltrust_repro.leverage import PRICE, RIDGE, beside_the_nearest, follow, said, voices
 from fltrust_repro.spectral import filtered
 from fltrust_repro.tailored import lines
 from fltrust_repro.weighing import weighted_mean
 
 _NOISE = ("least", "median")
+_FILTERS = {"both": (True, True), "all": (True, False), "beside": (False, True), "none": ()}
 
 
 @fl.rule("leverage-parts")
@@ -31,24 +32,32 @@ def leverage_parts(
     *,
     ridge: float = RIDGE,
     noise: str = "least",
+    filters: str = "beside",
+    price: float = PRICE,
     decay: float = 0.985,
+    near: int = 4,
     answers: int = 1,
-    caf: int = 0,
 ) -> np.ndarray:
-    """Leverage with another `ridge`, and with CAF's filter on what workers keep saying, `caf=1`.
+    """Leverage with another `ridge`, other `filters`, and another `price`, of CAF's filter 0.
 
     `decay=0` has no memory, `ridge=0` weighs nobody by leverage; `noise=median` measures the ridge
-    by the median eigenvalue; `answers=0` does not ask how workers answer to where the model went.
+    by the median eigenvalue; `filters=all` is the filter on what workers keep saying instead of
+    that `beside` the nearest; `answers=0` does not ask how workers answer to where the model went.
     """
     if noise not in _NOISE:
         raise BadInput(f"rule 'leverage-parts': noise is {noise!r}; {choose(noise, _NOISE)}")
+    if filters not in _FILTERS:
+        wrong = f"rule 'leverage-parts': filters is {filters!r}"
+        raise BadInput(f"{wrong}; {choose(filters, _FILTERS)}")
     now = said(updates, workers, memory, decay)
     m = len(now.rows)
     if not m:
         return weighted_mean(updates, np.zeros(len(updates)))
     weights = voices(now.squared, c if noise == "least" else m // 2, ridge) if ridge else np.ones(m)
-    if caf:
-        weights *= filtered(now.squared, m - 2 * c)
+    seen = (now.squared, beside_the_nearest(now.squared, near))
+    for squared, wanted in zip(seen, _FILTERS[filters]):
+        if wanted:
+            weights *= filtered(squared, m - 2 * c, price)
     if answers:
         weights *= now.answered
     return follow(now, weights, memory, notes)
