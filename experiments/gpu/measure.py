@@ -35,7 +35,7 @@ os.environ.update(WORKER_ENVIRONMENT)  # before MXNet loads: what is timed runs 
 EXPERIMENTS = ("table2b", "table2c")
 MNIST = {"dataset": "mnist", "learning_rate": 0.01, "model": "cnn"}
 ATTACKED = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
-AT_A_TIME = (1, 4, 16)
+AT_A_TIME = (1, 4, 10, 16)
 WORKERS, BATCH = 100, 32
 
 
