@@ -1,8 +1,9 @@
 """Checkpoints: how far a trial has come, in a file beside the store until the trial has ended.
 
 A trial that was broken off goes on from there and ends with the same bits. So a checkpoint is taken
-up by the very trial alone, under the same program, libraries, device and kind of CPU; another one
-is no fault, and the trial starts anew.
+up by the very trial alone, under the same code; another one is no fault, and the trial starts anew.
+One that was begun elsewhere, with other libraries, another kind of CPU or a GPU, goes on too: its
+last digits may be neither's, and its `versions` name all of them.
 
 There are none of trials with plug-ins: what a user's code keeps in variables cannot be written
 down. Of a cluster's workers, those keep them that see the store's file, as on a shared disk: there
@@ -35,15 +36,14 @@ FORM = 2  # of the files: raised where what they hold means something else
 
 
 @cache  # in the process's first trial: that is what it computes with, whatever is installed later
-def _program(gpu: int | None) -> list[str]:
-    """Name the libraries, the CPU and the GPU if one trains, and the text of the code that does.
+def _program() -> str:
+    """Name the text of the code that trains.
 
     An edit may move a last digit, and PROTOCOL is not raised for that.
     """
-    code = "not at hand"
     with contextlib.suppress(OSError, SyntaxError, ValueError):
-        code = compiled.version(Path(training.__file__))
-    return [machine.versions(gpu), code]
+        return compiled.version(Path(training.__file__))
+    return "not at hand"
 
 
 class Checkpoint:
@@ -51,7 +51,8 @@ class Checkpoint:
 
     def __init__(self, file: Path, name: TrialName, minutes: float, gpu: int | None) -> None:
         self._file, self._seconds, self._written = file, 60 * minutes, time.monotonic()
-        self._of = [FORM, *name, *_program(gpu)]  # all that must be the same for the same bits
+        self._of, self._here = [FORM, *name, _program()], machine.versions(gpu)
+        self.places = [self._here]  # where the trial ran so far, from which iteration on
 
     def read(self) -> Snapshot | None:
         """Return the snapshot to begin with, None where there is none; else `ValueError`."""
@@ -65,12 +66,24 @@ class Checkpoint:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = dict(file)
             of, iterations, told, names = json.loads(arrays.pop("told").tobytes())
+            *of, versions, code = of
+            places = re.split("; after ", versions)
             if sorted(arrays) != names:  # a damaged list of contents may just be shorter
                 raise ValueError("other arrays than it names")
             snapshot = Snapshot(int(iterations), told, arrays)
         except Exception as error:  # whatever a damaged file makes the readers of its parts raise
             raise ValueError("is damaged, or no checkpoint") from error
-        return snapshot if of == self._of else None
+        if [*of, code] != self._of:
+            return None
+        self.places = places
+        if places[-1].rpartition(": ")[2] != self._here:
+            self.places += [f"iteration {snapshot.iterations}: {self._here}"]
+        return snapshot
+
+    @property
+    def versions(self) -> str:
+        """`machine.versions` of where the trial ran so far, one after the other."""
+        return "; after ".join(self.places)
 
     def keep(self, take: Callable[[], Snapshot]) -> None:
         """Write a snapshot if it is time to; what hinders it costs no trial."""
@@ -78,7 +91,9 @@ class Checkpoint:
             return
         self._written = time.monotonic()
         iterations, told, arrays = take()
-        text, content = json.dumps([self._of, iterations, told, sorted(arrays)]), io.BytesIO()
+        *of, code = self._of
+        whose = [*of, self.versions, code]
+        text, content = json.dumps([whose, iterations, told, sorted(arrays)]), io.BytesIO()
         np.savez(content, told=np.frombuffer(text.encode(), np.uint8), **arrays)
         with contextlib.suppress(BadInput):
             write_bytes(self._file, content.getvalue())
@@ -127,9 +142,11 @@ class Checkpoints(NamedTuple):
         except ValueError as error:
             say(f"Note: {self._file(name)} {error}: its trial begins anew.")
             return 0
-        if not begun:
+        if not (kept and begun):
             return 0
-        say(f"setting {name.key}, seed {name.seed}: goes on after iteration {begun.iterations:,}.")
+        told = f"setting {name.key}, seed {name.seed}: goes on after iteration {begun.iterations:,}"
+        elsewhere = ", begun with other libraries or on another machine"
+        say(f"{told}{elsewhere if len(kept.places) > 1 else ''}.")
         return begun.iterations
 
     def _files(self) -> Iterator[tuple[Path, TrialName]]:

@@ -105,7 +105,7 @@ def run(
             how["begun"] = kept.read()
     result = _trial(setting, seed, plugins, **how)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    told = machine.versions(gpu)
+    told = kept.versions if kept else machine.versions(gpu)
     return Trial(setting, seed, result, device, told, now, protocol)
 
 

@@ -196,14 +196,10 @@ def test_a_checkpoint_under_another_trials_name_is_not(broken, other):
     assert run(setting, broken, seed=name.seed)[1] == 24
 
 
-@pytest.mark.parametrize("other", ["libraries", "code", "form"])
-def test_a_checkpoint_of_another_program_or_machine_is_not(broken, other, monkeypatch):
+@pytest.mark.parametrize("other", ["code", "form"])
+def test_a_checkpoint_of_another_program_is_not(broken, other, monkeypatch):
     whole = numbers(run(SMALL, None)[0])
-    if other == "libraries":
-        told = machine.versions().replace("numpy 1.", "numpy 0.")
-        assert told != machine.versions()
-        monkeypatch.setattr(machine, "versions", lambda gpu: told)
-    elif other == "code":
+    if other == "code":
         monkeypatch.setattr(module.compiled, "version", lambda file: "0123456789abcdef")
     else:
         monkeypatch.setattr(module, "FORM", module.FORM + 1)
@@ -211,13 +207,33 @@ def test_a_checkpoint_of_another_program_or_machine_is_not(broken, other, monkey
     assert said_of(broken) == (0, [])
     again, done = run(SMALL, broken)
     assert done == 24
-    assert {**numbers(again), "versions": whole["versions"]} == whole
+    assert numbers(again) == whole
 
 
-def test_a_checkpoint_of_the_cpu_is_not_taken_up_on_a_gpu(broken):
-    assert said_of(broken, device="gpu") == (0, [])
-    assert broken.of(NAME, 0).read() is None
-    assert broken.of(NAME, None).read() is not None
+def test_one_of_another_machine_is_and_the_trial_names_all_of_them(broken, monkeypatch):
+    whole, here = numbers(run(SMALL, None)[0]), machine.versions()
+    told = f"setting {NAME.key}, seed 3: goes on after iteration"
+    elsewhere = ", begun with other libraries or on another machine."
+    there = here.replace("numpy 1.", "numpy 0.")
+    assert there != here
+    monkeypatch.setattr(machine, "versions", lambda gpu: there)
+    assert said_of(broken) == (19, [f"{told} 19{elsewhere}"])
+    assert run(SMALL, broken, 3)[1] == 3
+    assert said_of(broken) == (21, [f"{told} 21{elsewhere}"])
+    monkeypatch.setattr(machine, "versions", lambda gpu: here)
+    again, done = run(SMALL, broken)
+    assert done == 24 - 21
+    places = f"{here}; after iteration 19: {there}; after iteration 21: {here}"
+    assert numbers(again) == {**whole, "versions": places}
+
+
+def test_a_checkpoint_of_the_cpu_is_taken_up_on_a_gpu(broken, monkeypatch):
+    monkeypatch.setattr(machine, "gpu_name", lambda gpu: "NVIDIA H200")
+    [count, [text]] = said_of(broken, device="gpu")
+    assert count == 19 and text.endswith("on another machine.")
+    kept = broken.of(NAME, 0)
+    assert kept.read() is not None
+    assert kept.versions.endswith(", NVIDIA H200") and kept.versions.startswith(machine.versions())
 
 
 def written_anew(file: Path, told: dict | None = None, **arrays: np.ndarray) -> None:
