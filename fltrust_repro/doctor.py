@@ -242,6 +242,8 @@ def _processes() -> Iterator[str]:
             f"{counted(cores, 'core')} takes {needed // 1024} KiB; {remedy}, or take fewer --jobs."
         )
     yield f"one on each of {counted(cores, 'core')}"
+    if how := nvidia.sharing():
+        yield how
 
 
 def _device(blas: list[machine.Blas]) -> Iterator[str]:

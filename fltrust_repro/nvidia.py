@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,8 @@ from typing import Any, NamedTuple
 DRIVER_LIBRARY = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # of a GPU's attributes: its compute capability
 _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
+_SERVICE = "nvidia-cuda-mps-control"
+_PIPES = "/tmp/nvidia-mps"  # of the service, where CUDA_MPS_PIPE_DIRECTORY names no other folder
 # Codes of cuInit, and what to do about them.
 _DRIVER_FAULTS = {
     3: "not initialized; see whether `nvidia-smi` finds it",
@@ -72,6 +76,19 @@ def driver_fault() -> str | None:
         return f"its {DRIVER_LIBRARY} is none of NVIDIA's"
     meaning = _DRIVER_FAULTS.get(code, "see what `nvidia-smi` says")
     return f"cuInit fails with {code}: {meaning}" if code else None
+
+
+def sharing() -> str | None:
+    """Say how processes need not take turns on a GPU; None where they do not, or have to.
+
+    That is by NVIDIA's multi-process service, of which each client looks for the same pipes.
+    """
+    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _PIPES))
+    if pipes.is_dir() or not shutil.which(_SERVICE):
+        return None
+    return (
+        f"take turns on a GPU; under NVIDIA's multi-process service, `{_SERVICE} -d`, they do not"
+    )
 
 
 def _answered(index: int, question: str, *arguments: Any) -> bool:

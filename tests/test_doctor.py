@@ -139,6 +139,13 @@ def test_with_gpus_everything_is_named(gpus, report, monkeypatch):
     assert of_1 == of_0[0].replace("GPU 0", "GPU 1")
 
 
+def test_trials_that_need_not_take_turns_on_a_gpu_are_told_how(gpus, report, monkeypatch):
+    gpus(AMPERE)
+    assert len(lines(report()[1], "processes")) == 1
+    monkeypatch.setattr(module.nvidia, "sharing", lambda: "take turns on a GPU")
+    assert lines(report()[1], "processes")[1] == "processes take turns on a GPU"
+
+
 def test_on_a_gpu_without_code_what_trains_there_is_tried_and_the_rest_named(gpus, report):
     gpus(HOPPER, **{IN_GLUON: BadInput("has no code.")})
     code, text = report()

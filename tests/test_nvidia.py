@@ -93,6 +93,20 @@ def test_a_gpu_without_a_name(no_driver):
     assert machine.versions(gpu=0).endswith(", GPU of unknown name")
 
 
+def test_how_a_gpu_is_shared_is_told_where_it_could_be_and_is_not(tmp_path, monkeypatch):
+    pipes, programs = tmp_path / "pipes", tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(pipes))
+    assert nvidia.sharing() is None
+    service = programs / "nvidia-cuda-mps-control"
+    service.write_text("#!/bin/sh\n")
+    service.chmod(0o755)
+    assert "`nvidia-cuda-mps-control -d`" in str(nvidia.sharing())
+    pipes.mkdir()
+    assert nvidia.sharing() is None
+
+
 def test_whoever_asks_for_a_gpu_is_told_what_keeps_the_driver_from_starting(driver, monkeypatch):
     monkeypatch.setattr(backend, "gpu_count", lambda: 0)
     driver(source([AMPERE], init=803))
