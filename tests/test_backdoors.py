@@ -177,8 +177,8 @@ def test_a_backdoor_of_ones_own_needs_no_crafting(own):
 
 
 def test_a_run_tells_the_success_beside_the_error_rate(alone, tmp_path):
-    words = ["run", "--dataset", "digits", "--rule", "mean", "--iterations", "20", "--attack"]
-    command = [sys.executable, "-m", "fltrust_repro", *words, "scaling:factor=5"]
+    words = ["run", "--dataset", "digits", "--rule", "mean", "--iterations", "20", "--jobs"]
+    command = [sys.executable, "-m", "fltrust_repro", *words, "0", "--attack", "scaling:factor=5"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert re.match(
         r"seed 0: error rate 0\.\d{4} \(.*\), attack success rate [01]\.\d{4}, 20", done.stdout

@@ -188,8 +188,23 @@ def test_no_claim_is_judged_by_fewer_than_three_trials():
         assert {word for _, word, _ in judged} == {"too few trials"}
         assert all(f"has {n} of at least 3 trials" in told for _, _, told in judged)
     for one in CLAIMS:
-        looked_up = {cell for cell in cells if leaves_open(one, three, cell)}
+        asked = Asked(three)
+        claims.judge([one], claims.Numbers(asked))
+        looked_up = {cell for cell in asked.cells if leaves_open(one, three, cell)}
         assert len(looked_up) >= 2, one.text
+
+
+class Asked(dict):
+    """Trials by cell, and which cells were asked for."""
+
+    def __init__(self, trials):
+        super().__init__(trials)
+        self.cells = set()
+
+    def get(self, cell, default=None):
+        """Return the trials of a cell that is asked for."""
+        self.cells.add(cell)
+        return super().get(cell, default)
 
 
 def leaves_open(one: claims.Claim, three, cell) -> bool:

@@ -15,7 +15,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fltrust_repro import downloads, experiments, fidelity, processes, reproduction
+from fltrust_repro import (
+    downloads,
+    experiments,
+    fidelity,
+    processes,
+    reproduction,
+    trial_process,
+)
 from fltrust_repro.__main__ import commands
 from fltrust_repro.command_help import EXAMPLES
 from fltrust_repro.settings import FIELDS, Readings
@@ -65,13 +72,17 @@ def shell(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def no_processes(monkeypatch):
-    """Starting a worker process fails the test."""
+def no_trials(monkeypatch):
+    """A trial, or a worker process, fails the test."""
 
     def refuse(*_, **__):
-        raise AssertionError("a worker process was started")
+        raise AssertionError("a trial was run")
 
-    return lambda: monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
+    def forbid():
+        monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
+        monkeypatch.setattr(trial_process, "run", refuse)
+
+    return forbid
 
 
 RUN = [
@@ -87,7 +98,7 @@ RUN = [
     "--device",
     "cpu",
     "--jobs",
-    "1",
+    "0",
 ]
 
 
@@ -110,13 +121,13 @@ def test_run_with_json_prints_one_object_and_nothing_else_on_stdout(tmp_path):
     assert (tmp_path / "trials.sqlite").is_file()
 
 
-def test_run_prints_a_line_per_trial_and_does_not_repeat_finished_ones(call, no_processes):
+def test_run_prints_a_line_per_trial_and_does_not_repeat_finished_ones(call, no_trials):
     code, out, _ = call(*RUN, "--trials", 2)
     assert code == 0
     lines = out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["seed 0", "seed 1"]
     assert lines[2].startswith("mean error rate 0.")
-    no_processes()
+    no_trials()
     assert call(*RUN, "--trials", 2)[:2] == (0, out)
     one = call(*RUN, "--seed", 1)[1].splitlines()
     assert one[0] == lines[1]
@@ -146,7 +157,7 @@ def test_workers_without_examples_are_mentioned(call):
         "--device",
         "cpu",
         "--jobs",
-        "1",
+        "0",
     ]
     code, _, err = call(*many)
     assert code == 0
@@ -155,7 +166,7 @@ def test_workers_without_examples_are_mentioned(call):
 
 def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
-    code, out, err = call("reproduce", "tiny.toml", "--trials", 2, "--jobs", 1, "--out", "results")
+    code, out, err = call("reproduce", "tiny.toml", "--trials", 2, "--jobs", 0, "--out", "results")
     assert code == 0, err
     assert "A tiny table" in out
     assert "2 trials, seeds 10 to 11" in out
@@ -171,7 +182,7 @@ def test_reproduce_prints_the_table_and_writes_three_files(call, tmp_path):
 
 def test_a_table_is_drawn_beside_its_page_with_its_numbers_and_in_grey_for_print(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
-    command = ("reproduce", "tiny.toml", "--trials", 1, "--jobs", 1, "--out", "results")
+    command = ("reproduce", "tiny.toml", "--trials", 1, "--jobs", 0, "--out", "results")
     for options in ((), ("--grey",)):
         code, _, err = call(*command, *options)
         assert code == 0, err
@@ -188,7 +199,7 @@ def test_a_table_is_drawn_beside_its_page_with_its_numbers_and_in_grey_for_print
 
 def test_reproduce_can_run_some_cells_and_shows_the_others_as_missing(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
-    row = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results", "--row")
+    row = ("reproduce", "tiny.toml", "--jobs", 0, "--out", "results", "--row")
     code, out, err = call(*row, "median", "--column", "no-attack", "--trials", 1)
     assert code == 0, err
     assert "missing" in out
@@ -198,14 +209,12 @@ def test_reproduce_can_run_some_cells_and_shows_the_others_as_missing(call, tmp_
     assert "tiny has no row 'mode'; choose one of median." in err
 
 
-def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(
-    call, tmp_path, no_processes
-):
+def test_what_is_finished_is_not_run_again_from_the_store_or_the_results(call, tmp_path, no_trials):
     (tmp_path / "tiny.toml").write_text(TINY)
-    command = ("reproduce", "tiny.toml", "--trials", 2, "--jobs", 1, "--out", "results")
+    command = ("reproduce", "tiny.toml", "--trials", 2, "--jobs", 0, "--out", "results")
     _, table, _ = call(*command)
     written = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
-    no_processes()
+    no_trials()
     code, again, _ = call(*command)
     assert code == 0
     assert table.splitlines()[:5] == again.splitlines()[:5]
@@ -220,7 +229,7 @@ def test_a_trial_that_two_tables_share_is_in_the_file_of_the_first(call, tmp_pat
     (tmp_path / "tiny.toml").write_text(TINY)
     wider = TINY.replace("[rows]", '[rows]\nmean = { rule = "mean" }')
     (tmp_path / "other.toml").write_text(wider.replace("[paper]", "[paper]\nmean = [0.3, 0.6]"))
-    both = ("reproduce", "tiny.toml", "other.toml", "--trials", 1, "--jobs", 1, "--out", "results")
+    both = ("reproduce", "tiny.toml", "other.toml", "--trials", 1, "--jobs", 0, "--out", "results")
     code, _, err = call(*both)
     assert code == 0, err
     files = [pd.read_csv(f"results/{name}.trials.csv") for name in ("tiny", "other")]
@@ -232,7 +241,7 @@ def test_a_trial_that_two_tables_share_is_in_the_file_of_the_first(call, tmp_pat
 def test_trials_that_chose_the_readings_are_no_results_of_a_table(call, tmp_path):
     (tmp_path / "readings.toml").write_text(TINY)
     (tmp_path / "tiny.toml").write_text(TINY)
-    options = ("--trials", 1, "--jobs", 1)
+    options = ("--trials", 1, "--jobs", 0)
     assert call("reproduce", "readings.toml", "--seed", 0, *options)[0] == 0
     code, out, err = call("reproduce", "tiny.toml", *options)
     assert code == 0
@@ -243,7 +252,7 @@ def test_trials_that_chose_the_readings_are_no_results_of_a_table(call, tmp_path
 
 def test_more_trials_build_on_the_finished_ones(call, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
-    command = ("reproduce", "tiny.toml", "--jobs", 1, "--out", "results")
+    command = ("reproduce", "tiny.toml", "--jobs", 0, "--out", "results")
     _, out, _ = call(*command, "--trials", 1)
     assert "1 trial, seed 10." in out
     code, out, err = call(*command, "--trials", 2)
@@ -260,7 +269,9 @@ def test_one_data_set_that_fails_does_not_stop_the_other_tables(call, tmp_path, 
         (tmp_path / "data" / "mnist").mkdir(parents=True)
         for name in downloads.IDX_FILES:
             (tmp_path / "data" / "mnist" / f"{name}.gz").write_bytes(b"\x1f\x8b\x08")
-    code, out, err = call("reproduce", "first.toml", "tiny.toml", "--trials", 1, "--out", "results")
+    code, out, err = call(
+        "reproduce", "first.toml", "tiny.toml", "--trials", 1, "--jobs", 0, "--out", "results"
+    )
     assert code == 1
     assert "A tiny table" in out
     assert (tmp_path / "results" / "tiny.csv").is_file()
@@ -486,7 +497,7 @@ def test_a_reader_that_stops_early_is_no_error():
 def test_results_are_written_though_nobody_reads_the_table(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "other.toml").write_text(TINY)
-    options = "--trials 1 --jobs 1 --device cpu --out results"
+    options = "--trials 1 --jobs 0 --device cpu --out results"
     done = piped(f"$P reproduce tiny.toml other.toml {options} | true; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -609,19 +620,19 @@ def test_more_numbers_than_an_array_holds_are_refused_before_training(tmp_path):
     assert last.startswith("Error: m = 300 workers and a model of d = 7,500,010 parameters")
 
 
-def test_an_own_experiment_does_not_take_a_published_tables_place(call, tmp_path, no_processes):
+def test_an_own_experiment_does_not_take_a_published_tables_place(call, tmp_path, no_trials):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "table7b.toml").write_text(TINY)
-    no_processes()
+    no_trials()
     code, out, err = call("reproduce", "mine/table7b.toml", "--out", "published")
     assert (code, out) == (2, "")
     assert "rename your file" in err
     assert not (tmp_path / "published").exists()
-    with pytest.raises(AssertionError, match="a worker process was started"):
+    with pytest.raises(AssertionError, match="a trial was run"):
         call("reproduce", "mine/table7b.toml")
 
 
-def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_processes, monkeypatch):
+def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_trials, monkeypatch):
     seen = []
     monkeypatch.setattr(
         reproduction, "reproduce", lambda orders, *_: seen.extend(orders) or ([], [])
@@ -647,7 +658,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
     command = [
         "sweep", "--vary", "c", "--values", "1,3", "--rule", "krum", "--rule", "median",
         "--attack", "none", "--attack", "trimmed-mean", "--knowledge", "full",
-        *RUN[1:5], "--iterations", "6", "--trials", 2, "--jobs", 1, "--out", "results",
+        *RUN[1:5], "--iterations", "6", "--trials", 2, "--jobs", 0, "--out", "results",
         "--checkpoint-minutes", "7", "--grey",
     ]  # fmt: skip
     code, out, err = call(*command)
@@ -676,7 +687,7 @@ def test_sweep_runs_a_figure_and_says_the_command_that_repeats_it(call, tmp_path
 def test_sweep_takes_the_papers_attacks_where_none_is_named(call):
     code, out, _ = call(
         "sweep", "--vary", "epsilon", "--values", "0.5", "--rule", "krum", *RUN[1:7],
-        "--iterations", 3, "--trials", 1, "--jobs", 1, "--out", "results", "--name", "mine",
+        "--iterations", 3, "--trials", 1, "--jobs", 0, "--out", "results", "--name", "mine",
     )  # fmt: skip
     assert code == 0
     lines = [line.split()[0] for line in out.splitlines() if "epsilon" not in line and line]
@@ -691,7 +702,7 @@ def test_the_means_of_a_running_table_are_those_of_the_table_it_ends_with(call, 
         'measure = "lowest_error_rate"\n'
         + TINY.replace("iterations = 12", "iterations = 12\nlearning_rate = 8.0")
     )
-    options = ["t.toml", "--jobs", 1, "--store", "t.sqlite", "--out", "results"]
+    options = ["t.toml", "--jobs", 0, "--store", "t.sqlite", "--out", "results"]
     assert call("reproduce", *options, "--trials", 1)[0] == 0  # known before the next
     code, out, err = call("reproduce", *options, "--trials", 3)
     assert code == 0, err
@@ -705,8 +716,8 @@ def test_the_means_of_a_running_table_are_those_of_the_table_it_ends_with(call, 
     assert "mean lowest error rate" in call("status", *options[:1], *options[3:])[1]
 
 
-def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_processes):
-    no_processes()
+def test_report_reads_what_is_there_and_runs_nothing(call, tmp_path, no_trials):
+    no_trials()
     code, out, err = call("report", "--out", "results", "--latex", "--store", "none.sqlite")
     assert code == 0, err
     assert out.startswith("0 of the ")

@@ -551,8 +551,8 @@ def test_the_two_sides_of_the_mean_are_not_the_same_for_logistic_regression(know
 
 def test_a_user_chooses_an_attack_and_its_parameters_by_name(alone, tmp_path):
     def run(attack):
-        words = ["run", "--dataset", "digits", "--rule", "mean", "--iterations", "20", "--trials"]
-        command = [sys.executable, "-m", "fltrust_repro", *words, "1", "--attack", attack]
+        words = ["run", "--dataset", "digits", "--rule", "mean", "--iterations", "20", "--jobs"]
+        command = [sys.executable, "-m", "fltrust_repro", *words, "0", "--attack", attack]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
 
     done, wrong = run("min-max:vector=unit"), run("min-max:vector=stdd")

@@ -412,7 +412,7 @@ def test_a_trial_with_each_rule(name):
 def test_a_user_names_a_rule_with_its_parameters(capsys, tmp_path):
     def run(rule):
         told = ["--dataset", "digits", "--workers", "12", "--compromised", "2", "--iterations", "4"]
-        store = ["--store", str(tmp_path / "trials.sqlite"), "--json"]
+        store = ["--store", str(tmp_path / "trials.sqlite"), "--jobs", "0", "--json"]
         with pytest.raises(SystemExit) as stop:
             commands.main(["run", "--rule", rule, *told, *store], prog_name="fltrust_repro")
         return stop.value.code, *capsys.readouterr()

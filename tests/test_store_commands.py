@@ -341,7 +341,7 @@ def test_looking_at_a_store_leaves_nothing_beside_it(call, filled, tmp_path):
 
 
 def test_a_run_tells_of_a_trial_that_it_cannot_believe_and_runs_it_again(call, tmp_path):
-    words = ["run", "--dataset", "digits", "--iterations", "2", "--jobs", "1"]
+    words = ["run", "--dataset", "digits", "--iterations", "2", "--jobs", "0"]
     assert call(*words, out=False)[0] == 0
     with contextlib.closing(sqlite3.connect(tmp_path / "s.sqlite")) as connection:
         connection.execute("""UPDATE trials SET setting = replace(setting, '"krum"', '"median"')""")
