@@ -415,7 +415,7 @@ def test_trials_are_the_same_in_other_processes_and_through_the_command(tmp_path
     fields = {"iterations": 20, "selected": 9, "momentum": 0.9, "root_size": 40, "root_bias": 0.5}
     given = {**LR, **fields, "rule": "fltrust", "pre": "clip", "attack": "krum", "defense": "lfr"}
     words = [w for name, v in given.items() for w in ("--" + name.replace("_", "-"), str(v))]
-    code, out, err = _called("run", *words, "--trials", "2", "--jobs", "2", "--json",
+    code, out, err = _called("run", *words, "--trials", "2", "--jobs", "1", "--json",
                              "--device", "cpu", "--store", str(tmp_path / "t.sqlite"))  # fmt: skip
     assert code == 0, err
     told = json.loads(out)

@@ -82,7 +82,7 @@ def test_only_what_is_missing_runs_and_a_setting_named_twice_runs_once(by_one_pr
     with Store(tmp_path / "trials.sqlite") as store:
         for trial in by_one_process.find(SMALL, [1]):
             store.add(trial)
-        outcome = run_missing(cells(SMALL, SMALL), range(3), store, Machine(jobs=2), told.append)
+        outcome = run_missing(cells(SMALL, SMALL), range(3), store, Machine(jobs=0), told.append)
         assert outcome == (2, [])
         assert numbers(store, [SMALL]) == numbers(by_one_process, [SMALL])
     assert len(told) == 1
