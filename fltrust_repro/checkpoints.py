@@ -18,13 +18,12 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro import compiled, machine, training
+from fltrust_repro import compiled, machine
 from fltrust_repro.course import Snapshot
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import writable, write_bytes
@@ -35,23 +34,13 @@ from fltrust_repro.words import counted
 FORM = 2  # of the files: raised where what they hold means something else
 
 
-@cache  # in the process's first trial: that is what it computes with, whatever is installed later
-def _program() -> str:
-    """Name the text of the code that trains.
-
-    An edit may move a last digit, and PROTOCOL is not raised for that.
-    """
-    with contextlib.suppress(OSError, SyntaxError, ValueError):
-        return compiled.version(Path(training.__file__))
-    return "not at hand"
-
-
 class Checkpoint:
     """One trial's, in the process that runs it; written when so many minutes have passed."""
 
     def __init__(self, file: Path, name: TrialName, minutes: float, gpu: int | None) -> None:
         self._file, self._seconds, self._written = file, 60 * minutes, time.monotonic()
-        self._of, self._here = [FORM, *name, _program()], machine.versions(gpu)
+        # Any edit may move a digit, and PROTOCOL is not raised for that.
+        self._of, self._here = [FORM, *name, compiled.program()], machine.versions(gpu)
         self.places = [self._here]  # where the trial ran so far, from which iteration on
 
     def read(self) -> Snapshot | None:
@@ -142,11 +131,9 @@ class Checkpoints(NamedTuple):
         except ValueError as error:
             say(f"Note: {self._file(name)} {error}: its trial begins anew.")
             return 0
-        if not (kept and begun):
+        if not begun:
             return 0
-        told = f"setting {name.key}, seed {name.seed}: goes on after iteration {begun.iterations:,}"
-        elsewhere = ", begun with other libraries or on another machine"
-        say(f"{told}{elsewhere if len(kept.places) > 1 else ''}.")
+        say(f"setting {name.key}, seed {name.seed}: goes on after iteration {begun.iterations:,}.")
         return begun.iterations
 
     def _files(self) -> Iterator[tuple[Path, TrialName]]:

@@ -124,7 +124,7 @@ def _short_hash(content: bytes) -> str:
 def _sources() -> dict[Path, bytes]:
     # Kept as first seen, when the package was imported: that is what its functions do, even where
     # somebody edits a file while the process runs.
-    return {module: module.read_bytes() for module in _PACKAGE.glob("*.py")}
+    return {file: file.read_bytes() for end in ("py", "cu") for file in _PACKAGE.glob(f"*.{end}")}
 
 
 def _imported(module: Path) -> Iterator[Path]:
@@ -146,6 +146,12 @@ def version(module: Path) -> str:
             found.add(one)
             waiting += _imported(one)
     return _short_hash(b"\0".join(_sources()[one] for one in sorted(found)))
+
+
+@cache
+def program() -> str:
+    """Name the sources of the whole package, kernels for a GPU among them."""
+    return _short_hash(b"\0".join(content for _, content in sorted(_sources().items())))
 
 
 @cache

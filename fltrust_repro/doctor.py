@@ -242,8 +242,6 @@ def _processes() -> Iterator[str]:
             f"{counted(cores, 'core')} takes {needed // 1024} KiB; {remedy}, or take fewer --jobs."
         )
     yield f"one on each of {counted(cores, 'core')}"
-    if how := nvidia.sharing():
-        yield how
 
 
 def _device(blas: list[machine.Blas]) -> Iterator[str]:
@@ -252,6 +250,8 @@ def _device(blas: list[machine.Blas]) -> Iterator[str]:
         blas += call("naming the linear algebra", machine.libraries)
         text = "the CPU" if name == "cpu" else f"GPU ({count} of them)"
         yield f"{text}: what --device auto takes here"
+        if name == "gpu" and (how := nvidia.sharing()):
+            yield how
         if name == "cpu" and machine.CUDA_BUILD in machine.installed_builds():
             look = "look at the driver and CUDA_VISIBLE_DEVICES"
             yield f"MXNet sees no GPU: {nvidia.driver_fault() or look}"

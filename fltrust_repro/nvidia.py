@@ -81,14 +81,13 @@ def driver_fault() -> str | None:
 def sharing() -> str | None:
     """Say how processes need not take turns on a GPU; None where they do not, or have to.
 
-    That is by NVIDIA's multi-process service, of which each client looks for the same pipes.
+    That is by NVIDIA's multi-process service, of which each client looks for the same pipe.
     """
     pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _PIPES))
-    if pipes.is_dir() or not shutil.which(_SERVICE):
+    if (pipes / "control").exists() or not shutil.which(_SERVICE):
         return None
-    return (
-        f"take turns on a GPU; under NVIDIA's multi-process service, `{_SERVICE} -d`, they do not"
-    )
+    service = f"NVIDIA's multi-process service, `{_SERVICE} -d`"
+    return f"trials take turns on a GPU; under {service}, they do not"
 
 
 def _answered(index: int, question: str, *arguments: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`show`, `export`, `import`, `report` and `list`: what there is, with no training."""
+"""`show`, `export`, `import` and `report`: what there is, with no training."""
 
 from __future__ import annotations
 

@@ -112,11 +112,13 @@ def machine(one: Found) -> str:
     """Return in short what a trial was made on: the last name without a version, else the device.
 
     In `versions` the CPU or the GPU comes last, behind the libraries; before there was either, the
-    architecture is the only such name.
+    architecture is the only such name. So it is of each machine that the trial was on.
     """
-    parts = re.sub(r" \([^)]*\)", "", one.trial.versions).split(", ")
-    names = [part for part in parts if not re.search(r" \d[\w.]*$", part)]
-    return one_line(names[-1] if names else one.trial.device)
+    named = []
+    for place in re.sub(r" \([^)]*\)", "", one.trial.versions).split("; after iteration"):
+        names = [part for part in place.split(", ") if not re.search(r" \d[\w.]*$", part)]
+        named.append(names[-1] if names else one.trial.device)
+    return one_line(", then ".join(named))
 
 
 def _as_json(group: Group, each: bool) -> list[dict[str, Any]]:

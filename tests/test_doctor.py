@@ -57,6 +57,7 @@ def machine(monkeypatch):
             return found
 
         monkeypatch.setattr(module.machine, "installed_builds", lambda: builds)
+        monkeypatch.setattr(module.nvidia, "sharing", lambda: None)
         monkeypatch.setattr(module.nvidia, "driver", lambda: driver)
         monkeypatch.setattr(module.nvidia, "driver_fault", lambda: fault)
         monkeypatch.setattr(module.nvidia, "kernel_module_version", lambda: kernel_module)
@@ -141,9 +142,14 @@ def test_with_gpus_everything_is_named(gpus, report, monkeypatch):
 
 def test_trials_that_need_not_take_turns_on_a_gpu_are_told_how(gpus, report, monkeypatch):
     gpus(AMPERE)
-    assert len(lines(report()[1], "processes")) == 1
-    monkeypatch.setattr(module.nvidia, "sharing", lambda: "take turns on a GPU")
-    assert lines(report()[1], "processes")[1] == "processes take turns on a GPU"
+    monkeypatch.setattr(module.nvidia, "sharing", lambda: "trials take turns on a GPU")
+    assert lines(report()[1], "device")[1] == "device    trials take turns on a GPU"
+
+
+def test_without_a_gpu_nobody_takes_turns(machine, report, monkeypatch):
+    machine()
+    monkeypatch.setattr(module.nvidia, "sharing", lambda: "trials take turns on a GPU")
+    assert "take turns" not in report()[1]
 
 
 def test_on_a_gpu_without_code_what_trains_there_is_tried_and_the_rest_named(gpus, report):

@@ -10,6 +10,7 @@ from fltrust_repro import experiments
 from fltrust_repro.attacks import Round
 from fltrust_repro.errors import BadInput
 from fltrust_repro.master import Master
+from fltrust_repro.server import ServerState
 from fltrust_repro.training import run_trial
 
 FOLDER = experiments.home() / "leverage"
@@ -20,8 +21,8 @@ def _plugin():
     fl.load_plugin(FOLDER / "parts.py")
 
 
-def normal(m: int, d: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((m, d)).astype(np.float32)
+def normal(m: int, d: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 def test_with_all_its_parts_it_is_the_rule():
@@ -42,7 +43,17 @@ def test_without_any_it_is_the_mean_of_shortened_updates():
 
 
 @pytest.mark.parametrize(
-    "part", ["ridge=1", "ridge=0", "filters=all", "filters=both", "filters=none", "near=2"]
+    "part",
+    [
+        "ridge=1",
+        "ridge=0",
+        "noise=median",
+        "filters=all",
+        "filters=both",
+        "filters=none",
+        "price=0",
+        "near=2",
+    ],
 )
 def test_each_part_counts(part):
     """Among workers of one kind, or of five, where eight push with noise of their own."""
@@ -53,6 +64,20 @@ def test_each_part_counts(part):
         whole, less = (fl.rules[name](updates, c=8) for name in names)
         moved.append(np.abs(whole - less).max())
     assert max(moved) > 0.05
+
+
+def test_memory_counts():
+    """What a worker sent before is part of what it keeps saying."""
+    after = []
+    for name in ("leverage", "leverage-parts", "leverage-parts:decay=0"):
+        state = ServerState(workers=np.arange(30))
+        for seed in range(3):
+            updates = normal(30, 40, seed)
+            updates[:8] -= 2
+            change = fl.rules[name](updates, c=8, state=state)
+        after.append(change)
+    np.testing.assert_array_equal(after[0], after[1])
+    assert np.abs(after[0] - after[2]).max() > 0.05
 
 
 def test_answers_count():

@@ -104,6 +104,8 @@ def test_how_a_gpu_is_shared_is_told_where_it_could_be_and_is_not(tmp_path, monk
     service.chmod(0o755)
     assert "`nvidia-cuda-mps-control -d`" in str(nvidia.sharing())
     pipes.mkdir()
+    assert nvidia.sharing() is not None
+    (pipes / "control").touch()
     assert nvidia.sharing() is None
 
 

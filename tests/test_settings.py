@@ -74,6 +74,15 @@ WRONG_DEFAULTS = {
 }
 
 
+@pytest.mark.parametrize(
+    "dataset, model, rate",
+    [("mnist", "lr", 0.1), ("mnist", "cnn", 0.01), ("fashion-mnist", "lr", 0.1),
+     ("fashion-mnist", "cnn", 0.3), ("breast-cancer", "cnn", 0.1), ("ch-mnist", "resnet20", 0.1)],
+)  # fmt: skip
+def test_learning_rates_are_those_that_the_readings_name(dataset, model, rate):
+    assert Setting(dataset=dataset, model=model).learning_rate == rate
+
+
 @pytest.mark.parametrize("sentence", WRONG_DEFAULTS)
 def test_a_wrong_default_of_ones_own_is_told_where_it_is_registered(brought, sentence):
     register = model if "model" in sentence else dataset

@@ -25,8 +25,10 @@ def filled(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
         store.add(*(trial(FULL, seed, 0.8 + seed / 100) for seed in (10, 11, 12)))
         store.add(*(replace(trial(FULL, seed, 0.5), protocol="0") for seed in (10, 11)))
-    write_csv(tmp_path / "out" / "mine.trials.csv", [trial(FEW, 10, 0.6)])
+    then = "; after iteration 20: python 3.12, x86_64, numba 0.6, Other CPU (family 2)"
     theirs = [replace(trial(NONE, 10, 0.1), versions=on_gpu, device="gpu")]
+    both = [replace(trial(FEW, 10, 0.6), versions=on_gpu + then)]
+    write_csv(tmp_path / "out" / "mine.trials.csv", both)
     write_csv(tmp_path / "published" / "theirs.trials.csv", theirs)
 
 
@@ -42,11 +44,13 @@ def test_a_line_per_setting_and_code_says_how_many_which_mean_and_where(call, fi
     assert text.splitlines()[0] == "rule krum, dataset mnist, model lr"
     assert lines(text) == [
         "none today's 1 10 0.100 NVIDIA H200 theirs",
-        "krum, full compromised 10 today's 1 10 0.600 cpu mine",
+        "krum, full compromised 10 today's 1 10 0.600 NVIDIA H200, then Other CPU mine",
         "krum, full today's 3 10 to 12 0.910 0.025 cpu s.sqlite",
         "krum, full earlier 2 10 to 11 0.500 cpu s.sqlite",
     ]
-    assert text.splitlines()[-1] == "3 settings, 7 trials: 6 on cpu, 1 on NVIDIA H200."
+    assert text.splitlines()[-1] == (
+        "3 settings, 7 trials: 5 on cpu, 1 on NVIDIA H200, 1 on NVIDIA H200, then Other CPU."
+    )
 
 
 def test_options_of_a_setting_choose(call, filled):
