@@ -28,10 +28,10 @@ from fltrust_repro.course import Snapshot
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import writable, write_bytes
 from fltrust_repro.training import PROTOCOL
-from fltrust_repro.trials import TrialName
+from fltrust_repro.trials import TOOK_OVER, TrialName
 from fltrust_repro.words import counted
 
-FORM = 2  # of the files: raised where what they hold means something else
+FORM = 3  # of the files: raised where what they hold means something else
 
 
 class Checkpoint:
@@ -40,8 +40,8 @@ class Checkpoint:
     def __init__(self, file: Path, name: TrialName, minutes: float, gpu: int | None) -> None:
         self._file, self._seconds, self._written = file, 60 * minutes, time.monotonic()
         # Any edit may move a digit, and PROTOCOL is not raised for that.
-        self._of, self._here = [FORM, *name, compiled.program()], machine.versions(gpu)
-        self.places = [self._here]  # where the trial ran so far, from which iteration on
+        self._of = [FORM, *name, compiled.program()]
+        self._here = self.versions = machine.versions(gpu)  # the latter of all places so far
 
     def read(self) -> Snapshot | None:
         """Return the snapshot to begin with, None where there is none; else `ValueError`."""
@@ -54,25 +54,18 @@ class Checkpoint:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = dict(file)
-            of, iterations, told, names = json.loads(arrays.pop("told").tobytes())
-            *of, versions, code = of
-            places = re.split("; after ", versions)
+            (*of, versions), iterations, told, names = json.loads(arrays.pop("told").tobytes())
+            if not versions.endswith(self._here):
+                versions += f"{TOOK_OVER} {iterations}: {self._here}"
             if sorted(arrays) != names:  # a damaged list of contents may just be shorter
                 raise ValueError("other arrays than it names")
             snapshot = Snapshot(int(iterations), told, arrays)
         except Exception as error:  # whatever a damaged file makes the readers of its parts raise
             raise ValueError("is damaged, or no checkpoint") from error
-        if [*of, code] != self._of:
+        if of != self._of:
             return None
-        self.places = places
-        if places[-1].rpartition(": ")[2] != self._here:
-            self.places += [f"iteration {snapshot.iterations}: {self._here}"]
+        self.versions = versions
         return snapshot
-
-    @property
-    def versions(self) -> str:
-        """`machine.versions` of where the trial ran so far, one after the other."""
-        return "; after ".join(self.places)
 
     def keep(self, take: Callable[[], Snapshot]) -> None:
         """Write a snapshot if it is time to; what hinders it costs no trial."""
@@ -80,9 +73,8 @@ class Checkpoint:
             return
         self._written = time.monotonic()
         iterations, told, arrays = take()
-        *of, code = self._of
-        whose = [*of, self.versions, code]
-        text, content = json.dumps([whose, iterations, told, sorted(arrays)]), io.BytesIO()
+        of, content = [*self._of, self.versions], io.BytesIO()
+        text = json.dumps([of, iterations, told, sorted(arrays)])
         np.savez(content, told=np.frombuffer(text.encode(), np.uint8), **arrays)
         with contextlib.suppress(BadInput):
             write_bytes(self._file, content.getvalue())

@@ -22,6 +22,7 @@ from fltrust_repro.training import PROTOCOL, TrialResult
 FIRST_SEED = 10  # of what is reported; those before it chose the readings
 LAST_SEED = 2**31 - 1
 _WHERE = ("device", "versions", "finished")  # and when
+TOOK_OVER = "; after iteration"  # in `versions`: between one machine and the next that went on
 
 
 class TrialName(NamedTuple):

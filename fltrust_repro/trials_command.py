@@ -17,6 +17,7 @@ from fltrust_repro.errors import one_line
 from fltrust_repro.filters import Wanted, filter_options
 from fltrust_repro.finding import Found, Group
 from fltrust_repro.labels import labels, ordered
+from fltrust_repro.trials import TOOK_OVER
 from fltrust_repro.words import counted
 
 _RATES = ("error_rate", "lowest_error_rate", "iterations", "diverged", "seconds")
@@ -115,7 +116,7 @@ def machine(one: Found) -> str:
     architecture is the only such name. So it is of each machine that the trial was on.
     """
     named = []
-    for place in re.sub(r" \([^)]*\)", "", one.trial.versions).split("; after iteration"):
+    for place in re.sub(r" \([^)]*\)", "", one.trial.versions).split(TOOK_OVER):
         names = [part for part in place.split(", ") if not re.search(r" \d[\w.]*$", part)]
         named.append(names[-1] if names else one.trial.device)
     return one_line(", then ".join(named))

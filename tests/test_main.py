@@ -497,7 +497,7 @@ def test_a_reader_that_stops_early_is_no_error():
 def test_results_are_written_though_nobody_reads_the_table(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "other.toml").write_text(TINY)
-    options = "--trials 1 --jobs 0 --device cpu --out results"
+    options = "--trials 1 --jobs 1 --device cpu --out results"
     done = piped(f"$P reproduce tiny.toml other.toml {options} | true; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -578,7 +578,7 @@ def test_an_interrupt_while_modules_load_is_quiet(number, wait):
 
 
 def test_a_second_signal_does_not_disturb_the_end(tmp_path):
-    command = started(*RUN, "--iterations", "100000")
+    command = started(*RUN, "--jobs", "1", "--iterations", "100000")
     while not (tmp_path / "trials.sqlite").is_file():
         time.sleep(0.02)
     time.sleep(1)
