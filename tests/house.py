@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,11 +29,13 @@ def floors() -> dict[str, list[str]]:
     return dict(reversed(found.items()))
 
 
+@cache
 def rooms() -> dict[str, Path]:
     """Return the modules of the package by name."""
     return {file.stem: file for file in sorted(PACKAGE.glob("*.py"))}
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
     """Return which rooms each room imports, wherever the import stands."""
     known = set(rooms()) - {"__init__"}
@@ -52,7 +55,7 @@ def arrows() -> dict[str, set[str]]:
 
 def order() -> list[str] | None:
     """Return the rooms so that each comes after all that it imports; None in a circle."""
-    left, done = arrows(), []
+    left, done = dict(arrows()), []
     while left:
         free = sorted(name for name, imported in left.items() if imported <= set(done))
         if not free:
