@@ -144,7 +144,8 @@ class Setting:
     def _put(self, values: Mapping[str, Any]) -> None:
         """Set fields, as only the making of a setting may."""
         own, readings = _parted(values)
-        own["readings"] = dataclasses.replace(self.readings, **readings)
+        if any(getattr(self.readings, name) != value for name, value in readings.items()):
+            own["readings"] = dataclasses.replace(self.readings, **readings)
         for name, value in own.items():
             object.__setattr__(self, name, value)
 
@@ -283,11 +284,13 @@ FIELDS = {f.name: f for kind in (Setting, Readings) for f in dataclasses.fields(
 del FIELDS["readings"]
 
 
+_READINGS = frozenset(field.name for field in dataclasses.fields(Readings))
+
+
 def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of a setting's own fields, and those of its readings."""
-    of_readings = {field.name for field in dataclasses.fields(Readings)} & values.keys()
-    own = {name: values[name] for name in values if name not in of_readings}
-    return own, {name: values[name] for name in of_readings}
+    own = {name: value for name, value in values.items() if name not in _READINGS}
+    return own, {name: value for name, value in values.items() if name in _READINGS}
 
 
 _KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
@@ -304,13 +307,23 @@ def _named(registry: Registry[Any], name: str) -> str:
     return entry.name if ":" in name else name
 
 
+@cache
+def _allowed(part: type) -> list[tuple[str, bool, tuple[str, ...], str]]:
+    """Of each field of a setting or of readings: whether it may be None, its choices, its kind."""
+    return [
+        (one.name, one.default is None or "None" in one.type, one.metadata.get("choices") or (),
+         one.type.split(" ")[0])
+        for one in dataclasses.fields(part)
+    ]  # fmt: skip
+
+
 def _check_fields(part: Setting | Readings) -> None:
     """Raise `BadInput` for a value that is not of its field's type, or none of its choices."""
-    for field in dataclasses.fields(part):
-        name, value, choices = field.name, getattr(part, field.name), field.metadata.get("choices")
-        if value is None and (field.default is None or "None" in field.type):
+    for name, may_lack, choices, type_name in _allowed(type(part)):
+        value = getattr(part, name)
+        if value is None and may_lack:
             continue
-        kind, convert, words = _KINDS[field.type.split(" ")[0]]
+        kind, convert, words = _KINDS[type_name]
         if isinstance(value, bool) or not isinstance(value, kind):
             raise BadInput(f"{name} is {shown(value)}; give {words}.")
         if choices and value not in choices:

@@ -385,7 +385,11 @@ def told_by(folder, *arguments) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("report", "--html"), ("arena", "--protocol", "P5", "--draw", "--html")]
+    "arguments",
+    [
+        pytest.param(("report", "--html"), marks=pytest.mark.slow),
+        ("arena", "--protocol", "P5", "--draw", "--html"),
+    ],
 )
 def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
     told = told_by(at_hand, *arguments)

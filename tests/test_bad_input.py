@@ -398,7 +398,15 @@ class Started(Exception):
     """The input was taken."""
 
 
-@pytest.mark.parametrize("words", list(all_commands()), ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        # The arena arranges thousands of settings each time, whatever it is given.
+        pytest.param(words, marks=[pytest.mark.slow] * (words == ("arena",)))
+        for words in all_commands()
+    ],
+    ids=" ".join,
+)
 def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(
     words, capsys, monkeypatch, tmp_path
 ):

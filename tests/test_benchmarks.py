@@ -66,6 +66,7 @@ def test_rules_of_two_libraries_at_two_sizes(tmp_path):
     assert machine in text and re.search("numpy.*scipy", machine) and "cores" in machine
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels of x86")
 def test_numpys_kernels_are_chosen_without_the_other_libraries(tmp_path):
     options = ["--only", "rules", "--workers", "5", "--parameters", "50", "--library", "numpy"]
@@ -100,6 +101,7 @@ def test_a_library_that_is_not_installed_or_does_not_load_is_named(monkeypatch):
     assert damaged.note == "failed: it does not load ('damaged')"
 
 
+@pytest.mark.slow
 def test_a_case_that_does_not_fit_the_memory_is_named(tmp_path):
     sizes = ["--workers", "5", "--parameters", "50", "--parameters", str(10**12)]
     rows = suite(tmp_path, "--only", "rules", *sizes, "--library", "fltrust_repro")
@@ -158,9 +160,8 @@ def test_another_checkout_is_a_folder(tmp_path):
 
 
 @pytest.mark.skipif(not tells_peaks(), reason="this system does not tell peaks")
-@pytest.mark.parametrize(
-    "options", [[], pytest.param(["--non-finite"], marks=pytest.mark.slow)], ids=["finite", "not"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--non-finite"]], ids=["finite", "not"])
 def test_no_rule_copies_the_updates(options, tmp_path):
     size = ["--workers", str(M), "--parameters", str(D), "--library", "fltrust_repro"]
     rows = suite(tmp_path, "--only", "rules", *size, *options)
@@ -179,6 +180,7 @@ def test_an_unknown_section_is_refused(only, tmp_path):
     assert "choose from rules, stages, attacks, defenses, trial" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_cost_of_many_trials_has_a_line_for_each_command(tmp_path):
     small = ["--trials", "4", "--finished", "1000", "--repeats", "1"]
     done = subprocess.run(
@@ -203,6 +205,7 @@ def field(out, *options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_rule_of_the_field_has_a_time_and_stands_beside_krum(tmp_path):
     done = field(tmp_path)
     assert done.returncode == 0, done.stderr

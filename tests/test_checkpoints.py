@@ -130,7 +130,13 @@ def file_of(kept: Checkpoints) -> Path:
     return file
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] * (KINDS[kind].get("model") == "resnet20"))
+        for kind in KINDS
+    ],
+)
 def test_a_trial_broken_off_again_and_again_ends_with_the_same_bits(kind, beside):
     setting, rng = Setting.from_dict(KINDS[kind]), random.Random(kind)
     whole, left = run(setting, None)

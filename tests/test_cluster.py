@@ -68,6 +68,7 @@ def undisturbed(tmp_path_factory):
         yield numbers(store, SMALL, OTHER)
 
 
+@pytest.mark.slow
 def test_a_cluster_and_local_processes_give_the_same_numbers(machine, undisturbed, tmp_path):
     with Store(tmp_path / "trials.sqlite") as store:
         assert run_missing(cells(SMALL, OTHER), SEEDS, store, machine) == (8, [])

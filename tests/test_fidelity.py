@@ -205,6 +205,7 @@ def test_experiments_are_listed_by_paper_and_nobodys_at_the_end(with_others):
     ]
 
 
+@pytest.mark.slow
 def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
     experiment = load_experiment("figure4a")

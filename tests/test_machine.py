@@ -210,6 +210,7 @@ def test_a_variable_that_holds_the_hot_products_below_the_cpu_is_told(coretype):
     assert "slower, not wrong; unset it, or set SkylakeX" in text
 
 
+@pytest.mark.slow
 def test_doctor_tells_it_and_trials_can_run_all_the_same(tmp_path):
     if machine.cpu().vectors not in ("AVX-512", "AVX2"):
         pytest.skip("no kernels are far below this CPU")

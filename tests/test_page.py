@@ -523,7 +523,12 @@ def test_definitions_that_are_not_understood_are_named_and_others_files_left_alo
 
 # ---- in a browser ----
 
-SIZES = [(1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light"), (390, 844, "dark")]
+SIZES = [
+    (390, 844, "dark"),
+    (1280, 800, "light"),
+    pytest.param(390, 844, "light", marks=pytest.mark.slow),
+    pytest.param(1280, 800, "dark", marks=pytest.mark.slow),
+]
 
 
 def a_ranking() -> standings.Standings:

@@ -123,8 +123,15 @@ def most_memory(call):
     return now("VmHWM") - before
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("name", ["lr", "cnn"])
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [
+        ("lr", True),
+        ("lr", False),
+        ("cnn", True),
+        pytest.param("cnn", False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_evaluation_never_holds_the_numbers_of_all_examples(name, compiled):
     n, shape = 150_000, (1, 10, 10)
     trainee = learner(name, 3, shape, compiled=compiled)

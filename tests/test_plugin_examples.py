@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+
+from fltrust_repro.__main__ import commands
 
 PAGE = Path(__file__).parent.parent / "experiments" / "plug-ins.md"
 MOST_LINES = 15
@@ -32,16 +33,18 @@ def run(folder: Path, *options: str) -> dict:
     told |= {"--iterations": "100", "--jobs": "0", "--device": "cpu", "--data-dir": str(folder)}
     told |= dict(zip(options[::2], options[1::2]))
     words = [word for option in told.items() for word in option]
-    done = subprocess.run(
-        [sys.executable, "-m", "fltrust_repro", "run", *words, "--json"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(told_by("run", *words, "--json"))
+
+
+def told_by(*words: str) -> str:
+    result = CliRunner().invoke(commands, words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 300).astype(np.int32)
     x = (y[:, None] == np.arange(3)) + 0.1 * rng.standard_normal((300, 3))
@@ -75,10 +78,6 @@ def test_a_data_set_and_a_model_bring_their_own_defaults(folder):
 def test_the_attack_counts_what_it_notes(folder):
     (folder / "inner_product.py").write_text(EXAMPLES["inner_product.py"], encoding="utf-8")
     run(folder, "--plugin", "inner_product.py", *USES["inner_product.py"])
-    shown = subprocess.run(
-        [sys.executable, "-m", "fltrust_repro", "show", "--plugin", "inner_product.py",
-         "--dataset", "digits", "--workers", "10", "--compromised", "2", "--iterations", "100",
-         *USES["inner_product.py"]],
-        cwd=folder, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert '"rounds turned": 100' in shown.stdout
+    small = ["--dataset", "digits", "--workers", "10", "--compromised", "2", "--iterations", "100"]
+    shown = told_by("show", "--plugin", "inner_product.py", *small, *USES["inner_product.py"])
+    assert '"rounds turned": 100' in shown

@@ -59,6 +59,7 @@ def by_one_process(tmp_path_factory):
         yield store
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_give_the_same_numbers(by_one_process, tmp_path):
     with Store(tmp_path / "trials.sqlite") as store:
         run_missing(cells(SMALL, OTHER), range(3), store, Machine(jobs=2))
@@ -179,6 +180,7 @@ def assert_the_same_command_goes_on(store_path, undisturbed) -> None:
         assert numbers(store, [LONG]) == undisturbed
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path, undisturbed):
     store_path = tmp_path / "trials.sqlite"
     command = start(store_path)
@@ -442,6 +444,7 @@ def plugin(tmp_path):
 PLAIN = {"dataset": "digits", "workers": 10, "compromised": 2, "iterations": 10}
 
 
+@pytest.mark.slow
 def test_a_plugins_memory_is_that_of_one_trial_whatever_the_number_of_processes(plugin, tmp_path):
     machine = plugin()
     settings = [Setting(**PLAIN, rule=rule) for rule in ("momentum", "helped", "random")]
@@ -500,6 +503,7 @@ def test_a_plugin_edited_while_a_command_runs_goes_on_as_it_was(plugin, tmp_path
 # ---- two commands, one store --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_store_run_no_trial_twice(tmp_path, undisturbed):
     store_path = tmp_path / "trials.sqlite"
     commands = [start(store_path) for _ in range(2)]
@@ -677,6 +681,7 @@ def script(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_or_from_stdin_runs_once_whatever_the_jobs(script):
     found = [script("median", jobs=0), script("median", jobs=1, read=True)]
     assert [ended.returncode for ended in found] == [0, 0], [ended.stderr for ended in found]
@@ -687,6 +692,7 @@ def test_a_script_without_a_guard_or_from_stdin_runs_once_whatever_the_jobs(scri
     assert "; rule mean 0." in found[0].stderr
 
 
+@pytest.mark.slow
 def test_a_rule_of_the_script_itself_runs_in_this_process_and_anew_when_it_is_edited(script):
     def rates(ended):
         assert ended.returncode == 0, ended.stderr
@@ -711,6 +717,7 @@ def test_a_rule_of_the_script_itself_is_refused_where_other_processes_would_need
     assert "jobs=0" in last
 
 
+@pytest.mark.slow
 def test_so_is_what_comes_before_a_rule(script):
     source = SCRIPT.replace('@fl.rule("mine")', '@fl.preaggregation("mine")')
     source = source.replace("updates.mean(axis=0) * FACTOR", "updates * FACTOR")

@@ -443,6 +443,7 @@ def test_the_attack_on_real_mnist_multiplies_the_error_rate_of_trimmed_mean():
     assert attacked > 1.7 * plain
 
 
+@pytest.mark.slow
 def test_resnet20_learns_on_real_tissue_tiles():
     need("ch-mnist-8")
     setting = Setting(
