@@ -75,6 +75,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self.kind = kind
         self._entries: dict[str, Entry] = {}
         self._owners: dict[str, Owner] = {}
+        self._made: dict[str, tuple[Any, Any]] = {}  # by the whole name, of which entry, and what
 
     def add(self, name: str, entry: Entry) -> None:
         """Register `entry` for the plug-in that is `registering`; `BadInput` for a name taken."""
@@ -123,7 +124,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             return entry
         if not hasattr(entry, "having"):
             raise BadInput(f"{self.kind} {shown(name)}: a {self.kind} has no parameters.")
-        return entry.having(name.partition(":")[2])
+        if self._made.get(name, (None, None))[0] is not entry:
+            self._made[name] = entry, entry.having(name.partition(":")[2])
+        return self._made[name][1]
 
     def __contains__(self, name: object) -> bool:
         if _bare(name) not in self._entries:

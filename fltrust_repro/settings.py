@@ -67,7 +67,7 @@ class Readings:
     gradient: str = _field("mean", "", "sum")  # over a batch
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        _check_fields(self, Readings)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Setting:
     readings: Readings = dataclasses.field(default_factory=Readings)
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        _check_fields(self, Setting)
         data, model, _ = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
         steps = (name.strip() for name in self.pre.split("+") if name)
@@ -283,6 +283,16 @@ class Setting:
 FIELDS = {f.name: f for kind in (Setting, Readings) for f in dataclasses.fields(kind)}
 del FIELDS["readings"]
 
+# Of each field whether it may be None, its choices, its kind.
+_ALLOWED = {
+    kind: [
+        (one.name, one.default is None or "None" in one.type, one.metadata.get("choices") or (),
+         one.type.split(" ")[0])
+        for one in dataclasses.fields(kind)
+    ]
+    for kind in (Setting, Readings)
+}  # fmt: skip
+
 
 _READINGS = frozenset(field.name for field in dataclasses.fields(Readings))
 
@@ -297,7 +307,7 @@ _KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
     "int": (Integral, int, "a whole number"),
     "float": (Real, float, "a number"),
     "str": (str, str, "a name in quotes"),
-    "Readings": (Readings, dataclasses.replace, "Readings(...)"),
+    "Readings": (Readings, lambda readings: readings, "Readings(...)"),
 }
 
 
@@ -307,24 +317,14 @@ def _named(registry: Registry[Any], name: str) -> str:
     return entry.name if ":" in name else name
 
 
-@cache
-def _allowed(part: type) -> list[tuple[str, bool, tuple[str, ...], str]]:
-    """Of each field of a setting or of readings: whether it may be None, its choices, its kind."""
-    return [
-        (one.name, one.default is None or "None" in one.type, one.metadata.get("choices") or (),
-         one.type.split(" ")[0])
-        for one in dataclasses.fields(part)
-    ]  # fmt: skip
-
-
-def _check_fields(part: Setting | Readings) -> None:
+def _check_fields(part: Setting | Readings, kind: type[Setting] | type[Readings]) -> None:
     """Raise `BadInput` for a value that is not of its field's type, or none of its choices."""
-    for name, may_lack, choices, type_name in _allowed(type(part)):
+    for name, may_lack, choices, type_name in _ALLOWED[kind]:
         value = getattr(part, name)
         if value is None and may_lack:
             continue
-        kind, convert, words = _KINDS[type_name]
-        if isinstance(value, bool) or not isinstance(value, kind):
+        wanted, convert, words = _KINDS[type_name]
+        if isinstance(value, bool) or not isinstance(value, wanted):
             raise BadInput(f"{name} is {shown(value)}; give {words}.")
         if choices and value not in choices:
             raise BadInput(f"{name} is {shown(value)}; {choose(value, choices)}")

@@ -208,7 +208,7 @@ def report_command(
             else reproduction.finished(store, out, experiments)
         )
     trials = reproduction.reported(finished)
-    rankings, curves = arena_page.at_hand(finished if as_html else {})
+    rankings, curves = arena_page.at_hand(finished) if as_html else ([], {})
     papers = fidelity.by_paper(experiments)
     frames = {paper: fidelity.as_frame(some, trials) for paper, some in papers.items()}
     texts: dict[str, str] = {}

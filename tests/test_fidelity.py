@@ -307,7 +307,7 @@ def test_latex_has_every_cell():
     assert "bulyan" in text
 
 
-@pytest.mark.parametrize("name", ["figure2", "figure5b"])
+@pytest.mark.parametrize("name", [pytest.param("figure2", marks=pytest.mark.slow), "figure5b"])
 def test_a_figure_is_drawn_as_png_and_svg_the_same_each_time(tmp_path, name):
     experiment = load_experiment(name)
     trials = {s: [a_trial(s, seed, 0.1 * seed) for seed in range(3)] for s in experiment.settings}

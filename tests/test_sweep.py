@@ -284,6 +284,7 @@ def crashes(tmp_path):
     return lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_dies_is_tried_once_more(crashes, tmp_path):
     crash, machine = crashes
     with Store(tmp_path / "trials.sqlite") as store:
@@ -462,6 +463,7 @@ def test_a_plugins_memory_is_that_of_one_trial_whatever_the_number_of_processes(
         assert found_anew == [trial for trial in by_one if trial[0].seed > 0]
 
 
+@pytest.mark.slow
 def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, tmp_path):
     machine = plugin()
     helped = [Setting(**PLAIN, rule="momentum"), Setting(**PLAIN, rule="later")]
