@@ -15,16 +15,16 @@ def tree_of(page) -> ElementTree.Element:
     return ElementTree.fromstring(own)
 
 
-@pytest.fixture
-def browser():
+@pytest.fixture(scope="session")
+def chromium():
     """A headless Chromium that keeps what its console says."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    binary = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
+    if binary is None or driver is None:
         pytest.skip("there is no Chromium, or no chromedriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = binary
     options.add_argument("--headless=new")
     if os.geteuid() == 0:
         options.add_argument("--no-sandbox")  # Chromium has none for root
@@ -32,6 +32,17 @@ def browser():
     running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield running
     running.quit()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A tab of the test's own: sizes, media and scripts are set for a tab alone."""
+    first = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    chromium.get_log("browser")  # what another test's tab said is told once
+    yield chromium
+    chromium.close()
+    chromium.switch_to.window(first)
 
 
 def shown_at(browser, width, scheme="light", height=844, opened=True):

@@ -10,7 +10,7 @@ for _name, _value in WORKER_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import pytest  # noqa: E402
-from browsing import browser  # noqa: E402, F401  (a fixture)
+from browsing import browser, chromium  # noqa: E402, F401  (fixtures)
 from data_files import alone, sixteen, tiny  # noqa: E402, F401  (fixtures)
 from emulated import launcher  # noqa: E402
 from hypothesis import settings  # noqa: E402

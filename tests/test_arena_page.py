@@ -323,18 +323,19 @@ def test_a_large_arena_is_no_large_page():
 # ---- files --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def written(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     rankings = [a_ranking(), a_ranking("P1 partial")]
-    return arena_page.write(rankings, {one.protocol: the_curves(one) for one in rankings}, tmp_path)
+    curves = {one.protocol: the_curves(one) for one in rankings}
+    return arena_page.write(rankings, curves, tmp_path_factory.mktemp("page"))
 
 
-def test_a_page_and_two_pictures_of_each_protocol_are_written(written, tmp_path):
+def test_a_page_and_two_pictures_of_each_protocol_are_written(written):
     names = ["arena.html", "arena-p1.png", "arena-p1.svg", "arena-p1-partial.png",
              "arena-p1-partial.svg"]  # fmt: skip
     assert [file.name for file in written] == names
-    assert {file.name for file in tmp_path.iterdir()} == set(names)
-    assert (tmp_path / "arena-p1.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in written[0].parent.iterdir()} == set(names)
+    assert written[1].read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_numbers_give_the_same_bytes(written, tmp_path):

@@ -677,7 +677,8 @@ def test_how_many_directions_partial_knowledge_tells_right():
     assert direction_agreement(step, updates) == 0.5
 
 
-@pytest.mark.parametrize("knowledge", [pytest.param("full", marks=pytest.mark.slow), "partial"])
+@pytest.mark.slow
+@pytest.mark.parametrize("knowledge", ["full", "partial"])
 def test_a_trial_that_diverges_under_the_krum_attack_ends(knowledge):
     fields = {"dataset": "breast-cancer", "model": "cnn", "workers": 10, "compromised": 2}
     setting = Setting(attack="krum", rule="mean", learning_rate=3.0, knowledge=knowledge, **fields)
