@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -208,28 +207,28 @@ def report_command(
             else reproduction.finished(store, out, experiments)
         )
     trials = reproduction.reported(finished)
-    rankings, curves = arena_page.at_hand(finished) if as_html else ([], {})
     papers = fidelity.by_paper(experiments)
     frames = {paper: fidelity.as_frame(some, trials) for paper, some in papers.items()}
     texts: dict[str, str] = {}
-    beside = {file.name for file in out.iterdir()}
     for paper, some in papers.items():
-        name, told = fidelity.page_name(paper), (some, trials, frames[paper])
-        texts[f"{name}.md"] = fidelity.markdown(*told)
+        name = fidelity.page_name(paper)
+        texts[f"{name}.md"] = fidelity.markdown(some, trials, frames[paper])
         texts[f"{name}.csv"] = frames[paper].to_csv(index=False)
-        if as_html:
-            first = paper == fidelity.PAPER
-            arena = rankings[0] if rankings and first else None
-            mine = own if first else ()
-            texts[f"{name}.html"] = fidelity_page.page(*told, arena, mine, finished, beside)
     if as_latex:
         tables = (experiment for experiment in experiments if experiment.figure is None)
         texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
-    every_table = [(experiments, trials), (own, finished)] if as_html else []
-    linked = [fidelity_page.tables(*some) for some in every_table]
-    for name, text in chain(texts.items(), *(some.items() for some in linked)):
-        write_text(out / name, text)
-    drawn = arena_page.write(rankings, curves, out, grey)
+    drawn: list[Path] = []
+    if as_html:
+        rankings, curves = arena_page.at_hand(finished)
+        beside, best = {file.name for file in out.iterdir()}, next(iter(rankings), None)
+        for paper, some in papers.items():
+            arena, mine = (best, own) if paper == fidelity.PAPER else (None, [])
+            told = some, trials, frames[paper], arena, mine, finished, beside
+            texts[f"{fidelity.page_name(paper)}.html"] = fidelity_page.page(*told)
+        _write(fidelity_page.tables(experiments, trials), out)
+        _write(fidelity_page.tables(own, finished), out)
+        drawn += arena_page.write(rankings, curves, out, grey)
+    files = _write(texts, out)
     if pictures:
         drawn += fidelity.draw(experiments, trials, out, grey)
     for paper, frame in frames.items():
@@ -237,4 +236,12 @@ def report_command(
         click.echo(f"{of}{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
         for line in fidelity.outside(frame):
             click.echo(line)
-    click.echo(reproduction.wrote([*(out / name for name in texts), *drawn]))
+    click.echo(reproduction.wrote([*files, *drawn]))
+
+
+def _write(texts: dict[str, str], out: Path) -> list[Path]:
+    """Write each text as the file of its name in a folder; return the files."""
+    files = [out / name for name in texts]
+    for file, text in zip(files, texts.values()):
+        write_text(file, text)
+    return files
