@@ -11,10 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 from browsing import focus, press, shown_at, tree_of
-from click.testing import CliRunner
+from invoked import told_by
 
 from fltrust_repro import arena, arena_page, heat_maps, shades, standings
-from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.shades import Scale, as_text, contrast
@@ -378,11 +377,9 @@ def at_hand(tmp_path, monkeypatch):
     return tmp_path
 
 
-def told_by(folder, *arguments) -> str:
+def told_in(folder, *arguments) -> str:
     places = ["--out", str(folder / "out"), "--store", str(folder / "none.sqlite")]
-    result = CliRunner().invoke(commands, [*arguments, *places])
-    assert result.exit_code == 0, result.output
-    return result.output
+    return told_by(*arguments, *places)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +390,7 @@ def told_by(folder, *arguments) -> str:
     ],
 )
 def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
-    told = told_by(at_hand, *arguments)
+    told = told_in(at_hand, *arguments)
     out = at_hand / "out"
     assert f"{out / 'arena'}.html; {out / 'arena-p5'}.png, .svg" in told.replace("Wrote ", "")
     first, heat = tables(tree_of((out / "arena.html").read_text(encoding="utf-8")))
@@ -407,7 +404,7 @@ def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
 
 
 def test_the_report_shows_the_best_rules_first_and_leads_to_the_arena(at_hand):
-    told_by(at_hand, "report", "--html")
+    told_in(at_hand, "report", "--html")
     tree = tree_of((at_hand / "out" / "fidelity.html").read_text(encoding="utf-8"))
     first = next(tree.iter("table"))
     assert [[text(cell) for cell in row] for row in first.iterfind("tbody/tr")] == [
@@ -419,7 +416,7 @@ def test_the_report_shows_the_best_rules_first_and_leads_to_the_arena(at_hand):
 
 def test_without_a_ranking_there_is_no_page(tmp_path, monkeypatch):
     monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
-    told_by(tmp_path, "report", "--html")
+    told_in(tmp_path, "report", "--html")
     assert "arena" not in (tmp_path / "out" / "fidelity.html").read_text(encoding="utf-8")
     assert not list((tmp_path / "out").glob("arena*"))
 

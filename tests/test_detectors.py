@@ -6,7 +6,7 @@ import doctest
 import numpy as np
 import pytest
 import reference_field as reference
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fltrust_repro import detectors
@@ -78,7 +78,7 @@ def test_where_nothing_moved_or_two_steps_are_one_products_are_finite():
     assert not hessian_products(twice, np.full((3, 5), np.inf), ways).any()
 
 
-@settings(max_examples=10)
+@pytest.mark.slow
 @given(st.integers(3, 25), st.integers(0, 999), st.sampled_from([0, 0.3, 2, 9]))
 def test_groups_are_those_of_k_means_and_the_gap_statistic(n, seed, apart):
     scores = normal(n, seed=seed)

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 from browsing import press, serious, shown_at, tree_of
-from click.testing import CliRunner
+from invoked import told_by
 
 from fltrust_repro import (
     curves,
@@ -23,7 +23,6 @@ from fltrust_repro import (
     reproduction,
     standings,
 )
-from fltrust_repro.__main__ import commands
 from fltrust_repro.errors import LeftOut, one_line
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.shades import Scale
@@ -417,12 +416,6 @@ def written_to(out, file):
     told_by("reproduce", str(file), "--trials", "3", *where)
     assert f"Wrote {out / 'fidelity.md'}, .csv, .html" in told_by("report", "--html", *where)
     return out / "fidelity.html"
-
-
-def told_by(*arguments) -> str:
-    result = CliRunner().invoke(commands, arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_the_command_writes_the_page_beside_the_markdown(written):

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-
-from fltrust_repro.__main__ import commands
+from invoked import told_by
 
 PAGE = Path(__file__).parent.parent / "experiments" / "plug-ins.md"
 MOST_LINES = 15
@@ -34,12 +32,6 @@ def run(folder: Path, *options: str) -> dict:
     told |= dict(zip(options[::2], options[1::2]))
     words = [word for option in told.items() for word in option]
     return json.loads(told_by("run", *words, "--json"))
-
-
-def told_by(*words: str) -> str:
-    result = CliRunner().invoke(commands, words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture
