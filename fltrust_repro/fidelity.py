@@ -156,15 +156,21 @@ def used(experiments: Sequence[Experiment], trials: Trials) -> list[Trial]:
 
 
 def summary(frame: pd.DataFrame) -> str:
-    """Count the measured cells, those with trials enough for a verdict, and those inside."""
+    """Count the measured cells, those that are judged, those inside, and those still open."""
     done = frame[frame["trials"] > 0]
     judged = done[done["verdict"] != report.TOO_FEW]
     inside = int((judged["verdict"] == "inside").sum())
     share = f" ({inside / len(judged):.0%})" if len(judged) else ""
+    outside = judged[judged["verdict"] == "outside"]
+    open_yet = int(((outside["mean"] - outside["paper"]).abs() <= outside["ci95"]).sum())
+    told = (
+        f" Of the {len(outside)} outside, {open_yet} {'has' if open_yet == 1 else 'have'} a 95% "
+        "confidence interval that holds the paper's value: more trials decide."
+    )
     return (
         f"{len(done)} of the {len(frame)} values that the paper prints are measured, {len(judged)} "
         f"of them in enough trials for a verdict; {inside} of these{share} are inside the "
-        "tolerance."
+        "tolerance." + told * (open_yet > 0)
     )
 
 
@@ -172,7 +178,7 @@ def outside(frame: pd.DataFrame) -> list[str]:
     """Return a line for each measured cell that is outside the tolerance."""
     return [
         f"outside: {one_line(f'{line.experiment}, {line.row}, {line.column}')}: "
-        f"{line.mean:.3f}, the paper has {line.paper:.2f} "
+        f"{line.mean:.3f} ±{line.ci95:.3f}, the paper has {line.paper:.2f} "
         f"({counted(line.trials, 'trial')})"
         for line in frame[frame["verdict"] == "outside"].itertuples()
     ]

@@ -174,7 +174,7 @@ def test_another_papers_numbers_have_a_page_of_their_own_with_the_same_verdicts(
     out.mkdir()
     write_csv(out / "theirs.trials.csv", trials)
     told = report_into(out, "--html")
-    assert "outside: theirs, median, full: 0.200, the paper has 0.40 (3 trials)" in told
+    assert "outside: theirs, median, full: 0.200 ±0.000, the paper has 0.40 (3 trials)" in told
     assert "Others & Co., 2031: 2 of the 2 values that the paper prints are measured" in told
     # The paper's own page does not change by it, not by a byte.
     for name in ("fidelity.md", "fidelity.csv", "fidelity.html"):
@@ -223,6 +223,25 @@ def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path, monkeypatch):
         assert not list(tmp_path.glob("figure*.svg"))  # but those of the arena, with its page
         assert len(list(tmp_path.glob("figure*.png"))) == 1
     assert 'class="chart"' in (tmp_path / "fidelity.html").read_text(encoding="utf-8")
+
+
+def test_a_cell_outside_that_more_trials_may_bring_inside_is_counted(with_others):
+    """One of two is open: 0.25 ±0.45 holds the paper's 0.40, 0.20 ±0.00 does not hold its 0.10."""
+    theirs = load_experiment("theirs")
+    plain, attacked = theirs.settings
+    trials = {
+        plain: tuple(a_trial(plain, seed, 0.2) for seed in (10, 11, 12)),
+        attacked: tuple(
+            a_trial(attacked, 10 + k, error) for k, error in enumerate((0.1, 0.2, 0.45))
+        ),
+    }
+    frame = fidelity.as_frame([theirs], trials)
+    told = fidelity.summary(frame)
+    assert "0 of these (0%) are inside" in told
+    assert "Of the 2 outside, 1 has a 95% confidence interval that holds the paper's" in told
+    lines = fidelity.outside(frame)
+    assert lines[0].endswith("0.200 ±0.000, the paper has 0.10 (3 trials)")
+    assert lines[1].endswith("0.250 ±0.448, the paper has 0.40 (3 trials)")
 
 
 def test_a_report_draws_what_has_trials_under_names_of_its_own(tmp_path, monkeypatch):
