@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from fltrust_repro import standings
 from fltrust_repro.aggregation import rules
-from fltrust_repro.attacks import attacks
+from fltrust_repro.attacks import MOST_UNDONE, attacks
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.experiment_files import read
 from fltrust_repro.experiments import Cell, Experiment, home, readable
@@ -212,7 +212,11 @@ def measured(cell: Cell, known: Trials, seeds: Iterable[int]) -> standings.Cell 
     if not trials:
         return None
     some = list(trials.values())
-    undone = [t.result.notes["undone"] for t in some if "undone" in t.result.notes]
+    undone = [  # within limits that trials of earlier versions know nothing of
+        max(-MOST_UNDONE, min(t.result.notes["undone"], MOST_UNDONE))
+        for t in some
+        if "undone" in t.result.notes
+    ]
     differs = _share(some, "differs from the mean", "compared with the mean")
     return standings.Cell(
         cell.column,

@@ -155,7 +155,9 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
         files = [*_write(order, found, known, out), *files]
     if files:
         click.echo(reproduction.wrote(files))
-    _explain(order, found, known, machine)  # last, when all that was found is kept
+    _place(order, found)
+    if isinstance(store, Store):  # last, when all that was found is kept
+        _explain(order, found, known, machine)
     return Judged([*failed, *more], data)
 
 
@@ -228,14 +230,19 @@ def _show(order: Order, found: Standings) -> None:
     click.echo("".join(f"\n{_wrapped(line)}" for line in told))
 
 
-def _explain(order: Order, found: Standings, known: Known, machine: Machine) -> None:
-    """Say where each row of one's own stands, and how the worst attack went about it."""
+def _place(order: Order, found: Standings) -> None:
+    """Say where each row of one's own stands."""
     for entry in found.entries:
-        if entry.row not in order.own:
-            continue
-        click.echo(f"\n{_wrapped(arena_report.summary(entry, found))}")
+        if entry.row in order.own:
+            click.echo(f"\n{_wrapped(arena_report.summary(entry, found))}")
+
+
+def _explain(order: Order, found: Standings, known: Known, machine: Machine) -> None:
+    """Say how the worst attack on each row of one's own went about it, for which it is replayed."""
+    for entry in found.entries:
         cells = order.table.experiment.choose([entry.row])
-        if entry.worst != NO_ATTACK and (pair := arena.pair(cells, known, entry.worst)):
+        hurt = entry.row in order.own and entry.worst != NO_ATTACK
+        if hurt and (pair := arena.pair(cells, known, entry.worst)):
             click.echo(fall.explain(*pair, machine.data_dir))
 
 

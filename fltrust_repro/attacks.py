@@ -9,6 +9,7 @@ compromised workers' always first, and returns the c updates they send instead.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,15 +59,20 @@ def direction_agreement(step: Round, updates: np.ndarray) -> float:
     return float((changing_direction(step) == changing_direction(everyone)).mean())
 
 
+MOST_UNDONE = 10.0  # times a step: a mean over iterations is that of many, and not of one
+
+
 def undone(before: np.ndarray, after: np.ndarray) -> float:
     """Share of the global model's change (d,) before an attack that one after it lacks.
 
     0 where the attack has no effect along it, 1 where nothing is left, more where the model goes
-    back. NaN where either is not finite.
+    back, from -10 to 10: of a model that stands still anything is a large share. NaN where either
+    is not finite.
     """
     way = before.astype(np.float64)
     squared = float(way @ way)
-    return float((way - after) @ way / squared) if squared > 0 else 0.0
+    share = (way - after) @ way / squared if squared > 0 else 0.0
+    return float(np.clip(share, -MOST_UNDONE, MOST_UNDONE)) if np.isfinite(share) else math.nan
 
 
 # --- Krum (3.2): the largest lambda for which it picks w'_1, at most that of Equation 3

@@ -22,6 +22,7 @@ from fltrust_repro.labels import changed, in_words
 from fltrust_repro.reproduction import wrote
 from fltrust_repro.settings import Setting
 from fltrust_repro.trial_files import ENDING, PACKED
+from fltrust_repro.words import counted
 
 MOST_LINES = 40  # on a terminal; the files have all
 _LONGEST_NAME = 30  # letters of a side's name in that of a file
@@ -53,13 +54,17 @@ def compare_command(
     _check(sources, fields, edit)
     check_writable(out)
     found = _found(sources, store_path, out, wanted, plain=not (fields or edit))
-    a, b = (finding.before if edit else finding.current)(found[0]), finding.current(found[1])
+    sides = (finding.before, finding.today) if edit else (finding.current, finding.current)
+    a, b = (side(trials) for side, trials in zip(sides, found))
     # What B is asked for is no setting of A's.
     a = {one: some for one, some in a.items() if not fields or not _has(one, fields)}
     pairs = _pairs(a, b, fields)
     names = _names(sources, wanted, fields, edit)
     if not pairs:
         raise BadInput(_nothing(names, (len(a), len(b)), fields, edit))
+    if edit and (old := len(a) - len(pairs)):
+        left = f"Left out: {counted(old, 'setting')} of which today's code has no trial."
+        click.echo(left, err=True)
     if fields or edit:  # else all that B has is meant to be compared
         b = {other: b[other] for other in pairs.values()}
     compared = comparison_page.compare(names, (a, b), pairs, [*fields])

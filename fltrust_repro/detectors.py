@@ -83,7 +83,7 @@ def fldetector(
     result = np.zeros(updates.shape[1], dtype=np.float32)
     if kept.any():
         left = updates if kept.all() else updates[kept]
-        result = np.asarray(rules[base](left, c=max(c - np.count_nonzero(out), 0)))
+        result = np.asarray(rules[base](left, c=max(c - np.count_nonzero(out[workers]), 0)))
     change = _difference(result, memory.get("aggregate", result))
     for name, row in (("steps", step), ("changes", change)) if iteration > 0 else ():
         memory[name] = np.concatenate([memory[name], row[None]])[-window:]

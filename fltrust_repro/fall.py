@@ -62,7 +62,7 @@ def explain(
     """Return in at most 12 lines when and how the rule fell in a trial, and what to look at.
 
     `clean` is the trial of the same setting and seed without attack. The attacked one is replayed
-    as far as the iteration that is looked at, and m + 3 results are asked for there. Raises
+    as far as the iteration that is looked at, and m + 5 results are asked for there. Raises
     `BadInput` where the two trials are not such a pair, and what `run_trial` raises.
     """
     if attacked.seed != clean.seed or attacked.setting.without_attack() != clean.setting:
@@ -79,7 +79,7 @@ def explain(
         sentences.append(f"From iteration {first} on no worker attacked.")
     else:
         facts = measured(seen.updates, seen.c, seen.before, seen.master.answer)
-        sentences += [_influence(seen, facts), _crafted(facts), _advice(seen, facts)]
+        sentences += [_influence(seen, facts), _crafted(facts), _advice(seen, facts, begun)]
         there = {i: error for i, error, _ in attacked.result.curve}.get(seen.iteration)
         if there is not None and seen.error != there:
             sentences.append(
@@ -313,13 +313,15 @@ def _few(number: float) -> str:
     return f"{number:.2g}" if 0.01 < abs(number) < 99 else f"{number:,.0f}"
 
 
-def _advice(seen: Moment, facts: Facts) -> str:
-    """One thing to look at, the first that the facts suggest."""
+def _advice(seen: Moment, facts: Facts, begun: int | None) -> str:
+    """One thing to look at, the first that the facts suggest; nothing where nothing happened."""
+    moved = facts.undone is not None and facts.undone > 0.1
+    if begun is None and facts.finite and not moved:
+        return ""
     benign = len(seen.updates) - seen.c
     fair = seen.c / len(seen.updates)
     share = fair if facts.share is None else facts.share
     alone = facts.followed is not None and facts.followed[1] < _FEW * benign
-    moved = facts.undone is not None and facts.undone > 0.1
     if not facts.finite:
         told = "values that are not finite: leave such updates out before anything is computed"
     elif share < _CUT * fair and moved and facts.way is not None and facts.way < fair:

@@ -142,6 +142,12 @@ def before(found: Iterable[Found]) -> Trials:
     return {setting: some[-1].trials for setting, some in earlier.items() if some}
 
 
+def today(found: Iterable[Found]) -> Trials:
+    """Return by setting the trials of today's code, where there are any."""
+    latest = {setting: some[-1] for setting, some in _by_age(found).items()}
+    return {setting: group.trials for setting, group in latest.items() if group.is_current}
+
+
 def _by_age(found: Iterable[Found]) -> dict[Setting, list[Group]]:
     """Each setting's groups, that of today's code last, before it the one that finished last."""
     today = cache(protocol_of)

@@ -245,5 +245,5 @@ def leverage(
     if not len(now.rows):
         return weighted_mean(updates, np.zeros(len(updates)))
     apart = beside_the_nearest(now.squared, near)
-    filter_weights = filtered(apart, len(now.rows) - 2 * c, PRICE)
+    filter_weights = filtered(apart, len(updates) - 2 * c, PRICE)
     return follow(now, voices(now.squared, c) * filter_weights * now.answered, memory, notes)

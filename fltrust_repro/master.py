@@ -67,8 +67,10 @@ class MasterDevice:
     def seen(self, w: NDArray) -> Master:
         """What an attacker may ask the master device about model w, who moves nothing thereby."""
 
-        def would_make(updates: np.ndarray, state: ServerState) -> np.ndarray:
-            ties = copy.deepcopy(self._rngs["ties"])
+        def would_make(
+            updates: np.ndarray, state: ServerState, rng: np.random.Generator | None
+        ) -> np.ndarray:
+            ties = copy.deepcopy(self._rngs["ties"]) if rng is None else rng
             return self._aggregated(w, to_ndarray(updates), state, ties)[0]
 
         rule, numbering = self._master.rule, self._numbering

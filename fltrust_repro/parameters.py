@@ -76,6 +76,17 @@ def _read(what: str, text: str, default: Any) -> Any:
     return int(number)
 
 
+def words_of(name: str) -> list[str]:
+    """Return the values of the own parameters that follow a name.
+
+    >>> from fltrust_repro.parameters import words_of
+    >>> words_of("gas:base=krum,groups=10")
+    ['krum', '10']
+    """
+    parts = name.partition(":")[2].split(",")
+    return [value.strip() for _, equals, value in (one.partition("=") for one in parts) if equals]
+
+
 def name_with(name: str, values: Mapping[str, Any]) -> str:
     """Return the name under which an entry with these values is known: one name for one choice."""
     told = ",".join(f"{key}={str(value).removesuffix('.0')}" for key, value in values.items())

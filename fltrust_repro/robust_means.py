@@ -32,7 +32,7 @@ def multi_krum(updates: np.ndarray, c: int, *, q: int | None = None) -> np.ndarr
 
     Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017), in their experiments: one scoring
     selects all q; of equal scores the first. q is m - c unless given; with 1 it is Krum. A row that
-    is not finite scores infinity. Allocates what Krum does.
+    is not finite is not among them; where no other is, the result is NaN. Allocates what Krum does.
 
     >>> from fltrust_repro.robust_means import multi_krum
     >>> multi_krum([[0], [1], [2], [4], [99]], c=1, q=3)
@@ -46,6 +46,7 @@ def multi_krum(updates: np.ndarray, c: int, *, q: int | None = None) -> np.ndarr
     scores = krum_scores(squared_distances(updates), m - c - 2)
     weights = np.zeros(m)
     weights[np.argsort(scores, kind="stable")[:q]] = 1
+    weights[~np.isfinite(lengths(updates))] = 0
     return weighted_mean(updates, weights)
 
 

@@ -21,6 +21,7 @@ from fltrust_repro.datasets import DEALINGS, data_digest, datasets
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, BeyondLimit, choose, shown
 from fltrust_repro.models import models
+from fltrust_repro.parameters import words_of
 from fltrust_repro.preaggregations import behind, preaggregations
 from fltrust_repro.registry import Registry
 from fltrust_repro.server import lacks_root_data, of_root_data
@@ -159,8 +160,8 @@ class Setting:
     @property
     def numbered(self) -> bool:
         """Whether a user's own code looks at updates at the master device (`Numbering`)."""
-        steps = (preaggregations.owner(name) for name in self.pre.split("+") if name)
-        return any([rules.owner(self.rule), defenses.owner(self.defense), *steps])
+        kinds = rules.kind, preaggregations.kind, defenses.kind
+        return any(one.owner(name) for one, name in self.registered if one.kind in kinds)
 
     @property
     def root_data(self) -> tuple[str, ...]:
@@ -216,6 +217,8 @@ class Setting:
             if defense.most > 0:
                 after = f"rule {rule.name!r} after defense {defense.name!r}"
                 rule.limit.check(after, m - defense.most * c, self.c_left, beta)
+                if rule.leave_one_out is None:  # else it is asked about all but one worker
+                    rule.limit.check(f"{rule.name!r}, asked by {defense.name!r},", m - 1, c, beta)
         if attack.limit is not None:
             attack.limit.check(f"attack {attack.name!r}", m, c, beta)
         if self.root_data and self.root_size == 0:
@@ -248,10 +251,13 @@ class Setting:
     @property
     def registered(self) -> list[tuple[Registry[Any], str]]:
         """Each registered name of the setting, with its registry."""
-        registries: tuple[Registry[Any], ...] = (datasets, models, rules, attacks, defenses)
-        names = (self.dataset, self.model, self.rule, self.attack, self.defense)
-        steps = [(preaggregations, name) for name in self.pre.split("+") if name]
-        return [*zip(registries, names), *steps]
+        steps = [name for name in self.pre.split("+") if name]
+        told = [word for one in (self.rule, self.attack, *steps) for word in words_of(one)]
+        return [
+            (datasets, self.dataset), (models, self.model), (attacks, self.attack),
+            (defenses, self.defense), *((preaggregations, one) for one in steps),
+            *((rules, one) for one in [self.rule, *told] if one in rules),  # gas:base=my-rule
+        ]  # fmt: skip
 
     def plugin_key(self) -> str:
         """Hash of the plug-ins that registered the setting's names, and of their data; or empty."""

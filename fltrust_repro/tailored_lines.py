@@ -11,7 +11,7 @@ r the root mean square of sigma, the directions are
     mean    -mu                    as in IPM
     beyond  the farthest benign value against s, from mu: as in the trimmed mean attack (3.3)
 
-and the forms, where a parameter in which no benign update differs is left as it is,
+of which all but mean leave a parameter as it is in which no benign update differs, and the forms
 
     copies     mu + g p
     own        x_i + g p, x_i being the worker's own update: neither alike nor apart from others

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_store import RESULT, trial
 
-from fltrust_repro import arena, experiments, standings, sweep
+from fltrust_repro import arena, experiments, fall, standings, sweep
 from fltrust_repro.__main__ import commands
 from fltrust_repro.arena import FEW, SEEDS, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable
@@ -322,6 +322,24 @@ def test_drawing_runs_nothing_and_writes_the_ranking(call, small, others):
     assert page.startswith("# Arena P5, version 3: Small\n")
     assert "`python -m fltrust_repro arena --protocol P5`" in page
     assert re.search(r"^\*\*\d+ trials are missing still: places may change\.\*\*$", page, re.M)
+
+
+def test_drawing_replays_nothing_of_a_row_of_ones_own(call, small, others, monkeypatch):
+    explained = []
+    monkeypatch.setattr(fall, "explain", lambda *pair: explained.append(pair) or "")
+    (small / "mine.py").write_text(
+        "import fltrust_repro as fl\n\n\n"
+        '@fl.rule("own")\ndef own(updates):\n    return updates.mean(axis=0)\n'
+    )
+    words = ("--plugin", "mine.py", "--rule", "own", "--trials", 3)
+    code, ran, err = call(*words)
+    assert code == 0, err
+    assert len(explained) == 1
+    code, drawn, err = call(*words, "--draw")
+    assert code == 0, err
+    assert len(explained) == 1
+    place = re.search(r"^own: place .*$", ran, re.MULTILINE)
+    assert place and place[0] in drawn
 
 
 def test_cells_that_a_limit_forbids_are_named(call, small, others):

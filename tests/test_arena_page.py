@@ -98,7 +98,7 @@ def test_ties_are_shown_as_ties_and_a_league_has_places_of_its_own():
     rows = tables(tree_of(of_page(a_ranking())))[0].iter("tr")
     places = {text(row.find("th")): [text(span) for span in row[0].findall("span")]
               for row in rows if row.get("data-league")}  # fmt: skip
-    assert places["caf"] == places["dnc"] == ["=1 tied (1)", "=1 tied (1)"]
+    assert places["caf"] == places["dnc"] == ["=1 tied (1 to 2)", "=1 tied (1 to 2)"]
     assert places["flame+median"] == ["3 (3)", "1 (1)"]
     assert places["fltrust"] == ["1 (1)", "1 (1)"]
 

@@ -21,6 +21,7 @@ from fltrust_repro.attacks import (
     estimated_interval,
     krum_problem,
     largest_lambda,
+    undone,
 )
 from fltrust_repro.backend import nd
 from fltrust_repro.errors import BadInput
@@ -685,3 +686,14 @@ def test_a_trial_that_diverges_under_the_krum_attack_ends(knowledge):
     result = run_trial(setting, 0)
     assert result.diverged
     assert result.iterations < 100
+
+
+def test_of_a_model_that_stands_still_no_share_of_a_step_outweighs_all_others():
+    way = np.float32([1, 0])
+    assert undone(way, np.float32([0.25, 9])) == 0.75
+    assert undone(way, way) == 0
+    assert undone(way, np.float32([-3, 0])) == 4
+    assert (undone(1e-9 * way, -way), undone(1e-9 * way, way)) == (10, -10)
+    assert undone(0 * way, way) == 0
+    assert np.isnan(undone(way, np.float32([np.inf, 0])))
+    assert np.isnan(undone(way, np.float32([np.nan, 0])))

@@ -193,6 +193,7 @@ def test_before_and_after_an_edit_of_a_rule(call, tmp_path):
     assert (code, errors) == (0, "")
     assert text.startswith("A: before the edit\nB: today\nrule mine, attack none, dataset digits")
     assert "1 setting on both sides, in 3 pairs" in text
+    assert "Left out" not in errors
     assert "Of 1 setting A and B were made by different versions of the code." in text
     plugin.write_text(RULE.format("mean") + "# as before\n")
     assert call(*run, out=False)[0] == 0
@@ -201,6 +202,21 @@ def test_before_and_after_an_edit_of_a_rule(call, tmp_path):
     plugin.write_text(RULE.format("mean"))
     found = finding.lying_in(tmp_path / "s.sqlite")
     assert len(finding.groups(found)) == 3
+
+
+def test_settings_that_todays_code_has_not_run_are_left_out_and_counted(call, tmp_path):
+    """And not compared with themselves, as equal."""
+    plugin = tmp_path / "my_rule.py"
+    run = ["run", "--dataset", "digits", "--rule", "mine", "--plugin", plugin, "--jobs", 0]
+    plugin.write_text(RULE.format("mean"))
+    for iterations in (2, 3, 4):
+        assert call(*run, "--iterations", iterations, "--trials", 3, out=False)[0] == 0
+    plugin.write_text(RULE.format("sum"))
+    assert call(*run, "--iterations", 3, "--trials", 3, out=False)[0] == 0
+    code, text, errors = call("compare", "--edit", "--rule", "mine", "--plugin", plugin)
+    assert (code, errors) == (0, "Left out: 2 settings of which today's code has no trial.\n")
+    assert "1 setting on both sides, in 3 pairs" in text
+    assert "equal in" not in text
 
 
 def test_another_stores_trials_of_earlier_code_are_compared_by_setting(call, tmp_path):

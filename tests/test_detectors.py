@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fltrust_repro import detectors
-from fltrust_repro.aggregation import rules
+from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.detectors import hessian_products, upper_group
 from fltrust_repro.errors import BadInput
 from fltrust_repro.server import ServerState
@@ -132,6 +132,27 @@ def test_base_is_told_of_as_many_fewer_compromised():
     seen, found, state = rounds(quadratic(20, 40, 9), 12, rule, c=9)
     assert left_out(state) == list(range(9))
     np.testing.assert_allclose(found[-1], seen[-1][0][9:].mean(axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_base_is_told_of_all_compromised_where_those_left_out_do_not_take_part():
+    """C counts those of one iteration, in which other 20 of 40 workers send."""
+    told = []
+
+    @rule("noting-c")
+    def noting(updates, c):
+        told.append((len(updates), c))
+        return updates.mean(axis=0)
+
+    try:
+        state = ServerState(np.random.default_rng(0))
+        for first in (0, 20, 0):
+            state.workers, state.w_re = np.arange(first, first + 20), np.zeros(3, np.float32)
+            updates = normal(20, 3).astype(np.float32)
+            updates[:4] = np.nan if not told else updates[:4]
+            rules["fldetector:base=noting-c"](updates, c=4, state=state)
+    finally:
+        rules.remove("noting-c")
+    assert told == [(16, 0), (20, 4), (16, 0)]
 
 
 def test_half_of_the_workers_are_never_detected():

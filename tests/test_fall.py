@@ -250,7 +250,7 @@ def test_the_direction_of_the_largest_spread_is_that_of_the_updates():
 def test_what_to_look_at_is_chosen_by_what_was_measured(sent, answer, words):
     rows = updates()
     seen = fall.Moment(20, rows, 4, None, None, 0.5)
-    assert words in fall._advice(seen, facts(sent, answer, rows))
+    assert words in fall._advice(seen, facts(sent, answer, rows), begun=20)
 
 
 def test_what_a_rule_shortens_is_judged_as_it_takes_it():
@@ -275,6 +275,9 @@ def test_a_rule_that_holds_did_not_fall_and_its_last_iteration_is_looked_at():
     text = told(small(40, rule="trimmed-mean", attack="gaussian"))
     assert "did not fall" in text
     assert "Iteration 40:" in text
+    text = told(small(40, rule="multi-krum:q=5", attack="sign-flip"))
+    assert "undid 0.00 of that step" in text
+    assert "Look at" not in text
 
 
 def test_long_names_keep_the_text_short():

@@ -266,6 +266,19 @@ def test_a_row_that_is_not_finite_is_left_out_and_not_remembered(value):
     assert np.isnan(RULE(np.full((5, 3), value), c=1)).all()
 
 
+def test_rows_that_are_not_finite_are_among_those_that_the_filter_may_take():
+    """More than a third send them, and the others are pairs of opposites, who go together."""
+    updates = np.float32([[-1, 0], [1, 0], [0, 0.5], [0, -0.5], *[[np.nan, 0]] * 3])
+    assert np.isfinite(RULE(updates, c=3)).all()
+    rng = np.random.default_rng(0)
+    for m in range(4, 10):
+        for c in range(1, (m - 1) // 2 + 1):
+            for _ in range(20):
+                updates = rng.integers(-1, 2, (m, 2)).astype(np.float32)
+                updates[m - c :] = np.nan
+                assert np.isfinite(RULE(updates, c=c)).all()
+
+
 def test_equal_updates_are_returned():
     np.testing.assert_allclose(RULE(np.ones((7, 3)), c=2), 1, rtol=1e-6)
 

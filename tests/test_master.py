@@ -526,3 +526,25 @@ def test_notes_tell_how_often_a_rule_gave_another_result_than_the_mean():
 def test_the_mean_after_a_defense_is_that_of_those_who_are_left():
     found = run_trial(Setting(**LR, rule="mean", defense="lfr"), 0).notes
     assert (found["compared with the mean"], found["differs from the mean"]) == (2, 0)
+
+
+def test_an_attacker_does_not_know_whom_a_defense_removes_by_lot():
+    """Of equal impacts ties decide: the master device's own draw is not an attacker's to ask."""
+    answers = []
+
+    def spying(step):
+        rngs = [np.random.default_rng(seed) for seed in (0, 0, *range(1, 7))]
+        answers.append([step.master.answer(step.known, rng) for rng in rngs])
+        answers[-1].append(step.master.answer(step.known))
+        return step.known[: step.c]
+
+    with attacking(spying):
+        setting = Setting(**{**LR, "iterations": 4}, rule="mean", attack="own", defense="err")
+        run_trial(setting, 3)
+        alone = answers.copy()
+        answers.clear()
+        run_trial(setting, 3)
+    assert all(np.array_equal(told[0], told[1]) for told in alone)  # a seed is a seed
+    assert any(not np.array_equal(told[0], one) for told in alone for one in told[2:-1])
+    for told, again in zip(alone, answers):  # and nothing has moved
+        assert all(map(np.array_equal, told, again))

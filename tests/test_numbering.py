@@ -95,6 +95,15 @@ def test_built_in_code_is_met_as_ever_whoever_attacks(own):
     assert protocol_of(Setting()) == "1"
 
 
+@pytest.mark.parametrize("told", ["gas:base={}", "fldetector:base={}"])
+def test_a_users_rule_that_another_is_told_of_counts_as_used(told, own):
+    setting = Setting(**LR, rule=told.format("own-first"))
+    assert setting.numbered
+    assert protocol_of(setting) == protocol_of(Setting(**LR, rule="own-first"))
+    assert not Setting(**LR, rule=told.format("krum")).numbered
+    assert protocol_of(Setting(**LR, rule=told.format("krum"))) == "1"
+
+
 @pytest.mark.parametrize(
     "fields",
     [

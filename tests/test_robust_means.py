@@ -266,6 +266,12 @@ def test_rows_that_are_not_finite_count_for_nothing(name, bad):
         near(found, np.mean([reference.shortened(x, most) for x in zeroed], axis=0))
 
 
+def test_multi_krum_of_all_leaves_out_rows_that_are_not_finite():
+    updates = np.float32([[1, 1], [1, 2], [2, 1], [NAN, 1]])
+    near(multi_krum(updates, 1, q=4), updates[:3].mean(axis=0))
+    assert np.isnan(multi_krum(np.full((4, 2), NAN, dtype="f4"), 1)).all()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_too_many_of_them_raise_nothing(name):
     for count in range(6):

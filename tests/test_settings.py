@@ -370,3 +370,13 @@ def test_every_field_says_what_it_is_and_names_its_default_first():
 def test_a_setting_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Setting().beta = 3
+
+
+def test_a_rule_that_a_defense_asks_beyond_its_limit_is_refused_before_anything_runs():
+    """ERR and LFR ask it about all but one worker, with the real c, whatever the master assumes."""
+    zero = Readings(master_assumes="zero")
+    few = {"dataset": "digits", "rule": "bulyan", "compromised": 5, "readings": zero}
+    with pytest.raises(BadInput, match=r"'bulyan', asked by 'lfr', needs .*m = 20 workers"):
+        Setting(**few, defense="lfr", workers=21)
+    assert Setting(**few, defense="lfr", workers=22).workers == 22
+    assert Setting(**few, defense="none", workers=21).workers == 21

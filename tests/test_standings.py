@@ -107,17 +107,34 @@ def test_equal_rows_and_rows_that_noise_may_have_ordered_share_a_place():
     found = standings.ranked(rows)
     assert {one.row: one.place for one in found} == {"a": 1, "b": 1, "d": 1, "c": 4}
     assert found[-1].rank == (4, 4)
-    assert standings.rank_intervals([dict.fromkeys(SEEDS, 0.5)] * 2) == [(1, 1)] * 2
+    assert standings.rank_intervals([dict.fromkeys(SEEDS, 0.5)] * 2) == [(1, 2)] * 2
 
 
 def test_rows_of_fewer_than_three_seeds_may_have_any_rank():
     rows = [entry("a", [0.2, 0.2]), entry("b", [0.9, 0.9]), entry("c", 0.5 + noise(1))]
-    assert [one.rank for one in standings.ranked(rows)] == [(1, 3), (2, 2), (1, 3)]
+    assert [one.rank for one in standings.ranked(rows)] == [(1, 3), (1, 3), (1, 3)]
 
 
 def test_a_row_with_some_of_the_seeds_is_ranked_by_those_it_has():
     rows = [entry("a", [0.2, 0.25, 0.2]), entry("b", 0.5 + noise(1))]
     assert [one.rank for one in standings.ranked(rows)] == [(1, 1), (2, 2)]
+
+
+def test_rows_of_different_seeds_are_compared_over_those_that_both_have():
+    """The first three seeds are hard for everybody, and one row has met these alone."""
+    hard = np.array([0.2, 0.21, 0.22] + [0.1] * 17)
+    rows = [entry("twenty", hard), entry("three", hard[:3])]
+    assert [one.rank for one in standings.ranked(rows)] == [(1, 2), (1, 2)]
+    assert [one.place for one in standings.ranked(rows)] == [1, 1]
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_of_equal_rows_hardly_more_than_the_level_are_told_apart(seeds):
+    rng, parted = np.random.default_rng(0), 0
+    for _ in range(400):
+        one, other = (dict(enumerate(errors)) for errors in rng.normal(0.5, 0.05, (2, seeds)))
+        parted += standings.surely_below(one, other) or standings.surely_below(other, one)
+    assert 4 <= parted <= 36  # of 400, where 20 are meant: 0.1% of binomials lie outside
 
 
 def test_the_same_numbers_give_the_same_ranks():

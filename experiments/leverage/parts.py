@@ -57,7 +57,7 @@ def leverage_parts(
     seen = (now.squared, beside_the_nearest(now.squared, near))
     for squared, wanted in zip(seen, _FILTERS[filters]):
         if wanted:
-            weights *= filtered(squared, m - 2 * c, price)
+            weights *= filtered(squared, len(updates) - 2 * c, price)
     if answers:
         weights *= now.answered
     return follow(now, weights, memory, notes)
