@@ -92,7 +92,7 @@ def arena_command(
 
     By a frozen protocol every rule meets every attack with 3 seeds, then the three attacks that are
     worst for it, and none, with 20. Trials in the store, in OUT, or published with the program are
-    not run again. `arena --plugin my_rule.py --rule my-rule` places a rule of your own.
+    not run again. `arena --plugin my_rule.py --rule clipped-mean` places a rule of your own.
     """
     known = protocols()
     for name in names:
@@ -219,7 +219,9 @@ def _search(
 
 def _show(order: Order, found: Standings) -> None:
     """Print the ranking; of some rows, these and their neighbours."""
-    click.echo(arena_report.heading(found))
+    every = len(order.table.protocol.columns) - 1
+    part = f"; of {every} attacks these alone: {', '.join(found.columns[1:])}" * order.part
+    click.echo(_wrapped(arena_report.heading(found) + part))
     near = order.rows if set(order.rows) < set(order.table.experiment.rows) else ()
     for name, entries in arena_report.groups(found).items():
         if not near or any(entry.row in near for entry in entries):

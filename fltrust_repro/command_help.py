@@ -46,7 +46,7 @@ EXAMPLES = {
     "run": (
         "run --dataset digits --rule median --attack trimmed-mean",
         "run --attack krum --knowledge partial --trials 3",
-        "run --plugin my_rule.py --rule my-rule --attack min-max --json",
+        "run --plugin my_rule.py --rule clipped-mean --attack min-max --json",
     ),
     "reproduce": (
         "reproduce table2a",
@@ -61,7 +61,7 @@ EXAMPLES = {
     "arena": (
         "arena --draw",
         "arena --rule median --trials 3",
-        "arena --plugin my_rule.py --rule my-rule",
+        "arena --plugin my_rule.py --rule clipped-mean",
     ),
     "check": ("check my_rule.py", "check --rule krum --attack min-max"),
     "report": ("report", "report --html --out mine"),
@@ -73,8 +73,8 @@ EXAMPLES = {
     "trials": ("trials --rule krum --attack krum", "trials mine.sqlite --each"),
     "compare": (
         "compare mine.sqlite theirs.sqlite",
-        "compare --plugin my_rule.py --rule krum --against rule=my-rule",
-        "compare --plugin my_rule.py --rule my-rule --edit",
+        "compare --plugin my_rule.py --rule krum --against rule=clipped-mean",
+        "compare --plugin my_rule.py --rule clipped-mean --edit",
     ),
     "export": ("export trials.csv", "export trials.parquet --store other.sqlite"),
     "import": ("import other.sqlite", "import colleague/*.trials.csv"),

@@ -202,10 +202,9 @@ def verify(name: str, data_dir: str | Path | None = None) -> None:
     """Raise `BadInput` where a data set is wrong, `DataUnavailable` where it is not at hand."""
     directories = downloads.search_path(data_dir)
     if _where(name, directories) is None:
-        raise DataUnavailable(
-            f"{name} is not at hand; run `python -m fltrust_repro data fetch {name}`, or "
-            f"{downloads.by_hand(name, directories)}."
-        )
+        fetch = f"run `python -m fltrust_repro data fetch {name}`, or "
+        to_do = fetch * bool(downloads.SOURCES[name].mirrors) + downloads.by_hand(name, directories)
+        raise DataUnavailable(f"{name} is not at hand; {to_do}.")
     read_har.cache_clear()
     readers.forget()  # what lies on the disk now is to be checked
     _check_finite(load(name, np.random.default_rng(0), data_dir))

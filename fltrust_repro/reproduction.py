@@ -103,10 +103,13 @@ def everything(store: Archive, out: Path) -> dict[Setting, list[Trial]]:
 
 
 def lend_all(store: Archive, out: Path) -> dict[Path, list[Trial]]:
-    """Let the store answer with all trials of `out` and published ones; return them by file."""
-    files: dict[Path, list[Trial]] = {}
-    for folder in dict.fromkeys([out.resolve(), experiments.published().resolve()]):
-        files.update(by_file(folder, store.left_out))
+    """Let the store answer with all trials of `out` and published ones; return them by file.
+
+    Nothing is said of what is left out of the published ones: plug-ins of experiments of ours.
+    """
+    files = by_file(out.resolve(), store.left_out)
+    if not is_published(out):
+        files |= by_file(experiments.published().resolve(), LeftOut())
     for trials in files.values():
         store.lend(trials)
     return files

@@ -40,7 +40,8 @@ Orders = Mapping[Experiment, Sequence[Cell]]
 def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **fields: Any) -> None:
     """Run trials of one setting."""
     setting = Setting.from_dict(fields)
-    cell = Cell(setting.rule, setting.attack, setting, None)
+    behind = f" behind {setting.defense}" * (setting.defense != "none")
+    cell = Cell(setting.at_master.rule.name + behind, setting.attack, setting, None)
     with Store(store_path) as store:
         outcome = sweep.run_missing([cell], seeds, store, machine, options.announcer(len(seeds)))
         finished = store.find(setting, seeds)

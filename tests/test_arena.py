@@ -283,7 +283,7 @@ def test_a_part_runs_resumes_and_keeps_its_trials_but_no_ranking(call, small):
     assert code == 0, err
     assert "P5: 2 rules under 1 attack, 12 trials to run" in err
     assert "Only a part of the protocol, at most 3 seeds: no ranking is kept." in err
-    assert out.startswith("P5, version 3: Small\n")
+    assert out.startswith("P5, version 3: Small; of 4 attacks these alone: trimmed-mean\n")
     assert len(re.findall(r"^1=? \d\S* +(krum|median) ", out, re.MULTILINE)) >= 1
     assert [file.name for file in (small / "results").iterdir()] == ["arena-p5.trials.csv.gz"]
     assert len(read_csv(small / "results" / "arena-p5.trials.csv.gz")) == 12
