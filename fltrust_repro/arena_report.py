@@ -139,7 +139,7 @@ def summary(entry: Entry, found: Standings) -> str:
     entries = next(some for some in groups(found).values() if entry in some)
     place = _place(entry.place, [one.place for one in entries])
     return (
-        f"{entry.row}: place {place} of {len(entries)} (95%: {entry.rank[0]} to {entry.rank[1]}), "
+        f"{entry.row}: place {place} of {len(entries)} (rank {entry.rank[0]} to {entry.rank[1]}), "
         f"{_mean(entry.score)} under {entry.worst}, {entry.clean.mean:.3f} without attack."
     )
 

@@ -362,7 +362,7 @@ def test_a_whole_row_is_refined_and_its_breakdown_searched(call, small, others):
     assert re.search("P5: 1 rule under 4 attacks, 83 trials to run, about . minutes? of a co", err)
     assert "of a core; then at most 27 trials for the breakdown" in err
     name = "clip+my-rule:share=0.4"
-    assert re.search(rf"^{re.escape(name)}: place \d=? of 4 \(95%: ", out, re.MULTILINE)
+    assert re.search(rf"^{re.escape(name)}: place \d=? of 4 \(rank ", out, re.MULTILINE)
     assert "median" in out
     assert "fltrust" not in out
     assert re.search(r"doubles the clean error: clip\+my-rule:share=0.4\s+\d", out)
