@@ -35,7 +35,7 @@ import numpy as np
 
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.kernels import extremes
-from fltrust_repro.oblivious_attacks import by_all, moments
+from fltrust_repro.oblivious_attacks import benign_rows, by_all, moments
 from fltrust_repro.threat import Round
 from fltrust_repro.weighing import lengths
 
@@ -52,14 +52,15 @@ class Line(NamedTuple):
 
 def lines(step: Round, s: np.ndarray, s_rule: np.ndarray) -> list[Line]:
     """Return all lines; with full knowledge, as `world` gives it."""
-    own, benign, c = step.known[: step.c], step.known[step.c :], step.c
+    own, others, c = step.known[: step.c], step.known[step.c :], step.c
+    benign = benign_rows(step)
     mu, sigma = (a.astype(np.float32) for a in moments(benign))
     live = sigma > 0
     r = np.sqrt(np.square(sigma[live]).mean()) if live.any() else np.float32(0)
     std, sign, rule = -s * sigma, -s * r * live, -s_rule * r * live
     beyond = extremes(benign, -s) - mu
     near = np.argsort(squared_distances(step.known)[:c, c:], axis=1)[:, :_NEAR]
-    noise = own - benign[near].mean(axis=1)
+    noise = own - others[near].mean(axis=1)
     long = lengths(benign)
     values = np.sort(benign[np.argsort(long)[len(long) // 2]])
 

@@ -414,3 +414,15 @@ def test_it_breaks_krum_in_training():
     clean, attacked = (run_trial(Setting(**SMALL, rule="krum", attack=attack), 1).error_rate
                        for attack in ("none", "tailored-persistent"))  # fmt: skip
     assert attacked > clean + 0.2
+
+
+def test_a_benign_update_that_is_not_finite_spoils_no_line():
+    step = a_round("caf", m=20, d=8, c=4)
+    known = step.known.copy()
+    known[9, 3] = np.nan
+    broken = replace(step, known=known)
+    assert all(np.isfinite(one.at(np.float32(1))).all() for one in lines(broken, *np.ones((2, 8))))
+    assert np.isfinite(attacks["tailored"].craft(again(broken))).all()
+    others = replace(step, known=np.delete(known, 9, axis=0))  # as if it had not been sent
+    for one, other in zip(lines(broken, *np.ones((2, 8))), lines(others, *np.ones((2, 8)))):
+        np.testing.assert_allclose(one.at(np.float32(1)), other.at(np.float32(1)), rtol=1e-5)
