@@ -40,6 +40,8 @@ class Limit:
         """Raise `BeyondLimit` where the quantity is below 1."""
         try:
             value = int(self.value(m, c, beta))
+        except BadInput:  # of a parameter that it reads
+            raise
         except (Exception, SystemExit) as error:  # a plug-in's limit may be anything
             problem = f"{type(error).__name__}: {error}"
             raise BadInput(f"the limit of {user} cannot be computed ({problem}).") from error

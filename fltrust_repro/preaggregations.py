@@ -116,7 +116,13 @@ def nearest_neighbour_mixing(updates: np.ndarray, c: int) -> np.ndarray:
     return weighted_sums(updates, mixing)
 
 
-@preaggregation("bucketing", rows=lambda m, *, size=2: -(-m // size))
+def _buckets(m: int, *, size: int = 2) -> int:
+    if size < 1:
+        raise BadInput(f"pre-aggregation 'bucketing': size is {size}; it must be at least 1.")
+    return -(-m // size)
+
+
+@preaggregation("bucketing", rows=_buckets)
 def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -> np.ndarray:
     """Means of buckets of `size` updates, drawn anew in each iteration; the last may be smaller.
 
@@ -128,8 +134,7 @@ def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -
     >>> bucketing(np.ones((5, 2), dtype=np.float32), np.random.default_rng(0)).shape
     (3, 2)
     """
-    if size < 1:
-        raise BadInput(f"pre-aggregation 'bucketing': size is {size}; it must be at least 1.")
+    _buckets(len(updates), size=size)
     order = rng.permutation(len(updates))
     buckets = np.split(order, range(size, len(updates), size))
     return np.stack([updates[bucket].mean(axis=0) for bucket in buckets])
@@ -166,7 +171,13 @@ def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
     return _clipped(updates, long, np.sort(long)[m - k - 1])
 
 
-@preaggregation("foundation", rows=lambda m, *, share=0.5: m + int(share * m))
+def _with_copies(m: int, *, share: float = 0.5) -> int:
+    if not 0 <= share < np.inf:
+        raise BadInput(f"pre-aggregation 'foundation': share is {share}; give at least 0.")
+    return m + int(share * m)
+
+
+@preaggregation("foundation", rows=_with_copies)
 def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
     """FoundationFL: all updates, and `share` m copies of the one that is farthest from extremes.
 
@@ -187,15 +198,14 @@ def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
     >>> foundation(np.float32([[1, 0], [0, 1], [9, 9], [-9, -9], [5, -5], [0, 0]]))[6:].tolist()
     [[5.0, -5.0], [5.0, -5.0], [5.0, -5.0]]
     """
-    if not 0 <= share < np.inf:
-        raise BadInput(f"pre-aggregation 'foundation': share is {share}; give at least 0.")
+    added = _with_copies(len(updates), share=share) - len(updates)
     finite = np.isfinite(lengths(updates))
     if not finite.any():
-        return np.concatenate([updates, updates[: int(share * len(updates))]])
+        return np.concatenate([updates, updates[:added]])
     known, up = updates if finite.all() else updates[finite], np.ones(updates.shape[1], np.float32)
     away = np.minimum(*(lengths(updates, extremes(known, side)) for side in (up, -up)))
     away[~finite] = -1
-    copies = np.full(int(share * len(updates)), away.argmax())
+    copies = np.full(added, away.argmax())
     return updates[np.concatenate([np.arange(len(updates)), copies])]
 
 

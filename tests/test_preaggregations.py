@@ -156,3 +156,12 @@ def test_trials_run_with_each_under_attack_and_defense(pre, attack):
     found = run_trial(Setting(**SMALL, pre=pre, rule="median", attack=attack, defense="lfr"), 0)
     assert 0 <= found.error_rate <= 1
     assert not found.diverged
+
+
+@pytest.mark.parametrize(
+    ("step", "told"), [("bucketing:size=0", "size is 0"), ("foundation:share=-2", "share is -2")]
+)
+def test_a_wrong_parameter_is_told_before_anything_runs(step, told):
+    """And not the limit of the rule behind it, which would be of so many rows."""
+    with pytest.raises(BadInput, match=f"pre-aggregation '{step.split(':')[0]}': {told}"):
+        Setting(pre=step, rule="krum")
