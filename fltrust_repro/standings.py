@@ -163,25 +163,26 @@ def _places(
     found: dict[int, tuple[tuple[int, int], int]] = {}
     for group in dict.fromkeys(groups):
         members = [number for number, its in enumerate(groups) if its == group]
-        ranks = rank_intervals([entries[number].score.errors for number in members])
-        found.update(zip(members, zip(ranks, places(ranks))))
+        scores = [entries[number].score.errors for number in members]
+        found.update(zip(members, zip(rank_intervals(scores), places(scores))))
     return [found[number] for number in range(len(entries))]
 
 
-def places(ranks: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the places of rows, best first, by their rank intervals: ties share one.
+def places(scores: Sequence[Mapping[int, float]]) -> list[int]:
+    """Return the places of rows, best first: ties share one.
 
-    Going down, a row that cannot be told from the first of its place, since their intervals
-    overlap, shares it; the next begins a place of its own.
+    Going down, a row shares the place of the one before unless the first of that place is surely
+    below it; then it begins a place of its own.
 
     >>> from fltrust_repro.standings import places
-    >>> places([(1, 2), (1, 3), (3, 4), (3, 4)])
+    >>> low, high = {10: 0.1, 11: 0.2, 12: 0.1}, {10: 0.3, 11: 0.4, 12: 0.4}
+    >>> places([low, low, high, high])
     [1, 1, 3, 3]
     """
     found: list[int] = []
-    for number, (best, _) in enumerate(ranks):
-        shares = bool(found) and best <= ranks[found[-1] - 1][1]
-        found.append(found[-1] if shares else number + 1)
+    for number, row in enumerate(scores):
+        begins = not found or surely_below(scores[found[-1] - 1], row)
+        found.append(number + 1 if begins else found[-1])
     return found
 
 
