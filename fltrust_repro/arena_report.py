@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 LEGEND = f"""Error rates without attack, and under the attack that is worst for the rule: the mean
 over seeds and its 95% interval; the gap is the difference. Place, and the ranks a rule may have:
 two are told apart where the 95% interval (Student's t) of their difference, paired over the seeds
-that both have, leaves out 0; who is not from the first of a place shares it. Everywhere {arena.FEW} seeds;
-{len(arena.SEEDS)} without attack and under the {CANDIDATES} attacks that are worst for a rule,
-which decide."""
+that both have, leaves out 0; who is not from the first of a place shares it. Everywhere
+{arena.FEW} seeds; {len(arena.SEEDS)} without attack and under the {CANDIDATES} attacks that are
+worst for a rule, which decide."""
 _LONGEST = 20  # letters of a rule's name on a terminal; the rest comes below
 _NEAR = 2  # neighbours on either side of a row that is asked for
 _COLUMNS = ("place", "rule", "clean", "worst", "gap", "attack")

@@ -64,19 +64,27 @@ class MasterDevice:
         """Whether somebody asks for the server's own update."""
         return "root" in self._asked
 
-    def seen(self, w: NDArray) -> Master:
-        """What an attacker may ask the master device about model w, who moves nothing thereby."""
+    def seen(self, w: NDArray, asker: np.random.Generator | None = None) -> Master:
+        """What the master device would make of updates at model w; nothing moves by asking.
+
+        What it draws comes for an `asker` from a generator of its own, the same for all that is
+        asked in an iteration: nobody foresees the master device's draws.
+        """
+        state, ties = self.state, self._rngs["ties"]
+        if asker is not None:
+            ties = np.random.default_rng(asker.integers(2**63))
+            state = replace(state, rng=ties)
 
         def would_make(
             updates: np.ndarray, state: ServerState, rng: np.random.Generator | None
         ) -> np.ndarray:
-            ties = copy.deepcopy(self._rngs["ties"]) if rng is None else rng
-            return self._aggregated(w, to_ndarray(updates), state, ties)[0]
+            drawn = copy.deepcopy(ties) if rng is None else rng
+            return self._aggregated(w, to_ndarray(updates), state, drawn)[0]
 
         rule, numbering = self._master.rule, self._numbering
         rule = numbering.behind(rule) if numbering else rule
         defended = would_make if self._setting.defense != "none" else None
-        return replace(self._master, rule=rule.seen_at(self.state), defended=defended)
+        return replace(self._master, rule=rule.seen_at(state), defended=defended)
 
     def aggregate(self, w: NDArray, updates: NDArray, compared: bool) -> np.ndarray:
         """Return the change (d,) of the global model w that the workers' updates (m, d) make.

@@ -103,8 +103,8 @@ class Master:
     def answer(self, updates: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """What the master device would make of updates (m, d), its defense included: (d,).
 
-        What rule and defense draw is drawn by `rng`, if it is given, and else as the master device
-        will: who attacks foresees no draw, and gives one.
+        What rule and defense draw is drawn by `rng`, if it is given; else it is the same for all
+        that is asked in an iteration, and not what the master device will draw.
         """
         state = (self.rule.state or ServerState()).copied()
         state.rng = state.rng if rng is None else rng

@@ -21,7 +21,7 @@ from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, deal, sample_batches
 from fltrust_repro.settings import Setting
-from fltrust_repro.threat import Master, Round
+from fltrust_repro.threat import Round
 from fltrust_repro.workers import Learner, with_momentum
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ MOST_NUMBERS = 2**31 - 1  # in an array of MXNet's
 
 _PURPOSES = (
     "split", "partition", "order", "initial", "batches", "attack", "selected", "poisoned",
-    "validation", "ties", "back-gradient", "distribution", "rule", "root", "numbers",
+    "validation", "ties", "back-gradient", "distribution", "rule", "root", "numbers", "asked",
 )  # fmt: skip
 
 
@@ -145,11 +145,9 @@ class Federation:
         numbers = self._rngs.pop("numbers").permutation(setting.workers)  # drawn once
         self._notes: Any = Counter()  # a Counter may count in fractions
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
-        initial_seed = int(self._rngs["initial"].integers(2**31))
-        self.learner = Learner(
-            models[setting.model], data.classes, data.train_x.shape[1:], ctx, initial_seed,
-            setting.readings.initial,
-        )  # fmt: skip
+        initial = int(self._rngs["initial"].integers(2**31)), setting.readings.initial
+        shape = data.train_x.shape[1:]
+        self.learner = Learner(models[setting.model], data.classes, shape, ctx, *initial)
         self._check_size()
         self.master = MasterDevice(setting, self.learner, data, self._rngs, self._notes, numbers)
         self._memory: dict[str, Any] = {}  # the attack's
@@ -230,9 +228,9 @@ class Federation:
         updates, losses = self._trained(w, workers, batches)
         before = None
         if attacked and attack.craft is not None:
-            seen = self.master.seen(w)
-            before = seen.answer(host_view(updates)) if is_evaluated(iteration, setting) else None
-            host_view(updates)[:c] = attack.craft(self._seen(updates, c, w, seen))
+            if is_evaluated(iteration, setting):
+                before = self.master.seen(w).answer(host_view(updates))
+            host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         return Sent(updates, losses[c:m], c if attacked else 0, before)
 
     def error_rate(self, w: NDArray) -> float:
@@ -319,12 +317,13 @@ class Federation:
         given = attack.relabel(own.copy(), classes, self._rngs["attack"], scores)
         return poisoning.checked_labels(attack.name, given, own.shape, classes)
 
-    def _seen(self, updates: NDArray, c: int, w: NDArray, master: Master) -> Round:
+    def _seen(self, updates: NDArray, c: int, w: NDArray) -> Round:
         """What the attacker of c workers is given."""
         knowledge, rng = self._setting.knowledge or "full", self._rngs["attack"]
         known = updates[:c] if knowledge == "partial" else updates
         kept = self._parameters, self._notes, self._memory
         root = self.master.state.root if "root" in self._attack.asks else None
+        master = self.master.seen(w, self._rngs["asked"])
         step = Round(known, c, w, knowledge, rng, master, *kept, root)
         if step.partial:
             self._notes["direction agreement"] += direction_agreement(step, updates)

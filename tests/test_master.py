@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from fltrust_repro import datasets, training
+from fltrust_repro import backend, datasets, training
 from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.attacks import attacks
@@ -528,23 +528,31 @@ def test_the_mean_after_a_defense_is_that_of_those_who_are_left():
     assert (found["compared with the mean"], found["differs from the mean"]) == (2, 0)
 
 
-def test_an_attacker_does_not_know_whom_a_defense_removes_by_lot():
-    """Of equal impacts ties decide: the master device's own draw is not an attacker's to ask."""
-    answers = []
+FORESEEN = [{"rule": "mean", "defense": "err"}, {"rule": "median", "pre": "bucketing"}]
+
+
+@pytest.mark.parametrize("fields", FORESEEN, ids=str)
+def test_an_attacker_foresees_no_draw_of_the_master_device(fields):
+    """Not whom a defense removes by lot, where impacts are equal, nor what a rule draws."""
+    asked, made = [], []
 
     def spying(step):
-        rngs = [np.random.default_rng(seed) for seed in (0, 0, *range(1, 7))]
-        answers.append([step.master.answer(step.known, rng) for rng in rngs])
-        answers[-1].append(step.master.answer(step.known))
-        return step.known[: step.c]
+        told = step.master.answer(step.known)
+        asked.append(told)
+        np.testing.assert_array_equal(told, step.master.answer(step.known))  # nothing has moved
+        made.append([step.master.answer(step.known, np.random.default_rng(n)) for n in range(6)])
+        return step.known[: step.c]  # so that the master device is given what was asked about
 
     with attacking(spying):
-        setting = Setting(**{**LR, "iterations": 4}, rule="mean", attack="own", defense="err")
-        run_trial(setting, 3)
-        alone = answers.copy()
-        answers.clear()
-        run_trial(setting, 3)
-    assert all(np.array_equal(told[0], told[1]) for told in alone)  # a seed is a seed
-    assert any(not np.array_equal(told[0], one) for told in alone for one in told[2:-1])
-    for told, again in zip(alone, answers):  # and nothing has moved
-        assert all(map(np.array_equal, told, again))
+        setting = Setting(**{**LR, "iterations": 4}, attack="own", **fields)
+        federation = training.Federation(setting, 3, backend.context("cpu"), None)
+        w, moved = federation.begin(None).w, []
+        for iteration in range(1, 5):
+            sent = federation.sent(w, iteration)
+            exact = federation.master.seen(w).answer(host_view(sent.updates))
+            after = federation.moved(w, sent, iteration)
+            moved.append(host_view(after) - host_view(w))
+            np.testing.assert_allclose(exact, moved[-1], atol=1e-6)  # the trial itself may know
+            w = after
+    assert any(np.abs(told - way).max() > 1e-6 for told, way in zip(asked, moved))
+    assert any(len({one.tobytes() for one in answers}) > 1 for answers in made)
