@@ -29,6 +29,18 @@ def of_settings(settings: Iterable[Setting]) -> str:
     return ", ".join([" on ".join(names), *ranges])
 
 
+def of_master(setting: Setting) -> str:
+    """Say what aggregates, with what comes before it and the defense that it is behind.
+
+    >>> from fltrust_repro.captions import of_master
+    >>> from fltrust_repro.settings import Setting
+    >>> of_master(Setting(pre="clip", rule="median", defense="lfr"))
+    'clip+median behind lfr'
+    """
+    defended = f" behind {setting.defense}" * (setting.defense != "none")
+    return f"{setting.pre}+{setting.rule}".lstrip("+") + defended
+
+
 def of_setting(setting: Setting) -> str:
     """Say what is aggregated how, under which attack, and where.
 
@@ -37,11 +49,9 @@ def of_setting(setting: Setting) -> str:
     >>> of_setting(Setting(rule="median", attack="trimmed-mean"))
     'median under trimmed-mean (full), lr on mnist, m = 100, c = 20, p = 0.5'
     """
-    rule = f"{setting.pre}+{setting.rule}".lstrip("+")
-    defended = f" behind {setting.defense}" * (setting.defense != "none")
     known = f" ({setting.knowledge})" if setting.knowledge else ""
     attacked = "without attack" if setting.attack == "none" else f"under {setting.attack}{known}"
-    return f"{rule}{defended} {attacked}, {of_settings([setting])}"
+    return f"{of_master(setting)} {attacked}, {of_settings([setting])}"
 
 
 def of_trials(measured: Sequence[Measured], place: str) -> str:

@@ -70,16 +70,13 @@ class MasterDevice:
         What it draws comes for an `asker` from a generator of its own, the same for all that is
         asked in an iteration: nobody foresees the master device's draws.
         """
-        state, ties = self.state, self._rngs["ties"]
+        state = self.state
         if asker is not None:
-            ties = np.random.default_rng(asker.integers(2**63))
-            state = replace(state, rng=ties)
+            state = replace(state, rng=np.random.default_rng(asker.integers(2**63)))
 
-        def would_make(
-            updates: np.ndarray, state: ServerState, rng: np.random.Generator | None
-        ) -> np.ndarray:
-            drawn = copy.deepcopy(ties) if rng is None else rng
-            return self._aggregated(w, to_ndarray(updates), state, drawn)[0]
+        def would_make(updates: np.ndarray, state: ServerState) -> np.ndarray:
+            ties = copy.deepcopy(self._rngs["ties"]) if asker is None else state.rng
+            return self._aggregated(w, to_ndarray(updates), state, ties)[0]
 
         rule, numbering = self._master.rule, self._numbering
         rule = numbering.behind(rule) if numbering else rule

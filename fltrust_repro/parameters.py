@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fltrust_repro.errors import BadInput, choose, shown
@@ -44,9 +44,8 @@ def chosen(user: str, function: Callable, text: str) -> dict[str, Any]:
     Those that are the default are left out, and the others come in the function's order.
     """
     known, given = own_parameters(function), {}
-    for part in text.split(","):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or not value:
+    for part, name, value in _choices(text):
+        if not value:
             raise BadInput(f"{user}: {shown(part)} is no choice of a parameter; write name=value.")
         if name not in known:
             told = choose(name, known) if known else "it has none."
@@ -55,6 +54,13 @@ def chosen(user: str, function: Callable, text: str) -> dict[str, Any]:
             raise BadInput(f"{user}: {name} is given twice; leave one out.")
         given[name] = _read(f"{user}: {name}", value, known[name])
     return {name: given[name] for name in known if given.get(name, known[name]) != known[name]}
+
+
+def _choices(text: str) -> Iterator[tuple[str, str, str]]:
+    """Each part of `q=5,of=mean`, and the name and the value in it; the latter empty without."""
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        yield part, name, value
 
 
 def _read(what: str, text: str, default: Any) -> Any:
@@ -83,8 +89,7 @@ def words_of(name: str) -> list[str]:
     >>> words_of("gas:base=krum,groups=10")
     ['krum', '10']
     """
-    parts = name.partition(":")[2].split(",")
-    return [value.strip() for _, equals, value in (one.partition("=") for one in parts) if equals]
+    return [value for _, _, value in _choices(name.partition(":")[2]) if value]
 
 
 def name_with(name: str, values: Mapping[str, Any]) -> str:

@@ -88,17 +88,15 @@ class Parameters:
 class Master:
     """What the attacker knows of the master device: its rule, and what it takes for m, c, beta.
 
-    `defended` makes of updates (m, d), a state, and a generator or None for the master device's
-    own, what the rule makes of those that a defense leaves.
+    `defended` makes of updates (m, d) and a state what the rule makes of those that a defense
+    leaves.
     """
 
     m: int
     c: int
     beta: int
     rule: Rule
-    defended: Callable[[np.ndarray, ServerState, np.random.Generator | None], np.ndarray] | None = (
-        None
-    )
+    defended: Callable[[np.ndarray, ServerState], np.ndarray] | None = None
 
     def answer(self, updates: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """What the master device would make of updates (m, d), its defense included: (d,).
@@ -109,7 +107,7 @@ class Master:
         state = (self.rule.state or ServerState()).copied()
         state.rng = state.rng if rng is None else rng
         if self.defended is not None:
-            return self.defended(updates, state, rng)
+            return self.defended(updates, state)
         return self.rule(updates, c=self.c, beta=self.beta, state=state)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fltrust_repro import datasets, experiments, options, own_sweeps, reproduction, sweep
+from fltrust_repro import captions, datasets, experiments, options, own_sweeps, reproduction, sweep
 from fltrust_repro.archive import Archive
 from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput
@@ -40,8 +40,7 @@ Orders = Mapping[Experiment, Sequence[Cell]]
 def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **fields: Any) -> None:
     """Run trials of one setting."""
     setting = Setting.from_dict(fields)
-    behind = f" behind {setting.defense}" * (setting.defense != "none")
-    cell = Cell(setting.at_master.rule.name + behind, setting.attack, setting, None)
+    cell = Cell(captions.of_master(setting), setting.attack, setting, None)
     with Store(store_path) as store:
         outcome = sweep.run_missing([cell], seeds, store, machine, options.announcer(len(seeds)))
         finished = store.find(setting, seeds)

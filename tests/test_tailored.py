@@ -66,7 +66,7 @@ def overheard(step):
     """The same round, and what the master device is asked about in it."""
     asked = []
 
-    def answer(rows, state, rng):
+    def answer(rows, state):
         asked.append(rows[: step.c].copy())
         return step.master.rule(rows, c=step.master.c, beta=step.master.beta, state=state)
 
