@@ -47,41 +47,40 @@ def _take_in(
         along[i, 0], along[i, 1] = now, before
 
 
-def _room_for(workers: np.ndarray, d: int, memory: dict[str, Any]) -> None:
+def make_room(workers: np.ndarray, d: int, memory: dict[str, Any]) -> None:
     """Let memory begin, and hold what is kept of each of these workers."""
     if "counts" not in memory:
         memory.update(counts=np.zeros(0), sums=np.zeros((0, d), dtype=np.float32))
-        memory.update(answers=np.zeros(0), doubts=np.zeros(0))
+        memory.update(lengths=np.zeros(0), answers=np.zeros(0), doubts=np.zeros(0))
         memory.update(model=np.zeros(d), usual=np.zeros(d), age=0.0)
     missing = int(workers.max()) + 1 - len(memory["counts"])
     if missing > 0:
-        for name in ("counts", "sums", "answers", "doubts"):
+        for name in ("counts", "sums", "lengths", "answers", "doubts"):
             memory[name] = np.pad(memory[name], [(0, missing)] + [(0, 0)] * (memory[name].ndim - 1))
 
 
-def remembered(
+def take_in(
     rows: np.ndarray,
     factors: np.ndarray,
     workers: np.ndarray,
     memory: dict[str, Any],
     decay: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take in each worker's row, (m, d), times its factor: sums, float32 (m, d), and weights (m,).
+) -> None:
+    """Take in each worker's row, (m, d), times its factor; in memory there is room for them.
 
-    Of a worker's own n rows sum_t decay^(n - t) x_t is kept, and sum_t decay^(n - t), by which it
-    is divided for the running mean; one that is not there keeps what it has. So are its "answers",
-    sum_t decay^(n - t) (x_t - mean) . (w_t - mean) with w_t where the model was.
+    Of a worker's own n rows sum_t decay^(n - t) x_t is kept in "sums", and sum_t decay^(n - t), by
+    which it is divided for the running mean, in "counts"; one that is not there keeps what it has.
+    So are its "answers", sum_t decay^(n - t) (x_t - mean) . (w_t - mean) with w_t where the model
+    was.
     """
-    _room_for(workers, rows.shape[1], memory)
-    sums, past = memory["sums"], decay * memory["counts"][workers]
-    ahead, along = _ahead(memory, decay), np.empty((len(rows), 2), dtype=np.float32)
+    past, along = decay * memory["counts"][workers], np.empty((len(rows), 2), dtype=np.float32)
+    ahead = _ahead(memory, decay)
     far = np.linalg.norm(ahead)
     way = (ahead / far if far > 0 else ahead).astype(np.float32)  # no product is too large for it
-    _take_in(rows, factors.astype(np.float32), workers, np.float32(decay), way, sums, along)
+    sums, short = memory["sums"], factors.astype(np.float32)
+    _take_in(rows, short, workers, np.float32(decay), way, sums, along)
     _take_in_answers(far * along.astype(np.float64), past, workers, memory, decay)
     memory["counts"][workers] = past + 1
-    everybody = np.array_equal(workers, np.arange(len(sums)))
-    return sums if everybody else sums[workers], past + 1
 
 
 def _ahead(memory: dict[str, Any], decay: float) -> np.ndarray:
@@ -125,12 +124,13 @@ def answering(answers: np.ndarray, doubts: np.ndarray, counts: np.ndarray) -> np
 
 
 class Said(NamedTuple):
-    """What workers send now, and how far what they keep saying is apart."""
+    """What m workers send now, and what all n known so far keep saying."""
 
     rows: np.ndarray  # float32 (m, d), those that are finite
-    factors: np.ndarray  # float64 (m,), that shorten them to their median length
-    squared: np.ndarray  # float64 (m, m), distances of the running means, shortened likewise
-    answered: np.ndarray  # float64 (m,), weights by how they answer to where the model went
+    factors: np.ndarray  # float64 (m,), that shorten them to the median length of the n
+    places: np.ndarray  # of the m among the n
+    squared: np.ndarray  # float64 (n, n), distances of the running means, shortened likewise
+    answered: np.ndarray  # float64 (n,), weights by how they answer to where the model went
 
     def mean(self, weights: np.ndarray) -> np.ndarray:
         """Mean of the shortened rows under weights (m,), of all where these are 0: float32 (d,)."""
@@ -145,23 +145,34 @@ def said(updates: np.ndarray, workers: np.ndarray, memory: dict[str, Any], decay
     long = lengths(updates)
     finite = np.isfinite(long)
     if not finite.any():
-        return Said(updates[:0], np.zeros(0), np.zeros((0, 0)), np.zeros(0))
+        return Said(updates[:0], np.zeros(0), workers[:0], np.zeros((0, 0)), np.zeros(0))
     if not finite.all():
         updates, long, workers = updates[finite], long[finite], workers[finite]
-    factors = shortening(long, np.median(long))
-    sums, counts = remembered(updates, factors, workers, memory, decay)
+    make_room(workers, updates.shape[1], memory)
+    memory["lengths"][workers] = long
+    known = np.union1d(np.flatnonzero(memory["counts"]), workers)
+    factors = shortening(long, np.median(memory["lengths"][known]))
+    take_in(updates, factors, workers, memory, decay)
+    everybody = len(known) == len(memory["sums"])
+    sums, counts = memory["sums"] if everybody else memory["sums"][known], memory["counts"][known]
     mean = lengths(sums) / counts
     squared = squared_distances(sums, shortening(mean, np.median(mean)) / counts)
-    answered = answering(memory["answers"][workers], memory["doubts"][workers], counts)
-    return Said(updates, factors, squared, answered)
+    answered = answering(memory["answers"][known], memory["doubts"][known], counts)
+    return Said(updates, factors, np.searchsorted(known, workers), squared, answered)
+
+
+def among_all(m: int, c: int, now: Said) -> tuple[int, int]:
+    """Return how many workers are compared, n, and how many of them to expect, as c of m send."""
+    n = max(m, len(now.squared))
+    return n, c * n // m
 
 
 def follow(
     now: Said, weights: np.ndarray, memory: dict[str, Any], notes: Counter[str]
 ) -> np.ndarray:
-    """Mean (d,) of what they send now, under weights (m,): where the model goes, kept in mind."""
-    notes["workers kept"] += weights.sum()
-    result = now.mean(weights)
+    """Mean (d,) of what is sent now, under weights (n,) of all: where the model goes, in mind."""
+    notes["workers kept"] += weights[now.places].sum()
+    result = now.mean(weights[now.places])
     memory["model"] += result
     return result
 
@@ -230,8 +241,11 @@ def leverage(
     the rule's results so far, over the span of e_i. The result is the mean of (1) under these
     weights.
 
+    Where some of the workers send, all n that ever did are compared, by what they sent last in (1)
+    and c n / m of them for c, since of those selected most may be compromised, once in a trial.
+
     This program's own, for updates of workers who are known by identity. A row that is not finite
-    is left out, and not remembered. Remembers (m, d) numbers, and allocates as many twice.
+    is left out, and not remembered. Remembers (n, d) numbers, and allocates as many twice.
     Notes: "workers kept", by their weights, summed over iterations. Needs m - 2c >= 1.
 
     >>> from fltrust_repro.leverage import leverage
@@ -244,6 +258,6 @@ def leverage(
     now = said(updates, workers, memory, decay)
     if not len(now.rows):
         return weighted_mean(updates, np.zeros(len(updates)))
-    apart = beside_the_nearest(now.squared, near)
-    filter_weights = filtered(apart, len(updates) - 2 * c, PRICE)
+    n, c = among_all(len(updates), c, now)
+    filter_weights = filtered(beside_the_nearest(now.squared, near), n - 2 * c, PRICE)
     return follow(now, voices(now.squared, c) * filter_weights * now.answered, memory, notes)

@@ -346,27 +346,53 @@ def foundation(updates, copies):
     return [*rows, *[rows[scores.index(max(scores))]] * copies]
 
 
-def leverage(rounds, c, decay=0.985, near=4):
-    """`rounds` are lists of updates (m, d), of the same workers; the result of the last one."""
+def leverage(rounds, c, decay=0.985, near=4, selected=None):
+    """`rounds` are lists of updates (m, d), of the `selected`; the result of the last one."""
 
-    def shortened(rows):
-        longs = [np.sqrt((row**2).sum()) for row in rows]
-        middle = np.median(longs)
-        return np.array([row * min(1.0, middle / long) if long > 0 else row
-                         for row, long in zip(rows, longs)])  # fmt: skip
+    def shortened(row, most):
+        return row * min(1.0, most / _length(row)) if row.any() else row
 
-    results = []
-    rows = [shortened(np.asarray(one, float)) for one in rounds]
-    for n in range(1, len(rows) + 1):
-        weights = _heard(rows[:n], shortened, c, decay, near) * _answering(rows[:n], results, decay)
-        results.append((weights[:, None] * rows[n - 1]).sum(axis=0) / weights.sum())
-    return results[-1]
+    said, last, answers, doubts, places = {}, {}, {}, {}, [np.zeros(len(rounds[0][0]))]
+    for t, rows in enumerate(rounds):
+        rows = np.asarray(rows, float)
+        workers = list(range(len(rows))) if selected is None else list(selected[t])
+        last.update({i: _length(row) for i, row in zip(workers, rows)})
+        now = {i: shortened(row, np.median(list(last.values()))) for i, row in zip(workers, rows)}
+        usual = _fading(places[:-1], decay) if t else places[0]
+        for i, row in now.items():
+            past = sum(decay**k for k in range(1, len(said.get(i, [])) + 1))
+            added = 0.0
+            if past:
+                apart = row - _fading(said[i], decay)
+                added = past / (past + 1) * apart @ (places[-1] - usual)
+            answers[i] = decay * answers.get(i, 0.0) + added
+            doubts[i] = decay**2 * doubts.get(i, 0.0) + added**2
+            said.setdefault(i, []).append(row)
+        known = sorted(said)
+        means = [_fading(said[i], decay) for i in known]
+        middle = np.median([_length(mean) for mean in means])
+        points = np.array([shortened(mean, middle) for mean in means])
+        several = np.array([len(said[i]) > 1 for i in known])
+        answered = _answering(
+            *(np.array([of[i] for i in known]) for of in (answers, doubts)), several
+        )
+        weights = dict(zip(known, _heard(points, c * len(known) // len(rows), near) * answered))
+        total = sum(weights[i] for i in workers)
+        places.append(places[-1] + sum(weights[i] * now[i] for i in workers) / total)
+    return places[-1] - places[-2]
 
 
-def _heard(rows, shortened, c, decay, near):
-    n = len(rows)
-    shares = [decay ** (n - 1 - t) for t in range(n)]
-    said = shortened(sum(share * one for share, one in zip(shares, rows)) / sum(shares))
+def _length(row):
+    return np.sqrt((row**2).sum())
+
+
+def _fading(rows, decay):
+    """The mean of rows whose weights fade."""
+    shares = [decay**k for k in range(len(rows))][::-1]
+    return sum(share * row for share, row in zip(shares, rows)) / sum(shares)
+
+
+def _heard(said, c, near):
     m = len(said)
     centred = said - said.mean(axis=0)
     gram = centred @ centred.T
@@ -381,25 +407,14 @@ def _heard(rows, shortened, c, decay, near):
     return weights * _priced_filter(np.array(apart), m - 2 * c)
 
 
-def _answering(rows, results, decay):
+def _answering(answers, doubts, several):
     """Weights by the covariance of what workers sent with where the model was."""
-    m, places = len(rows[0]), [np.zeros(rows[0].shape[1])]
-    for result in results:
-        places.append(places[-1] + result)
-    course = []
-    for n in range(1, len(rows) + 1):
-        shares = [decay ** (n - 1 - t) for t in range(n)]
-        where = sum(share * place for share, place in zip(shares, places)) / sum(shares)
-        usual = sum(share * one for share, one in zip(shares, rows)) / sum(shares)
-        course.append(sum(share * (one - usual) @ (place - where)
-                          for share, one, place in zip(shares, rows, places)))  # fmt: skip
-    doubts = np.zeros(m)
-    for before, now in zip(course, course[1:]):
-        doubts = decay**2 * doubts + (now - decay * before) ** 2
-    middle = np.median(course[-1])
-    if not middle < -2 * np.median(np.sqrt(doubts)):
-        return np.ones(m)
-    return np.clip(2 * (course[-1] - 3 * np.sqrt(doubts)) / middle, 0, 1)
+    if not several.any():
+        return np.ones(len(answers))
+    middle = np.median(answers[several])
+    if not middle < -2 * np.median(np.sqrt(doubts[several])):
+        return np.ones(len(answers))
+    return np.where(several, np.clip(2 * (answers - 3 * np.sqrt(doubts)) / middle, 0, 1), 1.0)
 
 
 def _priced_filter(points, enough):
