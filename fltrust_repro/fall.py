@@ -1,8 +1,9 @@
 """Why a rule fell under an attack, in words: a trial is replayed, and the rule asked what it does.
 
 A rule has fallen from the first evaluated iteration on from which the error stays at twice that of
-the same seed's trial without attack. The updates of that iteration are looked at, and of a rule
-nothing is known but its answers, so that it may be any. How far its result follows a worker is told
+the same seed's trial without attack. Of the iterations since the evaluation before, that is looked
+at in which the error rises most, and of a rule nothing is known but its answers, so that it may be
+any. How far its result follows a worker is told
 by a small step of that worker's update: the share of the step that the result makes too. A mean
 follows each worker by 1/m, Krum one by 1; a trimmed value is not followed. Leaving workers out
 tells less: of c copies none is missed, another m is another rule, and where values are cut on both
@@ -29,10 +30,8 @@ from fltrust_repro.attacks import undone
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.plugins import plugins_for
-from fltrust_repro.settings import Setting
+from fltrust_repro.replay import Moment, replayed
 from fltrust_repro.spectral import spread
-from fltrust_repro.threat import Master
-from fltrust_repro.training import Federation, is_evaluated
 from fltrust_repro.trial_process import afresh
 from fltrust_repro.trials import Trial
 from fltrust_repro.weighing import lengths, shortening
@@ -70,21 +69,23 @@ def explain(
             "the two trials are no pair; give an attacked one and that of the same setting and "
             "seed without attack."
         )
-    begun = fell_at(attacked.result.curve, clean.result.curve)
-    first = begun or attacked.result.iterations
+    curve = attacked.result.curve
+    begun = fell_at(curve, clean.result.curve)
+    iterations = span(curve, begun)
     with afresh(attacked.seed, plugins_for(())):
-        seen = replayed(attacked.setting, attacked.seed, first, data_dir, device)
+        seen = replayed(attacked.setting, attacked.seed, iterations, data_dir, device)
     sentences = [_course(attacked, clean, begun)]
     if seen is None:
-        sentences.append(f"From iteration {first} on no worker attacked.")
+        sentences.append(f"From iteration {iterations[0]} on no worker attacked.")
     else:
         facts = measured(seen.updates, seen.c, seen.before, seen.master.answer)
         sentences += [_influence(seen, facts), _crafted(facts), _advice(seen, facts, begun)]
-        there = {i: error for i, error, _ in attacked.result.curve}.get(seen.iteration)
-        if there is not None and seen.error != there:
+        iteration, error = seen.end
+        there = {i: error for i, error, _ in curve}.get(iteration, error)
+        if error != there:
             sentences.append(
-                f"Replayed here, its error is {seen.error:.4f}, not {there:.4f}: machines round "
-                "differently."
+                f"Replayed here, its error at iteration {iteration} is {error:.4f}, not "
+                f"{there:.4f}: machines round differently."
             )
     return "\n".join(textwrap.fill(one, WIDTH) for one in filter(None, sentences))
 
@@ -104,37 +105,11 @@ def fell_at(attacked: Curve, clean: Curve) -> int | None:
     return begun
 
 
-@dataclass(frozen=True)
-class Moment:
-    """What was sent in one iteration of a trial, before anybody looked at it."""
-
-    iteration: int
-    updates: np.ndarray  # float32 (m, d)
-    c: int  # of these, the first, by who attacked
-    before: np.ndarray | None  # float32 (d,), what the master would have made without the attack
-    master: Master  # to be asked; nothing moves
-    error: float  # of the next model
-
-
-def replayed(
-    setting: Setting, seed: int, first: int, data_dir: str | Path | None, device: str = "cpu"
-) -> Moment | None:
-    """Return the first evaluated iteration from `first` on in which workers attacked, or none.
-
-    Iteration `first` itself may be one in which the trial diverged.
-    """
-    federation = Federation(setting, seed, backend.context(device), data_dir)
-    w = federation.begin(None).w
-    for iteration in range(1, setting.iterations + 1):
-        sent = federation.sent(w, iteration)
-        at_hand = iteration == first or (iteration > first and is_evaluated(iteration, setting))
-        if at_hand and sent.c:
-            updates, master = backend.host_view(sent.updates), federation.master.seen(w)
-            following = backend.to_ndarray(backend.host_view(w) + master.answer(updates))
-            error = federation.error_rate(following)
-            return Moment(iteration, updates, sent.c, sent.before, master, error)
-        w = federation.moved(w, sent, iteration)
-    return None
+def span(curve: Curve, begun: int | None) -> range:
+    """Return the iterations to look at: those since the evaluation before it fell, or the last."""
+    last = curve[-1][0] if begun is None else begun
+    held = [i for i, _, _ in curve if i < last] if begun is not None else [last - 1]
+    return range(max(held, default=0) + 1, last + 1)
 
 
 @dataclass(frozen=True)
@@ -277,10 +252,16 @@ def _influence(seen: Moment, facts: Facts) -> str:
     """What the rule did in the iteration."""
     m, c = len(seen.updates), seen.c
     told = f"Iteration {seen.iteration}: "
+    if seen.errors[1] >= TIMES * seen.errors[0]:
+        told += f"in it the error goes from {seen.errors[0]:.2f} to {seen.errors[1]:.2f}; "
+    who = f"the {c} compromised workers"
+    if c > seen.master.c:
+        told += f"{c} of {m} who send are compromised, where the rule is told {seen.master.c}; "
+        who = "they"
     if facts.share is None:
         told += "the result follows no small step of a worker, so that influence cannot be told"
     else:
-        told += f"the {c} compromised workers have {facts.share:.0%} of the influence (fair: "
+        told += f"{who} have {facts.share:.0%} of the influence (fair: "
         told += f"{c / m:.0%})"
     if facts.followed is not None:
         own, others = facts.followed
@@ -324,6 +305,8 @@ def _advice(seen: Moment, facts: Facts, begun: int | None) -> str:
     alone = facts.followed is not None and facts.followed[1] < _FEW * benign
     if not facts.finite:
         told = "values that are not finite: leave such updates out before anything is computed"
+    elif seen.c >= benign:
+        told = "what was sent before: half of those selected are compromised, or more"
     elif share < _CUT * fair and moved and facts.way is not None and facts.way < fair:
         told = (
             "what is cut: hardly anything they sent is in the result; they moved it by which of "

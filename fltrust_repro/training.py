@@ -130,7 +130,7 @@ class Sent(NamedTuple):
     updates: NDArray  # (m, d)
     losses: np.ndarray  # the benign workers' at the model that they received
     c: int
-    before: np.ndarray | None  # (d,) what would be made of an evaluated one without the attack
+    before: np.ndarray | None  # (d,) what would be made without the attack, if compared
 
 
 class Federation:
@@ -198,19 +198,20 @@ class Federation:
 
     def iterate(self, w: NDArray, iteration: int) -> tuple[NDArray, np.ndarray]:
         """One iteration (2.1): the next global model (d,), and the benign workers' losses at w."""
-        sent = self.sent(w, iteration)
-        return self.moved(w, sent, iteration), sent.losses
+        compared = is_evaluated(iteration, self._setting)
+        sent = self.sent(w, iteration, compared)
+        return self.moved(w, sent, compared), sent.losses
 
-    def moved(self, w: NDArray, sent: Sent, iteration: int) -> NDArray:
+    def moved(self, w: NDArray, sent: Sent, compared: bool) -> NDArray:
         """Step III: the master device aggregates, and moves model w to the next."""
-        change = self.master.aggregate(w, sent.updates, is_evaluated(iteration, self._setting))
+        change = self.master.aggregate(w, sent.updates, compared)
         if sent.before is not None and np.isfinite(share := undone(sent.before, change)):
             effect = {"undone": share, "no effect": int(abs(share) < NO_EFFECT)}
             self._notes.update({"compared with no attack": 1, **effect})
         return to_ndarray(host_view(w) + change)
 
-    def sent(self, w: NDArray, iteration: int) -> Sent:
-        """Steps I and II: what the workers send, at which nobody has looked yet."""
+    def sent(self, w: NDArray, iteration: int, compared: bool) -> Sent:
+        """Steps I and II: what the workers send; `compared` with what they would have sent."""
         setting, attack = self._setting, self._attack
         # Step I: the master device sends the global model to the workers that take part.
         workers, shards = self._taking_part()
@@ -228,7 +229,7 @@ class Federation:
         updates, losses = self._trained(w, workers, batches)
         before = None
         if attacked and attack.craft is not None:
-            if is_evaluated(iteration, setting):
+            if compared:
                 before = self.master.seen(w).answer(host_view(updates))
             host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
         return Sent(updates, losses[c:m], c if attacked else 0, before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fltrust_repro as fl
-from fltrust_repro import fall
+from fltrust_repro import fall, replay
 from fltrust_repro.errors import BadInput
 from fltrust_repro.plugins import plugins_for
 from fltrust_repro.settings import Setting
@@ -104,9 +105,10 @@ def test_what_is_replayed_is_the_trial_to_the_last_bit(fields, plugin):
     setting = small(**fields)
     one = trial(setting)
     with afresh(one.seed, plugins_for(())):
-        seen = fall.replayed(setting, one.seed, 20, None)
-    assert seen.error == {i: error for i, error, _ in one.result.curve}[seen.iteration]
-    assert seen.iteration in (20, 30)
+        seen = replay.replayed(setting, one.seed, range(11, 21), None)
+    assert seen.end == (20, {i: error for i, error, _ in one.result.curve}[20])
+    assert seen.iteration in range(11, 21)
+    assert seen.before is not None or setting.attack == "label-flip"
     assert seen.updates.shape[0] == setting.selected
     text = told(setting)
     assert "Replayed here" not in text
@@ -115,13 +117,62 @@ def test_what_is_replayed_is_the_trial_to_the_last_bit(fields, plugin):
 
 def test_the_model_after_the_iteration_that_is_looked_at_is_the_trials(monkeypatch):
     setting, models = small(rule="krum", attack="krum"), []
-    error_rate = fall.Federation.error_rate
+    error_rate = replay.Federation.error_rate
     kept = lambda self, w: models.append(w.asnumpy()) or error_rate(self, w)  # noqa: E731
-    monkeypatch.setattr(fall.Federation, "error_rate", kept)
+    monkeypatch.setattr(replay.Federation, "error_rate", kept)
     run_trial(setting, 0)
-    trained, models[:] = models[1], []
-    fall.replayed(setting, 0, 20, None)
-    assert np.array_equal(models[0], trained)
+    trained, models[:] = models[:2], []
+    seen = replay.replayed(setting, 0, range(11, 21), None)
+    assert np.array_equal(models[0], trained[0])
+    assert np.array_equal(models[-1], trained[1])
+    # The master device is as it was then, whatever came after.
+    at = seen.iteration - 10
+    change = seen.master.answer(seen.updates)
+    np.testing.assert_array_equal(models[2 * at - 2] + change, models[2 * at - 1])
+
+
+ONE_BLOW = """
+import fltrust_repro as fl
+
+@fl.attack("one-blow")
+def one_blow(step):
+    step.memory["iteration"] = step.memory.get("iteration", 0) + 1
+    return step.known[: step.c] * (-1000 if step.memory["iteration"] == 24 else 1)
+"""
+
+
+def test_the_iteration_that_is_looked_at_is_that_in_which_the_error_rises(plugin):
+    plugin(ONE_BLOW)
+    text = told(small(60, rule="mean", attack="one-blow"))
+    assert "Iteration 24: in it the error goes from 0." in text
+    assert "clip updates to their median length" in text
+
+
+WHEN_MANY = """
+import fltrust_repro as fl
+
+@fl.attack("when-many")
+def when_many(step):
+    step.memory["attacked"] = step.memory.get("attacked", 0) + 1
+    many = step.memory["attacked"] > 20 and 2 * step.c >= len(step.known)
+    return step.known[: step.c] * (-1000 if many else 1)
+"""
+
+
+def test_where_most_of_those_selected_are_compromised_the_text_says_so(plugin):
+    plugin(WHEN_MANY)
+    text = told(small(60, rule="mean", pre="clip", attack="when-many", selected=4))
+    assert "in it the error goes from" in text
+    assert re.search(r"(2|3) of 4 who send are compromised, where the rule is told 1", text)
+    assert "Look at what was sent before" in text
+
+
+def test_the_iterations_to_look_at():
+    curve = [(10, 0.9, 0.0), (20, 0.5, 0.0), (23, 0.9, 0.0)]
+    assert fall.span(curve, 20) == range(11, 21)
+    assert fall.span(curve, 10) == range(1, 11)
+    assert fall.span(curve, 23) == range(21, 24)
+    assert fall.span(curve, None) == range(23, 24)
 
 
 def updates(m: int = 20, d: int = 300, seed: int = 0) -> np.ndarray:
@@ -249,7 +300,7 @@ def test_the_direction_of_the_largest_spread_is_that_of_the_updates():
 )  # fmt: skip
 def test_what_to_look_at_is_chosen_by_what_was_measured(sent, answer, words):
     rows = updates()
-    seen = fall.Moment(20, rows, 4, None, None, 0.5)
+    seen = replay.Moment(20, rows, 4, None, None, (0.5, 0.5), (20, 0.5))
     assert words in fall._advice(seen, facts(sent, answer, rows), begun=20)
 
 

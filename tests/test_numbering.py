@@ -122,13 +122,13 @@ def test_an_attacker_who_asks_is_told_what_the_master_device_does(fields, own):
     federation = Federation(setting, 3, backend.context("cpu"), None)
     w = federation.begin(None).w
     for iteration in (1, 2):
-        sent = federation.sent(w, iteration)
+        sent = federation.sent(w, iteration, True)
         master, updates = federation.master.seen(w), host_view(sent.updates)
         answer = master.answer(updates)
         if setting.defense == "none":
             c, beta = master.c, master.beta
             np.testing.assert_array_equal(master.rule(updates, c=c, beta=beta), answer)
-        following = federation.moved(w, sent, iteration)
+        following = federation.moved(w, sent, True)
         np.testing.assert_array_equal(host_view(following), host_view(w) + answer)
         w = following
 
