@@ -156,16 +156,21 @@ def measured(updates: np.ndarray, c: int, before: np.ndarray | None, answer: Ans
     long, mean = lengths(updates), benign.mean(axis=0, dtype=np.float64)
     cosines = updates @ mean / np.maximum(long * np.linalg.norm(mean), _TINY)
     squared = squared_distances(updates)
-    apart = np.sqrt(squared) + np.diag(np.full(len(updates), np.inf))
-    typical = _median(apart[c:, c:][np.isfinite(apart[c:, c:])])
+    apart, usual = _apart(squared), _apart(squared_distances(benign))  # from far away these cancel
+    typical = _median(usual[np.isfinite(usual)])
     return Facts(
         finite, share, followed, gone, way, shortened,
         length=_median(long[:c]) / max(_median(long[c:]), _TINY),
         cosine=(_median(cosines[:c]), _median(cosines[c:])),
-        nearest=_median(apart[:c, c:].min(axis=1)) / max(_median(apart[c:, c:].min(axis=1)), _TINY),
+        nearest=_median(apart[:c, c:].min(axis=1)) / max(_median(usual.min(axis=1)), _TINY),
         among=_median(apart[:c, :c][~np.eye(c, dtype=bool)]) / max(typical, _TINY),
         apart=_along_the_spread(squared, c),
     )  # fmt: skip
+
+
+def _apart(squared: np.ndarray) -> np.ndarray:
+    """Distances (m, m) of their squares; nobody is near itself."""
+    return np.sqrt(squared) + np.diag(np.full(len(squared), np.inf))
 
 
 def _of_median_length(updates: np.ndarray, c: int) -> np.ndarray:
@@ -291,6 +296,8 @@ def _crafted(facts: Facts) -> str:
 
 def _few(number: float) -> str:
     """Two digits are enough of it, but no power of ten."""
+    if number > 1e6:
+        return "over a million"
     return f"{number:.2g}" if 0.01 < abs(number) < 99 else f"{number:,.0f}"
 
 

@@ -167,6 +167,15 @@ def test_where_most_of_those_selected_are_compromised_the_text_says_so(plugin):
     assert "Look at what was sent before" in text
 
 
+def test_distances_of_benign_updates_are_told_whatever_most_send():
+    """Twelve of twenty send one update far away, amid which the others are all at one place."""
+    rows = updates()
+    rows[:12] = 1e7
+    found = fall.measured(rows, 12, mean(rows), mean)
+    assert 1e3 < found.nearest < 1e8
+    assert "over a million times its distance to the nearest" in fall._crafted(found)
+
+
 def test_the_iterations_to_look_at():
     curve = [(10, 0.9, 0.0), (20, 0.5, 0.0), (23, 0.9, 0.0)]
     assert fall.span(curve, 20) == range(11, 21)

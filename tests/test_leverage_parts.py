@@ -91,7 +91,25 @@ def test_answers_count():
     assert with_answers < 0.95 * without
 
 
+def test_who_is_compared_counts_where_some_are_selected():
+    """What five say of whom most are compromised, beside what all twenty have said."""
+    after = []
+    for name in ("leverage", "leverage-parts", "leverage-parts:compared=selected"):
+        state = ServerState(workers=np.arange(20))
+        for seed in range(3):
+            fl.rules[name](normal(20, 40, seed), c=4, state=state)
+        state.workers = np.arange(5)
+        updates = normal(5, 40, 3)
+        updates[:3] = 9
+        after.append(fl.rules[name](updates, c=1, state=state))
+    np.testing.assert_array_equal(after[0], after[1])
+    lengths = [np.linalg.norm(change) for change in after]
+    assert lengths[2] > 2 * lengths[0]
+
+
 def test_a_part_that_there_is_not_is_refused():
+    with pytest.raises(BadInput, match="compared is 'none'; choose one of"):
+        fl.rules["leverage-parts:compared=none"](normal(9, 3), c=1)
     with pytest.raises(BadInput, match="filters is 'some'; choose one of"):
         fl.rules["leverage-parts:filters=some"](normal(9, 3), c=1)
     with pytest.raises(BadInput, match="noise is 'most'; choose one of"):

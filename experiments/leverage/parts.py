@@ -13,12 +13,22 @@ import numpy as np
 import fltrust_repro as fl
 from fltrust_repro.attacks import Round, changing_direction
 from fltrust_repro.errors import BadInput, choose
-from fltrust_repro.leverage import PRICE, RIDGE, beside_the_nearest, follow, said, voices
+from fltrust_repro.leverage import (
+    PRICE,
+    RIDGE,
+    Said,
+    among_all,
+    beside_the_nearest,
+    follow,
+    said,
+    voices,
+)
 from fltrust_repro.spectral import filtered
 from fltrust_repro.tailored import lines
-from fltrust_repro.weighing import weighted_mean
+from fltrust_repro.weighing import lengths, shortening, weighted_mean
 
 _NOISE = ("least", "median")
+_WHO = ("all", "selected")
 _FILTERS = {"both": (True, True), "all": (True, False), "beside": (False, True), "none": ()}
 
 
@@ -37,30 +47,48 @@ def leverage_parts(
     decay: float = 0.985,
     near: int = 4,
     answers: int = 1,
+    compared: str = "all",
 ) -> np.ndarray:
     """Leverage with another `ridge`, other `filters`, and another `price`, of CAF's filter 0.
 
     `decay=0` has no memory, `ridge=0` weighs nobody by leverage; `noise=median` measures the ridge
     by the median eigenvalue; `filters=all` is the filter on what workers keep saying instead of
-    that `beside` the nearest; `answers=0` does not ask how workers answer to where the model went.
+    that `beside` the nearest; `answers=0` does not ask how workers answer to where the model went;
+    `compared=selected` compares those who send, and not all who ever did.
     """
-    if noise not in _NOISE:
-        raise BadInput(f"rule 'leverage-parts': noise is {noise!r}; {choose(noise, _NOISE)}")
-    if filters not in _FILTERS:
-        wrong = f"rule 'leverage-parts': filters is {filters!r}"
-        raise BadInput(f"{wrong}; {choose(filters, _FILTERS)}")
+    told = {"noise": (noise, _NOISE), "filters": (filters, _FILTERS), "compared": (compared, _WHO)}
+    for name, (value, allowed) in told.items():
+        if value not in allowed:
+            wrong = f"rule 'leverage-parts': {name} is {value!r}"
+            raise BadInput(f"{wrong}; {choose(value, allowed)}")
     now = said(updates, workers, memory, decay)
-    m = len(now.rows)
-    if not m:
+    if not len(now.rows):
         return weighted_mean(updates, np.zeros(len(updates)))
-    weights = voices(now.squared, c if noise == "least" else m // 2, ridge) if ridge else np.ones(m)
+    if compared == "selected":
+        now = of_those_selected(now)
+    n, c = among_all(len(updates), c, now)
+    known = len(now.squared)
+    place = c if noise == "least" else known // 2
+    weights = voices(now.squared, place, ridge) if ridge else np.ones(known)
     seen = (now.squared, beside_the_nearest(now.squared, near))
     for squared, wanted in zip(seen, _FILTERS[filters]):
         if wanted:
-            weights *= filtered(squared, len(updates) - 2 * c, price)
+            weights *= filtered(squared, n - 2 * c, price)
     if answers:
         weights *= now.answered
     return follow(now, weights, memory, notes)
+
+
+def of_those_selected(now: Said) -> Said:
+    """What is known of who sends now, shortened to the median length of these."""
+    long, at = lengths(now.rows), now.places
+    return Said(
+        now.rows,
+        shortening(long, np.median(long)),
+        np.arange(len(at)),
+        now.squared[np.ix_(at, at)],
+        now.answered[at],
+    )
 
 
 @fl.attack("line")
