@@ -102,18 +102,27 @@ def nearest_neighbour_mixing(updates: np.ndarray, c: int) -> np.ndarray:
     """Nearest-neighbour mixing: the mean of each update's m - c nearest, itself among them.
 
     Allouah et al., AISTATS 2023. Of equally near ones the first count. A row that is not finite is
-    nearest to none, and mixes with itself and the first of the others. Allocates (m, d) numbers.
+    nearest to none, and mixes with itself and the first of the others. Needs c < m. Allocates
+    (m, d) numbers.
 
     >>> import numpy as np
     >>> from fltrust_repro.preaggregations import nearest_neighbour_mixing
     >>> nearest_neighbour_mixing(np.float32([[0], [2], [99]]), c=1).ravel().tolist()
     [1.0, 1.0, 50.5]
     """
-    m = len(updates)
+    m = _more_than_c("nnm", c, updates)
     mixed = nearest(squared_distances(updates), m - c)
     mixing = np.zeros((m, m), dtype=np.float32)
     np.put_along_axis(mixing, mixed, np.float32(1 / mixed.shape[1]), axis=1)
     return weighted_sums(updates, mixing)
+
+
+def _more_than_c(name: str, c: int, updates: np.ndarray) -> int:
+    """Return m, the number of updates, if the c compromised workers' are not all of them."""
+    m = len(updates)
+    if c >= m:
+        raise BadInput(f"pre-aggregation {name!r}: c is {c}; with m = {m} it must be below {m}.")
+    return m
 
 
 def _buckets(m: int, *, size: int = 2) -> int:
@@ -159,14 +168,14 @@ def clip(updates: np.ndarray, *, radius: float = 1.0) -> np.ndarray:
 def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
     """Adaptive robust clipping: the k longest updates are clipped to the length of the next.
 
-    k = floor(2 (c / m) (m - c)): Allouah et al., 2024 (ARC). Allocates (m, d) numbers.
+    k = floor(2 (c / m) (m - c)): Allouah et al., 2024 (ARC). Needs c < m. Allocates (m, d) numbers.
 
     >>> import numpy as np
     >>> from fltrust_repro.preaggregations import adaptive_robust_clipping
     >>> adaptive_robust_clipping(np.float32([[1], [2], [3], [99]]), c=1).ravel().tolist()
     [1.0, 2.0, 3.0, 3.0]
     """
-    m, long = len(updates), lengths(updates)
+    m, long = _more_than_c("arc", c, updates), lengths(updates)
     k = 2 * c * (m - c) // m
     return _clipped(updates, long, np.sort(long)[m - k - 1])
 

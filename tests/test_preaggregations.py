@@ -129,6 +129,13 @@ def test_limits_follow_the_rows_that_are_left():
         run_trial(Setting(**SMALL, pre="bucketing:size=0", rule="mean"), 0)
 
 
+@pytest.mark.parametrize("step", ["nnm", "arc"])
+@pytest.mark.parametrize("c", [4, 5, 99])
+def test_more_compromised_workers_than_updates_are_told(step, c):
+    with pytest.raises(BadInput, match=f"'{step}': c is {c}; with m = 4 it must be below 4"):
+        behind(step, rules["mean"])(np.ones((4, 3)), c=c)
+
+
 def test_each_step_and_the_rule_have_a_memory_of_their_own():
     @preaggregation("counting")
     def counting(updates, memory):
