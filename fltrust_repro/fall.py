@@ -27,6 +27,7 @@ import numpy as np
 
 from fltrust_repro import backend
 from fltrust_repro.attacks import undone
+from fltrust_repro.captions import of_master
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.plugins import plugins_for
@@ -234,9 +235,6 @@ def _median(values: np.ndarray) -> float:
 def _course(attacked: Trial, clean: Trial, begun: int | None) -> str:
     """When it fell, and what the attack undid over the trial."""
     setting, result = attacked.setting, attacked.result
-    rule = setting.at_master.rule.name
-    if setting.defense != "none":
-        rule += f" with defense {setting.defense}"
     ends = f"{result.error_rate:.2f} (clean {clean.result.error_rate:.2f})"
     told = f"did not fall under {setting.attack}, seed {attacked.seed}: its error ends at {ends}"
     if begun is not None:
@@ -250,7 +248,7 @@ def _course(attacked: Trial, clean: Trial, begun: int | None) -> str:
     if count := notes.get("compared with no attack"):
         told += f". The attack undid {notes['undone']:.2f} of a step on average"
         told += f", nothing in {notes.get('no effect', 0):.0f} of {count:.0f}"
-    return f"{rule} {told}."
+    return f"{of_master(setting)} {told}."
 
 
 def _influence(seen: Moment, facts: Facts) -> str:

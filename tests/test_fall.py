@@ -342,7 +342,8 @@ def test_a_rule_that_holds_did_not_fall_and_its_last_iteration_is_looked_at():
 
 def test_long_names_keep_the_text_short():
     pre, attack = "arc+nnm+clip:radius=1.25", "min-max:vector=std-against"
-    told(small(60, rule="trimmed-mean", pre=pre, attack=attack, defense="lfr"))
+    text = told(small(60, rule="trimmed-mean", pre=pre, attack=attack, defense="lfr"))
+    assert f"{pre}+trimmed-mean behind lfr " in text
 
 
 def test_where_nobody_attacks_the_text_says_so():
