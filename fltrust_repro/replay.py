@@ -35,23 +35,24 @@ def replayed(
     in which they did, if any. The span may end where the trial diverged.
     """
     federation = Federation(setting, seed, backend.context(device), data_dir)
-    w, found = federation.begin(None).w, None
+    w, error, found = federation.begin(None).w, None, None  # the error of w, where it is known
     for iteration in range(1, setting.iterations + 1):
         later = iteration >= span.stop and is_evaluated(iteration, setting)
         looked_at = iteration in span or later
         sent = federation.sent(w, iteration, looked_at)
         if not looked_at:
-            w = federation.moved(w, sent, looked_at)
+            w, error = federation.moved(w, sent, looked_at), None
             continue
-        before = federation.error_rate(w)
+        before = federation.error_rate(w) if error is None else error
         updates, master = backend.host_view(sent.updates).copy(), federation.master.frozen(w)
         w = federation.moved(w, sent, looked_at)
-        errors = before, federation.error_rate(w)
+        error = federation.error_rate(w)
+        errors = before, error
         if sent.c and (found is None or _rise(errors) > _rise(found.errors)):
-            end = iteration, errors[1]
+            end = iteration, error
             found = Moment(iteration, updates, sent.c, sent.before, master, errors, end)
         if found is not None and iteration >= span[-1]:
-            return replace(found, end=(iteration, errors[1]))
+            return replace(found, end=(iteration, error))
     return None
 
 

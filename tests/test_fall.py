@@ -128,7 +128,7 @@ def test_the_model_after_the_iteration_that_is_looked_at_is_the_trials(monkeypat
     # The master device is as it was then, whatever came after.
     at = seen.iteration - 10
     change = seen.master.answer(seen.updates)
-    np.testing.assert_array_equal(models[2 * at - 2] + change, models[2 * at - 1])
+    np.testing.assert_array_equal(models[at - 1] + change, models[at])
 
 
 ONE_BLOW = """
