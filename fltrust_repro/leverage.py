@@ -170,7 +170,7 @@ def among_all(m: int, c: int, now: Said) -> tuple[int, int]:
 def follow(
     now: Said, weights: np.ndarray, memory: dict[str, Any], notes: Counter[str]
 ) -> np.ndarray:
-    """Mean (d,) of what is sent now, under weights (n,) of all: where the model goes, in mind."""
+    """Mean (d,) of what is sent now, under weights (n,) of all who are known; moves the model."""
     notes["workers kept"] += weights[now.places].sum()
     result = now.mean(weights[now.places])
     memory["model"] += result
