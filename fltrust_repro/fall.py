@@ -3,12 +3,11 @@
 A rule has fallen from the first evaluated iteration on from which the error stays at twice that of
 the same seed's trial without attack. Of the iterations since the evaluation before, that is looked
 at in which the error rises most, and of a rule nothing is known but its answers, so that it may be
-any. How far its result follows a worker is told
-by a small step of that worker's update: the share of the step that the result makes too. A mean
-follows each worker by 1/m, Krum one by 1; a trimmed value is not followed. Leaving workers out
-tells less: of c copies none is missed, another m is another rule, and where values are cut on both
-sides those that are cut decide what is. That is told by what the rule makes of the same updates
-before the attack.
+any. How far its result follows a worker is told by a small step of that worker's update: the share
+of the step that the result makes too. A mean follows each worker by 1/m, Krum one by 1; a trimmed
+value is not followed. Leaving workers out tells less: of c copies none is missed, another m is
+another rule, and where values are cut on both sides those that are cut decide what is. That is told
+by what the rule makes of the same updates before the attack.
 
 >>> from fltrust_repro.fall import fell_at
 >>> clean = [(10, 0.40, 0.0), (20, 0.20, 0.0), (30, 0.10, 0.0)]
@@ -62,7 +61,7 @@ def explain(
     """Return in at most 12 lines when and how the rule fell in a trial, and what to look at.
 
     `clean` is the trial of the same setting and seed without attack. The attacked one is replayed
-    as far as the iteration that is looked at, and m + 5 results are asked for there. Raises
+    as far as where it fell, and m + 5 results are asked for in the iteration looked at. Raises
     `BadInput` where the two trials are not such a pair, and what `run_trial` raises.
     """
     if attacked.seed != clean.seed or attacked.setting.without_attack() != clean.setting:
@@ -144,7 +143,11 @@ def measured(updates: np.ndarray, c: int, before: np.ndarray | None, answer: Ans
     finite = bool(np.isfinite(updates[:c]).all())
     short = _of_median_length(updates, c) if finite else updates
     gap = np.linalg.norm(answer(short).astype(np.float64) - result)
-    shortened = finite and bool(gap <= _SAME * np.linalg.norm(result.astype(np.float64)))
+    shortened = (
+        finite
+        and c < len(benign)
+        and bool(gap <= _SAME * np.linalg.norm(result.astype(np.float64)))
+    )
     taken = short if shortened else updates
     share, followed = _followed(taken, c, result, answer)
     gone = way = None
@@ -159,11 +162,12 @@ def measured(updates: np.ndarray, c: int, before: np.ndarray | None, answer: Ans
     squared = squared_distances(updates)
     apart, usual = _apart(squared), _apart(squared_distances(benign))  # from far away these cancel
     typical = _median(usual[np.isfinite(usual)])
+    nearest = _median(usual.min(axis=1)) if len(benign) > 1 else np.nan
     return Facts(
         finite, share, followed, gone, way, shortened,
         length=_median(long[:c]) / max(_median(long[c:]), _TINY),
         cosine=(_median(cosines[:c]), _median(cosines[c:])),
-        nearest=_median(apart[:c, c:].min(axis=1)) / max(_median(usual.min(axis=1)), _TINY),
+        nearest=_median(apart[:c, c:].min(axis=1)) / max(nearest, _TINY),
         among=_median(apart[:c, :c][~np.eye(c, dtype=bool)]) / max(typical, _TINY),
         apart=_along_the_spread(squared, c),
     )  # fmt: skip
@@ -218,7 +222,7 @@ def _along_the_spread(squared: np.ndarray, c: int) -> float:
 
     From squared distances (m, m), in standard deviations of the others.
     """
-    if not np.isfinite(squared).all():
+    if not np.isfinite(squared).all() or len(squared) - c < 2:
         return np.nan
     _, places = spread(squared, np.full(len(squared), 1 / len(squared)))
     gap = abs(places[:c].mean() - places[c:].mean())
@@ -255,11 +259,11 @@ def _influence(seen: Moment, facts: Facts) -> str:
     """What the rule did in the iteration."""
     m, c = len(seen.updates), seen.c
     told = f"Iteration {seen.iteration}: "
-    if seen.errors[1] >= TIMES * seen.errors[0]:
+    if seen.errors[1] > 0 and seen.errors[1] >= TIMES * seen.errors[0]:
         told += f"in it the error goes from {seen.errors[0]:.2f} to {seen.errors[1]:.2f}; "
     who = f"the {c} compromised workers"
     if c > seen.master.c:
-        told += f"{c} of {m} who send are compromised, where the rule is told {seen.master.c}; "
+        told += f"{c} of {m} who send are compromised, where c is taken to be {seen.master.c}; "
         who = "they"
     if facts.share is None:
         told += "the result follows no small step of a worker, so that influence cannot be told"
@@ -283,13 +287,17 @@ def _crafted(facts: Facts) -> str:
     if not facts.finite:
         return "What they sent is not finite."
     by_rule = ", which the rule shortens" * (facts.shortened and facts.length > _LONG)
-    return (
-        f"They sent, beside a benign update: {_few(facts.length)} times its length{by_rule}; "
-        f"{_few(facts.nearest)} times its distance to the nearest benign one"
-        + ("" if np.isnan(facts.among) else f", {_few(facts.among)} times to each other")
-        + f"; cosine to the benign mean {facts.cosine[0]:.2f} ({facts.cosine[1]:.2f}); "
-        f"{_few(facts.apart)} deviations away where updates spread most."
-    )
+    distance = f"{_few(facts.nearest)} times its distance to the nearest benign one"
+    if not np.isnan(facts.among):
+        distance += f", {_few(facts.among)} times to each other"
+    told = [
+        (facts.length, f"{_few(facts.length)} times its length{by_rule}"),
+        (facts.nearest, distance),
+        (0, f"cosine to the benign mean {facts.cosine[0]:.2f} ({facts.cosine[1]:.2f})"),
+        (facts.apart, f"{_few(facts.apart)} deviations away where updates spread most"),
+    ]
+    words = "; ".join(text for known, text in told if not np.isnan(known))
+    return f"They sent, beside a benign update: {words}."
 
 
 def _few(number: float) -> str:

@@ -171,8 +171,11 @@ def follow(
     now: Said, weights: np.ndarray, memory: dict[str, Any], notes: Counter[str]
 ) -> np.ndarray:
     """Mean (d,) of what is sent now, under weights (n,) of all who are known; moves the model."""
-    notes["workers kept"] += weights[now.places].sum()
-    result = now.mean(weights[now.places])
+    heard = weights[now.places]
+    notes["workers kept"] += heard.sum()
+    if weights.any() and not heard.any():
+        return np.zeros(now.rows.shape[1], dtype=np.float32)
+    result = now.mean(heard)
     memory["model"] += result
     return result
 
@@ -241,11 +244,13 @@ def leverage(
     the rule's results so far, over the span of e_i. The result is the mean of (1) under these
     weights.
 
-    Where some of the workers send, all n that ever did are compared, by what they sent last in (1)
-    and c n / m of them for c, since of those selected most may be compromised, once in a trial.
+    Where some of the workers send, or a defense leaves some, all n that ever did are compared, in
+    (1) by what they sent last, and with c n / m for c: half of those selected may be compromised in
+    one iteration of many. If nobody who is heard sends, the model stays where it is.
 
     This program's own, for updates of workers who are known by identity. A row that is not finite
-    is left out, and not remembered. Remembers (n, d) numbers, and allocates as many twice.
+    is left out, and not remembered. Remembers d numbers for each worker up to the largest number,
+    and allocates as many twice.
     Notes: "workers kept", by their weights, summed over iterations. Needs m - 2c >= 1.
 
     >>> from fltrust_repro.leverage import leverage

@@ -83,12 +83,6 @@ class MasterDevice:
         defended = would_make if self._setting.defense != "none" else None
         return replace(self._master, rule=rule.seen_at(state), defended=defended)
 
-    def frozen(self, w: NDArray) -> Master:
-        """What it would make of updates at model w now, wherever the trial goes on to."""
-        twin = copy.copy(self)
-        twin.state, twin._rngs = self.state.copied(), copy.deepcopy(self._rngs)
-        return twin.seen(w)
-
     def aggregate(self, w: NDArray, updates: NDArray, compared: bool) -> np.ndarray:
         """Return the change (d,) of the global model w that the workers' updates (m, d) make.
 

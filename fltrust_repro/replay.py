@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fltrust_repro import backend
+from fltrust_repro.course import Course
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Master
-from fltrust_repro.training import Federation, is_evaluated
+from fltrust_repro.training import Federation
+
+if TYPE_CHECKING:
+    from mxnet.ndarray import NDArray
 
 
 @dataclass(frozen=True)
@@ -29,32 +34,49 @@ class Moment:
 def replayed(
     setting: Setting, seed: int, span: range, data_dir: str | Path | None, device: str = "cpu"
 ) -> Moment | None:
-    """Return the iteration of the span in which the error rises most, of equal ones the first.
+    """Return the iteration of the span in which workers attacked and the error rises most.
 
-    Of those in which workers attacked; where there is none, the first evaluated one after the span
-    in which they did, if any. The span may end where the trial diverged.
+    Of equal ones the first; where nobody attacked in the span, the first later one in which
+    somebody did, or none. The span may end where the trial diverged.
     """
     federation = Federation(setting, seed, backend.context(device), data_dir)
-    w, error, found = federation.begin(None).w, None, None  # the error of w, where it is known
-    for iteration in range(1, setting.iterations + 1):
-        later = iteration >= span.stop and is_evaluated(iteration, setting)
-        looked_at = iteration in span or later
-        sent = federation.sent(w, iteration, looked_at)
-        if not looked_at:
-            w, error = federation.moved(w, sent, looked_at), None
-            continue
-        before = federation.error_rate(w) if error is None else error
-        updates, master = backend.host_view(sent.updates).copy(), federation.master.frozen(w)
-        w = federation.moved(w, sent, looked_at)
-        error = federation.error_rate(w)
-        errors = before, error
-        if sent.c and (found is None or _rise(errors) > _rise(found.errors)):
-            end = iteration, error
-            found = Moment(iteration, updates, sent.c, sent.before, master, errors, end)
-        if found is not None and iteration >= span[-1]:
-            return replace(found, end=(iteration, error))
-    return None
+    course = _as_far_as(span.start - 1, federation, federation.begin(None))
+    kept = federation.snapshot(course)
+    rises, end = _rises(federation, course.w, span, setting.iterations)
+    if not rises:
+        return None
+    found = max(rises, key=lambda iteration: rises[iteration])
+    w = _as_far_as(found - 1, federation, federation.begin(kept)).w
+    sent = federation.sent(w, found, True)
+    updates, master = backend.host_view(sent.updates), federation.master.seen(w)
+    following = backend.to_ndarray(backend.host_view(w) + master.answer(updates))
+    errors = federation.error_rate(w), federation.error_rate(following)
+    return Moment(found, updates, sent.c, sent.before, master, errors, end)
 
 
-def _rise(errors: tuple[float, float]) -> float:
-    return errors[1] - errors[0]
+def _as_far_as(iteration: int, federation: Federation, course: Course) -> Course:
+    """The trial as it is after an iteration."""
+    w = course.w
+    for following in range(course.iterations + 1, iteration + 1):
+        w = federation.moved(w, federation.sent(w, following, False), False)
+    return Course(w, iteration)
+
+
+def _rises(
+    federation: Federation, w: NDArray, span: range, last: int
+) -> tuple[dict[int, float], tuple[int, float]]:
+    """How the error rises in the iterations of the span in which workers attacked, and its end.
+
+    Where there is none, the first later one stands alone.
+    """
+    rises: dict[int, float] = {}
+    error = federation.error_rate(w)
+    for iteration in range(span.start, last + 1):
+        sent = federation.sent(w, iteration, False)
+        w = federation.moved(w, sent, False)
+        if iteration in span or sent.c:
+            before, error = error, federation.error_rate(w)
+            rises |= {iteration: error - before} if sent.c else {}
+        if rises and iteration >= span[-1]:
+            return rises, (iteration, error)
+    return {}, (last, error)

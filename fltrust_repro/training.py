@@ -211,7 +211,7 @@ class Federation:
         return to_ndarray(host_view(w) + change)
 
     def sent(self, w: NDArray, iteration: int, compared: bool) -> Sent:
-        """Steps I and II: what the workers send; `compared` with what they would have sent."""
+        """Steps I and II: what the workers send; `compared` if told what it changes."""
         setting, attack = self._setting, self._attack
         # Step I: the master device sends the global model to the workers that take part.
         workers, shards = self._taking_part()

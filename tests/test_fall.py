@@ -115,8 +115,17 @@ def test_what_is_replayed_is_the_trial_to_the_last_bit(fields, plugin):
     assert "have" in text
 
 
-def test_the_model_after_the_iteration_that_is_looked_at_is_the_trials(monkeypatch):
-    setting, models = small(rule="krum", attack="krum"), []
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rule": "krum", "attack": "krum"},
+        {"rule": "fldetector", "attack": "sign-flip"},
+        {"rule": "leverage", "attack": "ipm:epsilon=4", "selected": 8},
+    ],
+    ids=lambda fields: fields["rule"],
+)
+def test_the_model_after_the_iteration_that_is_looked_at_is_the_trials(fields, monkeypatch):
+    setting, models = small(**fields), []
     error_rate = replay.Federation.error_rate
     kept = lambda self, w: models.append(w.asnumpy()) or error_rate(self, w)  # noqa: E731
     monkeypatch.setattr(replay.Federation, "error_rate", kept)
@@ -124,9 +133,10 @@ def test_the_model_after_the_iteration_that_is_looked_at_is_the_trials(monkeypat
     trained, models[:] = models[:2], []
     seen = replay.replayed(setting, 0, range(11, 21), None)
     assert np.array_equal(models[0], trained[0])
-    assert np.array_equal(models[-1], trained[1])
-    # The master device is as it was then, whatever came after.
+    assert np.array_equal(models[10], trained[1])
     at = seen.iteration - 10
+    assert np.array_equal(models[11], models[at - 1])  # come to once more
+    assert np.array_equal(models[12], models[at])
     change = seen.master.answer(seen.updates)
     np.testing.assert_array_equal(models[at - 1] + change, models[at])
 
@@ -163,8 +173,28 @@ def test_where_most_of_those_selected_are_compromised_the_text_says_so(plugin):
     plugin(WHEN_MANY)
     text = told(small(60, rule="mean", pre="clip", attack="when-many", selected=4))
     assert "in it the error goes from" in text
-    assert re.search(r"(2|3) of 4 who send are compromised, where the rule is told 1", text)
+    assert re.search(r"(2|3) of 4 who send are compromised, where c is taken to be 1", text)
     assert "Look at what was sent before" in text
+
+
+def test_the_first_later_iteration_counts_where_nobody_attacked_in_the_span():
+    setting = small(60, rule="mean", attack="ipm:epsilon=100", poisoned_fraction=0.05)
+    assert replay.replayed(setting, 0, range(11, 21), None).iteration == 21
+    assert replay.replayed(setting, 0, range(55, 61), None) is None
+
+
+def test_of_one_benign_update_no_distances_to_others_are_told():
+    rows = updates()[:4]
+    rows[:3] *= -9
+    words = fall._crafted(fall.measured(rows, 3, mean(rows), mean))
+    assert "nearest" not in words and "deviations" not in words and "nan" not in words
+    assert "over a million" not in words
+
+
+def test_what_most_send_is_not_shortened_to_its_own_length():
+    rows = updates()
+    rows[:11] = -50 * rows[11:].mean(axis=0)
+    assert not fall.measured(rows, 11, mean(rows), mean).shortened
 
 
 def test_distances_of_benign_updates_are_told_whatever_most_send():
