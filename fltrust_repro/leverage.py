@@ -238,11 +238,11 @@ def leverage(
     weight `decay` an iteration, shortened likewise. (3) With G the inner products of e_i - mean and
     h_i the diagonal of G (G + rho I)^-1, where rho is 100 times G's (c + 1)th smallest eigenvalue,
     a worker's voice is (h_i / med h)^2, at most 1. (4) It is multiplied by the weights of CAF's
-    filter, at most 2c of them lost, on e_i less the mean of its `near` nearest; of the weights on
-    the way those of the least leading eigenvalue, divided by the share of weight that is left. (5)
-    It is multiplied by a weight for its answer (`answering`), the covariance of (1) with the sum of
-    the rule's results so far, over the span of e_i. The result is the mean of (1) under these
-    weights.
+    filter, of which at most 2c and less than half are lost, on e_i less the mean of its `near`
+    nearest: on the way those of the least leading eigenvalue, divided by the share of weight that
+    is left. (5) It is multiplied by a weight for its answer (`answering`), the covariance of (1)
+    with the sum of the rule's results so far, over the span of e_i. The result is the mean of (1)
+    under these weights.
 
     Where some of the workers send, or a defense leaves some, all n that ever did are compared, in
     (1) by what they sent last, and with c n / m for c: half of those selected may be compromised in
@@ -264,5 +264,6 @@ def leverage(
     if not len(now.rows):
         return weighted_mean(updates, np.zeros(len(updates)))
     n, c = among_all(len(updates), c, now)
-    filter_weights = filtered(beside_the_nearest(now.squared, near), n - 2 * c, PRICE)
+    enough = max(n - 2 * c, n - n // 2)  # more than c copies, which alone have no variance
+    filter_weights = filtered(beside_the_nearest(now.squared, near), enough, PRICE)
     return follow(now, voices(now.squared, c) * filter_weights * now.answered, memory, notes)

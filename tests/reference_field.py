@@ -404,7 +404,7 @@ def _heard(said, c, near):
         by_distance = sorted((j for j in range(m) if j != i),
                              key=lambda j: ((said[i] - said[j]) ** 2).sum())  # fmt: skip
         apart.append(said[i] - said[by_distance[:near]].mean(axis=0))
-    return weights * _priced_filter(np.array(apart), m - 2 * c)
+    return weights * _priced_filter(np.array(apart), max(m - 2 * c, -(-m // 2)))
 
 
 def _answering(answers, doubts, several):

@@ -372,6 +372,20 @@ def test_copies_that_push_a_little_are_heard_less(attack):
     assert away < 0.7 * np.linalg.norm(updates.mean(axis=0) - updates[10:].mean(axis=0))
 
 
+@pytest.mark.parametrize("c", [14, 17, 19])
+def test_copies_by_more_than_a_third_are_not_all_that_is_left(c):
+    """Among themselves they have no variance, and of m - 2c nobody else need be left."""
+    kinds, rounds = np.random.default_rng(1).standard_normal((8, 60)), []
+    for t in range(12):
+        updates = (1 + 2 * kinds[np.arange(40) % 8] + normal(40, 60, t)).astype("f4")
+        updates[:c] = attacks["alie:z=1,side=against"](updates, c=c, rule="krum")
+        rounds.append(updates)
+    found, _ = course(rounds, c)
+    honest = updates[c:].mean(axis=0)
+    away, whole = (np.linalg.norm(x - honest) for x in (found[-1], updates[0]))
+    assert away < 0.6 * whole
+
+
 @pytest.mark.parametrize("attack", ["sign-flip", "ipm:epsilon=4"])
 def test_who_does_not_answer_to_the_model_is_not_heard(attack):
     small = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 200}
