@@ -254,8 +254,8 @@ def leverage(
     Notes: "workers kept", by their weights, summed over iterations. Needs m - 2c >= 1.
 
     >>> from fltrust_repro.leverage import leverage
-    >>> leverage([[1, 2], [2, 1], [1, 1], [2, 2], [0, 0.1], [0, 0.1]], c=2).round(1)
-    array([1.2, 1.2], dtype=float32)
+    >>> leverage([[1, 2], [2, 1], [1, 1], [2, 2], [0, 0.1]], c=1).round(1)
+    array([1.5, 1.5], dtype=float32)
     """
     check_default("rule 'leverage'", "near", near, int)
     if not 0 <= decay < 1:
