@@ -107,9 +107,10 @@ def fell_at(attacked: Curve, clean: Curve) -> int | None:
 
 def span(curve: Curve, begun: int | None) -> range:
     """Return the iterations to look at: those since the evaluation before it fell, or the last."""
-    last = curve[-1][0] if begun is None else begun
-    held = [i for i, _, _ in curve if i < last] if begun is not None else [last - 1]
-    return range(max(held, default=0) + 1, last + 1)
+    if begun is None:
+        return range(curve[-1][0], curve[-1][0] + 1)
+    held = max((i for i, _, _ in curve if i < begun), default=0)
+    return range(held + 1, begun + 1)
 
 
 @dataclass(frozen=True)

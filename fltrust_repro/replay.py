@@ -76,7 +76,8 @@ def _rises(
         w = federation.moved(w, sent, False)
         if iteration in span or sent.c:
             before, error = error, federation.error_rate(w)
-            rises |= {iteration: error - before} if sent.c else {}
+        if sent.c:
+            rises[iteration] = error - before
         if rises and iteration >= span[-1]:
             return rises, (iteration, error)
     return {}, (last, error)
