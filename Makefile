@@ -34,7 +34,7 @@ HOW   = $(if $(JOBS),--jobs '$(JOBS)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)'
 PAPER = table2a table4 table7b table8 figure4c figure5a figure5b figure5c figure4b figure4a \
   table6 figure2 figure3 table5 section44 table2e
 
-.PHONY: help setup table2 paper test test-kernels smoke clean
+.PHONY: help setup table2 paper test test-slow test-kernels smoke clean
 
 help:
 	@echo "make table2   Table 2 next to the paper's values; options with their defaults:"
@@ -44,6 +44,7 @@ help:
 	@echo "make paper    all tables and figures that a CPU can do, then the fidelity report; options"
 	@echo "              as above but PANELS, and SCHEDULER=tcp://host:8786"
 	@echo "make test     style, and the tests that end within minutes; ALL=1 for all"
+	@echo "make test-slow      tests of seconds each: commands and trials as a user starts them"
 	@echo "make test-kernels   tests of the arithmetic under each of OpenBLAS's kernels"
 	@echo "make smoke    Table 2 in small on the CPU, in about a minute"
 	@echo "make setup    only the set-up; PYTHON=python3.11 and EXTRA=cpu|cuda choose"
@@ -103,13 +104,18 @@ paper: $(READY)
 	if [ $$status -le 1 ]; then $(RUN) report || status=$$?; fi; \
 	exit $$status
 
-QUICK = not slow and not gpu and not cuda_wheel
+SOON  = not long and not gpu and not cuda_wheel
+QUICK = not slow and $(SOON)
+PYTEST = .venv/bin/python -m pytest tests -n auto --dist loadfile
 
 test: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest tests -n auto --dist loadfile $(if $(ALL),,-m "$(QUICK)")
+	$(PYTEST) $(if $(ALL),,-m "$(QUICK)")
+
+test-slow: $(READY)
+	$(PYTEST) -m "slow and $(SOON)"
 
 # What computes with matrix products or sorts columns, under each of OpenBLAS's kernels that this
 # CPU can run, whichever OpenBLAS would take by itself: they round differently.
@@ -122,7 +128,7 @@ test-kernels: $(READY)
 	@status=0; for kernel in $(KERNELS); do \
 	  echo "OPENBLAS_CORETYPE=$$kernel"; \
 	  env -u OPENBLAS_L2_SIZE OPENBLAS_CORETYPE=$$kernel .venv/bin/python -m pytest -q \
-	    $(wildcard $(KERNEL_TESTS:%=tests/test_%.py)) -n auto --dist loadfile -m "$(QUICK)" \
+	    $(wildcard $(KERNEL_TESTS:%=tests/test_%.py)) -n auto --dist loadfile -m "$(SOON)" \
 	    || status=1; \
 	done; exit $$status
 

@@ -350,6 +350,7 @@ def test_cells_that_a_limit_forbids_are_named(call, small, others):
     assert "needs m - 4c >= 1" in err
 
 
+@pytest.mark.slow
 def test_a_whole_row_is_refined_and_its_breakdown_searched(call, small, others):
     """Of a user's own rule, which is placed among those that are known."""
     (small / "mine.py").write_text(

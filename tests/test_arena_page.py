@@ -385,10 +385,11 @@ def told_in(folder, *arguments) -> str:
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(("report", "--html"), marks=pytest.mark.slow),
+        pytest.param(("report", "--html"), marks=pytest.mark.long),
         ("arena", "--protocol", "P5", "--draw", "--html"),
     ],
 )
+@pytest.mark.slow
 def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
     told = told_in(at_hand, *arguments)
     out = at_hand / "out"
@@ -403,6 +404,7 @@ def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
     assert data_of((out / "arena.html").read_text(encoding="utf-8"))["iterations"] == [[10, 300]]
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_best_rules_first_and_leads_to_the_arena(at_hand):
     told_in(at_hand, "report", "--html")
     tree = tree_of((at_hand / "out" / "fidelity.html").read_text(encoding="utf-8"))
@@ -414,6 +416,7 @@ def test_the_report_shows_the_best_rules_first_and_leads_to_the_arena(at_hand):
     assert "arena.html" in [a.get("href") for a in tree.iter("a")]
 
 
+@pytest.mark.slow
 def test_without_a_ranking_there_is_no_page(tmp_path, monkeypatch):
     monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
     told_in(tmp_path, "report", "--html")

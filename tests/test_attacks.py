@@ -678,7 +678,7 @@ def test_how_many_directions_partial_knowledge_tells_right():
     assert direction_agreement(step, updates) == 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("knowledge", ["full", "partial"])
 def test_a_trial_that_diverges_under_the_krum_attack_ends(knowledge):
     fields = {"dataset": "breast-cancer", "model": "cnn", "workers": 10, "compromised": 2}

@@ -176,6 +176,7 @@ def test_a_backdoor_of_ones_own_needs_no_crafting(own):
     assert 0 <= found.notes["attack success rate"] <= 1
 
 
+@pytest.mark.slow
 def test_a_run_tells_the_success_beside_the_error_rate(alone, tmp_path):
     words = ["run", "--dataset", "digits", "--rule", "mean", "--iterations", "20", "--jobs"]
     command = [sys.executable, "-m", "fltrust_repro", *words, "0", "--attack", "scaling:factor=5"]

@@ -78,11 +78,13 @@ IMPORTS = (
 )
 
 
+@pytest.mark.slow
 def test_an_import_changes_nothing_for_the_rest_of_the_process():
     told = python(LOOK, "\n".join(IMPORTS)).splitlines()
     assert told == [f"{line} []" for line in IMPORTS]
 
 
+@pytest.mark.slow
 def test_mxnet_works_without_the_names_that_numpy_dropped_and_those_of_the_user_stay():
     program = """
 import warnings
@@ -106,6 +108,7 @@ print(mx.nd.np._op._np.bool is bool, hasattr(np, "bool"), np.int is np.int64)
     ]
 
 
+@pytest.mark.slow
 def test_what_mxnet_imports_for_parts_that_nobody_uses_waits_until_somebody_does():
     program = """
 import sys
@@ -193,7 +196,8 @@ def test_every_trial_names_the_machine(worker):
     assert worker.versions == {machine.versions()}
 
 
-@pytest.mark.parametrize("who", [pytest.param("ours", marks=pytest.mark.slow), "mine"])
+@pytest.mark.parametrize("who", [pytest.param("ours", marks=pytest.mark.long), "mine"])
+@pytest.mark.slow
 def test_threads_of_the_users_process_change_no_number_and_come_back(who, worker):
     program = IN_MY_PROCESS.replace("sys.argv[-1]", repr(who))
     curves, restored, limits, within, before = json.loads(python(program, **SEVERAL))

@@ -402,11 +402,12 @@ class Started(Exception):
     "words",
     [
         # The arena arranges thousands of settings each time, whatever it is given.
-        pytest.param(words, marks=[pytest.mark.slow] * (words == ("arena",)))
+        pytest.param(words, marks=[pytest.mark.long] * (words == ("arena",)))
         for words in all_commands()
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(
     words, capsys, monkeypatch, tmp_path
 ):
@@ -431,6 +432,7 @@ def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(
 @example("table2a.trials")
 @example("é" * 51)
 @example("a\n")
+@pytest.mark.slow
 def test_a_name_that_is_taken_makes_a_file_in_the_folder_meant(name):
     try:
         check_name("--name", name)
@@ -477,6 +479,7 @@ def test_what_answers_but_is_no_scheduler_is_refused_soon(refused, monkeypatch):
     assert "dask scheduler" in text
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_take_the_data_is_refused(refused_by_command):
     text = refused_by_command(DIGITS + "--model cnn")
     assert "8 x 8" in text

@@ -40,7 +40,7 @@ def tells_peaks():
     return os.access("/proc/self/clear_refs", os.W_OK)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rules_of_two_libraries_at_two_sizes(tmp_path):
     sizes = ["--workers", "5", "--workers", "9", "--parameters", "50", "--parameters", "400"]
     rows = suite(
@@ -66,7 +66,7 @@ def test_rules_of_two_libraries_at_two_sizes(tmp_path):
     assert machine in text and re.search("numpy.*scipy", machine) and "cores" in machine
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels of x86")
 def test_numpys_kernels_are_chosen_without_the_other_libraries(tmp_path):
     options = ["--only", "rules", "--workers", "5", "--parameters", "50", "--library", "numpy"]
@@ -85,6 +85,7 @@ def test_a_limit_comes_from_the_library_that_the_stage_calls(monkeypatch):
     assert machine.limit(Work(flops=200.0, by_mxnet=True))["limit"] == 4.0
 
 
+@pytest.mark.slow
 def test_a_library_that_is_not_installed_or_does_not_load_is_named(monkeypatch):
     monkeypatch.syspath_prepend(SUITE.parent)
     import peers
@@ -101,7 +102,7 @@ def test_a_library_that_is_not_installed_or_does_not_load_is_named(monkeypatch):
     assert damaged.note == "failed: it does not load ('damaged')"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_case_that_does_not_fit_the_memory_is_named(tmp_path):
     sizes = ["--workers", "5", "--parameters", "50", "--parameters", str(10**12)]
     rows = suite(tmp_path, "--only", "rules", *sizes, "--library", "fltrust_repro")
@@ -124,7 +125,7 @@ def test_a_peer_that_grows_too_fast_is_skipped_before_it_takes_hours(monkeypatch
     assert bench._reason_to_skip(Row("rules", "krum", "slow", 200, 50)) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_sections_have_a_time_for_each_row_or_a_reason(tmp_path):
     rows = suite(tmp_path, "--only", "attacks,defenses,trial")
     assert set(rows.section) == {"machine", "attacks", "defenses", "trial"}
@@ -132,7 +133,7 @@ def test_other_sections_have_a_time_for_each_row_or_a_reason(tmp_path):
     assert set(rows[rows.who == "distances anew at each halving"].note) == {"same result"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stages_and_plain_loops(tmp_path):
     rows = suite(tmp_path, "--only", "stages")
     stages = rows[rows.section == "stages"]
@@ -140,7 +141,7 @@ def test_stages_and_plain_loops(tmp_path):
     assert set(stages[stages.who == "plain MXNet loop"].note) == {"same result"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_checkout_takes_turns(tmp_path):
     rows = suite(tmp_path, "--only", "trial", "--against", REPOSITORY)
     turns = rows[rows.section == "against"]
@@ -150,6 +151,7 @@ def test_another_checkout_takes_turns(tmp_path):
     assert "this / other" in (tmp_path / "benchmarks.md").read_text()
 
 
+@pytest.mark.slow
 def test_another_checkout_is_a_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, SUITE, "--against", tmp_path / "nowhere"],
@@ -160,7 +162,7 @@ def test_another_checkout_is_a_folder(tmp_path):
 
 
 @pytest.mark.skipif(not tells_peaks(), reason="this system does not tell peaks")
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("options", [[], ["--non-finite"]], ids=["finite", "not"])
 def test_no_rule_copies_the_updates(options, tmp_path):
     size = ["--workers", str(M), "--parameters", str(D), "--library", "fltrust_repro"]
@@ -171,7 +173,8 @@ def test_no_rule_copies_the_updates(options, tmp_path):
         assert 0.5 * RESULT < taken < 4 * RESULT + BLOCK < UPDATES / 6, name
 
 
-@pytest.mark.parametrize("only", ["rules,speed", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("only", ["rules,speed", pytest.param("", marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_an_unknown_section_is_refused(only, tmp_path):
     done = subprocess.run(
         [sys.executable, SUITE, "--only", only], capture_output=True, text=True, cwd=tmp_path
@@ -180,7 +183,7 @@ def test_an_unknown_section_is_refused(only, tmp_path):
     assert "choose from rules, stages, attacks, defenses, trial" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cost_of_many_trials_has_a_line_for_each_command(tmp_path):
     small = ["--trials", "4", "--finished", "1000", "--repeats", "1"]
     done = subprocess.run(
@@ -205,7 +208,7 @@ def field(out, *options):
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_of_the_field_has_a_time_and_stands_beside_krum(tmp_path):
     done = field(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -220,6 +223,7 @@ def test_every_rule_of_the_field_has_a_time_and_stands_beside_krum(tmp_path):
     assert " | 1 | | | |" in next(line for line in table.splitlines() if "| krum |" in line)
 
 
+@pytest.mark.slow
 def test_a_python_that_is_not_there_is_refused(tmp_path):
     done = field(tmp_path, "--python", "byzfl=/nowhere/python")
     assert done.returncode == 2

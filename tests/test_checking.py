@@ -337,7 +337,7 @@ def test_the_papers_rules_keep_all(name):
     assert not told[FAILS] + told[NOTE]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(rules))
 def test_built_in_rules_hold(name):
     told = levels_of("rule", name)
@@ -350,7 +350,7 @@ OTHER_KINDS = {"pre-aggregation": preaggregations, "attack": attacks, "defense":
                "model": models}  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind in OTHER_KINDS for name in sorted(OTHER_KINDS[kind])]
 )

@@ -133,10 +133,11 @@ def file_of(kept: Checkpoints) -> Path:
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=[pytest.mark.slow] * (KINDS[kind].get("model") == "resnet20"))
+        pytest.param(kind, marks=[pytest.mark.long] * (KINDS[kind].get("model") == "resnet20"))
         for kind in KINDS
     ],
 )
+@pytest.mark.slow
 def test_a_trial_broken_off_again_and_again_ends_with_the_same_bits(kind, beside):
     setting, rng = Setting.from_dict(KINDS[kind]), random.Random(kind)
     whole, left = run(setting, None)
@@ -501,6 +502,7 @@ LONG = replace(SMALL, iterations=1500)
 WORDS = "--dataset digits --rule krum --attack krum --workers 20 --compromised 4 --iterations 1500"
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_and_kill_9_the_same_command_goes_on_where_the_trial_was(tmp_path):
     path, whole = tmp_path / "trials.sqlite", numbers(run(LONG, None, seed=0)[0])
     while True:  # a machine that is busy elsewhere may not look before the trial has ended
@@ -527,7 +529,7 @@ REAL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", REAL)
 def test_a_cnn_killed_at_ten_random_moments_ends_with_the_same_bits(tmp_path, kind):
     need("mnist")
@@ -537,7 +539,7 @@ def test_a_cnn_killed_at_ten_random_moments_ends_with_the_same_bits(tmp_path, ki
     killed_at_random_moments(tmp_path, options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resnet20_killed_at_ten_random_moments_ends_with_the_same_bits(tmp_path):
     need("ch-mnist-8")
     options = "--rule trimmed-mean --attack trimmed-mean --workers 5 --compromised 1"

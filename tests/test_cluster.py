@@ -68,13 +68,14 @@ def undisturbed(tmp_path_factory):
         yield numbers(store, SMALL, OTHER)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_and_local_processes_give_the_same_numbers(machine, undisturbed, tmp_path):
     with Store(tmp_path / "trials.sqlite") as store:
         assert run_missing(cells(SMALL, OTHER), SEEDS, store, machine) == (8, [])
         assert numbers(store, SMALL, OTHER) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_loses_nothing(machine, undisturbed, tmp_path):
     with Store(tmp_path / "trials.sqlite") as store:
         thread = threading.Thread(target=_kill_a_worker, args=(machine.scheduler, store.path))

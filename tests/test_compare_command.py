@@ -177,6 +177,7 @@ def mine(updates, c):
 """
 
 
+@pytest.mark.slow
 def test_before_and_after_an_edit_of_a_rule(call, tmp_path):
     plugin = tmp_path / "my_rule.py"
     setting = ["--dataset", "digits", "--rule", "mine", "--iterations", 3, "--plugin", plugin]
@@ -204,6 +205,7 @@ def test_before_and_after_an_edit_of_a_rule(call, tmp_path):
     assert len(finding.groups(found)) == 3
 
 
+@pytest.mark.slow
 def test_settings_that_todays_code_has_not_run_are_left_out_and_counted(call, tmp_path):
     """And not compared with themselves, as equal."""
     plugin = tmp_path / "my_rule.py"
@@ -284,6 +286,7 @@ def test_pages_hold_summary_table_command_and_machines(call, two, tmp_path):
     assert len(html) < 200_000
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_bytes_and_of_many_settings_show_the_plainest(call, two, tmp_path):
     many = [replace(FULL, epsilon=k / 1000) for k in range(1, 81)]
     a = {s: trials(s, 0.5) for s in many}
@@ -300,6 +303,7 @@ def test_pictures_are_the_same_bytes_and_of_many_settings_show_the_plainest(call
         assert drawn.format == "PNG"
 
 
+@pytest.mark.slow
 def test_on_a_terminal_many_settings_show_those_that_differ(call, tmp_path):
     many = [replace(FULL, epsilon=k / 1000) for k in range(1, 51)]
     for name in "ab":

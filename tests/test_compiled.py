@@ -83,6 +83,7 @@ def copy(tmp_path):
     return Copy(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_edit_of_any_file_that_counts_is_seen(copy):
     assert copy.run() == NEW
     copy.edit("third", "2.0", "3.0")
@@ -94,6 +95,7 @@ def test_an_edit_of_any_file_that_counts_is_seen(copy):
     assert copy.run() == KEPT
 
 
+@pytest.mark.slow
 def test_an_edit_while_a_process_runs_belongs_to_the_next(copy):
     edit = "from pathlib import Path; p = Path('fltrust_repro/callee.py')"
     edit += "; p.write_text(p.read_text().replace('FACTOR * x', 'FACTOR * x * x'))\n"
@@ -309,7 +311,7 @@ def test_a_package_without_sources_is_compiled(package, monkeypatch):
     assert package.run() == package.run() == NEW
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_runs_where_nothing_can_be_written(tmp_path):
     folder = tmp_path / "fltrust_repro"
     shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))

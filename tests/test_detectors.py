@@ -78,7 +78,7 @@ def test_where_nothing_moved_or_two_steps_are_one_products_are_finite():
     assert not hessian_products(twice, np.full((3, 5), np.inf), ways).any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(st.integers(3, 25), st.integers(0, 999), st.sampled_from([0, 0.3, 2, 9]))
 def test_groups_are_those_of_k_means_and_the_gap_statistic(n, seed, apart):
     scores = normal(n, seed=seed)
@@ -102,10 +102,11 @@ def test_equal_scores_are_one_group_and_two_values_are_two():
     [
         ("mean", 0.01),
         ("median", 0.0),
-        pytest.param("mean", 0.0, marks=pytest.mark.slow),
-        pytest.param("median", 0.01, marks=pytest.mark.slow),
+        pytest.param("mean", 0.0, marks=pytest.mark.long),
+        pytest.param("median", 0.01, marks=pytest.mark.long),
     ],
 )
+@pytest.mark.slow
 def test_fldetector_equals_the_reference_round_by_round(noise, base):
     rule = f"fldetector:base={base},window=4,start=5"
     seen, found, state = rounds(quadratic(20, 12, 5, noise), 24, rule, c=5)

@@ -443,6 +443,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.slow
 def test_the_program_says_what_is_wrong_with_mxnet(python, case):
     mxnet, builds, words = BROKEN[case]
     done = python("doctor", instead=mxnet, builds=builds)
@@ -456,6 +457,7 @@ def test_the_program_says_what_is_wrong_with_mxnet(python, case):
 
 @pytest.mark.parametrize("package", ["numba", "pandas"])
 @pytest.mark.parametrize("instead", [None, "raise ImportError('built for another Python')"])
+@pytest.mark.slow
 def test_the_program_says_which_other_package_does_not_load(python, package, instead):
     done = python("doctor", without=package, instead=instead)
     assert done.returncode == 1, done.stderr
@@ -493,6 +495,7 @@ def test_mxnet_that_does_not_load_ends_a_run_in_one_sentence(python):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_this_machine_can_run_trials(own_folder):
     done = subprocess.run(
         [sys.executable, "-m", "fltrust_repro", "doctor"], capture_output=True, text=True,

@@ -401,6 +401,7 @@ def printed(code):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_numpy_in_never_loads_mxnet():
     code = """
 import sys, numpy as np, fltrust_repro as fl

@@ -41,6 +41,7 @@ def test_an_example_prints_what_it_says(example):
     assert result.failed == 0, "".join(told)
 
 
+@pytest.mark.slow
 def test_the_lines_of_python_of_the_readme_run_as_a_script_and_take_up_what_they_left(tmp_path):
     lines = re.search(r"```python\n(import numpy.+?)```", README.read_text("utf-8"), re.DOTALL)[1]
     script = tmp_path / "lines.py"

@@ -401,7 +401,7 @@ def test_the_tables_and_figures_share_their_settings():
         assert table & set(load_experiment(name).settings), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_features_and_layers_tried_for_breast_cancer_train(tmp_path):
     folder, out = experiments.home() / "breast-cancer", tmp_path / "out"
     given = (folder / "features2e.toml").read_text(encoding="utf-8")

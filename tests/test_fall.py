@@ -370,6 +370,7 @@ def test_a_rule_that_holds_did_not_fall_and_its_last_iteration_is_looked_at():
     assert "Look at" not in text
 
 
+@pytest.mark.slow
 def test_long_names_keep_the_text_short():
     pre, attack = "arc+nnm+clip:radius=1.25", "min-max:vector=std-against"
     text = told(small(60, rule="trimmed-mean", pre=pre, attack=attack, defense="lfr"))

@@ -83,6 +83,7 @@ def test_cells_with_too_few_trials_for_a_verdict_are_no_part_of_the_share_inside
     assert "10 of these (100%)" in fidelity.summary(frame)
 
 
+@pytest.mark.slow
 def test_trials_with_the_seeds_that_chose_the_readings_are_no_part_of_a_report(
     tmp_path, monkeypatch
 ):
@@ -160,6 +161,7 @@ def report_into(out, *options):
     return result.output
 
 
+@pytest.mark.slow
 def test_another_papers_numbers_have_a_page_of_their_own_with_the_same_verdicts(
     tmp_path, with_others
 ):
@@ -205,7 +207,7 @@ def test_experiments_are_listed_by_paper_and_nobodys_at_the_end(with_others):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_report_leaves_the_pictures_of_reproduce_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
     experiment = load_experiment("figure4a")
@@ -326,7 +328,7 @@ def test_latex_has_every_cell():
     assert "bulyan" in text
 
 
-@pytest.mark.parametrize("name", [pytest.param("figure2", marks=pytest.mark.slow), "figure5b"])
+@pytest.mark.parametrize("name", [pytest.param("figure2", marks=pytest.mark.long), "figure5b"])
 def test_a_figure_is_drawn_as_png_and_svg_the_same_each_time(tmp_path, name):
     experiment = load_experiment(name)
     trials = {s: [a_trial(s, seed, 0.1 * seed) for seed in range(3)] for s in experiment.settings}

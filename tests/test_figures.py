@@ -42,6 +42,7 @@ NAMES = [r"$\frac$", "x^{", r"a_{b", "$$", "100%", "_hidden", "[red]", r"\LaTeX{
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_name_is_no_mathematics(name, kind):
     figure = a_figure(panels=(name, "b\x1b\n"), lines=(name, "y"))
     with warnings.catch_warnings():

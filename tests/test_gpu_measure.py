@@ -11,7 +11,7 @@ from fltrust_repro import backend
 MEASURE = Path(__file__).parent.parent / "experiments" / "gpu" / "measure.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(backend.gpu_count() > 0, reason="would measure the GPU")
 def test_parts_say_what_is_missing_and_are_not_run_again(tmp_path):
     parts = ["--part", "stages", "--part", "resnet20"]

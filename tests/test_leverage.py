@@ -402,6 +402,7 @@ def test_a_trial_goes_well():
     assert attacked < clean + 0.1
 
 
+@pytest.mark.slow
 def test_a_trial_goes_well_though_most_of_those_selected_are_compromised_at_times():
     """Three of the five selected or more, in 18 of 300 iterations."""
     small = {"dataset": "digits", "workers": 20, "compromised": 4, "selected": 5}

@@ -118,6 +118,7 @@ def test_a_part_that_there_is_not_is_refused():
         fl.attacks["line:name=loud"](normal(9, 3), c=1)
 
 
+@pytest.mark.slow
 def test_the_experiment_trains():
     cells = experiments.load_experiment(str(FOLDER / "leverage-parts.toml")).cells
     small = {"dataset": "digits", "iterations": 3, "workers": 20, "compromised": 4}

@@ -123,6 +123,7 @@ def test_each_package_has_the_library_that_lies_in_its_folder(loaded, file, owne
     assert [blas.owner for blas in machine.libraries()] == [owner]
 
 
+@pytest.mark.slow
 def test_mxnets_library_is_named_without_importing_mxnet():
     program = (
         "import sys; from fltrust_repro import machine; one = machine.kind(); "
@@ -210,7 +211,7 @@ def test_a_variable_that_holds_the_hot_products_below_the_cpu_is_told(coretype):
     assert "slower, not wrong; unset it, or set SkylakeX" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_doctor_tells_it_and_trials_can_run_all_the_same(tmp_path):
     if machine.cpu().vectors not in ("AVX-512", "AVX2"):
         pytest.skip("no kernels are far below this CPU")
@@ -236,7 +237,7 @@ def test_the_machines_that_are_not_as_most_are_named():
     assert len(machine.odd_ones({"a": "x", "b": "y"})) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_of_a_cluster_with_other_kernels_are_named_before_a_run(tmp_path, capsys):
     if machine.cpu().vectors not in ("AVX-512", "AVX2"):
         pytest.skip("this CPU has no other kernels")

@@ -102,6 +102,7 @@ RUN = [
 ]
 
 
+@pytest.mark.slow
 def test_run_with_json_prints_one_object_and_nothing_else_on_stdout(tmp_path):
     done = shell(*RUN, "--attack", "krum", "--trials", "2", "--seed", "4", "--json")
     assert done.returncode == 0, done.stderr
@@ -383,6 +384,7 @@ def test_options_stand_in_groups_before_examples_that_the_program_understands(ca
 
 
 @pytest.mark.parametrize("name", commands.list_commands(None))
+@pytest.mark.slow
 def test_a_commands_help_comes_without_what_only_its_work_needs(name):
     code = (
         "import sys; from fltrust_repro.__main__ import commands\n"
@@ -456,6 +458,7 @@ def two_layers(classes, shape):
 '''
 
 
+@pytest.mark.slow
 def test_a_plugins_rule_attack_and_model_run_in_every_process(tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     own = [
@@ -494,6 +497,7 @@ def test_a_reader_that_stops_early_is_no_error():
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_results_are_written_though_nobody_reads_the_table(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "other.toml").write_text(TINY)
@@ -516,6 +520,7 @@ def test_output_that_cannot_be_written_is_told_and_no_success(command):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_closed_streams_neither_lose_results_nor_end_in_success_unseen():
     closed = piped("$P list >&-")
     assert (closed.returncode, closed.stdout) == (2, "")
@@ -565,6 +570,7 @@ def started(*arguments: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("wait", [0, 0.2, 0.5])
+@pytest.mark.slow
 def test_an_interrupt_while_modules_load_is_quiet(number, wait):
     command = started("list")
     time.sleep(wait)
@@ -610,7 +616,7 @@ def big(classes, shape):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_numbers_than_an_array_holds_are_refused_before_training(tmp_path):
     (tmp_path / "big.py").write_text(BIG)
     options = "--workers 300 --rule median --model big --plugin big.py --dataset digits"

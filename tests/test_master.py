@@ -411,6 +411,7 @@ def test_centered_clipping_goes_on_from_the_last_change_of_the_model(defense, se
         np.testing.assert_allclose(after["rule's centre"], change, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_trials_are_the_same_in_other_processes_and_through_the_command(tmp_path):
     fields = {"iterations": 20, "selected": 9, "momentum": 0.9, "root_size": 40, "root_bias": 0.5}
     given = {**LR, **fields, "rule": "fltrust", "pre": "clip", "attack": "krum", "defense": "lfr"}

@@ -509,27 +509,28 @@ def unattacked():
     ("name", "least"),
     [
         ("sign-flip", 0.05),
-        pytest.param("sign-flip:scale=5", 0.7, marks=pytest.mark.slow),
-        pytest.param("sign-flip:of=mean", 0.02, marks=pytest.mark.slow),
-        pytest.param("ipm:epsilon=10", 0.7, marks=pytest.mark.slow),
-        pytest.param("alie:z=1", 0.015, marks=pytest.mark.slow),
+        pytest.param("sign-flip:scale=5", 0.7, marks=pytest.mark.long),
+        pytest.param("sign-flip:of=mean", 0.02, marks=pytest.mark.long),
+        pytest.param("ipm:epsilon=10", 0.7, marks=pytest.mark.long),
+        pytest.param("alie:z=1", 0.015, marks=pytest.mark.long),
         ("alie:z=1,side=against", 0.1),
-        pytest.param("byzmean", 0.1, marks=pytest.mark.slow),
+        pytest.param("byzmean", 0.1, marks=pytest.mark.long),
         ("byzmean:side=against", 0.4),
-        pytest.param("min-max", 0.04, marks=pytest.mark.slow),
-        pytest.param("min-max:vector=unit", 0.6, marks=pytest.mark.slow),
+        pytest.param("min-max", 0.04, marks=pytest.mark.long),
+        pytest.param("min-max:vector=unit", 0.6, marks=pytest.mark.long),
         ("min-max:vector=sign", 0.5),
-        pytest.param("min-max:vector=std-against", 0.25, marks=pytest.mark.slow),
-        pytest.param("min-sum", 0.04, marks=pytest.mark.slow),
-        pytest.param("min-sum:vector=unit", 0.6, marks=pytest.mark.slow),
+        pytest.param("min-max:vector=std-against", 0.25, marks=pytest.mark.long),
+        pytest.param("min-sum", 0.04, marks=pytest.mark.long),
+        pytest.param("min-sum:vector=unit", 0.6, marks=pytest.mark.long),
         ("min-sum:vector=sign", 0.5),
         ("rop:z=1", 0.08),
         ("mpaf", 0.7),
-        pytest.param("mpaf:scale=1", 0.6, marks=pytest.mark.slow),
+        pytest.param("mpaf:scale=1", 0.6, marks=pytest.mark.long),
         ("poisonedfl", 0.6),
         ("mimic", 0.015),
     ],
 )
+@pytest.mark.slow
 def test_mean_learns_worse_under_attack(name, least, unattacked):
     assert unattacked < 0.13
     assert error_rate(name) > unattacked + least
@@ -540,7 +541,7 @@ def test_mean_learns_worse_from_wrong_labels(name, least, unattacked):
     assert error_rate(name, compromised=45) > unattacked + least
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @both
 def test_the_two_sides_of_the_mean_are_not_the_same_for_logistic_regression(knowledge):
     fields = {"rule": "trimmed-mean", "knowledge": knowledge}

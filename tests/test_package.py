@@ -64,6 +64,7 @@ assert module == module and module in {module} and module != dict(registry)
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["attacks", "datasets", "defenses", "models"])
+@pytest.mark.slow
 def test_a_room_named_as_its_registry_is_both_in_any_order(order, name):
     python((order + LOOK).replace("NAME", name))
 
@@ -112,6 +113,7 @@ def test_what_is_installed_is_the_package_with_the_papers_experiments(installed)
         assert ours
 
 
+@pytest.mark.slow
 def test_an_installed_program_works_in_any_folder(installed, tmp_path):
     def command(*words: str) -> str:
         path = {"PYTHONPATH": str(installed)}

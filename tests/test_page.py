@@ -519,8 +519,8 @@ def test_definitions_that_are_not_understood_are_named_and_others_files_left_alo
 SIZES = [
     (390, 844, "dark"),
     (1280, 800, "light"),
-    pytest.param(390, 844, "light", marks=pytest.mark.slow),
-    pytest.param(1280, 800, "dark", marks=pytest.mark.slow),
+    pytest.param(390, 844, "light", marks=pytest.mark.long),
+    pytest.param(1280, 800, "dark", marks=pytest.mark.long),
 ]
 
 
@@ -543,6 +543,7 @@ def told_after(browser, table) -> str:
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
+@pytest.mark.slow
 def test_a_checker_of_accessibility_finds_nothing_serious(
     browser, experiments, trials, tmp_path, width, height, scheme
 ):

@@ -129,7 +129,7 @@ def most_memory(call):
         ("lr", True),
         ("lr", False),
         ("cnn", True),
-        pytest.param("cnn", False, marks=pytest.mark.slow),
+        pytest.param("cnn", False, marks=pytest.mark.long),
     ],
 )
 def test_an_evaluation_never_holds_the_numbers_of_all_examples(name, compiled):
@@ -167,6 +167,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["attack"])
+@pytest.mark.slow
 def test_trials_of_pixels_and_of_numbers_are_the_same(two_sets, kind):
     curves = [
         training.run_trial(Setting(dataset=name, **FEW, **kind), 0).curve
@@ -175,6 +176,7 @@ def test_trials_of_pixels_and_of_numbers_are_the_same(two_sets, kind):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_poisoned_examples_of_pixels_are_made_kept_and_joined_as_numbers(
     two_sets, tmp_path, monkeypatch
 ):

@@ -602,6 +602,7 @@ def test_a_broken_package_is_named_and_stops_nobody_else(installed, texts, modul
         aggregation.rules["xyzzy"]
 
 
+@pytest.mark.slow
 def test_commands_take_what_packages_bring_and_say_which_are_broken(installed, tmp_path):
     installed("bad-rules", "0.1", "bad", **{"bad.py": "1 / 0"})
     path = os.pathsep.join([str(installed()), *filter(None, sys.path)])

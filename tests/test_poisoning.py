@@ -237,6 +237,7 @@ def test_the_command_stopped_says_so_and_leaves_nothing(cache, tmp_path, monkeyp
     assert files_of(tmp_path) == ["data"]  # which was there
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_keep_one_whole_set(tmp_path):
     code = (
         "from fltrust_repro import poisoning, training\n"
@@ -256,6 +257,7 @@ def test_two_processes_at_once_keep_one_whole_set(tmp_path):
     assert kept.endswith(".npz")
 
 
+@pytest.mark.slow
 def test_without_a_cache_it_is_made_and_said_once(cache, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(poisoning, "cache_folders", lambda program: iter([Path("/proc/none")]))

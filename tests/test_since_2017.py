@@ -30,7 +30,7 @@ def test_the_table_has_every_rule():
     assert len(RULES) >= 26
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("attack", sorted(attacks))
 @pytest.mark.parametrize("name", RULES)
 def test_a_trial_ends_with_numbers_and_tells_what_the_rule_did(name, attack):

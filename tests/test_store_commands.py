@@ -358,7 +358,7 @@ def test_a_run_tells_of_a_trial_that_it_cannot_believe_and_runs_it_again(call, t
 # ---- beyond the paper's experiments -------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_status_of_all_tells_readings_the_arena_own_sweeps_and_what_else_there_is(call, tmp_path):
     reading = load_experiment("readings").settings[3]
     met = arena.table(arena.protocols()["P5"]).experiment.cells[0].setting
@@ -413,9 +413,10 @@ for line in sys.argv[1:]:
 
 @pytest.mark.parametrize(
     "beside",
-    [[], *(pytest.param(ends, marks=pytest.mark.slow) for ends in (["-wal"], ["-wal", "-shm"]))],
+    [[], *(pytest.param(ends, marks=pytest.mark.long) for ends in (["-wal"], ["-wal", "-shm"]))],
     ids="".join,
 )
+@pytest.mark.slow
 def test_commands_that_look_do_so_where_nothing_can_be_written(tmp_path, beside):
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("root may write everywhere, and nothing here takes that right away")

@@ -59,7 +59,7 @@ def by_one_process(tmp_path_factory):
         yield store
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_and_two_processes_give_the_same_numbers(by_one_process, tmp_path):
     with Store(tmp_path / "trials.sqlite") as store:
         run_missing(cells(SMALL, OTHER), range(3), store, Machine(jobs=2))
@@ -96,6 +96,7 @@ def test_every_setting_has_its_first_seed_before_any_has_its_second():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_process_comes_back_as_its_sentence(tmp_path):
     setting = Setting(dataset="digits", model="cnn", iterations=2)
     with Store(tmp_path / "trials.sqlite") as store:
@@ -180,7 +181,7 @@ def assert_the_same_command_goes_on(store_path, undisturbed) -> None:
         assert numbers(store, [LONG]) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path, undisturbed):
     store_path = tmp_path / "trials.sqlite"
     command = start(store_path)
@@ -194,6 +195,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path, undisturbed)
     assert_the_same_command_goes_on(store_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_after_kill_9_nothing_is_left_and_the_same_command_goes_on(tmp_path, undisturbed):
     store_path = tmp_path / "trials.sqlite"
     command = start(store_path)
@@ -284,7 +286,7 @@ def crashes(tmp_path):
     return lambda way: replace(SMALL, attack=way, iterations=5), Machine(jobs=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_whose_process_dies_is_tried_once_more(crashes, tmp_path):
     crash, machine = crashes
     with Store(tmp_path / "trials.sqlite") as store:
@@ -292,6 +294,7 @@ def test_a_trial_whose_process_dies_is_tried_once_more(crashes, tmp_path):
         assert store.failures() == {}
 
 
+@pytest.mark.slow
 def test_trials_that_fail_are_recorded_with_what_happened_and_the_rest_goes_on(
     crashes, tmp_path, by_one_process
 ):
@@ -343,6 +346,7 @@ rule("mine")(lambda updates: sys.exit(0))
     ],
     ids=["rule", "body"],
 )
+@pytest.mark.slow
 def test_a_plugin_that_exits_does_not_end_the_command_well(tmp_path, source, code, said):
     path = tmp_path / "mine.py"
     path.write_text(source)
@@ -445,7 +449,7 @@ def plugin(tmp_path):
 PLAIN = {"dataset": "digits", "workers": 10, "compromised": 2, "iterations": 10}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plugins_memory_is_that_of_one_trial_whatever_the_number_of_processes(plugin, tmp_path):
     machine = plugin()
     settings = [Setting(**PLAIN, rule=rule) for rule in ("momentum", "helped", "random")]
@@ -463,7 +467,7 @@ def test_a_plugins_memory_is_that_of_one_trial_whatever_the_number_of_processes(
         assert found_anew == [trial for trial in by_one if trial[0].seed > 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, tmp_path):
     machine = plugin()
     helped = [Setting(**PLAIN, rule="momentum"), Setting(**PLAIN, rule="later")]
@@ -485,7 +489,7 @@ def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, 
     assert other_data[2] > before[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plugin_edited_while_a_command_runs_goes_on_as_it_was(plugin, tmp_path):
     machine, setting = plugin(), Setting(**PLAIN, rule="momentum")
 
@@ -505,7 +509,7 @@ def test_a_plugin_edited_while_a_command_runs_goes_on_as_it_was(plugin, tmp_path
 # ---- two commands, one store --------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_commands_on_one_store_run_no_trial_twice(tmp_path, undisturbed):
     store_path = tmp_path / "trials.sqlite"
     commands = [start(store_path) for _ in range(2)]
@@ -551,7 +555,7 @@ def kill_at_random_moments(store_path, moments: int, longest: float, rng: random
             return killed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_is_killed_the_results_are_those_of_an_undisturbed_run(tmp_path, undisturbed):
     store_path, rng, left = tmp_path / "trials.sqlite", random.Random(0), 20
     started = time.monotonic()
@@ -683,7 +687,7 @@ def script(tmp_path):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_without_a_guard_or_from_stdin_runs_once_whatever_the_jobs(script):
     found = [script("median", jobs=0), script("median", jobs=1, read=True)]
     assert [ended.returncode for ended in found] == [0, 0], [ended.stderr for ended in found]
@@ -694,7 +698,7 @@ def test_a_script_without_a_guard_or_from_stdin_runs_once_whatever_the_jobs(scri
     assert "; rule mean 0." in found[0].stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rule_of_the_script_itself_runs_in_this_process_and_anew_when_it_is_edited(script):
     def rates(ended):
         assert ended.returncode == 0, ended.stderr
@@ -719,7 +723,7 @@ def test_a_rule_of_the_script_itself_is_refused_where_other_processes_would_need
     assert "jobs=0" in last
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_so_is_what_comes_before_a_rule(script):
     source = SCRIPT.replace('@fl.rule("mine")', '@fl.preaggregation("mine")')
     source = source.replace("updates.mean(axis=0) * FACTOR", "updates * FACTOR")
@@ -730,6 +734,7 @@ def test_so_is_what_comes_before_a_rule(script):
     assert script("mine", 0, source).returncode == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_trials_in_the_commands_own_process(tmp_path, undisturbed):
     store_path = tmp_path / "trials.sqlite"
     command = start(store_path, "--jobs", "0")

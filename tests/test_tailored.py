@@ -401,6 +401,7 @@ SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 60}
         {"rule": "fltrust", "root_size": 30},
     ],
 )
+@pytest.mark.slow
 def test_it_attacks_whatever_the_master_device_does(fields, name):
     setting = Setting(**{**SMALL, "iterations": 12, "attack": name, **fields})
     found = run_trial(setting, 0)

@@ -63,6 +63,7 @@ def test_no_unit_vectors_move_fltrust_more_than_the_exact_ones(seed, c, d):
 
 
 @given(st.integers(0, 2**16), st.integers(1, 3))
+@pytest.mark.slow
 def test_the_search_is_the_papers(seed, c):
     updates, root = a_problem(seed, m=8, d=6)
     start = updates[:c] / np.linalg.norm(updates[:c], axis=1, keepdims=True)
@@ -134,6 +135,7 @@ def test_it_is_told_where_there_is_no_server_with_examples():
         attacks["fltrust-adaptive:search=halving"](np.eye(5), c=1, root=np.ones(5))
 
 
+@pytest.mark.slow
 def test_the_maximum_harms_fltrust_and_mean():
     def error_rate(attack, rule):
         fields = {"dataset": "digits", "iterations": 200, "root_size": 100, "rule": rule}

@@ -205,6 +205,7 @@ def test_a_defended_model_learns(rule, defense):
 
 
 @pytest.mark.parametrize("defense", ["lfr", "union"])
+@pytest.mark.slow
 def test_rejection_by_loss_takes_most_of_the_trimmed_mean_attacks_harm(defense):
     attack = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
     harmed = error_rate(**attack) - error_rate(rule="trimmed-mean")
@@ -434,6 +435,7 @@ def test_the_cnn_learns_on_breast_cancer():
     assert result.error_rate < 0.3
 
 
+@pytest.mark.slow
 def test_the_attack_on_real_mnist_multiplies_the_error_rate_of_trimmed_mean():
     need("mnist")
     setting = {"dataset": "mnist", "rule": "trimmed-mean", "iterations": 60}
@@ -443,7 +445,7 @@ def test_the_attack_on_real_mnist_multiplies_the_error_rate_of_trimmed_mean():
     assert attacked > 1.7 * plain
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resnet20_learns_on_real_tissue_tiles():
     need("ch-mnist-8")
     setting = Setting(

@@ -123,6 +123,7 @@ VALUES = (
 
 
 @given(changes=st.dictionaries(st.sampled_from(list(COLUMNS)), VALUES, min_size=1, max_size=3))
+@pytest.mark.slow
 def test_whatever_a_line_holds_it_is_a_trial_or_left_out(tmp_path_factory, changes):
     row = {name: str(value).replace("\ud800", "") for name, value in {**TOLD, **changes}.items()}
     text = io.StringIO()
@@ -229,6 +230,7 @@ def test_the_late_error_rate_is_the_mean_of_the_curves_last_fifth():
     assert replace(late, result=broken).error("late_error_rate") == 0.7
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_most_iterations_is_read_back(tmp_path):
     setting = replace(SETTING, iterations=1_000_000)
     curve = [(i, 1 / 3, 0.12345) for i in range(10, 1_000_001, 10)]
