@@ -128,7 +128,7 @@ test-kernels: $(READY)
 	@status=0; for kernel in $(KERNELS); do \
 	  echo "OPENBLAS_CORETYPE=$$kernel"; \
 	  env -u OPENBLAS_L2_SIZE OPENBLAS_CORETYPE=$$kernel .venv/bin/python -m pytest -q \
-	    $(wildcard $(KERNEL_TESTS:%=tests/test_%.py)) -n auto --dist loadfile -m "$(SOON)" \
+	    $(wildcard $(KERNEL_TESTS:%=tests/test_%.py)) -n auto --dist loadfile -m "$(QUICK)" \
 	    || status=1; \
 	done; exit $$status
 
