@@ -382,6 +382,7 @@ def told_in(folder, *arguments) -> str:
     return told_by(*arguments, *places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -389,7 +390,6 @@ def told_in(folder, *arguments) -> str:
         ("arena", "--protocol", "P5", "--draw", "--html"),
     ],
 )
-@pytest.mark.slow
 def test_commands_write_the_page_of_what_is_at_hand(at_hand, arguments):
     told = told_in(at_hand, *arguments)
     out = at_hand / "out"

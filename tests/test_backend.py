@@ -196,8 +196,8 @@ def test_every_trial_names_the_machine(worker):
     assert worker.versions == {machine.versions()}
 
 
-@pytest.mark.parametrize("who", [pytest.param("ours", marks=pytest.mark.long), "mine"])
 @pytest.mark.slow
+@pytest.mark.parametrize("who", [pytest.param("ours", marks=pytest.mark.long), "mine"])
 def test_threads_of_the_users_process_change_no_number_and_come_back(who, worker):
     program = IN_MY_PROCESS.replace("sys.argv[-1]", repr(who))
     curves, restored, limits, within, before = json.loads(python(program, **SEVERAL))

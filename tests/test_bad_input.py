@@ -398,6 +398,7 @@ class Started(Exception):
     """The input was taken."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -407,7 +408,6 @@ class Started(Exception):
     ],
     ids=" ".join,
 )
-@pytest.mark.slow
 def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(
     words, capsys, monkeypatch, tmp_path
 ):
@@ -427,12 +427,12 @@ def test_whatever_an_option_is_given_is_taken_or_refused_in_a_sentence(
             sentence(out, err)
 
 
+@pytest.mark.slow
 @given(st.text() | st.from_regex(r"[\w./ -]{1,120}", fullmatch=True))
 @example("..")
 @example("table2a.trials")
 @example("é" * 51)
 @example("a\n")
-@pytest.mark.slow
 def test_a_name_that_is_taken_makes_a_file_in_the_folder_meant(name):
     try:
         check_name("--name", name)

@@ -173,8 +173,8 @@ def test_no_rule_copies_the_updates(options, tmp_path):
         assert 0.5 * RESULT < taken < 4 * RESULT + BLOCK < UPDATES / 6, name
 
 
-@pytest.mark.parametrize("only", ["rules,speed", pytest.param("", marks=pytest.mark.long)])
 @pytest.mark.slow
+@pytest.mark.parametrize("only", ["rules,speed", pytest.param("", marks=pytest.mark.long)])
 def test_an_unknown_section_is_refused(only, tmp_path):
     done = subprocess.run(
         [sys.executable, SUITE, "--only", only], capture_output=True, text=True, cwd=tmp_path

@@ -130,6 +130,7 @@ def file_of(kept: Checkpoints) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -137,7 +138,6 @@ def file_of(kept: Checkpoints) -> Path:
         for kind in KINDS
     ],
 )
-@pytest.mark.slow
 def test_a_trial_broken_off_again_and_again_ends_with_the_same_bits(kind, beside):
     setting, rng = Setting.from_dict(KINDS[kind]), random.Random(kind)
     whole, left = run(setting, None)

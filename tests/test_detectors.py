@@ -97,6 +97,7 @@ def test_equal_scores_are_one_group_and_two_values_are_two():
     assert np.flatnonzero(two).tolist() == [1, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "noise"),
     [
@@ -106,7 +107,6 @@ def test_equal_scores_are_one_group_and_two_values_are_two():
         pytest.param("median", 0.01, marks=pytest.mark.long),
     ],
 )
-@pytest.mark.slow
 def test_fldetector_equals_the_reference_round_by_round(noise, base):
     rule = f"fldetector:base={base},window=4,start=5"
     seen, found, state = rounds(quadratic(20, 12, 5, noise), 24, rule, c=5)

@@ -442,8 +442,8 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("case", BROKEN)
 @pytest.mark.slow
+@pytest.mark.parametrize("case", BROKEN)
 def test_the_program_says_what_is_wrong_with_mxnet(python, case):
     mxnet, builds, words = BROKEN[case]
     done = python("doctor", instead=mxnet, builds=builds)
@@ -455,9 +455,9 @@ def test_the_program_says_what_is_wrong_with_mxnet(python, case):
     assert done.stdout.endswith("Trials cannot run here; see above: device.\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["numba", "pandas"])
 @pytest.mark.parametrize("instead", [None, "raise ImportError('built for another Python')"])
-@pytest.mark.slow
 def test_the_program_says_which_other_package_does_not_load(python, package, instead):
     done = python("doctor", without=package, instead=instead)
     assert done.returncode == 1, done.stderr

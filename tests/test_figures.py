@@ -40,9 +40,9 @@ def a_trial(curve) -> Trial:
 NAMES = [r"$\frac$", "x^{", r"a_{b", "$$", "100%", "_hidden", "[red]", r"\LaTeX{", "$5 and $6"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "svg"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.slow
 def test_a_name_is_no_mathematics(name, kind):
     figure = a_figure(panels=(name, "b\x1b\n"), lines=(name, "y"))
     with warnings.catch_warnings():

@@ -383,8 +383,8 @@ def test_options_stand_in_groups_before_examples_that_the_program_understands(ca
                 assert {word for word in words if word.startswith("--")} <= known, example
 
 
-@pytest.mark.parametrize("name", commands.list_commands(None))
 @pytest.mark.slow
+@pytest.mark.parametrize("name", commands.list_commands(None))
 def test_a_commands_help_comes_without_what_only_its_work_needs(name):
     code = (
         "import sys; from fltrust_repro.__main__ import commands\n"
@@ -568,9 +568,9 @@ def started(*arguments: str) -> subprocess.Popen:
     return command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("wait", [0, 0.2, 0.5])
-@pytest.mark.slow
 def test_an_interrupt_while_modules_load_is_quiet(number, wait):
     command = started("list")
     time.sleep(wait)

@@ -505,6 +505,7 @@ def unattacked():
     return error_rate("none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least"),
     [
@@ -530,7 +531,6 @@ def unattacked():
         ("mimic", 0.015),
     ],
 )
-@pytest.mark.slow
 def test_mean_learns_worse_under_attack(name, least, unattacked):
     assert unattacked < 0.13
     assert error_rate(name) > unattacked + least

@@ -62,9 +62,9 @@ assert module == module and module in {module} and module != dict(registry)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["attacks", "datasets", "defenses", "models"])
-@pytest.mark.slow
 def test_a_room_named_as_its_registry_is_both_in_any_order(order, name):
     python((order + LOOK).replace("NAME", name))
 

@@ -541,9 +541,9 @@ def told_after(browser, table) -> str:
     return browser.execute_script(script, table)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
-@pytest.mark.slow
 def test_a_checker_of_accessibility_finds_nothing_serious(
     browser, experiments, trials, tmp_path, width, height, scheme
 ):

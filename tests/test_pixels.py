@@ -166,8 +166,8 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["attack"])
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["attack"])
 def test_trials_of_pixels_and_of_numbers_are_the_same(two_sets, kind):
     curves = [
         training.run_trial(Setting(dataset=name, **FEW, **kind), 0).curve

@@ -411,12 +411,12 @@ for line in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "beside",
     [[], *(pytest.param(ends, marks=pytest.mark.long) for ends in (["-wal"], ["-wal", "-shm"]))],
     ids="".join,
 )
-@pytest.mark.slow
 def test_commands_that_look_do_so_where_nothing_can_be_written(tmp_path, beside):
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("root may write everywhere, and nothing here takes that right away")

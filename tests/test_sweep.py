@@ -338,6 +338,7 @@ rule("mine")(lambda updates: sys.exit(0))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "code", "said"),
     [
@@ -346,7 +347,6 @@ rule("mine")(lambda updates: sys.exit(0))
     ],
     ids=["rule", "body"],
 )
-@pytest.mark.slow
 def test_a_plugin_that_exits_does_not_end_the_command_well(tmp_path, source, code, said):
     path = tmp_path / "mine.py"
     path.write_text(source)

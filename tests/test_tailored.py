@@ -388,6 +388,7 @@ def test_what_is_disguised_holds_the_values_of_a_benign_update():
 SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 60}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "fields",
@@ -401,7 +402,6 @@ SMALL = {"dataset": "digits", "workers": 20, "compromised": 4, "iterations": 60}
         {"rule": "fltrust", "root_size": 30},
     ],
 )
-@pytest.mark.slow
 def test_it_attacks_whatever_the_master_device_does(fields, name):
     setting = Setting(**{**SMALL, "iterations": 12, "attack": name, **fields})
     found = run_trial(setting, 0)

@@ -62,8 +62,8 @@ def test_no_unit_vectors_move_fltrust_more_than_the_exact_ones(seed, c, d):
             assert reference.fltrust_gain(others, updates.astype(float), root) <= most + 1e-5
 
 
-@given(st.integers(0, 2**16), st.integers(1, 3))
 @pytest.mark.slow
+@given(st.integers(0, 2**16), st.integers(1, 3))
 def test_the_search_is_the_papers(seed, c):
     updates, root = a_problem(seed, m=8, d=6)
     start = updates[:c] / np.linalg.norm(updates[:c], axis=1, keepdims=True)

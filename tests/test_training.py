@@ -204,8 +204,8 @@ def test_a_defended_model_learns(rule, defense):
     assert run_trial(small(rule=rule, defense=defense), 0).error_rate < 0.35
 
 
-@pytest.mark.parametrize("defense", ["lfr", "union"])
 @pytest.mark.slow
+@pytest.mark.parametrize("defense", ["lfr", "union"])
 def test_rejection_by_loss_takes_most_of_the_trimmed_mean_attacks_harm(defense):
     attack = {"rule": "trimmed-mean", "attack": "trimmed-mean"}
     harmed = error_rate(**attack) - error_rate(rule="trimmed-mean")

@@ -122,8 +122,8 @@ VALUES = (
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from(list(COLUMNS)), VALUES, min_size=1, max_size=3))
 @pytest.mark.slow
+@given(changes=st.dictionaries(st.sampled_from(list(COLUMNS)), VALUES, min_size=1, max_size=3))
 def test_whatever_a_line_holds_it_is_a_trial_or_left_out(tmp_path_factory, changes):
     row = {name: str(value).replace("\ud800", "") for name, value in {**TOLD, **changes}.items()}
     text = io.StringIO()
