@@ -8,8 +8,7 @@ its loss impact. Ties are broken at random: the compromised workers come first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,13 +34,20 @@ class Suspicion:
     beta: int
     judge: Judge  # models (k, d) -> error rates and mean losses on the validation set, (k,) each
     rng: np.random.Generator  # for ties
+    found: dict[str, Any] = field(default_factory=dict)  # of these updates; no draw changes it
 
     def __post_init__(self) -> None:
         take_in(self, "a defense", "updates")
 
-    @cached_property
+    @property
     def impacts(self) -> tuple[np.ndarray, np.ndarray]:
         """Error rate impact and loss impact of each worker, float64 (m,) each."""
+        if "impacts" not in self.found:
+            self.found["impacts"] = self._impacts()
+        errors, losses = self.found["impacts"]
+        return errors.copy(), losses.copy()
+
+    def _impacts(self) -> tuple[np.ndarray, np.ndarray]:
         included = self.rule(self.updates, c=self.c, beta=self.beta)
         excluded = self.rule.without_each(self.updates, c=self.c, beta=self.beta)
         changes = np.concatenate([included[None], excluded.aggregates])

@@ -74,9 +74,13 @@ class MasterDevice:
         if asker is not None:
             state = replace(state, rng=np.random.default_rng(asker.integers(2**63)))
 
-        def would_make(updates: np.ndarray, state: ServerState) -> np.ndarray:
-            ties = copy.deepcopy(self._rngs["ties"]) if asker is None else state.rng
-            return self._aggregated(w, to_ndarray(updates), state, ties)[0]
+        def would_make(updates: np.ndarray, states: list[ServerState]) -> list[np.ndarray]:
+            rows, changes = to_ndarray(updates), []
+            found: dict[str, Any] = {}
+            for state in states:
+                ties = copy.deepcopy(self._rngs["ties"]) if asker is None else state.rng
+                changes.append(self._aggregated(w, rows, state, ties, found)[0])
+            return changes
 
         rule, numbering = self._master.rule, self._numbering
         rule = numbering.behind(rule) if numbering else rule
@@ -97,11 +101,17 @@ class MasterDevice:
         return change
 
     def _aggregated(
-        self, w: NDArray, updates: NDArray, state: ServerState, ties: np.random.Generator
+        self,
+        w: NDArray,
+        updates: NDArray,
+        state: ServerState,
+        ties: np.random.Generator,
+        found: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, NDArray]:
         """What the rule makes of what the defense (Section 5) leaves, and the latter.
 
-        Ties, and what the rule draws and remembers, come from and go to these.
+        Ties, and what the rule draws and remembers, come from and go to these; what is `found` of
+        updates of which more than one draw is asked, unless the rule draws, is found once.
         """
         master, c = self._master, self._setting.c_left
         if self._numbering is not None:
@@ -110,7 +120,9 @@ class MasterDevice:
             updates, state = to_ndarray(rows), replace(state, workers=numbers)
         if self._setting.defense != "none":
             rule = master.rule.seen_at(state)
-            case = Suspicion(updates, w, rule, master.c, master.beta, self._validation, ties)
+            known = {} if found is None or "rng" in rule.parameters else found
+            given = master.c, master.beta, self._validation, ties, known
+            case = Suspicion(updates, w, rule, *given)
             removed = defenses[self._setting.defense].removed(case)
             updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
             if state.workers is not None:

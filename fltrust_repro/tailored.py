@@ -66,11 +66,11 @@ class Inquiry:
         self._rows = np.concatenate([self.own, self.others])
         self._seeds = self.rng.integers(2**31, size=1).tolist()
         untouched, drawn = (np.random.default_rng(self._seeds[0]) for _ in range(2))
-        answers = [self.master.answer(self._rows, drawn)]
+        answers = self.master.answers(self._rows, [drawn])
         if drawn.bit_generator.state != untouched.bit_generator.state:
             self._seeds += self.rng.integers(2**31, size=_DRAWS - 1).tolist()
-            others = map(np.random.default_rng, self._seeds[1:])
-            answers += [self.master.answer(self._rows, rng) for rng in others]
+            others = [np.random.default_rng(seed) for seed in self._seeds[1:]]
+            answers += self.master.answers(self._rows, others)
         self.before = np.mean(answers, axis=0, dtype=float)  # float64 (d,), without an attack
         self.best = 0.0, "the own updates", self.own  # harm, name, float32 (c, d)
         self.left, self.asked = self.left - 1, len(answers)
@@ -88,7 +88,7 @@ class Inquiry:
         self.left -= 1
         self.asked += len(self._seeds)
         rngs = [np.random.default_rng(seed) for seed in self._seeds]
-        return np.mean([self.master.answer(self._rows, rng) for rng in rngs], axis=0, dtype=float)
+        return np.mean(self.master.answers(self._rows, rngs), axis=0, dtype=float)
 
 
 def members(step: Round) -> list[tuple[str, Craft]]:

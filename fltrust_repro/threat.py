@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any, cast
@@ -88,27 +88,38 @@ class Parameters:
 class Master:
     """What the attacker knows of the master device: its rule, and what it takes for m, c, beta.
 
-    `defended` makes of updates (m, d) and a state what the rule makes of those that a defense
-    leaves.
+    `defended` makes of updates (m, d), in each of some states, what the rule makes of those that a
+    defense leaves.
     """
 
     m: int
     c: int
     beta: int
     rule: Rule
-    defended: Callable[[np.ndarray, ServerState], np.ndarray] | None = None
+    defended: Callable[[np.ndarray, list[ServerState]], list[np.ndarray]] | None = None
 
-    def answer(self, updates: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def answer(self, updates: np.ndarray) -> np.ndarray:
         """What the master device would make of updates (m, d), its defense included: (d,).
 
-        What rule and defense draw is drawn by `rng`, if it is given; else it is the same for all
-        that is asked in an iteration, and not what the master device will draw.
+        What rule and defense draw is the same for all that is asked in an iteration, and not what
+        the master device will draw.
         """
-        state = (self.rule.state or ServerState()).copied()
-        state.rng = state.rng if rng is None else rng
+        return self._answers(updates, [self._state()])[0]
+
+    def answers(self, updates: np.ndarray, rngs: Sequence[np.random.Generator]) -> list[np.ndarray]:
+        """What it would make of updates (m, d), where each of `rngs` draws for rule and defense."""
+        states = [self._state() for _ in rngs]
+        for state, rng in zip(states, rngs):
+            state.rng = rng
+        return self._answers(updates, states)
+
+    def _state(self) -> ServerState:
+        return (self.rule.state or ServerState()).copied()
+
+    def _answers(self, updates: np.ndarray, states: list[ServerState]) -> list[np.ndarray]:
         if self.defended is not None:
-            return self.defended(updates, state)
-        return self.rule(updates, c=self.c, beta=self.beta, state=state)
+            return self.defended(updates, states)
+        return [self.rule(updates, c=self.c, beta=self.beta, state=state) for state in states]
 
 
 @dataclass(frozen=True)

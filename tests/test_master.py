@@ -541,7 +541,7 @@ def test_an_attacker_foresees_no_draw_of_the_master_device(fields):
         told = step.master.answer(step.known)
         asked.append(told)
         np.testing.assert_array_equal(told, step.master.answer(step.known))  # nothing has moved
-        made.append([step.master.answer(step.known, np.random.default_rng(n)) for n in range(6)])
+        made.append(step.master.answers(step.known, [np.random.default_rng(n) for n in range(6)]))
         return step.known[: step.c]  # so that the master device is given what was asked about
 
     with attacking(spying):
@@ -557,3 +557,37 @@ def test_an_attacker_foresees_no_draw_of_the_master_device(fields):
             w = after
     assert any(np.abs(told - way).max() > 1e-6 for told, way in zip(asked, moved))
     assert any(len({one.tobytes() for one in answers}) > 1 for answers in made)
+
+
+@pytest.mark.parametrize("defense", ["err", "lfr", "union"])
+@pytest.mark.parametrize(("pre", "judgments"), [("", 1), ("bucketing", 4)])
+def test_draws_asked_about_together_are_those_asked_about_alone(
+    defense, pre, judgments, monkeypatch
+):
+    """Workers are judged once for all of them, unless what the rule makes of them is drawn, too."""
+    judged, judge = [], Learner.judge
+
+    def counted(*given):
+        judged.append(given)
+        return judge(*given)
+
+    monkeypatch.setattr(Learner, "judge", counted)
+    differing = []
+
+    def spying(step):
+        def draws():
+            return [np.random.default_rng(n) for n in range(4)]
+
+        alone = [step.master.answers(step.known, [rng])[0] for rng in draws()]
+        judged.clear()
+        together = step.master.answers(step.known, draws())
+        assert len(judged) == judgments
+        np.testing.assert_array_equal(alone, together)
+        differing.append(len({one.tobytes() for one in together}))
+        return step.known[: step.c]
+
+    with attacking(spying):
+        size = {"workers": 30, "compromised": 4, "iterations": 3}
+        fields = {**LR, **size, "rule": "mean", "defense": defense, "pre": pre}
+        run_trial(Setting(**fields, attack="own"), 0)
+    assert max(differing) > 1 or defense == "lfr"  # error rates of 100 examples are often equal

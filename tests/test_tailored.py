@@ -66,11 +66,11 @@ def overheard(step):
     """The same round, and what the master device is asked about in it."""
     asked = []
 
-    def answer(rows, state):
+    def answers(rows, states):
         asked.append(rows[: step.c].copy())
-        return step.master.rule(rows, c=step.master.c, beta=step.master.beta, state=state)
+        return step.master.answers(rows, [state.rng for state in states])
 
-    return replace(again(step), master=replace(step.master, defended=answer)), asked
+    return replace(again(step), master=replace(step.master, defended=answers)), asked
 
 
 # ---- in one iteration nothing that it asks about does more
