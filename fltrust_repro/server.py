@@ -62,8 +62,8 @@ class ServerState:
 
         The judge is the same: models and data sets are not copied.
         """
-        moved = {name: copy.deepcopy(getattr(self, name)) for name in ("rng", "memory", "notes")}
-        return replace(self, **moved, **changes)
+        moved = {"rng", "memory", "notes"} - changes.keys()
+        return replace(self, **{one: copy.deepcopy(getattr(self, one)) for one in moved}, **changes)
 
     def senders(self, m: int) -> np.ndarray:
         """Who sent m updates, int (m,): the first of the workers, and then nobody's numbers."""

@@ -108,13 +108,10 @@ class Master:
 
     def answers(self, updates: np.ndarray, rngs: Sequence[np.random.Generator]) -> list[np.ndarray]:
         """What it would make of updates (m, d), where each of `rngs` draws for rule and defense."""
-        states = [self._state() for _ in rngs]
-        for state, rng in zip(states, rngs):
-            state.rng = rng
-        return self._answers(updates, states)
+        return self._answers(updates, [self._state(rng=rng) for rng in rngs])
 
-    def _state(self) -> ServerState:
-        return (self.rule.state or ServerState()).copied()
+    def _state(self, **changes: Any) -> ServerState:
+        return (self.rule.state or ServerState()).copied(**changes)
 
     def _answers(self, updates: np.ndarray, states: list[ServerState]) -> list[np.ndarray]:
         if self.defended is not None:
