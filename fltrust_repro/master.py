@@ -94,7 +94,7 @@ class MasterDevice:
         and how often it is another.
         """
         state = self.state
-        change, left = self._aggregated(w, updates, state, self._rngs["ties"])
+        change, left = self._aggregated(w, updates, state, self._rngs["ties"], {})
         if compared:
             state.notes["compared with the mean"] += 1
             state.notes["differs from the mean"] += int(_differs(change, column_mean(left)))
@@ -106,12 +106,12 @@ class MasterDevice:
         updates: NDArray,
         state: ServerState,
         ties: np.random.Generator,
-        found: dict[str, Any] | None = None,
+        found: dict[str, Any],
     ) -> tuple[np.ndarray, NDArray]:
         """What the rule makes of what the defense (Section 5) leaves, and the latter.
 
-        Ties, and what the rule draws and remembers, come from and go to these; what is `found` of
-        updates of which more than one draw is asked, unless the rule draws, is found once.
+        Ties, and what the rule draws and remembers, come from and go to these. What a defense finds
+        of the updates is kept in `found`, for other draws of the same; not where the rule draws.
         """
         master, c = self._master, self._setting.c_left
         if self._numbering is not None:
@@ -120,9 +120,9 @@ class MasterDevice:
             updates, state = to_ndarray(rows), replace(state, workers=numbers)
         if self._setting.defense != "none":
             rule = master.rule.seen_at(state)
-            known = {} if found is None or "rng" in rule.parameters else found
-            given = master.c, master.beta, self._validation, ties, known
-            case = Suspicion(updates, w, rule, *given)
+            found = {} if "rng" in rule.parameters else found
+            how = master.c, master.beta, self._validation, ties, found
+            case = Suspicion(updates, w, rule, *how)
             removed = defenses[self._setting.defense].removed(case)
             updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
             if state.workers is not None:
