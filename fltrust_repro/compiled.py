@@ -8,7 +8,6 @@ of all that it can hold, and where it cannot be kept or read, the function is co
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.util
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fltrust_repro.files import cache_folders, write_bytes
+from fltrust_repro.imports import imports
 
 if TYPE_CHECKING:
     from numba.core.compiler import CompileResult
@@ -128,12 +128,10 @@ def _sources() -> dict[Path, bytes]:
 
 
 def _imported(module: Path) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(_sources()[module])):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            dotted = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            for name in ".".join(dotted).split("."):
-                if (found := _PACKAGE / f"{name}.py") in _sources():
-                    yield found
+    for found in imports(_sources()[module]):
+        for name in ".".join([found.module, *found.names]).split("."):
+            if (file := _PACKAGE / f"{name}.py") in _sources():
+                yield file
 
 
 @cache

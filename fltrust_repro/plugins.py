@@ -7,13 +7,13 @@ of its code, whoever defined the function.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
 import sysconfig
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from configparser import Error as ConfigParserError
 from configparser import RawConfigParser
@@ -28,6 +28,7 @@ from types import ModuleType
 
 from fltrust_repro import backend
 from fltrust_repro.errors import BadInput, in_words
+from fltrust_repro.imports import imports
 from fltrust_repro.registry import Owner, Registry, is_the_users, registering
 
 GROUP = "fltrust_repro.plugins"  # of entry points, with which a package names its modules
@@ -65,17 +66,16 @@ class Source:
     def imports(self) -> Iterator[str]:
         """Yield the dotted names that the text imports, wherever, also inside functions."""
         try:
-            tree = ast.parse(self.text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they come when it is imported
+                statements = list(imports(self.text))
         except (SyntaxError, ValueError):
             return  # it says so itself when it is imported
         package = self.name if self.folders is not None else self.name.rpartition(".")[0]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                parts = [*(above if node.level else []), *filter(None, [node.module])]
-                yield from (".".join([*parts, alias.name]) for alias in node.names)
+        for level, module, names in statements:
+            above = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+            parts = [*above, *filter(None, [module])]
+            yield from (".".join([*parts, name]) for name in names) if names else parts
 
 
 class _FromText(SourceFileLoader):

@@ -54,7 +54,7 @@ class Copy:
         self.folder = folder
         self.package = folder / "fltrust_repro"
         self.package.mkdir()
-        for name in ("__init__", "compiled", "errors", "files", "registry"):
+        for name in ("__init__", "compiled", "errors", "files", "imports", "registry"):
             shutil.copy(PACKAGE / f"{name}.py", self.package)
         for name, text in MODULES.items():
             (self.package / f"{name}.py").write_text(text)

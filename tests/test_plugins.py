@@ -269,6 +269,12 @@ def test_every_module_that_a_plugin_imports_counts(plugin, tmp_path, how):
     assert digests[0] == digests[2] != digests[1]
 
 
+def test_a_warning_of_python_about_a_plugin_comes_once(plugin):
+    with pytest.warns() as warned:
+        load_plugin(plugin("def odd(x):\n    return x is 1\n" + RULE))
+    assert [one.category for one in warned] == [SyntaxWarning]
+
+
 def test_installed_packages_and_the_standard_library_do_not_count(plugin):
     file = plugin("import json, numpy.linalg, scipy.stats, fltrust_repro.models\n" + RULE)
     [mine] = loaded(file)
