@@ -146,6 +146,10 @@ class Archive:
         for trial in trials:
             self._lent.setdefault(trial.name, trial)
 
+    def lent(self, name: TrialName) -> Trial | None:
+        """Return the trial of a name that was lent, whatever the file holds."""
+        return self._lent.get(name)
+
     def everything(self) -> Iterable[Trial]:
         """Return all finished trials of every protocol, but for those of plug-ins not loaded."""
         own = {trial.name: trial for trial in self._trials()}

@@ -134,7 +134,7 @@ def _order(
 def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool) -> Judged:
     """Run what is missing, where the store is to be written; print the ranking, write its files."""
     experiment, failed, data = order.table.experiment, [], ""
-    published = reproduction.prepared([experiment], store, machine, out)
+    reproduction.prepared([experiment], store, machine, out)
     for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
         click.echo(line, err=True)
     if isinstance(store, Store):
@@ -150,7 +150,7 @@ def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown:
     found = arena.ranking(order.table, known, order.seeds)
     _show(order, found)
     kept = dataclasses.replace(experiment, cells=(*order.cells, *searched))
-    files = reproduction.keep_trials(kept, store, out, published)
+    files = reproduction.keep_trials(kept, store, out)
     if order.is_whole and found.entries:
         files = [*_write(order, found, known, out), *files]
     if files:

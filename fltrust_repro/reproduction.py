@@ -86,7 +86,7 @@ def read_back(
     published = [] if fresh or is_published(out) else look_in(experiments.published())
     store.lend(published)
     store.left_out.tell()
-    return {trial.name: trial for trial in published}
+    return {trial.name: trial for trial in reversed(published)}  # of one name the first, as lent
 
 
 def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Setting, list[Trial]]:
@@ -179,9 +179,9 @@ def reproduce(
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
         except KeyboardInterrupt:
-            _show(experiment, seeds, store, out, published, grey)
+            _show(experiment, seeds, store, out, grey)
             raise
-        _show(experiment, seeds, store, out, published, grey)
+        _show(experiment, seeds, store, out, grey)
     return failed, missing
 
 
@@ -209,14 +209,7 @@ def core_time(seconds: float) -> str:
     return f", about {lasting(seconds)} of a core"
 
 
-def _show(
-    experiment: Experiment,
-    seeds: range,
-    store: Archive,
-    out: Path,
-    published: Published,
-    grey: bool,
-) -> None:
+def _show(experiment: Experiment, seeds: range, store: Archive, out: Path, grey: bool) -> None:
     """Print the table of what is known with these seeds, if anything is, and write the files."""
     found = {setting: store.find(setting, seeds) for setting in experiment.settings}
     used = [trial for trials in found.values() for trial in trials]
@@ -226,7 +219,7 @@ def _show(
         return
     warn(used)
     cells = fidelity.measured(experiment, found)
-    files = keep_trials(experiment, store, out, published)
+    files = keep_trials(experiment, store, out)
     page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
     before, now = trials_of(table), sum(len(cell.errors) for cell in cells)
     if before <= now:
@@ -257,14 +250,12 @@ def _many(experiment: Experiment, cells: Sequence[report.Measured], wanted: int)
     return f"partial: {many} per {where}"
 
 
-def keep_trials(
-    experiment: Experiment, store: Archive, out: Path, published: Published
-) -> list[Path]:
+def keep_trials(experiment: Experiment, store: Archive, out: Path) -> list[Path]:
     """Add to the experiment's file what neither `out` nor the published results hold."""
     own = file_of(experiment, out)
     every = {t.name: t for s in dict.fromkeys(experiment.settings) for t in store.find(s)}
     there = {t.name for t in trials_in(out, store.left_out, every.__contains__)}
-    new = [t for n, t in every.items() if n not in there and t != published.get(n)]
+    new = [t for n, t in every.items() if n not in there and t != store.lent(n)]
     if new:
         add_to_csv(own, new)
     return [own] * bool(new)

@@ -324,6 +324,21 @@ def test_drawing_runs_nothing_and_writes_the_ranking(call, small, others):
     assert re.search(r"^\*\*\d+ trials are missing still: places may change\.\*\*$", page, re.M)
 
 
+def test_of_what_is_published_nothing_is_kept_twice(call, small, others, monkeypatch):
+    """Nor of the breakdown's trials, which are asked for when the others are known."""
+    monkeypatch.setattr(experiments, "published", lambda: small / "published")
+    (small / "results").rename(small / "published")
+    own = arena.table(protocols()["P5"]).experiment.choose(["median"])
+    known = {cell.setting: made(cell) for cell in own}
+    asked = arena.breakdown(own, known).asked
+    searched = [trial for cell in asked for trial in made(cell)]
+    assert searched
+    write_csv(small / "published" / "breakdown.trials.csv", searched)
+    code, _, err = call("--draw")
+    assert code == 0, err
+    assert [file.name for file in (small / "results").glob("*.trials.*")] == []
+
+
 def test_drawing_replays_nothing_of_a_row_of_ones_own(call, small, others, monkeypatch):
     explained = []
     monkeypatch.setattr(fall, "explain", lambda *pair: explained.append(pair) or "")

@@ -188,6 +188,14 @@ def test_published_trials_are_read_and_neither_copied_nor_run(call, folder, publ
     assert "theirs" in call("show", "one.toml", "median", "plain", "--seed", 11)[1]
 
 
+def test_a_trial_published_twice_is_not_taken_for_news(call, folder, published):
+    write_csv(published / "zoo.trials.csv", [trial(11, SETTING, device="others")])
+    code, _, err = call("reproduce", "one.toml", "--trials", 2, "--store", "fresh.sqlite")
+    assert code == 0, err
+    assert not (folder / "results" / "one.trials.csv").exists()
+    assert "others" not in (folder / "results" / "one.md").read_text()
+
+
 def test_a_fresh_run_reads_no_published_trial(call, published):
     with pytest.raises(AssertionError, match="a worker process was started"):
         call("reproduce", "one.toml", "--trials", 2, "--fresh")
