@@ -8,11 +8,13 @@ is typed, so that help comes at once, and `doctor` works on machines where other
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -23,6 +25,7 @@ from fltrust_repro.command_help import explained
 from fltrust_repro.errors import BadInput, choose, one_line, shown
 
 _INTERRUPTED = 130
+_SOON = 0.005  # seconds
 _LONGEST_SENTENCE = 2000  # characters; an error may quote a name from a file
 
 _COMMANDS = {  # the module of each, and its line of help
@@ -80,7 +83,8 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with context.obj or contextlib.nullcontext():
+                return super().invoke(context)
         except BadInput as error:
             click.echo(f"Error: {_sentence(error)}", err=True)
             context.exit(2)
@@ -151,7 +155,29 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
     _on_signals(signal.SIG_IGN)  # the first is being obeyed
+    sys.unraisablehook = _once_more
     raise KeyboardInterrupt
+
+
+def _once_more(dropped: Any) -> None:
+    """Interrupt again, soon: Python drops what is raised in a finalizer, as MXNet's arrays have.
+
+    Of other errors there nothing is said any more: they are of what the interrupt left half made.
+    """
+    if dropped.exc_type is KeyboardInterrupt:
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, _SOON)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let signals stop the command, which says so; before and behind it nobody would."""
+    _on_signals(_stop)
+    try:
+        yield
+    finally:
+        _on_signals(signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main() -> NoReturn:
@@ -162,13 +188,10 @@ def main() -> NoReturn:
         _open_outputs()
         for name in sys.argv[1:2]:
             _load(name)
-        _on_signals(_stop)
-        commands()
+        commands(obj=_interruptible())
     except BadInput as error:
         print(f"Error: {_sentence(error)}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        code = _INTERRUPTED
     except SystemExit as end:
         code = end.code
     _on_signals(signal.SIG_IGN)

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -186,8 +186,8 @@ class LocalProcesses(Executor):
             except BrokenProcessPool:
                 pool = new()
                 call = pool.submit(function, *args)
-        [self._processes[call]] = pool._processes.values()
-        self._pools[slot], self._calls[slot] = pool, call
+            [self._processes[call]] = pool._processes.values()
+            self._pools[slot], self._calls[slot] = pool, call
         return call
 
     def _how_lost(self, call: Future, error: Exception) -> str:
@@ -287,10 +287,25 @@ def _without_script() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    # Processes start inside `submit` and inherit the signal mask: Ctrl-C cannot hit one before it
-    # ignores the signal by itself. Ours comes through when the mask is lifted.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # What breaks off the start of a process leaves one behind that is told but half of what it
+    # needs, or that nobody knows of. Handlers, since any thread may be the one that a signal hits.
+    held: list[int] = []
+    wait = {n: lambda number, _: held.append(number) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = _handle(wait)
+    # Processes inherit the mask: Ctrl-C cannot hit one before it ignores the signal by itself.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _handle(before)
+        for number in held:
+            signal.raise_signal(number)
+
+
+def _handle(handlers: Mapping[signal.Signals, Any]) -> dict[signal.Signals, Any]:
+    """Set Python's handlers of signals, and return the former ones; none in other threads."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    ours = {n: handler for n, handler in handlers.items() if signal.getsignal(n) is not None}
+    return {number: signal.signal(number, handler) for number, handler in ours.items()}

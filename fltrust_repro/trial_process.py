@@ -131,7 +131,7 @@ def project(
 
     timed(1)  # compiles, or loads what was compiled
     one, four = timed(1), timed(4)
-    iteration = (four - one) / 3
+    iteration = max(four - one, 0.0) / 3  # a busy machine may stop the shorter one
     evaluation = max(one - iteration, 0.0)
     seconds = setting.iterations * (iteration + evaluation / EVALUATE_EVERY)
     return Projection(seconds, backend.gpu_memory_share(_process.gpu) if device == "gpu" else 0.0)

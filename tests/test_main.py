@@ -583,6 +583,68 @@ def test_an_interrupt_while_modules_load_is_quiet(number, wait):
         assert err in ("", "\nStopped.\n")
 
 
+INTERRUPTED = """
+import os, signal
+from fltrust_repro import __main__ as program
+{name} = program._Commands.{name}
+def interrupted(*told):
+    {lines}
+program._Commands.{name} = interrupted
+program.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "code"),
+    [
+        ("parse_args", "os.kill(os.getpid(), signal.{0}); return parse_args(*told)", 130),
+        ("invoke", "invoke(*told); os.kill(os.getpid(), signal.{0})", 0),
+    ],
+)
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_before_or_behind_the_command_is_quiet(name, lines, code, number):
+    program = INTERRUPTED.format(name=name, lines=lines.format(number))
+    done = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert bool(done.stdout) == (code == 0)
+
+
+IN_A_FINALIZER = """
+import os, signal
+import fltrust_repro as fl
+
+class HalfMade:
+    def __del__(self):
+        self.never_made
+
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        [None for _ in range(100)]  # in which Python looks for signals
+
+@fl.rule("interrupted")
+def interrupted(updates):
+    Interrupted()
+    HalfMade()
+    return updates.mean(axis=0)
+"""
+
+
+def test_an_interrupt_in_a_finalizer_stops_as_any_other(tmp_path):
+    """Python drops the exception there; arrays of MXNet have one each."""
+    (tmp_path / "mine.py").write_text(IN_A_FINALIZER)
+    words = ("run", "--plugin", "mine.py", "--rule", "interrupted", "--dataset", "digits")
+    more = ("--attack", "none", "--workers", "10", "--compromised", "2", "--iterations", "5000")
+    done = subprocess.run(
+        [sys.executable, "-m", "fltrust_repro", *words, *more, "--trials", "1", "--jobs", "0"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith(STOPPED)
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+
+
 def test_a_second_signal_does_not_disturb_the_end(tmp_path):
     command = started(*RUN, "--jobs", "1", "--iterations", "100000")
     while not (tmp_path / "trials.sqlite").is_file():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -245,3 +250,34 @@ def test_trials_on_the_cpu_take_a_core_each(monkeypatch):
     executor.share_gpus(0.0)
     assert executor.slots() == 8
     executor.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_process_starts_leaves_none_behind(monkeypatch, capfd, number):
+    """It would be told but a part of what it needs, or be unknown to who ends them all."""
+
+    class Interrupted(ProcessPoolExecutor):
+        def submit(self, *args):
+            call = super().submit(*args)
+            os.kill(os.getpid(), number)
+            return call
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Interrupted)
+    others, before = {*multiprocessing.active_children()}, signal.signal(number, stop)
+    executor = LocalProcesses(Machine(device="cpu", jobs=1))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(time.sleep, 1000)
+    finally:
+        signal.signal(number, before)
+        executor.stop()
+    patience = time.monotonic() + 20  # the pool's own thread may be the one that hears of its end
+    while (left := {*multiprocessing.active_children()} - others) and time.monotonic() < patience:
+        time.sleep(0.01)
+    for process in left:
+        process.kill()
+    assert not left
+    assert "Traceback" not in capfd.readouterr().err

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from concurrent.futures import Future
 from dataclasses import replace
 from multiprocessing import context
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 import fltrust_repro as fl
-from fltrust_repro import datasets, processes
+from fltrust_repro import datasets, processes, trial_process
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin
@@ -600,6 +601,15 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
     assert sorted(tried) == [("digits", "lr", 20), ("digits", "resnet20", 10)]
     assert shares == [pytest.approx(0.2)]
     assert seconds == (1 + 1 + 4) / 2 * 3600
+
+
+def test_a_projection_is_of_some_time_though_the_machine_stood_still(monkeypatch):
+    taken = {1: 0.5, 4: 0.3}
+    result = namedtuple("Result", "seconds")
+    monkeypatch.setattr(
+        trial_process, "_trial", lambda setting, *_, **__: result(taken[setting.iterations])
+    )
+    assert trial_process.project(SMALL, "cpu", None).seconds > 0
 
 
 # ---- run(), and trials in this process ----------------------------------------------------------
