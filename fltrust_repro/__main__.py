@@ -177,7 +177,7 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         _on_signals(signal.SIG_IGN)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the one that was to come once more
 
 
 def main() -> NoReturn:
