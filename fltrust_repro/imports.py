@@ -24,6 +24,7 @@ class Import(NamedTuple):
 def imports(text: bytes) -> Iterator[Import]:
     """Yield each import of a module's text; SyntaxError or ValueError where it is no Python.
 
+    >>> from fltrust_repro.imports import imports
     >>> [found] = imports(b"def later(): from numpy import linalg")
     >>> found.module, found.names
     ('numpy', ('linalg',))

@@ -585,6 +585,7 @@ def test_an_interrupt_while_modules_load_is_quiet(number, wait):
 
 INTERRUPTED = """
 import os, signal
+signal.signal(signal.{number}, signal.SIG_DFL)  # whatever the tests' own parent ignores
 from fltrust_repro import __main__ as program
 {name} = program._Commands.{name}
 def interrupted(*told):
@@ -597,13 +598,13 @@ program.main()
 @pytest.mark.parametrize(
     ("name", "lines", "code"),
     [
-        ("parse_args", "os.kill(os.getpid(), signal.{0}); return parse_args(*told)", 130),
-        ("invoke", "invoke(*told); os.kill(os.getpid(), signal.{0})", 0),
+        ("parse_args", "os.kill(os.getpid(), signal.{}); return parse_args(*told)", 130),
+        ("invoke", "invoke(*told); os.kill(os.getpid(), signal.{})", 0),
     ],
 )
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_before_or_behind_the_command_is_quiet(name, lines, code, number):
-    program = INTERRUPTED.format(name=name, lines=lines.format(number))
+    program = INTERRUPTED.format(name=name, lines=lines.format(number), number=number)
     done = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, "")
     assert bool(done.stdout) == (code == 0)
@@ -619,7 +620,7 @@ class HalfMade:
 
 class Interrupted:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         [None for _ in range(100)]  # in which Python looks for signals
 
 @fl.rule("interrupted")
