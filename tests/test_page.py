@@ -667,7 +667,7 @@ def test_a_command_is_copied_by_a_button(browser, written):
         .observe(arguments[0], { childList: true });
     arguments[0].click()"""
     browser.execute_script(seen, button)
-    WebDriverWait(browser, 10).until(
+    WebDriverWait(browser, 5).until(
         lambda _: re.search("Copied|Selected", browser.execute_script("return window.seen"))
     )
 
