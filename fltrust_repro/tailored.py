@@ -212,7 +212,7 @@ def tailored_persistent(step: Round, *, queries: int = 12) -> np.ndarray:
     up, the lesson of PoisonedFL (Xie et al., CVPR 2025). With the deviation goal, which knows no
     direction, s only tells where lines lead. The first changing direction is where the
     model learns most. LR on MNIST, error rates of `run --seed 10`: trimmed mean 0.56 under
-    tailored, 0.79 under this one; nearest-neighbour mixing before it 0.25 and 0.38.
+    tailored, 0.79 under this one; nearest-neighbour mixing before it 0.24 and 0.38.
 
     >>> import fltrust_repro as fl
     >>> fl.attacks["tailored-persistent"]([[1, 1], [1, 2], [2, 1]], c=1, rule="mean").shape
