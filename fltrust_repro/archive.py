@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fltrust_repro.databases import lies, logs_of, opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput, LeftOut, UnknownName
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import (
@@ -57,24 +56,36 @@ class Archive:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.left_out = Path(path), LeftOut()
-        self._lent: dict[TrialName, Trial] = {}
+        self._lent: dict[tuple[str, str], dict[int, Trial]] = {}  # by key and protocol, then seed
         self._host = socket.gethostname()
-        with contextlib.ExitStack() as opened:
+        self._lay: tuple[int, int, int] | None = None  # of a file that is read as it lay
+        with contextlib.ExitStack() as self._opened:
             try:
                 if self.path.exists() and not self.path.is_file():
                     raise BadInput(f"store {str(path)!r} is not a file; give --store a file.")
-                self._connection = opened.enter_context(self._open())
-                # What is not UTF-8 must not end the reading of all rows.
-                self._connection.text_factory = lambda content: content.decode("utf-8", "replace")
-                self._prepare()
+                self._connect()
             except (OSError, sqlite3.Error) as error:
                 raise self._unusable(error) from error
-            self._opened = opened.pop_all()
+            self._opened = self._opened.pop_all()
+
+    def _connect(self) -> None:
+        self._connection = self._opened.enter_context(self._open())
+        # What is not UTF-8 must not end the reading of all rows.
+        self._connection.text_factory = lambda content: content.decode("utf-8", "replace")
+        self._prepare()
 
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         if self.path.is_file():
+            self._lay = None if logs_of(self.path) else lies(self.path)
             return opened_to_read(self.path)
         return contextlib.closing(sqlite3.connect(":memory:"))
+
+    def _written_since(self) -> bool:
+        """Whether a file without a log, which is read as it lay, has been written to.
+
+        One that is gone is read on as it was.
+        """
+        return self._lay is not None and self.path.exists() and lies(self.path) != self._lay
 
     def _prepare(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -119,6 +130,8 @@ class Archive:
     ) -> Iterator[Read]:
         """Yield what is built of the first `MOST_ROWS` of a table, but for those that cannot be."""
         try:
+            if self._lay is not None and (logs_of(self.path) or self._written_since()):
+                self._connect()
             if not (columns := self._columns(table)):
                 return
             query = f"SELECT rowid, {', '.join(columns)} FROM {table} {rest} LIMIT {MOST_ROWS + 1}"
@@ -133,9 +146,15 @@ class Archive:
                     self.left_out.add(self.path, place, error)
                 else:
                     yield built
+            damage = None
         except sqlite3.Error as error:
-            damaged = f"store {str(self.path)!r} is damaged ({error}); {self._saving()}."
-            raise BadInput(damaged) from error
+            damage = error
+        if self._written_since():  # pages of before and after may be mixed
+            why = "has been written to while it was read; run the same command again"
+            raise BadInput(f"store {str(self.path)!r} {why}.")
+        if damage is not None:
+            damaged = f"store {str(self.path)!r} is damaged ({damage}); {self._saving()}."
+            raise BadInput(damaged) from damage
 
     def _trials(self, rest: str = "", *values: Any) -> Iterator[Trial]:
         build = partial(Trial.from_row, setting_of=setting_reader())
@@ -144,16 +163,18 @@ class Archive:
     def lend(self, trials: Iterable[Trial]) -> None:
         """Let `find` and `everything` answer with these too, behind the file's and earlier ones."""
         for trial in trials:
-            self._lent.setdefault(trial.name, trial)
+            named = self._lent.setdefault((trial.name.key, trial.protocol), {})
+            named.setdefault(trial.seed, trial)
 
     def lent(self, name: TrialName) -> Trial | None:
         """Return the trial of a name that was lent, whatever the file holds."""
-        return self._lent.get(name)
+        return self._lent.get((name.key, name.protocol), {}).get(name.seed)
 
     def everything(self) -> Iterable[Trial]:
         """Return all finished trials of every protocol, but for those of plug-ins not loaded."""
         own = {trial.name: trial for trial in self._trials()}
-        return {**own, **self._lent, **own}.values()
+        lent = {trial.name: trial for some in self._lent.values() for trial in some.values()}
+        return {**own, **lent, **own}.values()
 
     def has(self, name: TrialName) -> bool:
         """Whether the file has a finished trial."""
@@ -162,7 +183,7 @@ class Archive:
     def find(self, setting: Setting, seeds: Container[int] | None = None) -> list[Trial]:
         """Return a setting's finished trials of today's protocol, by seed; all seeds by default."""
         of = setting.key(), protocol_of(setting)
-        found = {t.seed: t for name, t in self._lent.items() if (name.key, name.protocol) == of}
+        found = dict(self._lent.get(of, {}))
         found.update({t.seed: t for t in self._trials("WHERE key = ? AND protocol = ?", *of)})
         wanted = (trial for seed, trial in sorted(found.items()) if seeds is None or seed in seeds)
         return [trial for trial in wanted if trial.setting == setting]
@@ -249,74 +270,3 @@ def started(pid: int) -> str:
     except (OSError, IndexError):
         return ""
     return f"{boot} {ticks}"
-
-
-# ---- files that others may have written ---------------------------------------------------------
-
-
-@contextlib.contextmanager
-def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database without writing to it or leaving anything beside it.
-
-    Without a log beside it the file is whole as it lies. With a log, the command that writes it may
-    be alive: its index of the log (-shm) then tells what is valid. A log without that index was
-    copied here, or lies where nothing can be written; so the two are read from a copy. `BadInput`
-    where none can be made; `OSError` for a file that may not be read.
-    """
-    path = path.resolve()
-    path.open("rb").close()  # SQLite would not say why it cannot
-    logs = [log for end in ("wal", "journal") if (log := Path(f"{path}-{end}")).exists()]
-    with contextlib.ExitStack() as stack:
-        if not logs:
-            uri = f"{path.as_uri()}?mode=ro&immutable=1"
-        elif Path(f"{path}-shm").exists() and _reads(path):
-            uri = f"{path.as_uri()}?mode=ro"
-        else:
-            uri = stack.enter_context(_copied(path, logs)).as_uri()
-        connection = stack.enter_context(_connected(uri))
-        connection.execute("PRAGMA trusted_schema = OFF")
-        yield connection
-
-
-@contextlib.contextmanager
-def _copied(path: Path, logs: Iterable[Path]) -> Iterator[Path]:
-    """Copy a database and its logs for as long as it is read."""
-    with contextlib.ExitStack() as stack:
-        try:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            for file in (path, *logs):
-                shutil.copyfile(file, folder / file.name)
-        except OSError as error:
-            beside = ", ".join(log.name for log in logs)
-            raise BadInput(
-                f"store {str(path)!r} has a log beside it ({beside}) and is read from a copy; it "
-                f"cannot be made ({error}); set TMPDIR to a folder with room that you can write to."
-            ) from error
-        yield folder / path.name
-
-
-def _connected(uri: str) -> contextlib.closing[sqlite3.Connection]:
-    return contextlib.closing(sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None))
-
-
-def _reads(path: Path) -> bool:
-    with _connected(f"{path.as_uri()}?mode=ro") as connection:
-        try:
-            return bool(connection.execute("PRAGMA schema_version").fetchone())
-        except sqlite3.OperationalError:
-            return False
-
-
-def plain_columns(connection: sqlite3.Connection, table: str) -> list[str] | None:
-    """Return a table's columns, none where there is no such table; None for a view and the like."""
-    # To read a view or a virtual table runs what its author wrote.
-    query = "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE"
-    try:
-        found = connection.execute(query, (table,)).fetchone()
-    except UnicodeDecodeError:  # in SQLite's own message, which quotes what is wrong
-        raise sqlite3.DatabaseError("malformed database schema") from None
-    if found is None:
-        return []
-    if found[0] != "table" or not found[1]:
-        return None
-    return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]

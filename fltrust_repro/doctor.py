@@ -25,6 +25,7 @@ from typing import Any
 import click
 
 from fltrust_repro import machine, nvidia
+from fltrust_repro.databases import opened_to_read, plain_columns
 from fltrust_repro.errors import BadInput, in_words
 from fltrust_repro.machine import usable_cores
 from fltrust_repro.words import counted
@@ -192,8 +193,6 @@ def _data(data_dir: str | None) -> Iterator[str]:
 
 
 def _store(path: Path) -> Iterator[str]:
-    from fltrust_repro.archive import opened_to_read, plain_columns  # loads what may not load
-
     remedy = "give --store another file, in a folder that you can write to"
     folder = next(parent for parent in path.resolve().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):

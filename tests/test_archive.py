@@ -116,6 +116,33 @@ def test_a_store_is_looked_at_while_a_command_writes_to_it(file):
             assert seeds(file) == list(range(seed + 1))
 
 
+def test_a_store_that_lay_idle_is_read_anew_once_a_command_has_written_to_it(file):
+    with Archive(file) as idle:
+        assert len(list(idle.everything())) == 3
+        with Store(file) as store:
+            for seed in range(3, 60):
+                store.add(trial(seed))
+            assert len(list(idle.everything())) == 60
+        assert len(idle.find(SETTING)) == 60
+    with Archive(file) as idle:
+        with Store(file) as store:
+            store.add(trial(60))
+        assert len(idle.find(SETTING)) == 61
+
+
+def test_what_is_written_amid_a_reading_is_no_damage(file):
+    with Store(file) as store:
+        for seed in range(3, 400):
+            store.add(trial(seed))
+    with Archive(file) as idle, pytest.raises(BadInput, match="written to while it was read; run"):
+        reading = idle.salvaged()
+        next(reading)
+        with Store(file) as store:
+            for seed in range(400, 440):
+                store.add(trial(seed))
+        list(reading)
+
+
 def test_where_there_is_no_file_there_is_no_trial_and_no_file_is_made(tmp_path):
     with Archive(tmp_path / "none.sqlite") as store:
         assert list(store.everything()) == store.find(SETTING) == []
