@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what a type checker or an editor is told of the names that 
     from fltrust_repro.attacks import attack
     from fltrust_repro.datasets import Dataset, dataset
     from fltrust_repro.defenses import defense
+    from fltrust_repro.doors import Limit
     from fltrust_repro.errors import BadInput
     from fltrust_repro.experiments import load_experiment
     from fltrust_repro.models import model
@@ -56,6 +57,7 @@ _ROOMS = {
     "attacks": ("attack",),
     "datasets": ("Dataset", "dataset"),
     "defenses": ("defense",),
+    "doors": ("Limit",),
     "errors": ("BadInput",),
     "experiments": ("load_experiment",),
     "models": ("model",),

@@ -22,7 +22,15 @@ import numpy as np
 
 from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.distances import squared_distances
-from fltrust_repro.doors import Limit, Numbers, as_given, as_updates, lent, taken_back
+from fltrust_repro.doors import (
+    Limit,
+    Numbers,
+    as_given,
+    as_updates,
+    check_limit,
+    lent,
+    taken_back,
+)
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import (
     column_mean,
@@ -31,7 +39,7 @@ from fltrust_repro.kernels import (
     middle_means_without,
 )
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
-from fltrust_repro.registry import Registry, check_default
+from fltrust_repro.registry import Registry, check_default, check_named
 from fltrust_repro.server import ASKED, ServerState
 
 
@@ -137,6 +145,8 @@ def rule(
     `ASKED`, and its own parameters, which are by keyword alone; it returns d numbers. Called by its
     own name it checks its arguments and result as `Rule.__call__` does.
     """
+    check_named("rule", name)
+    check_limit(f"rule {name!r}", limit)
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., Numbers]:
         signature, own = inspect.signature(function), own_parameters(function)

@@ -103,6 +103,9 @@ def table(
         if column not in protocol.columns:
             wrong = f"{protocol.name} has no column {shown(column)}"
             raise BadInput(f"{wrong}; {choose(column, protocol.columns)}")
+        if column != NO_ATTACK and not _differs(protocol.columns[column]["attack"], knowledge):
+            same = f"column {shown(column)} is the same with {knowledge} knowledge"
+            raise BadInput(f"{same}; leave --knowledge out, or the column.")
     told = {
         name: {**fields, "knowledge": knowledge}
         for name, fields in protocol.columns.items()

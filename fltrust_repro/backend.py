@@ -193,8 +193,15 @@ def resolve_device(name: str) -> str:
 
 
 def context(device: str, index: int = 0) -> Context:
-    """Return MXNet's context for `cpu` or `gpu` number `index`."""
-    return _mxnet().gpu(index) if device == "gpu" else _mxnet().cpu()
+    """Return MXNet's context for a device's name, as `resolve_device` takes it: GPU number `index`.
+
+    Raises `BadInput` for a GPU that there is not.
+    """
+    if resolve_device(device) == "cpu":
+        return _mxnet().cpu()
+    if index not in range(gpu_count()):
+        raise BadInput(f"gpu is {index!r}; give a number from 0 to {gpu_count() - 1}.")
+    return _mxnet().gpu(index)
 
 
 def is_gpu(ctx: Context) -> bool:

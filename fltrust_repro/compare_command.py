@@ -142,9 +142,11 @@ def _nothing(
     if edit:
         earlier = "no setting at hand has trials of today's plug-ins and of earlier ones"
         return f"{earlier}; `trials` lists what there is."
+    if fields and not a:
+        return f"no setting without {names[1]} is chosen; `trials` lists what there is."
     if fields:
-        of = f"none of the {a:,} settings chosen" if a else "no setting is chosen, so none"
-        return f"{of} has been run with {names[1]} too; `trials` lists what there is."
+        none = f"none of the {a:,} settings chosen has been run with {names[1]} too"
+        return f"{none}; `trials` lists what there is."
     return f"A has {a:,} settings, B {b:,}, and none in common; `trials {names[0]}` lists A's."
 
 

@@ -117,6 +117,6 @@ def _number(name: object, noted: Any) -> float:
     """A note as a plain number, whatever kind of number or array of one it is."""
     value = np.asarray(noted.asnumpy() if hasattr(noted, "asnumpy") else noted)
     if value.size != 1 or value.dtype.kind not in "biuf":
-        raise BadInput(f"the attack notes {name!r} as {noted!r}; notes are numbers.")
+        raise BadInput(f"an attack or a rule notes {name!r} as {noted!r}; notes are numbers.")
     number = value.item()
     return int(number) if isinstance(number, bool) else number

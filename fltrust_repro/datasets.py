@@ -23,7 +23,7 @@ from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, in_words, shown
 from fltrust_repro.files import check_name
 from fltrust_repro.har import CLASSES, divided, read_har
-from fltrust_repro.registry import Registry, check_default, is_built_in, summary
+from fltrust_repro.registry import Registry, check_default, check_named, is_built_in, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
 DEALINGS = ("once", "each-iteration", "shared", "sorted", "natural")
@@ -124,6 +124,7 @@ def dataset(
     dealing: str = "once",
 ) -> Callable[[Loading], Loading]:
     """Register a function that loads a data set; the other arguments are those of `Loader`."""
+    check_named("data set", name)
 
     def register(function: Loading) -> Loading:
         datasets.add(name, Loader(name, function, batch_size, learning_rates or {}, dealing))

@@ -16,7 +16,7 @@ import numpy as np
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.doors import lent_parts, take_in
 from fltrust_repro.errors import BadInput
-from fltrust_repro.registry import Registry, summary
+from fltrust_repro.registry import Registry, check_named, summary
 
 VALIDATION_EXAMPLES = 100  # Section 5: drawn uniformly at random from the testing examples
 
@@ -107,6 +107,7 @@ defenses: Registry[Defense] = Registry("defense")
 
 def defense(name: str, most: int = 1) -> Callable:
     """Register a function `(Suspicion) -> workers to remove`, int (k,), k <= `most` times c."""
+    check_named("defense", name)
     if isinstance(most, bool) or not isinstance(most, int) or most < 0:
         raise BadInput(f"defense {name!r} has most = {most!r}; give a whole number, at least 0.")
 

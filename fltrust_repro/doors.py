@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 import numpy as np
 
 from fltrust_repro import backend
-from fltrust_repro.errors import BadInput, BeyondLimit
+from fltrust_repro.errors import BadInput, BeyondLimit, shown
 from fltrust_repro.registry import is_built_in, place_of
 
 if TYPE_CHECKING:
@@ -28,28 +28,69 @@ Numbers = Union["NDArray", np.ndarray]
 
 Case = TypeVar("Case")
 
+LAST_SEED = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Limit:
-    """A quantity of m, c and beta that has to be at least 1 for a rule or attack to make sense."""
+    """A quantity of m, c and beta that has to be at least 1 for a rule or attack to make sense.
+
+    Where something before a rule makes other rows of what m workers send, m stands for as many as
+    `rows` tells.
+
+    >>> import fltrust_repro as fl
+    >>> half = fl.Limit("m - 2c", lambda m, c, beta: m - 2 * c)  # @fl.rule("my-rule", limit=half)
+    >>> half.allows(m=10, c=4, beta=4), half.allows(m=10, c=5, beta=5)
+    (True, False)
+    """
 
     text: str
     value: Callable[[int, int, int], int]
+    rows: Callable[[int], int] | None = None
+
+    def allows(self, m: int, c: int, beta: int) -> bool:
+        """Whether the quantity is at least 1; `BadInput` where it cannot be computed."""
+        return self._quantity("a plug-in", m, c, beta)[1] >= 1
 
     def check(self, user: str, m: int, c: int, beta: int) -> None:
         """Raise `BeyondLimit` where the quantity is below 1."""
+        left, value = self._quantity(user, m, c, beta)
+        if value < 1:
+            rows = f"{m} workers" if self.rows is None else f"{left} rows, of {m} workers"
+            raise BeyondLimit(
+                f"{user} needs {self.text} >= 1, but with m = {rows}, c = {c} compromised and "
+                f"beta = {beta} it is {value}; use more workers, or a smaller c or beta."
+            )
+
+    def _quantity(self, user: str, m: int, c: int, beta: int) -> tuple[int, int]:
+        """What m stands for, and the quantity."""
         try:
-            value = int(self.value(m, c, beta))
+            left = m if self.rows is None else self.rows(m)
+            return left, int(self.value(left, c, beta))
         except BadInput:  # of a parameter that it reads
             raise
         except (Exception, SystemExit) as error:  # a plug-in's limit may be anything
             problem = f"{type(error).__name__}: {error}"
             raise BadInput(f"the limit of {user} cannot be computed ({problem}).") from error
-        if value < 1:
-            raise BeyondLimit(
-                f"{user} needs {self.text} >= 1, but with m = {m} workers, c = {c} compromised and "
-                f"beta = {beta} it is {value}; use more workers, or a smaller c or beta."
-            )
+
+
+def check_limit(user: str, limit: object) -> None:
+    """Raise `BadInput` unless what stands for a limit is one, or None."""
+    if limit is not None and not isinstance(limit, Limit):
+        example = 'fl.Limit("m - 2c", lambda m, c, beta: m - 2 * c)'
+        raise BadInput(f"{user}: its limit is {shown(limit)}; give a Limit, as {example}.")
+
+
+def whole_number(name: str, value: object, least: int, most: int) -> int:
+    """Return what a user gave as a whole number within bounds, Python's or numpy's.
+
+    Raises `BadInput` for anything else.
+    """
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= most:  # type: ignore[operator]
+        allowed = f"a whole number from {least} to {most:,}"
+        raise BadInput(f"{name} is {shown(value)}; give {allowed}.")
+    return int(value)  # type: ignore[call-overload]
 
 
 def is_ndarray(values: object) -> bool:

@@ -22,7 +22,7 @@ from fltrust_repro.cnn_gradients import compiled_cnn
 from fltrust_repro.errors import BadInput
 from fltrust_repro.gpu_gradients import Network
 from fltrust_repro.gradients import Compiled, compiled_lr
-from fltrust_repro.registry import Registry, check_default
+from fltrust_repro.registry import Registry, check_default, check_named
 
 if TYPE_CHECKING:
     from mxnet.context import Context
@@ -83,6 +83,7 @@ def model(
     on_gpu: OnGpu | None = None,
 ) -> Callable[[Build], Build]:
     """Register a function `(classes, shape) -> HybridBlock`; see `Model` for the rest."""
+    check_named("model", name)
 
     def register(build: Build) -> Build:
         models.add(name, Model(name, build, compiled, on_gpu, iterations))

@@ -12,17 +12,17 @@ import click
 from click.core import ParameterSource
 
 from fltrust_repro.backend import resolve_device
+from fltrust_repro.doors import LAST_SEED
 from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.processes import MOST_JOBS, MOST_MINUTES, Machine
 from fltrust_repro.settings import Readings, Setting
-from fltrust_repro.trials import LAST_SEED
+from fltrust_repro.trials import MOST_TRIALS
 from fltrust_repro.words import lasting
 
 LONG_SECONDS = 3600.0
-MOST_TRIALS = 10_000  # per setting
 
 
 def count(text: str, least: int, most: int) -> Callable:

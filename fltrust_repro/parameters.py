@@ -94,8 +94,14 @@ def words_of(name: str) -> list[str]:
 
 def name_with(name: str, values: Mapping[str, Any]) -> str:
     """Return the name under which an entry with these values is known: one name for one choice."""
-    told = ",".join(f"{key}={str(value).removesuffix('.0')}" for key, value in values.items())
+    told = ",".join(f"{key}={_written(value)}" for key, value in values.items())
     return f"{name}:{told}" if told else name
+
+
+def _written(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return str(value).removesuffix(".0").replace("e+", "e")  # + begins another step before a rule
 
 
 def with_values(function: Callable, values: Mapping[str, Any]) -> Callable:

@@ -143,7 +143,7 @@ def _attack_sizes(one: Attack) -> Findings:
     cases["updates that are all equal"] = np.tile(normal(1, D), (M, 1)), C
     for place, (rows, c) in cases.items():
         found = _crafted(one, rows, c)
-        limited = one.limit is not None and one.limit.value(len(rows), c, c) < 1
+        limited = one.limit and tried(one.limit.allows, len(rows), c, c).answer is False
         if found.problem and not limited:
             remedy = " (give it a limit, looked at before a trial begins)" * found.mendable
             yield Finding(NOTE if found.mendable else FAILS, f"{place}: {found.problem}{remedy}")

@@ -318,7 +318,7 @@ def _execute(plugin: Plugin, finder: Sources) -> None:
             backend.mx  # noqa: B018  (a bare `import mxnet` fails with today's numpy)
         finder.forget()  # the user may have imported them before
         before = set(sys.modules)
-        with registering(loaded):
+        with registering(loaded), contextlib.redirect_stdout(sys.stderr):
             importlib.import_module(plugin.module)
         sys.path[:] = dict.fromkeys(sys.path)  # a body that adds a folder does so for every trial
         finder.add_imported(before)

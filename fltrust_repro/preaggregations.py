@@ -15,11 +15,11 @@ import numpy as np
 
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.distances import nearest, squared_distances
-from fltrust_repro.doors import Limit, as_numbers, lent
-from fltrust_repro.errors import BadInput
+from fltrust_repro.doors import as_numbers, lent
+from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.kernels import extremes
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
-from fltrust_repro.registry import Registry, place_of
+from fltrust_repro.registry import Registry, check_default, check_named, place_of
 from fltrust_repro.server import ASKED
 from fltrust_repro.weighing import lengths, shortening, weighted_sums
 
@@ -49,9 +49,15 @@ preaggregations: Registry[PreAggregation] = Registry("pre-aggregation")
 def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], Callable]:
     """Register a function `(updates[, c][, ...]) -> (k, d)` as pre-aggregation `name`.
 
-    It is given float32 (m, d), which it must not change, and by name what it asks for of
-    `server.ASKED`; own parameters are by keyword alone. `rows` tells k.
+    It is given float32 (m, d), a plug-in a copy that it may change, and by name what it asks for of
+    `server.ASKED`; own parameters are by keyword alone. `rows` tells k: as many unless given.
     """
+    check_named("pre-aggregation", name)
+    if "+" in name:
+        raise BadInput(f"a pre-aggregation has the name {name!r}; what follows a + is another.")
+    if not callable(rows):
+        do = "give a function of m, as rows=lambda m: m // 2"
+        raise BadInput(f"pre-aggregation {name!r}: rows is {shown(rows)}; {do}.")
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         names = asked_for("pre-aggregation", name, function, ASKED)
@@ -86,9 +92,12 @@ def behind(names: str, rule: Rule) -> Rule:
             updates = as_numbers(found, (None, d), user, "its result")
             if "workers" in known and len(updates) != before:  # rows are no worker's any more
                 known["workers"] = np.arange(len(updates))
+        if own is not None:  # steps may leave other numbers of rows than they tell
+            counts = known.get("c", 0), known.get("beta", 0)
+            own.check(f"rule {rule.name!r} behind {names!r}", len(updates), *counts)
         return ask(len(steps), rule, updates, known)
 
-    limit = Limit(own.text, lambda m, c, beta: own.value(rows(m), c, beta)) if own else None
+    limit = replace(own, rows=rows) if own else None
     name = "+".join([*(step.name for step in steps), rule.name])
     together = {"memory", *rule.parameters}.union(*(step.parameters for step in steps))
     asked = tuple(one for one in ASKED if one in together)
@@ -160,6 +169,7 @@ def clip(updates: np.ndarray, *, radius: float = 1.0) -> np.ndarray:
     >>> clip(np.float32([[3, 4], [6, 8], [30, 40]])).tolist()
     [[3.0, 4.0], [6.0, 8.0], [6.0, 8.0]]
     """
+    check_default("pre-aggregation 'clip'", "radius", radius, float)
     long = lengths(updates)
     return _clipped(updates, long, radius * np.median(long))
 
@@ -210,7 +220,7 @@ def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
     added = _with_copies(len(updates), share=share) - len(updates)
     finite = np.isfinite(lengths(updates))
     if not finite.any():
-        return np.concatenate([updates, updates[:added]])
+        return updates[np.arange(len(updates) + added) % len(updates)]
     known, up = updates if finite.all() else updates[finite], np.ones(updates.shape[1], np.float32)
     away = np.minimum(*(lengths(updates, extremes(known, side)) for side in (up, -up)))
     away[~finite] = -1

@@ -79,10 +79,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def add(self, name: str, entry: Entry) -> None:
         """Register `entry` for the plug-in that is `registering`; `BadInput` for a name taken."""
-        if not isinstance(name, str) or not name:
-            raise BadInput(f"a {self.kind} has the name {name!r}; give a text that is not empty.")
-        if ":" in name:
-            raise BadInput(f"a {self.kind} has the name {name!r}; what follows a : are parameters.")
+        check_named(self.kind, name)
         if name in self._entries and not isinstance(self._owners.get(name), Here):
             raise BadInput(f"{self.kind} {name!r} exists already; register yours by another name.")
         # Ours stay ours, also where a plug-in is the first to import their room.
@@ -168,6 +165,17 @@ class RegistryModule(ModuleType, Mapping[str, Any]):
         return len(self._registry)
 
     __eq__, __hash__ = ModuleType.__eq__, ModuleType.__hash__
+
+
+def check_named(kind: str, name: object) -> None:
+    """Raise `BadInput` for what is no name to register a thing of this kind by."""
+    if callable(name):  # the decorator stands there without one
+        told = f'give it one in brackets: "my-name", above {getattr(name, "__name__", name)}'
+        raise BadInput(f"a {kind} is registered without a name; {told}.")
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"a {kind} has the name {name!r}; give a text that is not empty.")
+    if ":" in name:
+        raise BadInput(f"a {kind} has the name {name!r}; what follows a : are parameters.")
 
 
 def summary(function: object) -> str:

@@ -270,6 +270,8 @@ def rlr(updates: np.ndarray, notes: Counter[str], *, theta: float = 0.4) -> np.n
     array([ 2., -1.], dtype=float32)
     """
     check_default("rule 'rlr'", "theta", theta, float)
+    if theta > 1:  # of all votes
+        raise BadInput(f"rule 'rlr': theta is {theta}; give a share of the workers, at most 1.")
     agreed = np.abs(sign_votes(updates)) / len(updates) >= theta
     notes["parameters reversed"] += np.count_nonzero(~agreed)
     means = weighted_mean(updates, np.isfinite(lengths(updates)))

@@ -60,9 +60,8 @@ class Subject:
 
     def within(self, m: int) -> list[int]:
         """Return each c below m/2 that the limit allows."""
-        rule = self.rule()
-        limit = rule.limit.value if rule.limit is not None else lambda m, c, beta: 1
-        return [c for c in range((m + 1) // 2) if limit(m, c, c) >= 1]
+        limit = self.rule().limit
+        return [c for c in range((m + 1) // 2) if limit is None or limit.allows(m, c, c)]
 
     @property
     def draws(self) -> bool:
@@ -83,11 +82,12 @@ def check_preaggregation(entry: Entry) -> Findings:
 
 
 def _checked(subject: Subject, own: Callable[[Subject], Findings]) -> Findings:
-    allowed = subject.within(M)
-    if not allowed:
-        yield Finding(FAILS, f"its limit allows no c at all of {M} workers")
+    allowed = tried(subject.within, M)
+    if allowed.problem or not allowed.answer:
+        none = f"its limit allows no c at all of {M} workers"
+        yield Finding(FAILS, allowed.problem or none)
         return
-    c = min(C, allowed[-1])
+    c = min(C, allowed.answer[-1])
     first = subject.ask(normal(M, D), c)
     if first.fault:
         yield Finding(FAILS, f"{M} random updates of {D} numbers, c = {c}: {first.fault}")
@@ -239,7 +239,10 @@ def _rows_left(subject: Subject) -> Findings:
     for m in (3, 7, M):
         c = subject.within(m)[-1]
         _, found = _direct(subject, normal(m, D), c)
-        told = step.rows(m)
+        told, problem, *_ = tried(step.rows, m)
+        if problem:
+            yield Finding(FAILS, f"rows, asked about {m} updates: {problem}")
+            return
         if not found.problem and len(found.answer) != told:
             rows = f"rows says that it leaves {told} of {m} updates, but it returns"
             yield Finding(FAILS, f"{rows} {len(found.answer)}; the rule's limit is checked by it")

@@ -184,6 +184,7 @@ class Setting:
         alone = m == 1 and attacks[self.attack].inject is not None
         least_c = 0 if self.attack == "none" or alone else 1
         each = self.selected * self.rounds * self.batch_size
+        compares = defenses[self.defense].most > 0  # what is made of updates with and without one
         counts = ("workers", "iterations", "batch_size", "rounds")
         below_half = f"at least {least_c} and less than half of the {m} workers, as 2.3 assumes"
         examples = f"at most {MOST_EXAMPLES:,} examples an iteration"
@@ -192,6 +193,7 @@ class Setting:
             *((n, 1 <= given[n] <= MOST, f"at least 1 and at most {MOST:,}") for n in counts),
             ("compromised", least_c <= c and 2 * c < m, below_half),
             ("selected", 1 <= self.selected <= m, f"in [1, m], m = {m}"),
+            ("selected", self.selected > 1 or not compares, "at least 2 with a defense"),
             ("selected x rounds x batch_size", each <= MOST_EXAMPLES, examples),
             ("poisoned_fraction", 0 <= self.poisoned_fraction <= 1, "in [0, 1]"),
             ("poisoned_share", 0 < self.poisoned_share <= 1, "in (0, 1]"),

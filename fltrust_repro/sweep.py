@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fltrust_repro import datasets, poisoning, trial_process
 from fltrust_repro.attacks import attacks
 from fltrust_repro.checkpoints import Checkpoints
+from fltrust_repro.doors import LAST_SEED, whole_number
 from fltrust_repro.errors import BadInput, Raised, shown
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin, plugins_for
@@ -24,7 +25,7 @@ from fltrust_repro.projection import project
 from fltrust_repro.registry import Here, Owner
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
-from fltrust_repro.trials import LAST_SEED, Trial, TrialName
+from fltrust_repro.trials import MOST_TRIALS, Trial, TrialName
 from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
@@ -112,13 +113,13 @@ def run(
         A value is wrong, or trials failed: a table without them would look like any other, with
         means of fewer trials. The others are run first, and kept; but three failures alike end it.
     """
-    chosen = list(dict.fromkeys([settings] if isinstance(settings, Setting) else settings))
-    if strange := [one for one in chosen if not isinstance(one, Setting)] or not chosen:
-        raise BadInput(f"settings are {shown(strange)}; give one Setting, or several.")
-    for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or not least <= value <= LAST_SEED:
-            raise BadInput(f"{name} is {shown(value)}; give a whole number of at least {least}.")
-    for path in plugins:
+    given = list(settings) if isinstance(settings, Iterable) else [settings]
+    if not given or not all(isinstance(one, Setting) for one in given):
+        raise BadInput(f"settings are {shown(settings)}; give one Setting, or several.")
+    chosen = list(dict.fromkeys(given))
+    trials = whole_number("trials", trials, 1, MOST_TRIALS)
+    seed = whole_number("seed", seed, 0, LAST_SEED + 1 - trials)
+    for path in [plugins] if isinstance(plugins, (str, Path)) else plugins:
         load_plugin(path)
     folder = None if data_dir is None else Path(data_dir)
     machine = Machine(device, jobs, folder, scheduler, checkpoint_minutes)

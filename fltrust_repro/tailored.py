@@ -96,8 +96,8 @@ def members(step: Round) -> list[tuple[str, Craft]]:
     chosen = []
     for name in MEMBERS:
         one = attacks[name]
-        allowed = one.limit is None or one.limit.value(step.master.m, step.c, step.master.beta) >= 1
-        if one.craft is not None and allowed:
+        counts = step.master.m, step.c, step.master.beta
+        if one.craft is not None and (one.limit is None or one.limit.allows(*counts)):
             chosen.append((name, one.craft))
     return chosen
 
@@ -124,9 +124,12 @@ def tailor(step: Round, queries: int, s: np.ndarray) -> np.ndarray:
     for name, craft in members(step):
         inquiry.ask(f"the {name} attack", craft(replace(step, notes=Counter())))
     known = {line.name: line for line in lines(seen, s, np.where(inquiry.before > 0, 1, -1))}
-    kept = step.memory.setdefault("lines", {})
-    for line in known.values():  # each for itself: a checkpoint may be older than a line
-        kept.setdefault(line.name, {"scale": [line.first, _STEP], "close": _UNKNOWN, "waits": 0})
+    if "lines" not in step.memory:
+        new = {"close": _UNKNOWN, "waits": 0}
+        step.memory["lines"] = {
+            name: {"scale": [line.first, _STEP], **new} for name, line in known.items()
+        }
+    kept = step.memory["lines"]
     leaders, waiting = chosen(kept, inquiry.left)
     harms = {
         name: inquiry.ask(name, known[name].at(np.float32(kept[name]["scale"][0])))

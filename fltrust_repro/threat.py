@@ -18,19 +18,22 @@ import numpy as np
 
 from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.doors import (
+    LAST_SEED,
     Limit,
     Numbers,
     as_given,
     as_numbers,
     as_updates,
+    check_limit,
     lent_parts,
     take_in,
     taken_back,
+    whole_number,
 )
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.parameters import chosen, name_with, with_values
 from fltrust_repro.poisoning import Backdoor, PoisonedSet
-from fltrust_repro.registry import Registry, summary
+from fltrust_repro.registry import Registry, check_named, summary
 from fltrust_repro.server import ServerState, lacks_root_data
 
 CHOICES = {
@@ -182,6 +185,7 @@ class Attack:
     backdoor: Backdoor | None = None
 
     def __post_init__(self) -> None:
+        check_limit(f"attack {self.name!r}", self.limit)
         if strange := set(self.asks) - {"root"}:
             raise BadInput(
                 f"attack {self.name!r} asks for {', '.join(map(str, sorted(strange, key=str)))}; "
@@ -237,6 +241,7 @@ class Attack:
         if root is not None:
             root = as_numbers(root, rows.shape[1:], user, "root")
             master = replace(master, rule=master.rule.seen_at(ServerState(root=root)))
+        seed = whole_number(f"{user}: seed", seed, 0, LAST_SEED)
         chosen, rng = Parameters.from_dict(parameters), np.random.default_rng(seed)
         knowledge = knowledge if self.has_knowledge else "full"
         known = rows[:c] if knowledge == "partial" else rows
@@ -306,6 +311,7 @@ def attack(
     With `asks=("root",)` it is given the server's own update as `step.root`, whatever the rule;
     with a `backdoor` its workers train on triggered examples first.
     """
+    check_named("attack", name)
 
     def register(craft: Craft) -> Craft:
         entry = Attack(

@@ -16,6 +16,7 @@ from fltrust_repro import backend, datasets, downloads, poisoning
 from fltrust_repro.attacks import attacks, direction_agreement, undone
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.course import Course, Moving, Snapshot, plain
+from fltrust_repro.doors import LAST_SEED, whole_number
 from fltrust_repro.errors import BadInput
 from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
@@ -62,8 +63,7 @@ class TrialResult:
     iterations: int  # done
     diverged: bool  # whether a parameter became NaN or infinite, which ends training
     seconds: float  # of training, by the clock, data loading left out
-    # Every 10 iterations and at the end: iteration, error rate, and the benign workers' mean batch
-    # loss at the model before that iteration.
+    # Every 10 iterations and at the end: iteration, error rate, benign mean loss before it
     curve: Sequence[tuple[int, float, float]]
     empty_workers: int  # without a training example (of the first deal): they send zero updates
     notes: dict[str, float] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def run_trial(
     keep: Callable[[Callable[[], Snapshot]], None] = lambda take: None,
     begun: Snapshot | None = None,
 ) -> TrialResult:
-    """Train once under the setting's attack and defense, on the CPU or GPU number `gpu`.
+    """Train once under the setting's attack and defense; `device` may be "gpu", number `gpu`.
 
     `seed` decides all that is random, each thing by a generator of its own; data sets are looked
     for in `data_dir` first; `after_iteration` is called after each iteration, for progress bars.
@@ -103,10 +103,10 @@ def run_trial(
     Raises `BadInput` or `DataUnavailable` where the model cannot take the data set's examples, or
     these are not at hand or damaged, and `MemoryError` where the GPU's memory ran out.
     """
+    seed = whole_number("seed", seed, 0, LAST_SEED)
     federation = Federation(setting, seed, backend.context(device, gpu), data_dir)
     course, diverged = federation.begin(begun), False
-    w = course.w
-    curve, started = course.curve, time.perf_counter() - course.seconds
+    w, curve, started = course.w, course.curve, time.perf_counter() - course.seconds
     for iteration in range(course.iterations + 1, setting.iterations + 1):
         w, losses = federation.iterate(w, iteration)
         diverged = not np.isfinite(host_view(w)).all()

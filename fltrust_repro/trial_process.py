@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -56,7 +57,9 @@ def _told(call: Callable) -> Callable:
     @functools.wraps(call)
     def told(*args: Any) -> Any:
         try:
-            return call(*args)
+            # What a plug-in prints must not stand amid what a command says.
+            with contextlib.redirect_stdout(sys.stderr):
+                return call(*args)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and _process.is_the_commands:
                 raise

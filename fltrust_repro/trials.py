@@ -15,12 +15,13 @@ from functools import lru_cache, partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from fltrust_repro.doors import LAST_SEED
 from fltrust_repro.errors import UnknownName, one_line
 from fltrust_repro.settings import MOST, Setting
 from fltrust_repro.training import PROTOCOL, TrialResult
 
 FIRST_SEED = 10  # of what is reported; those before it chose the readings
-LAST_SEED = 2**31 - 1
+MOST_TRIALS = 10_000  # of a setting
 _WHERE = ("device", "versions", "finished")  # and when
 TOOK_OVER = "; after iteration"  # in `versions`: between one machine and the next that went on
 

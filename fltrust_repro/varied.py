@@ -19,7 +19,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.parameters import own_parameters
+from fltrust_repro.parameters import name_with, own_parameters
 from fltrust_repro.preaggregations import preaggregations
 from fltrust_repro.registry import is_built_in
 from fltrust_repro.settings import FIELDS, Setting
@@ -79,7 +79,7 @@ class OwnParameter(Varied):
                 (name, {**own, parameter: value} if name == owner else own) for name, own in before
             ]
             if steps != before:
-                told[kind] = "+".join(map(_typed, steps))
+                told[kind] = "+".join(name_with(*step) for step in steps)
         return told
 
     def decides(self, field: str, given: Any) -> bool:
@@ -104,12 +104,6 @@ def _steps(names: Any) -> list[tuple[str, dict[str, Any]]]:
         parts = (part.partition("=") for part in chosen.split(",") if part)
         found.append((name, {key.strip(): value for key, _, value in parts}))
     return found
-
-
-def _typed(step: tuple[str, Mapping[str, Any]]) -> str:
-    name, own = step
-    told = ",".join(f"{parameter}={value}" for parameter, value in own.items())
-    return f"{name}:{told}" if told else name
 
 
 def _own_of(owner: str) -> dict[str, dict[str, Any]]:

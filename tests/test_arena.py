@@ -445,6 +445,7 @@ def test_a_rule_with_server_data_gets_some(small):
         ("--pre clip", ["--pre is given without --rule"]),
         ("--trials 21", ["--trials is 21", "at most 20"]),
         ("--knowledge half", ["--knowledge is 'half'", "full, partial"]),
+        ("--knowledge partial --attack gaussian", ["'gaussian' is the same with partial"]),
         ("--rule krum --pre nonsense", ["unknown pre-aggregation 'nonsense'"]),
         ("--rule multi-krum:z=1", ["multi-krum", "z"]),
         ("--seed 3", ["No such option"]),

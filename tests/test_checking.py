@@ -121,6 +121,27 @@ def test_a_limit_is_where_c_ends(tmp_path):
     assert FAILS not in [one.level for one in findings]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        rule("return median", asks=", c", decorator="rule('mine', fl.Limit('q', {limit}))"),
+        body("attack('mine', limit=fl.Limit('q', {limit}))", "step", "return step.known[:step.c]"),
+    ],
+)
+def test_a_limit_that_raises_fails(tmp_path, text):
+    raising = "lambda m, c, beta: m // (c - 1) - 2"
+    findings = found(tmp_path, text.replace("{limit}", raising))
+    assert [one.level for one in findings if "cannot be computed (ZeroDivision" in one.text] == [
+        FAILS if "rule(" in text else NOTE
+    ]
+
+
+def test_rows_that_raise_fail(tmp_path):
+    text = body("preaggregation('mine', rows=lambda m: m // (m - 3))", "updates", "return updates")
+    [fails] = [one for one in found(tmp_path, text) if one.level == FAILS]
+    assert re.search("rows, asked about 3 updates: ZeroDivisionError", fails.text)
+
+
 def test_a_rule_may_ask_for_all_that_there_is(tmp_path):
     asks = ", c, beta, rng, memory, notes, w_re, workers, layers, root, judge"
     lines = (

@@ -250,6 +250,10 @@ def test_another_stores_trials_of_earlier_code_are_compared_by_setting(call, tmp
             "no trial at hand has rule 'mean'",
         ),
         (["a.sqlite", "--against", "compromised=90"], "compromised is 90"),
+        (
+            ["a.sqlite", "--dataset", "mnist", "--against", "dataset=mnist"],
+            "no setting without dataset mnist is chosen",
+        ),
         (["a.sqlite", "none.sqlite"], "does not exist"),
     ],
 )

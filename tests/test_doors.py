@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fltrust_repro as fl
 from fltrust_repro import backend
 from fltrust_repro.aggregation import (
     WithoutEach,
@@ -155,6 +156,49 @@ def test_a_limit_that_cannot_be_computed_is_one_sentence(value):
     limit = Limit("m", value)
     with pytest.raises(BadInput, match="the limit of rule 'mine' cannot be computed"):
         limit.check("rule 'mine'", 5, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["rule", "attack"])
+def test_what_is_no_limit_is_told_when_it_is_given(kind):
+    register = {"rule": rule, "attack": attack}[kind]
+    with pytest.raises(BadInput, match=f"{kind} 'mine': its limit is .*give a Limit, as fl.Limit"):
+        register("mine", limit=lambda m, c, beta: m - 2 * c)(lambda given: given)
+
+
+@pytest.mark.parametrize(
+    ("register", "kind"),
+    [
+        (rule, "rule"), (attack, "attack"), (fl.defense, "defense"), (fl.model, "model"),
+        (fl.dataset, "data set"), (fl.preaggregation, "pre-aggregation"),
+    ],
+)  # fmt: skip
+def test_a_decorator_without_a_name_is_told(register, kind):
+    def mine(given):
+        return given
+
+    with pytest.raises(BadInput, match=f'a {kind} is registered without a name; .*"my-name".*mine'):
+        register(mine)
+    with pytest.raises(BadInput, match=f"a {kind} has the name 3"):
+        register(3)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 1.5, "a", True, None])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(BadInput, match=r"seed is .*; give a whole number from 0 to 2,147,483,647"):
+        run_trial(Setting(dataset="digits", workers=4, compromised=1, iterations=1), seed)
+    with pytest.raises(BadInput, match="attack 'gaussian': seed is"):
+        attacks["gaussian"](VALUES, c=2, seed=seed)
+
+
+def test_a_trials_device_is_one_that_there_is(monkeypatch):
+    setting = Setting(dataset="digits", workers=4, compromised=1, iterations=1)
+    with pytest.raises(BadInput, match="device is 'x'; choose cpu, gpu or auto"):
+        run_trial(setting, 0, device="x")
+    monkeypatch.setattr(backend, "gpu_count", lambda: 2)
+    with pytest.raises(BadInput, match="gpu is -1; give a number from 0 to 1"):
+        run_trial(setting, 0, device="gpu", gpu=-1)
+    with pytest.raises(BadInput, match="gpu is 2; give a number from 0 to 1"):
+        run_trial(setting, 0, device="auto", gpu=2)
 
 
 def test_beta_is_c_unless_given():

@@ -122,6 +122,20 @@ def test_run_with_json_prints_one_object_and_nothing_else_on_stdout(tmp_path):
     assert (tmp_path / "trials.sqlite").is_file()
 
 
+@pytest.mark.parametrize("jobs", ["0", pytest.param("1", marks=pytest.mark.slow)])
+def test_what_a_plugin_prints_is_not_amid_the_json(tmp_path, jobs):
+    (tmp_path / "loud.py").write_text(
+        "import fltrust_repro as fl\nprint('loaded')\n\n\n@fl.rule('loud')\n"
+        "def loud(updates):\n    print('asked')\n    return updates.mean(axis=0)\n"
+    )
+    words = [*RUN[: RUN.index("--jobs")], "--jobs", jobs]
+    done = shell(*words, "--plugin", "loud.py", "--rule", "loud", "--seed", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["setting"]["rule"] == "loud"
+    assert "loaded" in done.stderr
+    assert "asked" in done.stderr
+
+
 def test_run_prints_a_line_per_trial_and_does_not_repeat_finished_ones(call, no_trials):
     code, out, _ = call(*RUN, "--trials", 2)
     assert code == 0

@@ -54,6 +54,8 @@ def test_parameters_follow_the_name_and_the_name_is_one(shrunk, away):
     assert rules["shrunk:by=0.25"](np.ones((4, 3)), c=1).tolist() == [0.25] * 3
     assert rules["shrunk: of=median , by=0.25"].name == "shrunk:by=0.25,of=median"
     assert rules["shrunk:by=0.5"].name == "shrunk"  # the default
+    assert rules["shrunk:by=3.0"].name == "shrunk:by=3"
+    assert rules["shrunk:of=3.0"].name == "shrunk:of=3.0"  # a text
     assert attacks["away:by=2"](np.ones((4, 3)), c=1).tolist() == [[2.0] * 3]
     one = Setting(**SMALL, rule="shrunk:of=median,by=.25", attack="away:by=2")
     other = Setting(**SMALL, rule="shrunk:by=0.250,of=median", attack="away:by=2.0")

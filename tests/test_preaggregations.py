@@ -129,6 +129,42 @@ def test_limits_follow_the_rows_that_are_left():
         run_trial(Setting(**SMALL, pre="bucketing:size=0", rule="mean"), 0)
 
 
+def test_a_limit_tells_how_many_rows_are_left():
+    few = {**SMALL, "workers": 10, "compromised": 2}
+    with pytest.raises(BadInput, match=r"with m = 2 rows, of 10 workers, c = 2 .* it is -2"):
+        Setting(**few, pre="bucketing:size=5", rule="krum")
+
+
+@pytest.mark.parametrize("name", ["krum", "trimmed-mean", "bulyan", "mda", "multi-krum"])
+def test_rows_that_a_step_does_not_tell_of_are_no_rules_silent_nonsense(name):
+    @preaggregation("short")
+    def short(updates):
+        return updates[:3]
+
+    try:
+        with pytest.raises(BadInput, match=f"rule '{name}' behind 'short' needs .* m = 3 workers"):
+            behind("short", rules[name])(np.ones((20, 4)), c=4)
+        assert behind("short", rules["median"])(np.ones((20, 4)), c=4).tolist() == [1, 1, 1, 1]
+    finally:
+        preaggregations.remove("short")
+
+
+def test_what_cannot_be_registered_is_told_in_a_sentence():
+    with pytest.raises(BadInput, match="'a\\+b'; what follows a \\+ is another"):
+        preaggregation("a+b")
+    with pytest.raises(BadInput, match="'short': rows is 3; give a function of m"):
+        preaggregation("short", rows=3)
+
+
+def test_a_large_parameter_is_no_other_step():
+    setting = Setting(**SMALL, pre="clip:radius=1e20+nnm", rule="median")
+    assert setting.pre == "clip:radius=1e20+nnm"
+    assert Setting(**{**SMALL, "pre": setting.pre, "rule": "median"}) == setting
+    updates = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    by_hand = rules["median"](nearest_neighbour_mixing(updates, 4), c=4)
+    np.testing.assert_array_equal(setting.at_master.rule(updates, c=4), by_hand)
+
+
 @pytest.mark.parametrize("step", ["nnm", "arc"])
 @pytest.mark.parametrize("c", [4, 5, 99])
 def test_more_compromised_workers_than_updates_are_told(step, c):
@@ -172,3 +208,9 @@ def test_a_wrong_parameter_is_told_before_anything_runs(step, told):
     """And not the limit of the rule behind it, which would be of so many rows."""
     with pytest.raises(BadInput, match=f"pre-aggregation '{step.split(':')[0]}': {told}"):
         Setting(pre=step, rule="krum")
+
+
+@pytest.mark.parametrize("radius", [0, -1, np.nan])
+def test_updates_are_clipped_to_a_length_above_zero(radius):
+    with pytest.raises(BadInput, match=r"'clip': radius is .*; give a finite number above 0"):
+        clip(np.ones((3, 2), dtype=np.float32), radius=radius)

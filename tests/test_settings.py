@@ -380,3 +380,12 @@ def test_a_rule_that_a_defense_asks_beyond_its_limit_is_refused_before_anything_
         Setting(**few, defense="lfr", workers=21)
     assert Setting(**few, defense="lfr", workers=22).workers == 22
     assert Setting(**few, defense="none", workers=21).workers == 21
+
+
+@pytest.mark.parametrize("defense", ["err", "lfr", "union"])
+@pytest.mark.parametrize("rule", ["mean", "median", "norm-clipping"])
+def test_one_worker_alone_is_compared_with_nobody(defense, rule):
+    few = {"dataset": "digits", "workers": 10, "compromised": 2, "rule": rule}
+    with pytest.raises(BadInput, match="selected is 1; it must be at least 2 with a defense"):
+        Setting(**few, selected=1, defense=defense)
+    assert Setting(**few, selected=1).selected == 1

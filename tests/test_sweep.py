@@ -639,19 +639,32 @@ def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_pat
     ("arguments", "said"),
     [
         ({"settings": "krum"}, "settings are .*; give one Setting, or several"),
-        ({"settings": [SMALL, None]}, r"settings are \[None\]"),
-        ({"trials": 0}, "trials is 0; give a whole number of at least 1"),
+        ({"settings": [SMALL, None]}, r"settings are \[.*None\]"),
+        ({"settings": []}, r"settings are \[\]"),
+        ({"settings": 3}, "settings are 3"),
+        ({"settings": None}, "settings are None"),
+        ({"trials": 0}, "trials is 0; give a whole number from 1 to 10,000"),
+        ({"trials": True}, "trials is True"),
+        ({"trials": 10**9}, "trials is 1000000000"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**31 - 1, "trials": 2}, "seed is 2147483647; give .* to 2,147,483,646"),
         ({"jobs": -1}, "jobs is -1; give a whole number of at most 1,000, or 0"),
         ({"jobs": 1.5}, r"jobs is 1\.5"),
         ({"device": "tpu"}, "device is 'tpu'; choose cpu, gpu or auto"),
         ({"plugins": ["nowhere.py"]}, "does not exist"),
+        ({"plugins": "nowhere.py"}, "'nowhere.py' does not exist"),
         ({"scheduler": "here"}, "scheduler 'here' is not an address"),
     ],
 )
 def test_what_run_refuses(tmp_path, arguments, said):
     with pytest.raises(BadInput, match=said):
         fl.run(**{"settings": SMALL, "store": tmp_path / "trials.sqlite", **arguments})
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    given = {"trials": np.int64(2), "seed": np.int32(2**31 - 2)}
+    table = fl.run(SMALL, jobs=0, store=tmp_path / "trials.sqlite", **given)
+    assert table["seed"].tolist() == [2**31 - 2, 2**31 - 1]
 
 
 def test_trials_in_this_process_leave_its_generators_as_they_were(tmp_path):
