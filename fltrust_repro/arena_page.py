@@ -15,7 +15,8 @@ from typing import Any
 
 from fltrust_repro import arena, experiments, heat_maps, pages
 from fltrust_repro.arena_report import MEANING, incomplete
-from fltrust_repro.curves import mean_curve
+from fltrust_repro.curves import POINTS, mean_curve
+from fltrust_repro.drawing import KINDS
 from fltrust_repro.experiments import Fields
 from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_bytes, write_text
@@ -23,9 +24,6 @@ from fltrust_repro.report import seeds_told
 from fltrust_repro.settings import FIELDS
 from fltrust_repro.shades import TICKS, Scale, as_text, shades
 from fltrust_repro.standings import LEAGUES, NO_ATTACK, SERVER_DATA, Cell, Entry, Standings
-
-POINTS = 26  # of a curve: a thousand of them stand in the page
-KINDS = ("png", "svg")
 
 Curves = Mapping[tuple[str, str], Sequence[tuple[int, float]]]  # iteration and mean error rate
 
@@ -123,9 +121,7 @@ def page(standings: Sequence[Standings], curves: Mapping[str, Curves]) -> str:
 
 def _section(standings: Standings, curves: Curves) -> dict[str, Any]:
     """What the page shows of a protocol, by the template's names."""
-    groups: dict[str, list[Entry]] = {"": [], SERVER_DATA: []}
-    for entry in standings.entries:
-        groups[SERVER_DATA if entry.league == SERVER_DATA else ""].append(entry)
+    groups = dict(zip(("", SERVER_DATA), standings.leagues()))
     counts = {len(cell.errors) for entry in standings.entries for cell in entry.cells.values()}
     flags = {flag for entry in standings.entries for flag in entry.flags}
     scale = Scale.of(standings)
@@ -138,7 +134,7 @@ def _section(standings: Standings, curves: Curves) -> dict[str, Any]:
         "groups": {name: entries for name, entries in groups.items() if entries},
         "flags": {flag: meaning for flag, meaning in MEANING.items() if flag in flags},
         "scale": scale,
-        "marks": [{"at": scale.part(tick), "text": f"{tick:g}"} for tick in scale.ticks()],
+        "marks": scale.marks(),
         "data": _data(standings.columns, [*groups[""], *groups[SERVER_DATA]], curves),
     }
 

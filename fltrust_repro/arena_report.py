@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fltrust_repro import arena, report
-from fltrust_repro.standings import CANDIDATES, NO_C, SERVER_DATA, Cell, Entry, Standings
+from fltrust_repro.standings import CANDIDATES, NO_C, Cell, Entry, Standings
 from fltrust_repro.trials import Trial
 from fltrust_repro.words import counted
 
@@ -42,9 +42,8 @@ def heading(found: Standings) -> str:
 def groups(found: Standings) -> dict[str, list[Entry]]:
     """Return the entries that are ranked together, by a heading."""
     told: dict[str, list[Entry]] = {"Rules": [], "Rules with examples of the server's own": []}
-    alone, with_data = told.values()
-    for entry in found.entries:
-        (with_data if entry.league == SERVER_DATA else alone).append(entry)
+    for entries, some in zip(told.values(), found.leagues()):
+        entries += some
     return {name: entries for name, entries in told.items() if entries}
 
 
@@ -172,8 +171,7 @@ def _reported(found: Standings) -> list[dict[str, str]]:
             "rule": row,
             "attack": cell.column,
             "reported": f"{cell.reported:.2f}",
-            "measured": f"{cell.mean:.3f}"
-            + ("" if math.isnan(cell.half) else f" ±{cell.half:.3f}"),
+            "measured": _mean(cell),
             "difference": f"{cell.mean - cell.reported:+.3f}",
         }
         for row, cell in cells

@@ -22,8 +22,6 @@ from fltrust_repro.doors import Limit
 from fltrust_repro.kernels import column_mean, extremes, moments
 from fltrust_repro.poisoning import flip_labels, poisoned_set
 from fltrust_repro.threat import Attack, Round, attack, attacks
-from fltrust_repro.threat import Master as Master
-from fltrust_repro.threat import Parameters as Parameters
 
 attacks.add("none", Attack("none"))
 attacks.add("label-flip", Attack("label-flip", poison=flip_labels))
@@ -32,7 +30,12 @@ attacks.add("back-gradient", Attack("back-gradient", inject=poisoned_set))
 
 @attack("gaussian", has_knowledge=False)
 def gaussian(step: Round) -> np.ndarray:
-    """Samples of the Gaussian that fits each parameter of all before-attack models (4.1)."""
+    """Samples of the Gaussian that fits each parameter of all before-attack models (4.1).
+
+    >>> import fltrust_repro as fl
+    >>> fl.gaussian_attack([[1, 2], [1, 2], [1, 2]], c=1)
+    array([[1., 2.]], dtype=float32)
+    """
     noise = step.rng.standard_normal((step.c, step.known.shape[1]), dtype=np.float32)
     mu, sigma = moments(step.known)
     noise *= sigma
@@ -202,6 +205,11 @@ def krum_attack(step: Round) -> np.ndarray:
     """Make Krum pick w'_1 = w_re - lambda s for the largest lambda found (3.2).
 
     With the deviation goal (Appendix B), w'_1 = w_re - lambda.
+
+    >>> import fltrust_repro as fl
+    >>> sent = fl.krum_attack([[4], [1], [2], [3], [5], [6], [-2]], c=2, epsilon=0).round(2)
+    >>> sent.ravel(), fl.krum([*sent, [2], [3], [5], [6], [-2]], c=2)
+    (array([-1.08, -1.08], dtype=float32), array([-1.08], dtype=float32))
     """
     deviates = step.parameters.goal == "deviation"
     direction = np.ones_like(step.known[0]) if deviates else changing_direction(step)
@@ -239,6 +247,10 @@ def trimmed_mean_attack(step: Round) -> np.ndarray:
     """Put all compromised values beyond the benign ones, against the changing direction (3.3).
 
     With the deviation goal (Appendix B), on the side where that moves trimmed mean further.
+
+    >>> import fltrust_repro as fl
+    >>> fl.trimmed_mean_attack([[1, 2], [3, 4], [5, 6], [7, 8]], c=1, b=1.0001).round(2)
+    array([[3., 4.]], dtype=float32)
     """
     deviates = step.parameters.goal == "deviation"
     direction = -farther_side(step) if deviates else changing_direction(step)

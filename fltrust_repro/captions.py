@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fltrust_repro.report import LEAST_TRIALS, Measured, seeds_told
+from fltrust_repro.report import LEAST_TRIALS, Measured, seeds_named, seeds_told
 from fltrust_repro.settings import Setting
 
 MOST_NAMES = 3  # of models or data sets
@@ -64,10 +64,9 @@ def of_trials(measured: Sequence[Measured], place: str) -> str:
     seeds = {seed for m in known for seed in m.seeds}
     if not seeds:
         return told
-    which = seeds_told(seeds)
-    if len(which) > MOST_LETTERS:
-        which = f"{len(seeds)} from {min(seeds)} to {max(seeds)}"
-    return f"{told}, seed{'s' * (len(seeds) > 1)} {which}"
+    if len(seeds_told(seeds)) > MOST_LETTERS:
+        return f"{told}, seeds {len(seeds)} from {min(seeds)} to {max(seeds)}"
+    return f"{told}, {seeds_named(seeds)}"
 
 
 def of_measured(measured: Sequence[Measured], place: str) -> str:

@@ -14,6 +14,7 @@ import click
 
 from fltrust_repro import comparison, comparison_page, difference_picture, finding, options
 from fltrust_repro.comparison_page import Cell, Comparison
+from fltrust_repro.drawing import KINDS
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.filters import Wanted, assignment, filter_options
@@ -175,8 +176,8 @@ def _differs(cell: Cell) -> bool:
 def _write(found: Comparison, out: Path, as_html: bool) -> list[Path]:
     name = _file_name(found.names)
     command = shlex.join(["python", "-m", "fltrust_repro", *sys.argv[1:]])
-    pictures = {kind: difference_picture.picture(found, kind) for kind in ("png", "svg")}
-    files = {ending: out / f"{name}.{ending}" for ending in ("md", "csv", "png", "svg")}
+    pictures = {kind: difference_picture.picture(found, kind) for kind in KINDS}
+    files = {ending: out / f"{name}.{ending}" for ending in ("md", "csv", *KINDS)}
     write_text(files["md"], comparison_page.markdown(found, command, f"{name}.png"))
     write_text(files["csv"], comparison_page.as_frame(found).to_csv(index=False))
     for kind, content in pictures.items():

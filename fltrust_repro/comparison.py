@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -63,10 +64,10 @@ def difference(a: Errors, b: Errors) -> Difference:
         fewer < LEAST_TRIALS or len(shared) >= max(LEAST_TRIALS, math.ceil(fewer / 2))
     )
     ours, theirs = ([of[seed] for seed in (shared if paired else sorted(of))] for of in (a, b))
-    means = _mean(ours), _mean(theirs)
+    means = fmean(ours), fmean(theirs)
     if paired:
         gaps = [y - x for x, y in zip(ours, theirs)]
-        value, n = _mean(gaps), len(gaps)
+        value, n = fmean(gaps), len(gaps)
         error, freedom = _spread(gaps) / math.sqrt(n), n - 1.0
     else:
         value = means[1] - means[0]
@@ -76,10 +77,6 @@ def difference(a: Errors, b: Errors) -> Difference:
     half, p = _student(value, error, freedom) if enough else (math.nan, math.nan)
     equal = paired and ours == theirs
     return Difference(paired, (len(ours), len(theirs)), means, value, half, p, equal)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -15,15 +15,15 @@ import numpy as np
 
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.fidelity import Trials
+from fltrust_repro.ranges import grows
 from fltrust_repro.report import Measured, half_widths
-from fltrust_repro.styles import Style, styles_of
+from fltrust_repro.styles import MARKERS, MOST_TICKS, Style, styles_of
 from fltrust_repro.trials import Trial
 
 BOX = (1600, 1000)  # units of a panel; a thousandth of its highest error rate is one upwards
-MOST_TICKS = 8  # more would run into each other
 POINTS = 26  # of a line over the iterations: hundreds stand in a page
 _TOPS = (0.1, 0.2, 0.5, 1.0)  # where an axis may end
-_MARKERS, _DASHES = "osD^vPX*", ((), (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0))
+_DASHES = ((), (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0))
 
 
 class Mark(NamedTuple):
@@ -108,7 +108,7 @@ def as_varied(experiment: Experiment, cells: Sequence[Measured]) -> Chart:
 
 def _positions(values: Sequence[float]) -> list[int]:
     """Where values lie on the axis: equal ratios are equal steps where they span fifty or more."""
-    if min(values) > 0 and max(values) >= 50 * min(values):
+    if grows(values):
         values = [math.log(value) for value in values]
     low, span = min(values), max(values) - min(values)
     return [round(BOX[0] * (value - low) / span) if span else BOX[0] // 2 for value in values]
@@ -124,7 +124,7 @@ def _of_columns(experiment: Experiment) -> dict[tuple[str, str], tuple[Style, fl
     for panel in figure.panels:
         for line in figure.lines:
             for k, column in enumerate(columns):
-                style = replace(own[line], width=1.3, marker=_MARKERS[k % len(_MARKERS)],
+                style = replace(own[line], width=1.3, marker=MARKERS[k % len(MARKERS)],
                                 dashes=_DASHES[k % len(_DASHES)])  # fmt: skip
                 paler = 0.6 * (len(columns) - 1 - k) / max(len(columns) - 1, 1)
                 found[figure.row(panel, line), column] = style, 1 - paler

@@ -23,6 +23,7 @@ from fltrust_repro import downloads, readers
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, in_words, shown
 from fltrust_repro.files import check_name
 from fltrust_repro.har import CLASSES, divided, read_har
+from fltrust_repro.pixels import numbers
 from fltrust_repro.registry import Registry, check_default, check_named, is_built_in, summary
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
@@ -50,16 +51,8 @@ class Dataset:
     name: str = ""
     users: np.ndarray | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.train_x, str):  # earlier versions had the name first
-            name, *parts = (getattr(self, field) for field in (*PARTS, "classes", "name"))
-            for field, value in zip((*PARTS, "classes", "name"), (*parts, name)):
-                object.__setattr__(self, field, value)
-
     def in_float32(self) -> Dataset:
         """The same examples as numbers, pixels / 255, ready to be computed with."""
-        from fltrust_repro.pixels import numbers  # loads numba
-
         train_x, test_x = (readers.frozen(numbers(x).view()) for x in (self.train_x, self.test_x))
         return dataclasses.replace(self, train_x=train_x, test_x=test_x)
 

@@ -69,6 +69,13 @@ def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
     return lower + lower.T
 
 
+def cosines(products: np.ndarray) -> np.ndarray:
+    """Cosines from inner products (m, m): float64; 1 of copies exactly, 0 where a row is zeros."""
+    squared = np.diag(products)
+    scale = np.sqrt(squared[:, None] * squared)
+    return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+
+
 def nearest(squared: np.ndarray, count: int) -> np.ndarray:
     """Return each row's `count` nearest, itself first, of equally near ones the first: int (m, k).
 

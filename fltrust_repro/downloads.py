@@ -125,13 +125,18 @@ def _checked(label: str, path: str | Path) -> Path:
 
 
 def locate(name: str, directories: Sequence[Path]) -> tuple[Path, ...] | None:
-    """Files of a data set from the first folder with all; `BadInput` for one that is not read."""
+    """Files of a data set from the first folder with all; `BadInput` for one that is not read.
+
+    That is one of the first directory that has one; folders with a place of their own come last.
+    """
     source = SOURCES[name]
-    for folder in (source.folder, *source.elsewhere):
-        for directory in directories or [Path("data")]:
-            files = _found(directory / folder, source)
-            if all(files):
-                return tuple(filter(None, files))
+    layouts = (Path(source.folder), *map(Path, source.elsewhere))
+    below = [directory / layout for directory in directories or [Path("data")] for layout in layouts
+             if not layout.is_absolute()]  # fmt: skip
+    for folder in (*below, *filter(Path.is_absolute, layouts)):
+        files = _found(folder, source)
+        if all(files):
+            return tuple(filter(None, files))
     return None
 
 

@@ -225,7 +225,7 @@ def _along_the_spread(squared: np.ndarray, c: int) -> float:
     """
     if not np.isfinite(squared).all() or len(squared) - c < 2:
         return np.nan
-    _, places = spread(squared, np.full(len(squared), 1 / len(squared)))
+    _, places = spread(squared)
     gap = abs(places[:c].mean() - places[c:].mean())
     return float(gap / max(places[c:].std(), _TINY))
 

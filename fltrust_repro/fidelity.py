@@ -203,11 +203,8 @@ def markdown(experiments: Sequence[Experiment], trials: Trials, frame: pd.DataFr
         "# Fidelity report" + f": {report.markdown(paper)}" * (paper != PAPER) + "\n",
         f"{summary(frame)} {SEEDS_TOLD} Written by `python -m fltrust_repro report`.",
         "",
-        "Inside: within 0.03 of the paper, under a crafted attack within 0.03 + 20% of the",
-        "increase that the paper prints over no attack; where that increase is 0.05 or more, ours",
-        "must be significant too (one-sided Welch test, 95%), so that an attack that does nothing",
-        "does not pass. A cell or claim with fewer than "
-        f"{report.LEAST_TRIALS} trials is not judged.",
+        f"Inside: {report.CRITERION}.",
+        f"A cell or claim with fewer than {report.LEAST_TRIALS} trials is not judged.",
         "± is the 95% confidence interval over trials (Student's t).",
         "",
     ]

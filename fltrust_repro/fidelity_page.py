@@ -17,7 +17,7 @@ from fltrust_repro.experiments import MEASURES, Experiment
 from fltrust_repro.fidelity import PAPER, PAPER_TRIALS, Trials
 from fltrust_repro.report import TOO_FEW, Measured
 from fltrust_repro.shades import Scale, shades
-from fltrust_repro.standings import SERVER_DATA, Entry, Standings
+from fltrust_repro.standings import Entry, Standings
 from fltrust_repro.trial_files import ENDING, PACKED
 from fltrust_repro.trials import Trial
 from fltrust_repro.words import counted
@@ -72,6 +72,7 @@ def page(
         facts=_facts(frame),
         summary=fidelity.summary(frame),
         seeds=fidelity.SEEDS_TOLD,
+        criterion=report.CRITERION,
         least_trials=report.LEAST_TRIALS,
         paper_trials=PAPER_TRIALS,
         arena=arena,
@@ -82,7 +83,7 @@ def page(
         own=their_own,
         origin=_origin(used),
         scale=scale,
-        marks=[{"at": scale.part(tick), "text": f"{tick:g}"} for tick in scale.ticks()],
+        marks=scale.marks(),
         shades={"light": shades(), "dark": shades(dark=True)},
         box=curves.BOX,
         measures=MEASURES,
@@ -123,7 +124,7 @@ def _facts(frame: DataFrame) -> dict[str, Any]:
 
 def _best(arena: Standings) -> list[tuple[Entry, bool]]:
     """The best rules without server data, and whether each shares its place."""
-    ranked = [entry for entry in arena.entries if entry.league != SERVER_DATA]
+    ranked, _ = arena.leagues()
     places = [entry.place for entry in ranked]
     return [(entry, places.count(entry.place) > 1) for entry in ranked[:BEST]]
 

@@ -13,8 +13,9 @@ from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import MEASURES, Experiment
 from fltrust_repro.files import write_bytes
 from fltrust_repro.heat_maps import table_picture
+from fltrust_repro.ranges import grows
 from fltrust_repro.report import Measured
-from fltrust_repro.styles import Style, styles_of
+from fltrust_repro.styles import MOST_TICKS, Style, styles_of
 
 PANELS = 3  # beside each other
 MOST_LETTERS = 26  # of a direct label
@@ -126,10 +127,10 @@ def _draw_panel(
             axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
     axis.set_title(one_line(panel))
     axis.set_xlabel(one_line(frame.label))
-    if min(frame.values) > 0 and max(frame.values) >= 50 * min(frame.values):
+    if grows(frame.values):
         axis.set_xscale("log")
         axis.minorticks_off()
-    every = slice(None, None, -(-len(frame.values) // 8))  # more would run into each other
+    every = slice(None, None, -(-len(frame.values) // MOST_TICKS))
     names = [column.rpartition(" = ")[2] for column in experiment.columns]
     axis.set_xticks(frame.values[every], [one_line(name) for name in names[every]])
     axis.grid(**drawing.GRID)

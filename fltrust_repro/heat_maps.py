@@ -13,7 +13,7 @@ from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import MEASURES, Experiment
 from fltrust_repro.report import TOO_FEW, Measured, verdicts
 from fltrust_repro.shades import Scale, Shade, as_text, shades
-from fltrust_repro.standings import SERVER_DATA, Standings
+from fltrust_repro.standings import Standings
 
 STRIP = 0.38  # width of the paper's part of a cell
 LINES = 3  # of a column's name that stands upright
@@ -111,7 +111,8 @@ def standings_picture(standings: Standings, caption: str, kind: str, grey: bool 
     A row per rule with its place, best first, those with server data below; a column per attack,
     and each rule's worst framed. The same numbers give the same bytes.
     """
-    ordered = sorted(standings.entries, key=lambda entry: entry.league == SERVER_DATA)
+    alone, with_data = standings.leagues()
+    ordered = [*alone, *with_data]
     rows = [f"{entry.row}  {entry.place}" for entry in ordered]
     tiles = {
         (row, column): Tile(cell.mean, framed=column == entry.worst)
@@ -122,9 +123,8 @@ def standings_picture(standings: Standings, caption: str, kind: str, grey: bool 
     with drawing.context(standings.protocol, ARENA.points):
         axis = _drawn(rows, columns, tiles, scale, ARENA, grey)
         _name_cells(axis, rows, columns, ARENA)
-        with_data = sum(entry.league == SERVER_DATA for entry in ordered)
-        if 0 < with_data < len(rows):
-            axis.axhline(len(rows) - with_data - 0.5, color="0", linewidth=1, zorder=3)
+        if alone and with_data:
+            axis.axhline(len(alone) - 0.5, color="0", linewidth=1, zorder=3)
         _add_scale(axis, scale, "mean testing error rate", grey)
         return _finished(axis, caption, ["framed: a rule's worst"], kind)
 

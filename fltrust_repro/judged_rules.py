@@ -55,7 +55,7 @@ def zeno(
     is 1/200 of what a step lowers the loss by in the first order: relative to the round, as here.
     (Their code takes the mean of squares for it, which makes it vanish.) They draw a few examples
     anew in each iteration, 4 in the script; here F is of all that the server has. A row that is not
-    finite is never kept. Has m + 1 models judged at once; allocates (m + 1, d) numbers.
+    finite is never kept. Has m + 1 models judged at once; allocates (m + 1, d) numbers twice.
 
     >>> import numpy as np
     >>> from fltrust_repro.judged_rules import zeno
@@ -107,7 +107,7 @@ def fedgreed(
     Kritharakis, Jakovetic, Makris and Tserpes, "FedGreed: a Byzantine-robust loss-based aggregation
     method for federated learning", IEEE FLTA 2025 (arXiv 2508.18060), and their code. A row that is
     not finite comes last, and is never kept. Has m models judged at once, then 16 more at a time;
-    allocates (m, d) numbers.
+    allocates (m, d) numbers, or 2 x (16, d) where that is more.
 
     >>> import numpy as np
     >>> from fltrust_repro.judged_rules import fedgreed

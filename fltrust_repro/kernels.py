@@ -1,8 +1,8 @@
 """Means of each column's order statistics: what trimmed mean, median and Bulyan are made of.
 
 Compiled loops over one block of columns that stays in the cache. NaN ranks beyond the infinities,
-at the end of its sign; sums are float64. Of updates that a GPU has computed, `gpu_order.py` takes
-some of them there.
+at the end of its sign; sums are float64, but for those of `column_mean` and `moments`. Of updates
+that a GPU has computed, `gpu_order.py` takes some of them there.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 
 from fltrust_repro.attacks import attack
 from fltrust_repro.errors import BadInput
-from fltrust_repro.oblivious_attacks import benign_rows, by_all, moments, number, z_max
+from fltrust_repro.oblivious_attacks import benign_rows, by_all, exact_moments, number, z_max
 from fltrust_repro.threat import Round
 
 
@@ -126,7 +126,7 @@ def rop(
     array([[4., 0.]], dtype=float32)
     """
     benign = benign_rows(step)
-    mu, _ = moments(benign)
+    mu, _ = exact_moments(benign)
     last, w = step.memory.get("w"), step.w_re.astype(np.float64)
     step.memory["w"] = w
     v = np.zeros_like(w) if last is None else w - last
@@ -171,7 +171,7 @@ def mimic(step: Round, *, warmup: int = 1) -> np.ndarray:
 def _farthest(step: Round, rows: np.ndarray, t: int) -> int:
     """One step of Oja's rule, and the row farthest along z; of those that are finite."""
     memory, benign = step.memory, benign_rows(step)
-    average, _ = moments(benign)
+    average, _ = exact_moments(benign)
     if t == 0:
         memory["mu"], memory["z"] = average, step.rng.standard_normal(average.size)
     memory["mu"] = (t * memory["mu"] + average) / (t + 1)

@@ -180,11 +180,6 @@ def follow(
     return result
 
 
-def products(squared: np.ndarray) -> np.ndarray:
-    """Inner products (m, m) of points seen from their mean, of their squared distances."""
-    return products_of(squared, np.full(len(squared), 1 / len(squared)))
-
-
 def leverages(products: np.ndarray, c: int, ridge: float = RIDGE) -> np.ndarray:
     """Return how much of the span of all each of m points holds alone, float64 (m,).
 
@@ -205,7 +200,7 @@ def leverages(products: np.ndarray, c: int, ridge: float = RIDGE) -> np.ndarray:
 
 def voices(squared: np.ndarray, c: int, ridge: float = RIDGE) -> np.ndarray:
     """Weights, float64 (m,), of points by their squared distances: (h_i / med h)^2, at most 1."""
-    held = leverages(products(squared), c, ridge)
+    held = leverages(products_of(squared), c, ridge)
     middle = np.median(held)
     return np.square(np.minimum(held / middle, 1)) if middle > 0 else np.ones(len(held))
 
@@ -216,7 +211,7 @@ def beside_the_nearest(squared: np.ndarray, near: int) -> np.ndarray:
     others = nearest(squared, near + 1)[:, 1:]
     differing = np.eye(m)
     np.put_along_axis(differing, others, -1 / max(others.shape[1], 1), axis=1)
-    found = differing @ products(squared) @ differing.T
+    found = differing @ products_of(squared) @ differing.T
     own = np.diag(found)
     return np.maximum(own[:, None] + own - 2 * found, 0)
 

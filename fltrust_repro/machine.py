@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fltrust_repro.compiled import folder
 from fltrust_repro.nvidia import DRIVER_LIBRARY, capability, gpu_name
 
 # ---- CPU and linear algebra
@@ -199,18 +200,15 @@ def installed_builds() -> dict[str, str]:
     return {name: found for name in (CPU_BUILD, CUDA_BUILD) if (found := version_of(name))}
 
 
-def has_code_for(capability: tuple[int, int] | None) -> bool:
+def has_code_for(capability: tuple[int, int]) -> bool:
     """Whether MXNet's build for CUDA has code for a GPU of this compute capability.
 
-    Code runs on GPUs of its own major version and no smaller minor one. What is not known, None, is
-    taken for a GPU with code.
+    Code runs on GPUs of its own major version and no smaller minor one.
 
     >>> from fltrust_repro.machine import has_code_for
-    >>> has_code_for((7, 5)), has_code_for((9, 0)), has_code_for(None)
-    (True, False, True)
+    >>> has_code_for((7, 5)), has_code_for((9, 0))
+    (True, False)
     """
-    if capability is None:
-        return True
     major, minor = capability
     return any(major == its_major and minor >= its_minor for its_major, its_minor in ARCHITECTURES)
 
@@ -233,8 +231,6 @@ def cuda_environment() -> dict[str, str]:
     Products of float32 in float32, not TF32, and of one order of sums; code loaded when it is
     first used, and compiled once for all processes.
     """
-    from fltrust_repro.compiled import folder  # loads numba
-
     found = {
         "NVIDIA_TF32_OVERRIDE": "0",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

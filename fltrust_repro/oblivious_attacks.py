@@ -62,7 +62,7 @@ def benign_rows(step: Round) -> np.ndarray:
     return rows[finite] if finite.any() else np.zeros_like(rows[:1])
 
 
-def moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def exact_moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column of (n, d), over n as in numpy: float64 (d,)."""
     mu, sigma = np.empty(rows.shape[1]), np.empty(rows.shape[1])
     for start in range(0, rows.shape[1], _COLUMNS):
@@ -105,7 +105,7 @@ def one_of(attack: str, name: str, value: str, known: Collection[str]) -> None:
 
 
 def _mean_by_all(step: Round, factor: float) -> np.ndarray:
-    return by_all(factor * moments(benign_rows(step))[0], step.c)
+    return by_all(factor * exact_moments(benign_rows(step))[0], step.c)
 
 
 @attack("sign-flip")
@@ -173,7 +173,7 @@ def alie(step: Round, *, z: float | None = None, side: str = "below") -> np.ndar
     array([[1., 4.]], dtype=float32)
     """
     chosen = z_max(step.master.m, step.c) if z is None else number("alie", "z", z)
-    mu, sigma = moments(benign_rows(step))
+    mu, sigma = exact_moments(benign_rows(step))
     return by_all(mu + chosen * _towards("alie", side, mu, sigma), step.c)
 
 
@@ -197,7 +197,7 @@ def byzmean(step: Round, *, z: float = 0.5, side: str = "below") -> np.ndarray:
            [-3.]], dtype=float32)
     """
     first, m = step.c // 2, step.master.m
-    mu, sigma = moments(benign_rows(step))
+    mu, sigma = exact_moments(benign_rows(step))
     away = number("byzmean", "z", z) * _towards("byzmean", side, mu, sigma)
     near, far = mu + away, mu + (m - first) / (step.c - first) * away
     return np.concatenate([by_all(near, first), by_all(far, step.c - first)])
@@ -252,7 +252,7 @@ def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
     array([[1.]], dtype=float32)
     """
     benign = benign_rows(step)
-    mu, sigma = moments(benign)
+    mu, sigma = exact_moments(benign)
     p = perturbation("min-max", vector, mu, sigma)
     squared, slopes = lengths_and_slopes(mu.astype(np.float32) - benign, p)
     distances = squared_distances(benign)
@@ -280,7 +280,7 @@ def min_sum(step: Round, *, vector: str = "std", bound: str = "max") -> np.ndarr
     """
     one_of("min-sum", "bound", bound, ("max", "min"))
     benign = benign_rows(step)
-    mu, sigma = moments(benign)
+    mu, sigma = exact_moments(benign)
     p = perturbation("min-sum", vector, mu, sigma)
     squared, _ = lengths_and_slopes(mu.astype(np.float32) - benign, p)
     gamma = math.sqrt(squared.max() if bound == "max" else squared.min())

@@ -34,7 +34,6 @@ _AROUND = (
     6  # lines of the window that hold no row: bar, title, header, rule, what is left out, cursor
 )
 _GAP = 2  # between columns
-_LONGEST_BAR = 40
 _ENDS = (", ", ": ")  # of a part of a row's name
 _WORD = 12  # letters of a line of a column's name
 _OF_NAMES = (0.8, 0.5)  # of the width, beside one column or several

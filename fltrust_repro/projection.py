@@ -11,7 +11,10 @@ from fltrust_repro.settings import Setting
 
 
 def project(executor: Executor, settings: Sequence[Setting], place: Place) -> float | None:
-    """Return seconds that a trial of each setting takes; None where a short one gave no answer."""
+    """Return the seconds until a trial of each setting is done, as many at a time as there is room.
+
+    None where a short one gave no answer.
+    """
     by_workers = sorted(settings, key=lambda setting: setting.selected)
     most = by_workers[-1]
     # On a GPU each model on each data set, one after the other in a process: what the largest

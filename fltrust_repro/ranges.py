@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from itertools import islice, takewhile
 from typing import Any
@@ -86,6 +86,11 @@ def _plain(number: Any) -> float:
     """The number as Python has it, whole numbers as such."""
     whole = abs(number) < 2**53 and number == int(number)
     return int(number) if whole else float(number)
+
+
+def grows(values: Sequence[float]) -> bool:
+    """Whether numbers span so much that equal ratios of them tell more than equal differences."""
+    return 0 < GROWS * min(values) <= max(values)
 
 
 def _range(part: str, numbers: list[Decimal], whole: bool) -> Iterable[Decimal]:

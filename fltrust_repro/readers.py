@@ -195,11 +195,11 @@ def verify_kaggle_file(path: Path) -> None:
             downloads.check([b"blob %d\0" % len(table), table], KAGGLE_64_BLOB)
 
 
-def tile_to_gray(rgb: np.ndarray, side: int = 64) -> np.ndarray:
+def tile_to_gray(rgb: np.ndarray) -> np.ndarray:
     """A tile, uint8 (height, width, 3), as Kaggle's image: resized, and only then turned gray."""
     from PIL import Image
 
-    small = Image.fromarray(rgb).resize((side, side), Image.Resampling.LANCZOS)
+    small = Image.fromarray(rgb).resize((64, 64), Image.Resampling.LANCZOS)
     return rgb_to_gray(np.asarray(small))
 
 

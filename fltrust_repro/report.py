@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -25,6 +26,12 @@ SHARE_OF_INCREASE = 0.2
 NOTABLE_INCREASE = 0.05
 LEVEL = 0.95
 LEAST_TRIALS = 3  # of a cell, for an interval and for every verdict
+CRITERION = (
+    f"within {TOLERANCE} of the paper, under a crafted attack within {TOLERANCE} + "
+    f"{SHARE_OF_INCREASE:.0%} of the increase that the paper prints over no attack; where that "
+    f"increase is {NOTABLE_INCREASE} or more, ours must be significant too (one-sided Welch test, "
+    f"{LEVEL:.0%}), so that an attack that does nothing does not pass"
+)
 TOO_FEW = "too few trials"
 # An underscore inside a word is one; anywhere else it would begin or end an emphasis.
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_])")
@@ -42,7 +49,7 @@ class Measured:
     @property
     def mean(self) -> float:
         """Mean error rate; NaN without trials."""
-        return math.fsum(self.errors) / len(self.errors) if self.errors else math.nan
+        return fmean(self.errors) if self.errors else math.nan
 
     @property
     def std(self) -> float:
@@ -109,8 +116,8 @@ def verdict(measured: Measured, baseline: Measured | None) -> str:
 def tolerance(measured: Measured, baseline: Measured | None) -> float:
     """Return how far a cell may be from the paper's value.
 
-    That is 0.03, and under a crafted attack 20% of the increase that the paper prints over its own
-    no-attack cell `baseline` besides.
+    That is `TOLERANCE`, and under a crafted attack besides a share of the increase that the paper
+    prints over its own no-attack cell `baseline`.
     """
     return TOLERANCE + SHARE_OF_INCREASE * max(_printed_increase(measured, baseline), 0.0)
 
@@ -269,9 +276,10 @@ def picture_link(experiment: Experiment, one: str | None = None) -> str:
     return f"![{markdown(title)}]({quote(name)}.png)"
 
 
-_LEGEND = f"""A star marks a cell outside the tolerance: 0.03, in
-attacked cells 0.03 + 20% of the increase that the paper prints over no attack, where
-the increase must also be significant (95%) if the paper's is 0.05 or more. A
+_LEGEND = f"""A star marks a cell outside the tolerance: {TOLERANCE}, in
+attacked cells {TOLERANCE} + {SHARE_OF_INCREASE:.0%} of the increase that the paper prints over \
+no attack, where
+the increase must also be significant ({LEVEL:.0%}) if the paper's is {NOTABLE_INCREASE} or more. A
 question mark: too few trials to say, fewer than {LEAST_TRIALS}.
 """
 
@@ -307,20 +315,15 @@ def origin(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     protocols = ", ".join(sorted({trial.protocol for trial in trials}))
     versions = sorted({f"{trial.versions}, {trial.device}" for trial in trials})
     return [
-        ("Trials", f"{len(trials)} in all, seeds {seeds(trials)}"),
+        ("Trials", f"{len(trials)} in all, seeds {seeds_told(t.seed for t in trials)}"),
         ("Training time", f"{hours:.2f} hours, one process each; protocol version {protocols}"),
         *(("Versions", line) for line in versions),
     ]
 
 
-def seeds(trials: Iterable[Trial]) -> str:
-    """Return the seeds of trials in words: "10 to 19, 24"."""
-    return seeds_told(trial.seed for trial in trials)
-
-
-def seeds_named(trials: Iterable[Trial]) -> str:
-    """Return the seeds of trials as `seeds` does, behind the noun: "seeds 10 to 19, 24"."""
-    known = {trial.seed for trial in trials}
+def seeds_named(seeds: Iterable[int]) -> str:
+    """Say which seeds these are, behind the noun: "seeds 10 to 19, 24"."""
+    known = set(seeds)
     return f"seed{'s' * (len(known) > 1)} {seeds_told(known)}"
 
 

@@ -6,8 +6,8 @@ with the program, which is only read. Trials are told apart by their names, file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import click
@@ -81,18 +81,25 @@ def read_back(
     With `fresh` none of the published is read. Says on stderr what is left out as not understood.
     """
     keys = {setting.key() for setting in settings}
-    look_in = partial(trials_in, left_out=store.left_out, wanted=lambda name: name.key in keys)
-    store.lend(look_in(out))
-    published = [] if fresh or is_published(out) else look_in(experiments.published())
-    store.lend(published)
+    store.lend(trials_in(out, store.left_out, lambda name: name.key in keys))
+    published = [] if fresh else _lend_published(store, out, keys)
     store.left_out.tell()
     return {trial.name: trial for trial in reversed(published)}  # of one name the first, as lent
+
+
+def _lend_published(store: Archive, out: Path, keys: Container[str]) -> list[Trial]:
+    """Let the store answer with published trials of these settings, where `out` has not them."""
+    if is_published(out):
+        return []
+    published = trials_in(experiments.published(), store.left_out, lambda name: name.key in keys)
+    store.lend(published)
+    return published
 
 
 def finished(store: Archive, out: Path, of: Sequence[Experiment]) -> dict[Setting, list[Trial]]:
     """Return today's trials of a store and `out`, and these experiments' published, by setting."""
     store.lend(trials_in(out, store.left_out))
-    read_back(store, out, (setting for experiment in of for setting in experiment.settings))
+    _lend_published(store, out, {setting.key() for one in of for setting in one.settings})
     return by_setting(store)
 
 
@@ -228,7 +235,7 @@ def _show(experiment: Experiment, seeds: range, store: Archive, out: Path, grey:
         drawn = (experiment, cells, out, grey)
         kept = [page, table, *definitions.keep(experiment, out)]
         files = [*kept, *figures.draw(*drawn), *grids.draw(*drawn), *files]
-    told = f"{_many(experiment, cells, len(seeds))}, {report.seeds_named(used)}"
+    told = f"{_many(experiment, cells, len(seeds))}, {report.seeds_named(t.seed for t in used)}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
     click.echo(report.table(cells, "simple") + "\n")
     if judged := report.summary_line(cells):
@@ -295,6 +302,7 @@ def warn(trials: Sequence[Trial]) -> None:
         what = f"hold no training example (at most {max(empty)}) and send zero updates"
         click.echo(f"Note: {where} {what}.", err=True)
     if diverged := [t for t in trials if t.result.diverged]:
-        where = f"the global model diverged with seeds {report.seeds(diverged)}"
+        known = report.seeds_named(trial.seed for trial in diverged)
+        where = f"the global model diverged with {known}"
         what = "the error rate is that of the model with non-finite parameters"
         click.echo(f"Note: {where}; {what}.", err=True)

@@ -14,7 +14,13 @@ import numpy as np
 
 from fltrust_repro.aggregation import rule
 from fltrust_repro.diameters import smallest_diameter
-from fltrust_repro.distances import distances_from, inner_products, products_amid, squared_distances
+from fltrust_repro.distances import (
+    cosines,
+    distances_from,
+    inner_products,
+    products_amid,
+    squared_distances,
+)
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, mean_around_middle
@@ -289,9 +295,7 @@ def larger_cluster(products: np.ndarray) -> np.ndarray:
     n = len(products)
     if n < 2:
         return np.ones(n, dtype=bool)
-    own = np.sqrt(np.diag(products))
-    scale = np.divide(1, own, out=np.zeros(n), where=own > 0)
-    away = np.clip(1 - scale[:, None] * products * scale, 0, 2)
+    away = np.clip(1 - cosines(products), 0, 2)
     cluster = fcluster(linkage(away[np.triu_indices(n, 1)], "average"), 2, "maxclust")
     with_first = cluster == cluster[0]
     return with_first if 2 * np.count_nonzero(with_first) >= n else ~with_first

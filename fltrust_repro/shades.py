@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fltrust_repro.standings import Standings
 
@@ -60,6 +60,10 @@ class Scale:
     def ticks(self) -> list[float]:
         """Return round error rates on the scale."""
         return [tick for tick in TICKS if round(self.low, 3) <= tick <= self.high]
+
+    def marks(self) -> list[dict[str, Any]]:
+        """Return the ticks with how far up they lie, as a page shows them."""
+        return [{"at": self.part(tick), "text": f"{tick:g}"} for tick in self.ticks()]
 
 
 def as_text(error: float) -> str:

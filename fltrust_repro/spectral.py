@@ -30,21 +30,30 @@ from fltrust_repro.registry import check_default
 from fltrust_repro.weighing import lengths, weighted_mean
 
 
-def products_of(squared: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return B, float64 (n, n): inner products of points seen from their mean under `shares`."""
+def products_of(squared: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
+    """Return B, float64 (n, n): inner products of points seen from their mean.
+
+    Under `shares`, float64 (n,), of sum 1; all the same unless given.
+    """
+    shares = _equal(squared) if shares is None else shares
     away = squared @ shares
     return (away[:, None] + away - squared - shares @ away) / 2
 
 
-def spread(squared: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
+def _equal(squared: np.ndarray) -> np.ndarray:
+    return np.full(len(squared), 1 / len(squared))
+
+
+def spread(squared: np.ndarray, shares: np.ndarray | None = None) -> tuple[float, np.ndarray]:
     """Return the largest variance that points have along any direction, and where they lie on it.
 
     `squared`, float64 (n, n), holds the points' squared distances, `shares`, float64 (n,), their
-    weights, of sum 1. Places, float64 (n,), are counted from the weighted mean, either way along
-    the direction; they are zeros where the variance is 0.
+    weights, of sum 1, all the same unless given. Places, float64 (n,), are counted from the
+    weighted mean, either way along the direction; they are zeros where the variance is 0.
     """
     from scipy.linalg import eigh  # which takes a while to load
 
+    shares = _equal(squared) if shares is None else shares
     products = products_of(squared, shares)
     roots, last = np.sqrt(shares), len(squared) - 1
     values, vectors = eigh(roots[:, None] * products * roots, subset_by_index=[last, last])
@@ -139,7 +148,7 @@ def dnc(
     for _ in range(iterations if finite.any() else 0):
         part = updates if b >= d else updates.take(np.sort(rng.choice(d, b, replace=False)), 1)
         squared = squared_distances(part)[np.ix_(finite, finite)]
-        _, places = spread(squared, np.full(len(squared), 1 / len(squared)))
+        _, places = spread(squared)
         lowest = np.argsort(np.abs(places), kind="stable")[:keep]
         kept[np.flatnonzero(finite)[lowest]] += 1
     most = (kept > 0) & (kept == kept.max())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Cell:
     @property
     def mean(self) -> float:
         """Mean error rate over seeds."""
-        return math.fsum(self.errors.values()) / len(self.errors)
+        return fmean(self.errors.values())
 
     @property
     def half(self) -> float:
@@ -88,6 +89,11 @@ class Standings:
     entries: tuple[Entry, ...]
     missing: int = 0  # trials of the protocol that are not there yet
 
+    def leagues(self) -> tuple[list[Entry], list[Entry]]:
+        """Return the rules without examples of the server's own, and those with them."""
+        alone = [entry for entry in self.entries if entry.league != SERVER_DATA]
+        return alone, [entry for entry in self.entries if entry.league == SERVER_DATA]
+
 
 def candidates(cells: Mapping[str, Cell]) -> list[str]:
     """Return the attacked columns of largest mean, the largest first, over seeds that all have."""
@@ -113,7 +119,7 @@ def _shared_means(cells: Mapping[str, Cell]) -> dict[str, float]:
     """Each cell's mean over the seeds that all have; over its own where there is no such seed."""
     shared = set.intersection(*(set(cell.errors) for cell in cells.values())) if cells else set()
     return {
-        name: math.fsum(cell.errors[seed] for seed in shared) / len(shared) if shared else cell.mean
+        name: fmean(cell.errors[seed] for seed in shared) if shared else cell.mean
         for name, cell in cells.items()
     }
 
@@ -129,7 +135,7 @@ def entry(
     worst = worst_column(cells)
     decides, clean = cells[worst].errors, cells[NO_ATTACK].errors
     gaps = [decides[seed] - clean[seed] for seed in sorted(decides.keys() & clean.keys())]
-    gap = math.fsum(gaps) / len(gaps) if gaps else math.nan
+    gap = fmean(gaps) if gaps else math.nan
     every = (*_flags(cells, worst), *flags)
     return Entry(row, league, cells, worst, gap, half_width(gaps), flags=every, breakdown=breakdown)
 
@@ -210,4 +216,4 @@ def surely_below(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
     """
     above = [other[seed] - error for seed, error in one.items() if seed in other]
     # Sums in another order must not part equal rows.
-    return bool(above) and math.fsum(above) / len(above) - half_width(above) > ROUNDING
+    return bool(above) and fmean(above) - half_width(above) > ROUNDING

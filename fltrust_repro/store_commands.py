@@ -105,7 +105,7 @@ def _trials_of(
     if failure is not None:
         click.echo(failure.details)
         raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
-    there = f"there are {report.seeds(known.values())}" if known else "there is none"
+    there = f"there are {report.seeds_told(known)}" if known else "there is none"
     what = one_line(captions.of_setting(setting))
     raise BadInput(f"no finished trial of {what} has seed {seed}; of seeds {there}.")
 

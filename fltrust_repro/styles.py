@@ -48,7 +48,8 @@ _SKY = ("#56b4e9", "#4a4a4a")
 _ORANGE = ("#e69f00", "#808080")
 _GREY = ("#999999", "#949494")  # what the others are compared with, and nothing else
 _COLOURS = (_VERMILLION, _BLUE, _PURPLE, _GREEN, _SKY, _ORANGE)
-_MARKERS = "osD^vPX*"
+MOST_TICKS = 8  # of an axis: more names would run into each other
+MARKERS = "osD^vPX*"
 _SOLID: tuple[float, ...] = ()
 _DASHED, _DOTTED, _MIXED, _LONG = (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0), (8.0, 3.0)
 _DASHES = (_SOLID, _DASHED, _MIXED, _LONG, _DOTTED)
@@ -86,7 +87,7 @@ _LOOKS = {(style.colour, style.marker) for style in _FIXED.values()}
 # For attacks of users: no colour and marker of the above together.
 _FREE = tuple(
     Style(*colour, marker, _DASHES[k % len(_DASHES)])
-    for k, (marker, colour) in enumerate(product(_MARKERS, _COLOURS))
+    for k, (marker, colour) in enumerate(product(MARKERS, _COLOURS))
     if (colour[0], marker) not in _LOOKS
 )
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.kernels import extremes
-from fltrust_repro.oblivious_attacks import benign_rows, by_all, moments
+from fltrust_repro.oblivious_attacks import benign_rows, by_all, exact_moments
 from fltrust_repro.threat import Round
 from fltrust_repro.weighing import lengths
 
@@ -54,7 +54,7 @@ def lines(step: Round, s: np.ndarray, s_rule: np.ndarray) -> list[Line]:
     """Return all lines; with full knowledge, as `world` gives it."""
     own, others, c = step.known[: step.c], step.known[step.c :], step.c
     benign = benign_rows(step)
-    mu, sigma = (a.astype(np.float32) for a in moments(benign))
+    mu, sigma = (a.astype(np.float32) for a in exact_moments(benign))
     live = sigma > 0
     r = np.sqrt(np.square(sigma[live]).mean()) if live.any() else np.float32(0)
     std, sign, rule = -s * sigma, -s * r * live, -s_rule * r * live

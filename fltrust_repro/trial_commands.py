@@ -15,6 +15,7 @@ import click
 
 from fltrust_repro import captions, datasets, experiments, options, own_sweeps, reproduction, sweep
 from fltrust_repro.archive import Archive
+from fltrust_repro.definitions import is_own
 from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
@@ -148,7 +149,7 @@ def _check_names(chosen: list[Experiment], out: Path) -> None:
     names = [experiment.name for experiment in chosen]
     taken = _taken() if reproduction.is_published(out) else ()
     for experiment in chosen:
-        own = experiment.command != f"reproduce {experiment.name}"
+        own = is_own(experiment)
         if names.count(experiment.name) > 1 or (own and experiment.name.lower() in taken):
             same = f"another experiment is called {experiment.name!r} too, and its results are"
             raise BadInput(f"{same} kept in {out}; rename your file, or give --out another folder.")

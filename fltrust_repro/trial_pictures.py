@@ -38,7 +38,7 @@ def draw_trial(
     style = style_of(_attack_of(trial.setting))
     lines = [(plain, style_of("no-attack"), "without attack")] if plain is not None else []
     lines.append((trial, style, f"seed {trial.seed}"))
-    told = [f"thin: {seeds_named(others)}"] * bool(others)
+    told = [f"thin: {seeds_named(t.seed for t in others)}"] * bool(others)
     with drawing.context(trial.setting.key(), 9):
         title = f"{captions.of_setting(trial.setting)}; seed {trial.seed}"
         drawn = drawing.sheet(8.6, 3.4, title, told)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -86,8 +87,8 @@ def _of_group(some: Sequence[Found]) -> dict[str, Any]:
     half = report.half_width(errors)
     return {
         "trials": len(some),
-        "seeds": report.seeds(one.trial for one in some),
-        "error": math.fsum(errors) / len(errors),
+        "seeds": report.seeds_told(one.trial.seed for one in some),
+        "error": fmean(errors),
         "±": None if math.isnan(half) else half,
     }
 

@@ -1,6 +1,5 @@
 """Backdoors: the trigger, who trains on it, and how often it succeeds."""
 
-import doctest
 import re
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fltrust_repro import backdoors
 from fltrust_repro.attacks import attacks
 from fltrust_repro.backdoors import pattern
 from fltrust_repro.datasets import Dataset
@@ -30,10 +28,6 @@ def own():
     yield attacks
     attacks._entries.clear()
     attacks._entries.update(before)
-
-
-def test_the_example_runs_as_printed():
-    assert doctest.testmod(backdoors) == (0, 2)
 
 
 @pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.float32, 1)])

@@ -1,7 +1,6 @@
 """FLDetector: its formula, whom it detects, and that it bears selection, resuming and queries."""
 
 import copy
-import doctest
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltrust_repro import detectors
 from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.detectors import hessian_products, upper_group
 from fltrust_repro.errors import BadInput
@@ -51,11 +49,6 @@ def rounds(send, count, rule, c=0):
 
 def left_out(state):
     return np.flatnonzero(state.memory["left out"]).tolist()
-
-
-def test_the_docstring_shows_what_the_rule_returns():
-    result = doctest.testmod(detectors)
-    assert (result.attempted, result.failed) == (2, 0)
 
 
 @given(st.integers(1, 6), st.integers(7, 12), st.integers(0, 999))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import fltrust_repro
+import fltrust_repro as fl
 from fltrust_repro.errors import BadInput
 
 README = Path(__file__).parent.parent / "README.md"
@@ -58,7 +59,10 @@ def test_the_lines_of_python_of_the_readme_run_as_a_script_and_take_up_what_they
     assert "trials" not in again.stderr
 
 
-def test_every_rule_has_an_example():
+def test_every_rule_step_and_attack_on_updates_has_an_example():
     names = {example.name for example in examples()}
-    for rule in ("mean", "krum", "bulyan", "trimmed_mean", "median"):
-        assert f"fltrust_repro.aggregation.{rule}" in names
+    functions = [one.function for one in (*fl.rules.values(), *fl.preaggregations.values())]
+    functions += [one.craft for one in fl.attacks.values() if one.craft is not None]
+    own = [f"{one.__module__}.{one.__name__}" for one in functions]
+    assert len(own) > 40
+    assert [name for name in own if name.startswith("fltrust_repro") and name not in names] == []

@@ -1,14 +1,11 @@
 """LASA: its formula, and what it sees in a layer that is lost in the whole."""
 
-import doctest
-
 import numpy as np
 import pytest
 import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltrust_repro import layerwise
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
 from fltrust_repro.layerwise import lasa, layer_statistics
@@ -35,11 +32,6 @@ def problems(draw):
     updates = normal(m, d, draw(st.integers(0, 2**16))) + np.float32(draw(st.integers(0, 2)))
     updates[: draw(st.integers(0, m // 2))] *= draw(st.sampled_from([1, -1, 5, 1e3]))
     return updates, cut(d, *sorted({draw(st.integers(1, d - 1)) for _ in range(2)}))
-
-
-def test_the_docstring_shows_what_the_rule_returns():
-    result = doctest.testmod(layerwise)
-    assert (result.attempted, result.failed) == (2, 0)
 
 
 @given(problems(), st.sampled_from([0.0, 0.3, 0.9]), st.sampled_from([0.5, 1.0, 2.0]))

@@ -19,12 +19,12 @@ from fltrust_repro.leverage import (
     beside_the_nearest,
     leverages,
     make_room,
-    products,
     take_in,
     voices,
 )
 from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
+from fltrust_repro.spectral import products_of
 from fltrust_repro.training import run_trial
 
 RULE = rules["leverage"]
@@ -88,7 +88,7 @@ def test_leverages_are_the_diagonal_of_a_ridge_projection():
     points = normal(12, 20)
     centred = points - points.mean(axis=0)
     gram = (centred @ centred.T).astype(float)
-    found = products(squared_distances(points))
+    found = products_of(squared_distances(points))
     np.testing.assert_allclose(found, gram, atol=1e-4)
     rho = 3 * np.sort(np.linalg.eigvalsh(gram))[2]
     expected = np.diag(gram @ np.linalg.inv(gram + rho * np.eye(12)))
@@ -98,9 +98,9 @@ def test_leverages_are_the_diagonal_of_a_ridge_projection():
 def test_leverages_of_points_that_are_all_alike_or_span_little():
     """G is then 0, or has no eigenvalue that could measure noise."""
     alike = np.ones((6, 4), np.float32)
-    np.testing.assert_array_equal(leverages(products(squared_distances(alike)), 2), np.zeros(6))
+    np.testing.assert_array_equal(leverages(products_of(squared_distances(alike)), 2), np.zeros(6))
     points = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0, 0], [0, 0]], np.float32)
-    held = leverages(products(squared_distances(points)), 2)
+    held = leverages(products_of(squared_distances(points)), 2)
     np.testing.assert_allclose(held, [0.5, 0.5, 0.5, 0.5, 0, 0], atol=1e-3)
 
 
@@ -120,7 +120,7 @@ def test_what_measures_noise_lies_among_the_others(c, seed, far):
 def test_copies_share_one_voice(copies, seed):
     points = normal(20, 40, seed)
     points[:copies] = points[0]
-    held = leverages(products(squared_distances(points)), copies, 1.0)
+    held = leverages(products_of(squared_distances(points)), copies, 1.0)
     assert held[:copies].max() <= 1 / copies + 1e-3
 
 
@@ -130,7 +130,7 @@ def test_of_copies_more_say_less(copies, seed, far):
     points = normal(25, 40, seed)
     points[:copies] = np.float32(far)
     squared = squared_distances(points)
-    middle = np.median(leverages(products(squared), copies))
+    middle = np.median(leverages(products_of(squared), copies))
     assert voices(squared, copies)[:copies].sum() <= 1.01 / (copies * middle**2)
 
 

@@ -364,7 +364,7 @@ def test_remedies():
     [
         ((3, 7), False), ((5, 0), True), ((5, 2), True), ((6, 1), True), ((7, 0), True),
         ((7, 5), True), ((8, 0), True), ((8, 6), True), ((8, 9), True), ((9, 0), False),
-        ((10, 0), False), ((12, 0), False), (None, True),
+        ((10, 0), False), ((12, 0), False),
     ],
 )  # fmt: skip
 def test_code_runs_on_gpus_of_its_major_version_that_are_not_older(capability, has):

@@ -157,7 +157,7 @@ def test_a_diverged_run_says_so(call):
     code, out, err = call(*RUN, "--rule", "mean", "--learning-rate", "1e38", "--json", "--seed", 3)
     assert code == 0
     assert json.loads(out)["trials"][0]["diverged"] is True
-    assert "diverged with seeds 3" in err
+    assert "diverged with seed 3;" in err
 
 
 def test_workers_without_examples_are_mentioned(call):

@@ -1,7 +1,6 @@
 """Mean shift, beside scikit-learn's."""
 
 import contextlib
-import doctest
 import warnings
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.cluster import MeanShift, estimate_bandwidth
 
-from fltrust_repro import mean_shift as module
 from fltrust_repro.mean_shift import mean_shift, reach
 
 
@@ -20,11 +18,6 @@ def theirs(points, width):
         warnings.simplefilter("ignore")  # that no two points share a cell
         return shift.fit(points).labels_
     return np.full(len(points), -1)
-
-
-def test_the_example_runs_as_printed():
-    assert doctest.testmod(module).failed == 0
-    assert doctest.testmod(module).attempted == 6
 
 
 @given(st.integers(0, 2**16), st.integers(2, 60), st.integers(0, 20), st.sampled_from([1, 2, 3]))

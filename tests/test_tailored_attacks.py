@@ -1,14 +1,11 @@
 """FLTrust's adaptive attack: its search, its maximum, and what both do to a model."""
 
-import doctest
-
 import numpy as np
 import pytest
 import reference_attacks as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltrust_repro import tailored_attacks
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks, trimmed_mean_attack
 from fltrust_repro.errors import BadInput
@@ -19,10 +16,6 @@ from fltrust_repro.threat import Master, Round
 from fltrust_repro.training import run_trial
 
 EXACT, RANDOM = "fltrust-adaptive:search=exact", "fltrust-adaptive"
-
-
-def test_the_example_runs_as_printed():
-    assert doctest.testmod(tailored_attacks) == (0, 3)
 
 
 def a_problem(seed, m=12, d=9, cosine=0.5):

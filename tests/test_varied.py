@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fltrust_repro.aggregation import rules
-from fltrust_repro.attacks import Master, Parameters, attack, attacks
+from fltrust_repro.attacks import attack, attacks
 from fltrust_repro.errors import BadInput, BeyondLimit
 from fltrust_repro.experiments import figure_of, grid_of
 from fltrust_repro.settings import FIELDS, Setting
-from fltrust_repro.threat import Round
+from fltrust_repro.threat import Master, Parameters, Round
 from fltrust_repro.training import run_trial
 from fltrust_repro.varied import VARIED, Axis, axis, setting_at, varied
 
