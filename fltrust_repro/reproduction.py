@@ -226,25 +226,32 @@ def _show(experiment: Experiment, seeds: range, store: Archive, out: Path, grey:
         return
     warn(used)
     cells = fidelity.measured(experiment, found)
-    files = keep_trials(experiment, store, out)
+    kept = keep_trials(experiment, store, out)
     page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
     before, now = trials_of(table), sum(len(cell.errors) for cell in cells)
     if before <= now:
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
         drawn = (experiment, cells, out, grey)
-        kept = [page, table, *definitions.keep(experiment, out)]
-        files = [*kept, *figures.draw(*drawn), *grids.draw(*drawn), *files]
-    told = f"{_many(experiment, cells, len(seeds))}, {report.seeds_named(t.seed for t in used)}"
+        written = [page, table, *definitions.keep(experiment, out)]
+        kept = [*written, *figures.draw(*drawn), *grids.draw(*drawn), *kept]
+    _print(experiment, cells, used, len(seeds))
+    if before > now:
+        more = f"it is made of {counted(before, 'trial')}, this table of {now:,}"
+        click.echo(f"{page} stays as it is: {more}.")
+    if kept:
+        click.echo(wrote(kept))
+
+
+def _print(
+    experiment: Experiment, cells: Sequence[report.Measured], used: Iterable[Trial], wanted: int
+) -> None:
+    seeds = report.seeds_named(trial.seed for trial in used)
+    told = f"{_many(experiment, cells, wanted)}, {seeds}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
     click.echo(report.table(cells, "simple") + "\n")
     if judged := report.summary_line(cells):
         click.echo(f"{judged}.  * outside the tolerance  ? too few trials to say")
-    if before > now:
-        more = f"it is made of {counted(before, 'trial')}, this table of {now:,}"
-        click.echo(f"{page} stays as it is: {more}.")
-    if files:
-        click.echo(wrote(files))
 
 
 def _many(experiment: Experiment, cells: Sequence[report.Measured], wanted: int) -> str:
