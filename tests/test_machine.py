@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import stub_driver as stub
 
-from fltrust_repro import compiled, machine, nvidia
+from fltrust_repro import machine, nvidia
 from fltrust_repro.machine import Blas, Cpu
 
 REPOSITORY = Path(__file__).parents[1]
@@ -284,9 +284,10 @@ def loads(monkeypatch):
     def load(path: str, mode: int) -> None:
         found[path] = dict(os.environ)
 
+    names = [*machine.cuda_environment()]  # loads numba, which loads a library of its own
     monkeypatch.setattr(machine.ctypes, "CDLL", load)
     monkeypatch.setattr(os, "environ", {**os.environ})
-    for name in machine.cuda_environment():
+    for name in names:
         os.environ.pop(name, None)
     return found
 
@@ -310,7 +311,7 @@ CHOSEN = {
 
 
 def test_cuda_finds_its_variables_before_any_of_its_libraries_loads(loads, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "folder", lambda: tmp_path)
+    monkeypatch.setattr(machine, "folder", lambda: tmp_path)
     machine.preload()
     wanted = {**CHOSEN, "CUDA_CACHE_PATH": f"{tmp_path}/cuda"}
     assert len(loads) == 11
@@ -330,7 +331,7 @@ def test_cuda_keeps_its_code_where_it_likes_if_no_folder_can_be_written(monkeypa
     def none():
         raise OSError
 
-    monkeypatch.setattr(compiled, "folder", none)
+    monkeypatch.setattr(machine, "folder", none)
     assert machine.cuda_environment() == CHOSEN
 
 

@@ -263,15 +263,6 @@ def test_it_finds_how_far_a_rule_lets_it_go():
     assert far.mean() > 2.4
 
 
-def test_lines_that_it_does_not_remember_begin_anew():
-    step = a_round()
-    attacks["tailored"].craft(step)
-    kept = dict(step.memory["lines"])
-    del step.memory["lines"]["noisy std"]
-    attacks["tailored"].craft(step)
-    assert step.memory["lines"].keys() == kept.keys()
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_remembers_can_be_written_down(name):
     step = a_round()
