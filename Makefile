@@ -28,7 +28,7 @@ RUN   = .venv/bin/python -m fltrust_repro
 
 WHICH = --trials '$(TRIALS)' $(if $(SEED),--seed '$(SEED)')
 HOW   = $(if $(JOBS),--jobs '$(JOBS)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
-  $(if $(FRESH),--fresh)
+  $(if $(filter-out 0,$(FRESH)),--fresh)
 
 # The experiments that a CPU can do in hours, the quickest first.
 PAPER = table2a table4 table7b table8 figure4c figure5a figure5b figure5c figure4b figure4a \

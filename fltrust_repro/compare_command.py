@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import sys
@@ -191,11 +192,16 @@ def _write(found: Comparison, out: Path, as_html: bool) -> list[Path]:
 def _file_name(names: tuple[str, str]) -> str:
     """Name the files by the last parts of both sides, where these are paths."""
     depths = [["-".join(Path(name).parts[-depth:]) for name in names] for depth in (1, 2)]
-    ours, theirs = next((both for both in depths if both[0] != both[1]), depths[-1])
-    return "-".join(["compare", *map(_in_file_name, (ours, theirs))])
+    sides = next((both for both in depths if both[0] != both[1]), depths[-1])
+    words = [_in_file_name(side) for side in sides]
+    name = "-".join(["compare", *(word[:_LONGEST_NAME].strip("-.") or "results" for word in words)])
+    if sides[0] != sides[1] and max(map(len, words)) <= _LONGEST_NAME:
+        return name
+    # What was left out may be all that tells this pair from another.
+    return f"{name}-{hashlib.sha256(repr(names).encode()).hexdigest()[:6]}"
 
 
 def _in_file_name(side: str) -> str:
     for ending in (PACKED, ENDING, ".sqlite", ".csv"):
         side = side.removesuffix(ending)
-    return re.sub(r"[^\w.-]+", "-", side)[:_LONGEST_NAME].strip("-.") or "results"
+    return re.sub(r"[^\w.-]+", "-", side)

@@ -15,8 +15,10 @@ from fltrust_repro.errors import BadInput, LeftOut, UnknownName
 from fltrust_repro.experiments import MEASURES, Cell, Experiment, Figure
 from fltrust_repro.files import write_text
 from fltrust_repro.settings import Setting
+from fltrust_repro.trials import protocol_of
 
 ENDING = ".json"
+_DECIDES = ("measure", "setting", "cells", "protocols")  # what numbers are made of
 _WRONG = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -29,7 +31,37 @@ def keep(experiment: Experiment, out: Path) -> list[Path]:
     """Write an experiment of one's own as OUT/NAME.json; return the file, none for others."""
     if not is_own(experiment):
         return []
-    file = out / f"{experiment.name}{ENDING}"
+    file = _file_of(experiment, out)
+    write_text(file, json.dumps(_told(experiment), indent=1) + "\n")
+    return [file]
+
+
+def is_anothers_place(experiment: Experiment, out: Path) -> bool:
+    """Whether results lie in a folder of the program's experiment of this name, or of one's own."""
+    file = _file_of(experiment, out)
+    if is_own(experiment):
+        return file.with_suffix(".csv").exists() and not file.exists()
+    return file.exists()
+
+
+def is_kept(experiment: Experiment, out: Path) -> bool:
+    """Whether what lies in a folder under the experiment's name are results of the same cells."""
+    file = _file_of(experiment, out)
+    if not is_own(experiment):
+        return True
+    try:
+        told, now = json.loads(file.read_text(encoding="utf-8")), _told(experiment)
+        return all(told[part] == json.loads(json.dumps(now[part])) for part in _DECIDES)
+    except (OSError, *_WRONG):
+        return False
+
+
+def _file_of(experiment: Experiment, out: Path) -> Path:
+    return out / f"{experiment.name}{ENDING}"
+
+
+def _told(experiment: Experiment) -> dict[str, Any]:
+    """An experiment as its file tells it."""
     settings = [setting.as_dict() for setting in experiment.settings]
     shared = {name: value for name, value in settings[0].items()
               if all(other[name] == value for other in settings)}  # fmt: skip
@@ -38,15 +70,14 @@ def keep(experiment: Experiment, out: Path) -> list[Path]:
          "setting": {name: value for name, value in setting.items() if name not in shared}}
         for cell, setting in zip(experiment.cells, settings)
     ]  # fmt: skip
-    told = {
+    return {
         "command": experiment.command, "title": experiment.title, "measure": experiment.measure,
         "published_by": experiment.published_by, "seconds": experiment.seconds,
         "figure": None if experiment.figure is None else asdict(experiment.figure),
         "rows": experiment.rows, "columns": experiment.columns, "notes": experiment.notes,
         "setting": shared, "cells": cells,
+        "protocols": sorted({*map(protocol_of, experiment.settings)}),
     }  # fmt: skip
-    write_text(file, json.dumps(told, indent=1) + "\n")
-    return [file]
 
 
 def kept(folder: Path, left_out: LeftOut) -> list[Experiment]:

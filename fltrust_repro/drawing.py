@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +33,22 @@ def check_picture(path: Path) -> str:
     return kind
 
 
-def context(name: str, size: float) -> Any:
-    """Return a context to draw in: letters of so many points, names that are no mathematics.
+@contextlib.contextmanager
+def context(name: str, size: float) -> Iterator[None]:
+    """Draw with letters of so many points, and names that are no mathematics.
 
-    `name` decides what an SVG calls its parts.
+    `name` decides what an SVG calls its parts. Letters that the font lacks are drawn as boxes.
     """
     import matplotlib as mpl  # here, since it is slow to import and few commands draw
 
     # A name is not to be read as mathematics or TeX, whatever its dollars and braces.
     literal: Any = {"text.parse_math": False, "text.usetex": False}
-    return mpl.rc_context({**literal, "svg.hashsalt": name, "font.size": size})
+    with (
+        warnings.catch_warnings(),
+        mpl.rc_context({**literal, "svg.hashsalt": name, "font.size": size}),
+    ):
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        yield
 
 
 def sheet(width: float, height: float, title: str, notes: Sequence[str] = ()) -> Any:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -113,8 +114,9 @@ class Experiment:
     def maps(self) -> dict[str, str]:
         """The heat maps of a grid by what they show, with the names of their files."""
         maps = self.grid.maps if self.grid else ()
-        words = {one: re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps}
-        return {one: f"{self.name}-{word}" for one, word in words.items()}
+        words = [re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps]
+        apart = [f"{word}-{k}" * (words.count(word) > 1) or word for k, word in enumerate(words, 1)]
+        return {one: f"{self.name}-{word}" for one, word in zip(maps, apart)}
 
     def choose(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> tuple[Cell, ...]:
         """Return the cells of some rows and columns; naming none means all of them.
@@ -126,11 +128,8 @@ class Experiment:
                 if name not in known:
                     wrong = f"{self.name} has no {kind} {shown(name)}"
                     raise BadInput(f"{wrong}; {choose(name, known)}")
-        return tuple(
-            cell
-            for cell in self.cells
-            if cell.row in (rows or self.rows) and cell.column in (columns or self.columns)
-        )
+        rows, columns = rows or self.rows, columns or self.columns
+        return tuple(one for one in self.cells if one.row in rows and one.column in columns)
 
 
 def figure_of(
@@ -152,6 +151,8 @@ def figure_of(
     across = axis(vary, values)
     figure = Figure(across.varied.label, across.values, (*panels,), (*lines,))
     groups = {panel: [figure.row(panel, line) for line in lines] for panel in panels}
+    if len({row for rows in groups.values() for row in rows}) < len(panels) * len(lines):
+        raise BadInput("two lines of the figure have one name with their panels'; rename one.")
     points: Points = {
         figure.row(*one): (fields, {}) for one, fields in _crossed(setting, panels, lines).items()
     }
@@ -280,8 +281,8 @@ def _arranged(
 
 def _check_size(rows: int, columns: int) -> None:
     if rows * columns > MOST_CELLS:
-        given = f"{rows:,} rows of {columns:,} cells"
-        raise BadInput(f"there are {given}; at most {MOST_CELLS:,} cells can be.")
+        given = f"there are {rows:,} rows of {columns:,} cells"
+        raise BadInput(f"{given}; at most {MOST_CELLS:,} cells can be.")
 
 
 def home() -> Path:
@@ -333,7 +334,7 @@ def load_experiment(name: str | Path) -> Experiment:
 
 def _build(file: Path, content: Fields) -> Experiment:
     ours = file.resolve().parent == home().resolve()
-    command = f"reproduce {file.stem if ours else file}"
+    command = f"reproduce {file.stem if ours else shlex.quote(str(file))}"
     try:
         check_parts(content)
         measure = content.get("measure", "error_rate")

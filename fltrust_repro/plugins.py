@@ -28,6 +28,7 @@ from types import ModuleType
 
 from fltrust_repro import backend
 from fltrust_repro.errors import BadInput, in_words
+from fltrust_repro.files import path_of
 from fltrust_repro.imports import imports
 from fltrust_repro.registry import Owner, Registry, is_the_users, registering
 
@@ -234,7 +235,7 @@ def load_plugin(path: str | Path) -> ModuleType:
     It may import the files beside it; an edited one takes the place of its older text. Raises
     `BadInput` when the file is missing or does not import.
     """
-    file, what = Path(path).resolve(), f"plug-in {str(path)!r}"
+    file, what = path_of(path).resolve(), f"plug-in {str(path)!r}"
     if not file.is_file():
         problem = "is not a file" if file.exists() else "does not exist"
         raise BadInput(f"{what} {problem}; give the path of a Python file.")

@@ -20,7 +20,7 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -73,13 +73,13 @@ class Machine:
                 f"checkpoint_minutes is {shown(minutes)}; give a number of at most "
                 f"{MOST_MINUTES:,}, or 0 for no checkpoints."
             )
-        whole = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
+        whole = isinstance(self.jobs, Integral) and not isinstance(self.jobs, bool)
         if self.jobs is not None and not (whole and 0 <= self.jobs <= MOST_JOBS):
             raise BadInput(
                 f"jobs is {shown(self.jobs)}; give a whole number of at most {MOST_JOBS:,}, or 0 "
                 "for trials in this process."
             )
-        if self.scheduler is not None and not _is_address(self.scheduler):  # Dask would try long
+        if self.scheduler is not None and not _is_address(str(self.scheduler)):  # Dask tries long
             raise BadInput(f"scheduler {self.scheduler!r} is not an address; {START_ONE}")
 
 

@@ -185,7 +185,7 @@ def reproduce(
         except DataUnavailable as error:
             missing.append(experiment.name)
             click.echo(f"not run: {error}", err=True)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BadInput):
             _show(experiment, seeds, store, out, grey)
             raise
         _show(experiment, seeds, store, out, grey)
@@ -229,12 +229,13 @@ def _show(experiment: Experiment, seeds: range, store: Archive, out: Path, grey:
     kept = keep_trials(experiment, store, out)
     page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
     before, now = trials_of(table), sum(len(cell.errors) for cell in cells)
+    before = before if definitions.is_kept(experiment, out) else 0  # of another table of that name
     if before <= now:
+        definition = definitions.keep(experiment, out)  # first: it says whose the others are
         write_text(table, report.as_frame(experiment, cells).to_csv(index=False))
         write_text(page, report.page(experiment, cells, used))
         drawn = (experiment, cells, out, grey)
-        written = [page, table, *definitions.keep(experiment, out)]
-        kept = [*written, *figures.draw(*drawn), *grids.draw(*drawn), *kept]
+        kept = [page, table, *definition, *figures.draw(*drawn), *grids.draw(*drawn), *kept]
     _print(experiment, cells, used, len(seeds))
     if before > now:
         more = f"it is made of {counted(before, 'trial')}, this table of {now:,}"

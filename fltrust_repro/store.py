@@ -40,7 +40,7 @@ class Store(Archive):
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Transactions are begun in so many words: sqlite3's own begin too late for `claim`.
-        opened = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+        opened = sqlite3.connect(self.path.absolute(), timeout=_WAIT_SECONDS, isolation_level=None)
         return contextlib.closing(opened)
 
     def _unusable(self, error: OSError | sqlite3.Error) -> BadInput:

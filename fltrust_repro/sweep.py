@@ -19,6 +19,7 @@ from fltrust_repro.checkpoints import Checkpoints
 from fltrust_repro.doors import LAST_SEED, whole_number
 from fltrust_repro.errors import BadInput, Raised, shown
 from fltrust_repro.experiments import Cell
+from fltrust_repro.files import path_of
 from fltrust_repro.plugins import load_plugin, plugins_for
 from fltrust_repro.processes import Executor, LocalProcesses, Machine, Place
 from fltrust_repro.projection import project
@@ -121,10 +122,10 @@ def run(
     seed = whole_number("seed", seed, 0, LAST_SEED + 1 - trials)
     for path in [plugins] if isinstance(plugins, (str, Path)) else plugins:
         load_plugin(path)
-    folder = None if data_dir is None else Path(data_dir)
+    folder = None if data_dir is None else path_of(data_dir)
     machine = Machine(device, jobs, folder, scheduler, checkpoint_minutes)
     seeds = range(seed, seed + trials)
-    with Store(store) as opened:
+    with Store(path_of(store)) as opened:
         failed = run_missing(_table_of(chosen), seeds, opened, machine).failed
         found = [trial for setting in chosen for trial in opened.find(setting, seeds)]
     if failed:

@@ -15,7 +15,7 @@ import click
 
 from fltrust_repro import captions, datasets, experiments, options, own_sweeps, reproduction, sweep
 from fltrust_repro.archive import Archive
-from fltrust_repro.definitions import is_own
+from fltrust_repro.definitions import is_anothers_place, is_own
 from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell, Experiment, load_experiment
@@ -139,20 +139,22 @@ def _reproduce(
     end(*ended)
 
 
-def _taken() -> tuple[str, ...]:
-    """Names under which the repository publishes results."""
-    return (*experiments.available(), "fidelity")
+def _is_taken(name: str, out: Path) -> bool:
+    """Whether the program keeps results of its own under a name in a folder."""
+    reports = name.lower().partition("-")[0] in ("fidelity", "arena")
+    return reports or (reproduction.is_published(out) and name.lower() in experiments.available())
 
 
 def _check_names(chosen: list[Experiment], out: Path) -> None:
     """Refuse files of one's own whose results would take the place of another's in OUT."""
     names = [experiment.name for experiment in chosen]
-    taken = _taken() if reproduction.is_published(out) else ()
     for experiment in chosen:
-        own = is_own(experiment)
-        if names.count(experiment.name) > 1 or (own and experiment.name.lower() in taken):
-            same = f"another experiment is called {experiment.name!r} too, and its results are"
-            raise BadInput(f"{same} kept in {out}; rename your file, or give --out another folder.")
+        name, own = experiment.name, is_own(experiment)
+        taken = own and _is_taken(name, out)
+        if taken or names.count(name) > 1 or is_anothers_place(experiment, out):
+            same = f"another experiment is called {name!r} too, and its results are kept in {out}"
+            do = "rename your file, or give --out another folder"
+            raise BadInput(f"{same}; {do if not taken else 'rename your file'}.")
 
 
 @click.command("sweep")
@@ -210,7 +212,7 @@ def sweep_command(
     made = own_sweeps.arranged(axes, *asked, told, others, command)
     made = made if name is None else dataclasses.replace(made, name=name)
     check_name("--name", made.name)
-    if made.name.lower() in _taken():
+    if _is_taken(made.name, experiments.published()):
         raise BadInput(f"--name is {made.name!r}, the name of other results; take another.")
     for note in made.notes:
         click.echo(note, err=True)

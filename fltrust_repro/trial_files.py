@@ -117,6 +117,8 @@ def _columns_of(path: Path, content: bytes) -> list[str]:
             f"{path} is no file of trials: nothing from line 2 on can be read, as the first "
             f"does not name {', '.join(lacking)}; {_AWAY}"
         )
+    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+        raise BadInput(f"{path} names {', '.join(twice)} twice in its first line; {_AWAY}")
     return columns
 
 

@@ -228,7 +228,7 @@ def axis(name: str, values: Sequence[float] | None = None) -> Axis:
     if not all(map(is_number, points)) or len({*points}) < max(len(points), 1):
         allowed = "at least one number, each finite and none twice"
         raise BadInput(f"values are {shown(list(points))}; give {allowed}.")
-    return Axis(one, points)
+    return Axis(one, tuple(sorted(points)))
 
 
 def is_number(value: Any) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 from test_store_commands import CELLS, FULL, NONE, call, trial  # noqa: F401  (a fixture among them)
 
-from fltrust_repro import comparison_page, difference_picture, finding
+from fltrust_repro import compare_command, comparison_page, difference_picture, finding
 from fltrust_repro.comparison_page import compare, is_equal, summary
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
@@ -338,3 +338,14 @@ def test_chance_is_told_of_many_settings():
     frame = comparison_page.as_frame(found)
     assert (frame["p"] < 0.05).sum() == int(re.search(r"(\d+) of the 95% intervals", said)[1])
     assert json.loads(frame.to_json(orient="records"))[0]["verdict"] == "B higher"
+
+
+def test_no_two_comparisons_have_one_name():
+    long = "mnist-median-trimmed-mean-c20-run"
+    name = compare_command._file_name
+    assert name(("a.sqlite", "b.sqlite")) == "compare-a-b"
+    assert name(("x", f"{long}-1.sqlite")) != name(("x", f"{long}-2.sqlite"))
+    apart = [(f"/x/{one}/results", f"/{two}/{one}/results") for one in "ab" for two in "yz"]
+    assert len({*map(name, apart)}) == 4
+    shares = [("today", f"rule signguard:similarity=cosine,share={s}") for s in (0.1, 0.2)]
+    assert len({*map(name, shares)}) == 2

@@ -440,3 +440,25 @@ def test_other_papers_tables_are_on_their_own_protocols():
         assert (one.iterations, one.learning_rate) == (1000, 0.01)
         assert one.readings.dealing == "natural"
     assert {cell.setting.pre for cell in foundation.cells} == {"", "foundation"}
+
+
+def test_two_lines_of_one_name_are_refused(tmp_path):
+    file = tmp_path / "apart.toml"
+    file.write_text(
+        'title = "Apart"\nvary = "c"\nvalues = [1, 2]\n'
+        '[setting]\ndataset = "digits"\nworkers = 10\n'
+        '[panels]\nx = { rule = "median" }\n"x: y" = { rule = "krum" }\n'
+        '[lines]\n"y: z" = { attack = "none" }\nz = { attack = "gaussian" }\n'
+    )
+    with pytest.raises(BadInput, match="two lines of the figure have one name"):
+        load_experiment(str(file))
+
+
+def test_the_command_of_a_file_with_a_space_can_be_typed(tmp_path):
+    (tmp_path / "my dir").mkdir()
+    file = tmp_path / "my dir" / "mine.toml"
+    file.write_text(
+        'title = "Mine"\n[setting]\ndataset = "digits"\nworkers = 10\ncompromised = 2\n'
+        '[rows]\nmedian = { rule = "median" }\n[columns]\nnone = { attack = "none" }\n'
+    )
+    assert load_experiment(str(file)).command == f"reproduce '{file}'"

@@ -715,6 +715,45 @@ def test_an_own_experiment_does_not_take_a_published_tables_place(call, tmp_path
         call("reproduce", "mine/table7b.toml")
 
 
+def test_an_edited_experiment_takes_its_own_earlier_ones_place_only(call, tmp_path):
+    """However few its trials: more of another table are not better ones."""
+    file, out = tmp_path / "tiny.toml", tmp_path / "results"
+    file.write_text(TINY)
+    options = ("--trials", 3, "--jobs", 0)
+    assert call("reproduce", file, *options)[0] == 0
+    assert call("reproduce", file, "--trials", 1, "--jobs", 0)[1].count("stays as it is") == 1
+    edited = TINY.replace("iterations = ", "learning_rate = 0.05\niterations = ")
+    assert edited != TINY
+    file.write_text(edited)
+    code, text, _ = call("reproduce", file, "--trials", 1, "--jobs", 0)
+    assert code == 0
+    assert "stays as it is" not in text
+    told = json.loads((out / "tiny.json").read_text())
+    assert told["setting"]["learning_rate"] == 0.05
+    assert set(pd.read_csv(out / "tiny.csv")["trials"]) == {1}
+
+
+def test_results_of_one_name_are_of_one_owner(call, tmp_path):
+    file, out = tmp_path / "table7b.toml", tmp_path / "results"
+    file.write_text(TINY)
+    options = ("--trials", 1, "--jobs", 0)
+    assert call("reproduce", file, *options)[0] == 0
+    before = (out / "table7b.md").read_bytes()
+    code, _, err = call("reproduce", "table7b", "--draw")
+    assert code == 2
+    assert "another experiment is called 'table7b' too" in err
+    assert (out / "table7b.md").read_bytes() == before
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "table7b.csv").touch()  # as the program's experiment leaves it
+    assert call("reproduce", file, *options, "--out", "theirs")[0] == 2
+    for name in ("fidelity", "arena-p5"):
+        other = tmp_path / f"{name}.toml"
+        other.write_text(TINY)
+        code, _, err = call("reproduce", other, *options)
+        assert code == 2
+        assert "rename your file" in err
+
+
 def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_trials, monkeypatch):
     seen = []
     monkeypatch.setattr(

@@ -788,3 +788,17 @@ def test_three_failures_alike_end_a_run_and_keep_what_is_finished(crashes, tmp_p
     assert re.search(r"kept, 1[45] trials not tried; `show` prints the traceback", said)
     with pytest.raises(BadInput, match=r"2 of 2 trials failed.* ZeroDivisionError: a bug of mine"):
         fl.run(crash("raises"), trials=2, jobs=0, store=tmp_path / "trials.sqlite")
+
+
+def test_the_home_folder_is_found_in_python_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    table = fl.run(SMALL, jobs=np.int64(0), store="~/mine.sqlite")
+    assert len(table) == 1
+    assert (tmp_path / "mine.sqlite").is_file()
+    assert not (tmp_path / "~").exists()
+    fl.run(SMALL, jobs=0, store=":memory:")
+    with Store(":memory:") as store:
+        assert len(store.everything()) == 1
+    (tmp_path / "mine.py").write_text("KNOWN = 3\n")
+    assert fl.load_plugin("~/mine.py").KNOWN == 3

@@ -362,3 +362,10 @@ def test_trials_of_plugins_that_are_not_loaded_are_counted_with_their_names(
     assert "t.csv: 2 trials left out, of plug-ins that are not loaded" in line
     assert "'theirs'" in line
     assert "--plugin" in line
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path):
+    file = tmp_path / "a.trials.csv"
+    file.write_text(",".join([*COLUMNS, "error_rate"]) + "\n")
+    with pytest.raises(BadInput, match="names error_rate twice in its first line"):
+        read_csv(file, LeftOut())

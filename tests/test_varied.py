@@ -219,3 +219,7 @@ def test_a_point_that_a_limit_forbids_keeps_its_error():
     point = {axis("c", [3]): 3}
     with pytest.raises(BeyondLimit, match="bulyan"):
         setting_at({**SMALL, "rule": "bulyan"}, point)
+
+
+def test_values_are_in_order_however_they_are_typed():
+    assert axis("learning-rate", [1, 0.01, 0.3, 0.1]).values == (0.01, 0.1, 0.3, 1)
