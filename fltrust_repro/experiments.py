@@ -281,8 +281,7 @@ def _arranged(
 
 def _check_size(rows: int, columns: int) -> None:
     if rows * columns > MOST_CELLS:
-        given = f"there are {rows:,} rows of {columns:,} cells"
-        raise BadInput(f"{given}; at most {MOST_CELLS:,} cells can be.")
+        raise BadInput(f"there are {rows * columns:,} cells; at most {MOST_CELLS:,} can be.")
 
 
 def home() -> Path:
