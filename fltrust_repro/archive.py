@@ -87,6 +87,11 @@ class Archive:
         """
         return self._lay is not None and self.path.exists() and lies(self.path) != self._lay
 
+    def _check_unwritten(self) -> None:
+        if self._written_since():  # pages of before and after may be mixed
+            why = "has been written to while it was read; run the same command again"
+            raise BadInput(f"store {str(self.path)!r} {why}.")
+
     def _prepare(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA:
@@ -146,15 +151,11 @@ class Archive:
                     self.left_out.add(self.path, place, error)
                 else:
                     yield built
-            damage = None
         except sqlite3.Error as error:
-            damage = error
-        if self._written_since():  # pages of before and after may be mixed
-            why = "has been written to while it was read; run the same command again"
-            raise BadInput(f"store {str(self.path)!r} {why}.")
-        if damage is not None:
-            damaged = f"store {str(self.path)!r} is damaged ({damage}); {self._saving()}."
-            raise BadInput(damaged) from damage
+            self._check_unwritten()
+            damaged = f"store {str(self.path)!r} is damaged ({error}); {self._saving()}."
+            raise BadInput(damaged) from error
+        self._check_unwritten()
 
     def _trials(self, rest: str = "", *values: Any) -> Iterator[Trial]:
         build = partial(Trial.from_row, setting_of=setting_reader())

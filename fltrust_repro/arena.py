@@ -99,19 +99,20 @@ def table(
     the limit of its rule or attack forbids is left out. `BadInput` for a column that there is not,
     and for a row of one's own that no column allows. `printed` is what `reported` returns.
     """
+    concerned = {
+        name: {**fields, "knowledge": knowledge}
+        for name, fields in protocol.columns.items()
+        if name == NO_ATTACK or _differs(fields["attack"], knowledge)
+    }
     for column in columns:
         if column not in protocol.columns:
             wrong = f"{protocol.name} has no column {shown(column)}"
             raise BadInput(f"{wrong}; {choose(column, protocol.columns)}")
-        if column != NO_ATTACK and not _differs(protocol.columns[column]["attack"], knowledge):
+        if column not in concerned:
             same = f"column {shown(column)} is the same with {knowledge} knowledge"
             raise BadInput(f"{same}; leave --knowledge out, or the column.")
-    told = {
-        name: {**fields, "knowledge": knowledge}
-        for name, fields in protocol.columns.items()
-        if name == NO_ATTACK
-        or ((not columns or name in columns) and _differs(fields["attack"], knowledge))
-    }
+    some = {NO_ATTACK, *(columns or concerned)}
+    told = {name: fields for name, fields in concerned.items() if name in some}
     every, cells = {**protocol.rows, **(rows or {})}, []
     refused: dict[str, list[tuple[str, str]]] = {}
     for row, own in every.items():

@@ -115,7 +115,7 @@ class Experiment:
         """The heat maps of a grid by what they show, with the names of their files."""
         maps = self.grid.maps if self.grid else ()
         words = [re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps]
-        apart = [f"{word}-{k}" * (words.count(word) > 1) or word for k, word in enumerate(words, 1)]
+        apart = [f"{w}-{k}" if words.count(w) > 1 else w for k, w in enumerate(words, 1)]
         return {one: f"{self.name}-{word}" for one, word in zip(maps, apart)}
 
     def choose(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> tuple[Cell, ...]:

@@ -17,6 +17,8 @@ by what the rule makes of the same updates before the attack.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,13 +74,16 @@ def explain(
     curve = attacked.result.curve
     begun = fell_at(curve, clean.result.curve)
     iterations = span(curve, begun)
-    with afresh(attacked.seed, plugins_for(())):
-        seen = replayed(attacked.setting, attacked.seed, iterations, data_dir, device)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
+        with afresh(attacked.seed, plugins_for(())):
+            seen = replayed(attacked.setting, attacked.seed, iterations, data_dir, device)
+        facts = None
+        if seen is not None:
+            facts = measured(seen.updates, seen.c, seen.before, seen.master.answer)
     sentences = [_course(attacked, clean, begun)]
-    if seen is None:
+    if seen is None or facts is None:
         sentences.append(f"From iteration {iterations[0]} on no worker attacked.")
     else:
-        facts = measured(seen.updates, seen.c, seen.before, seen.master.answer)
         sentences += [_influence(seen, facts), _crafted(facts), _advice(seen, facts, begun)]
         iteration, error = seen.end
         there = {i: error for i, error, _ in curve}.get(iteration, error)

@@ -6,7 +6,9 @@ entries may well do, and `OK`.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -75,9 +77,10 @@ class Tried(NamedTuple):
 
 
 def tried(call: Callable[..., Any], *given: Any, **named: Any) -> Tried:
-    """Call a user's code, whatever it raises."""
+    """Call a user's code, whatever it raises; what it prints goes to stderr."""
     try:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
+        silent: Any = np.errstate(all="ignore")
+        with silent, warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             return Tried(call(*given, **named))
     except (Exception, SystemExit) as error:

@@ -88,7 +88,7 @@ def read_back(
 
 
 def _lend_published(store: Archive, out: Path, keys: Container[str]) -> list[Trial]:
-    """Let the store answer with published trials of these settings, where `out` has not them."""
+    """Let the store answer with published trials of these settings; none where `out` is theirs."""
     if is_published(out):
         return []
     published = trials_in(experiments.published(), store.left_out, lambda name: name.key in keys)

@@ -139,22 +139,27 @@ def _reproduce(
     end(*ended)
 
 
-def _is_taken(name: str, out: Path) -> bool:
-    """Whether the program keeps results of its own under a name in a folder."""
-    reports = name.lower().partition("-")[0] in ("fidelity", "arena")
-    return reports or (reproduction.is_published(out) and name.lower() in experiments.available())
+def _is_report(name: str) -> bool:
+    """Whether a report of the program's may have a name, in any folder."""
+    return name.lower().partition("-")[0] in ("fidelity", "arena")
+
+
+def _is_experiment(name: str) -> bool:
+    """Whether an experiment of the program's has a name, under which results are published."""
+    return name.lower() in experiments.available()
 
 
 def _check_names(chosen: list[Experiment], out: Path) -> None:
     """Refuse files of one's own whose results would take the place of another's in OUT."""
-    names = [experiment.name for experiment in chosen]
+    names, published = [experiment.name for experiment in chosen], reproduction.is_published(out)
     for experiment in chosen:
         name, own = experiment.name, is_own(experiment)
-        taken = own and _is_taken(name, out)
+        if own and _is_report(name):
+            raise BadInput(f"reports are called {name!r}, too; rename your file.")
+        taken = own and published and _is_experiment(name)
         if taken or names.count(name) > 1 or is_anothers_place(experiment, out):
             same = f"another experiment is called {name!r} too, and its results are kept in {out}"
-            do = "rename your file, or give --out another folder"
-            raise BadInput(f"{same}; {do if not taken else 'rename your file'}.")
+            raise BadInput(f"{same}; rename your file, or give --out another folder.")
 
 
 @click.command("sweep")
@@ -212,7 +217,7 @@ def sweep_command(
     made = own_sweeps.arranged(axes, *asked, told, others, command)
     made = made if name is None else dataclasses.replace(made, name=name)
     check_name("--name", made.name)
-    if _is_taken(made.name, experiments.published()):
+    if _is_report(made.name) or _is_experiment(made.name):
         raise BadInput(f"--name is {made.name!r}, the name of other results; take another.")
     for note in made.notes:
         click.echo(note, err=True)

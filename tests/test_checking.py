@@ -136,6 +136,14 @@ def test_a_limit_that_raises_fails(tmp_path, text):
     ]
 
 
+def test_what_a_plugin_prints_is_not_amid_the_findings(tmp_path, capsys):
+    findings = found(tmp_path, "print('loaded')\n" + rule("print('asked')", "return median"))
+    assert FAILS not in [one.level for one in findings]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert {"loaded", "asked"} <= {*err.splitlines()}
+
+
 def test_rows_that_raise_fail(tmp_path):
     text = body("preaggregation('mine', rows=lambda m: m // (m - 3))", "updates", "return updates")
     [fails] = [one for one in found(tmp_path, text) if one.level == FAILS]
