@@ -268,9 +268,11 @@ def _krum_without(updates: np.ndarray, c: int, *, power: float = 2.0) -> Without
 def krum(updates: np.ndarray, c: int, *, power: float = 2.0) -> np.ndarray:
     """Select the update with the smallest sum of squared distances to its m - c - 2 nearest.
 
-    Of equal ones the first is selected. With `power=4` the squares are squared once more, as the
-    code of the bucketing paper does by mistake (experiments/bucketing.toml); the Krum attack still
-    expects squares. Allocates a block of columns and a few (m, m) matrices.
+    Of equal ones the first is selected, in a trial a compromised one if one is: where m - c - 2
+    is 1 the two models nearest to each other always are equal. With `power=4` the squares are
+    squared once more, as the code of the bucketing paper does by mistake
+    (experiments/bucketing.toml); the Krum attack still expects squares. Allocates a block of
+    columns and a few (m, m) matrices.
 
     >>> from fltrust_repro import krum
     >>> krum([[0, 9], [1, 1], [1, 2], [2, 1], [1, 1.5]], c=1)
@@ -297,8 +299,9 @@ def bulyan_selection(squared: np.ndarray, c: int, theta: int) -> np.ndarray:
 def bulyan(updates: np.ndarray, c: int) -> np.ndarray:
     """Mean of each parameter's gamma values closest to the median, of theta models Krum selects.
 
-    theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). Allocates what Krum does; the selected
-    updates are not copied.
+    theta = m - 2c and gamma = theta - 2c (2.2, Appendix A). With c of 1 or 2 Krum selects the last
+    ones by one neighbour, which leaves more to the workers' order than to their models. Allocates
+    what Krum does; the selected updates are not copied.
 
     >>> from fltrust_repro import bulyan
     >>> bulyan([[0], [1], [2], [4], [99]], c=1)

@@ -44,7 +44,8 @@ def scaling(step: Round, *, factor: float | None = None) -> np.ndarray:
     examples and on copies with a trigger and the target's label. FLTrust adds copies of a share p
     of a worker's examples, p uniform in (0, 1], by which a batch holds p/(1 + p) of them, in the
     mean 1 - log 2 = 0.31; here an example of a batch is a copy with probability 0.3. The target is
-    class 0. A trial notes the "attack success rate".
+    class 0, for features too (the code of SAFEFL has 1 there). A trial notes the "attack success
+    rate".
 
     >>> import fltrust_repro as fl
     >>> fl.attacks["scaling"]([[1, -2], [5, 5], [6, 6]], c=1)

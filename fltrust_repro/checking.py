@@ -1,7 +1,9 @@
 """Looking at a user's rules, attacks, ...: what each breaks and what it keeps, a line each.
 
-for name, findings in check("my_rule.py").items():
-assert all(finding.level != "fails" for finding in findings), name
+In a test of one's own, after `from fltrust_repro.checking import check`:
+
+    for name, findings in check("my_rule.py").items():
+        assert all(finding.level != "fails" for finding in findings), name
 """
 
 from __future__ import annotations

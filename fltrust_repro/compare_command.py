@@ -40,7 +40,7 @@ _LONGEST_NAME = 30  # letters of a side's name in that of a file
 @click.option("--html", "as_html", is_flag=True, help="Write a page of HTML too.")
 @options.store_option
 @options.out_option
-@options.plugin_option
+@options.finished_options()
 def compare_command(
     sources: tuple[Path, ...], wanted: Wanted, against: tuple[str, ...], edit: bool, as_html: bool,
     store_path: Path, out: Path,

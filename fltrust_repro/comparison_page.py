@@ -181,6 +181,7 @@ def table(cells: Sequence[Cell], style: str) -> str:
 
 
 def _lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    alike = _alike(cells)
     return [
         {
             **cell.label,
@@ -188,7 +189,7 @@ def _lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "B - A": _difference(cell.difference),
             "A": cell.difference.means[0],
             "B": cell.difference.means[1],
-            **({} if _alike(cells) else {"trials": _counts(cell.difference)}),
+            **({} if alike else {"trials": _counts(cell.difference)}),
         }
         for cell in cells
     ]

@@ -103,7 +103,9 @@ class Loader:
             raise
         except (Exception, SystemExit) as error:  # whatever a plug-in's loader runs into
             problem = in_words(error).rstrip(".: ")
-            raise BadInput(f"data set {self.name!r} does not load: {problem}.") from error
+            where = "; --data-dir or $FLTRUST_DATA names the folder that it is looked for in first"
+            told = problem + where * isinstance(error, FileNotFoundError)
+            raise BadInput(f"data set {self.name!r} does not load: {told}.") from error
         return _checked(self.name, loaded)
 
 

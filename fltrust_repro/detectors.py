@@ -56,7 +56,8 @@ def fldetector(
     last `window` iterations is not scored in this one, and none is detected before most have a
     score. Where nobody is left, the model stays.
 
-    Notes: "workers kept", "workers detected", summed over iterations. Remembers (m, d) numbers and
+    A trimmed mean as `base` cuts c values at each end. Notes: "workers kept", "workers detected",
+    summed over iterations. Remembers (m, d) numbers and
     2 `window` d; costs one pass over the updates and (window d) times window beside `base`, of
     which it allocates the updates kept.
 

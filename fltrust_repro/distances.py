@@ -70,7 +70,7 @@ def distances_from(products: np.ndarray, finite: np.ndarray) -> np.ndarray:
 
 
 def cosines(products: np.ndarray) -> np.ndarray:
-    """Cosines from inner products (m, m): float64; 1 of copies exactly, 0 where a row is zeros."""
+    """Cosines from inner products (m, m), rounded as these are: float64; 0 where a row is zeros."""
     squared = np.diag(products)
     scale = np.sqrt(squared[:, None] * squared)
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)

@@ -156,7 +156,8 @@ def figure_of(
     points: Points = {
         figure.row(*one): (fields, {}) for one, fields in _crossed(setting, panels, lines).items()
     }
-    made = _drawn(name, command, title, points, across, groups, figure=figure, **others)
+    described = {"name": name, "command": command, "title": title, "figure": figure, **others}
+    made = _drawn(points, across, groups, **described)
     return _told(made, [across], groups, dict(zip(points, points)))
 
 
@@ -188,7 +189,8 @@ def grid_of(
         for panel in panels
         for column in down.columns
     }
-    made = _drawn(name, command, title, points, across, groups, grid=grid)
+    described = {"name": name, "command": command, "title": title, "grid": grid}
+    made = _drawn(points, across, groups, **described)
     of = {grid.row(one, column): one for one in maps for column in down.columns}
     whole = {panel: [f"{panel}: {line}" for line in lines] for panel in panels}
     return _told(made, [across, down], whole, of)
@@ -202,15 +204,7 @@ def _crossed(
     return {(panel, line): {**setting, **panels[panel], **lines[line]} for panel, line in pairs}
 
 
-def _drawn(
-    name: str,
-    command: str,
-    title: str,
-    points: Points,
-    across: Axis,
-    groups: Groups,
-    **others: Any,
-) -> Experiment:
+def _drawn(points: Points, across: Axis, groups: Groups, **described: Any) -> Experiment:
     """A row per point of other parameters, if any, a column per value of one."""
     at = dict(zip(across.columns, across.values))
     refused: dict[str, dict[str, str]] = {}
@@ -223,7 +217,7 @@ def _drawn(
             refused.setdefault(row, {})[column] = str(error)
             return None
 
-    made = _arranged(name, command, title, (*points,), across.columns, setting_of, **others)
+    made = _arranged((*points,), across.columns, setting_of, **described)
     told = left_out(groups, refused)
     if not made.cells:
         raise BadInput(f"no point is left. {told[0]}")
@@ -239,30 +233,22 @@ def _told(made: Experiment, axes: list[Axis], groups: Groups, of: Mapping[str, s
 
 
 def _table_of(
-    name: str,
-    command: str,
-    title: str,
-    setting: Fields,
-    rows: Mapping[str, Fields],
-    columns: Mapping[str, Fields],
-    **others: Any,
+    setting: Fields, rows: Mapping[str, Fields], columns: Mapping[str, Fields], **described: Any
 ) -> Experiment:
     def setting_of(row: str, column: str) -> Setting:
         return Setting.from_dict({**setting, **rows[row], **columns[column]})
 
-    return _arranged(name, command, title, (*rows,), (*columns,), setting_of, **others)
+    return _arranged((*rows,), (*columns,), setting_of, **described)
 
 
 def _arranged(
-    name: str,
-    command: str,
-    title: str,
     rows: tuple[str, ...],
     columns: tuple[str, ...],
     setting_of: Callable[[str, str], Setting | None],
     paper: Mapping[str, Sequence[float]] | None = None,
-    **others: Any,
+    **described: Any,
 ) -> Experiment:
+    """A cell for each row and column that has a setting; `described` are other fields."""
     _check_size(len(rows), len(columns))
     paper = paper or {}
     check_paper(paper, rows, len(columns))
@@ -276,7 +262,7 @@ def _arranged(
                 raise BadInput(f"row {row!r}, column {column!r}: {error}") from error
             if setting is not None:
                 cells.append(Cell(row, column, setting, None if math.isnan(value) else value))
-    return Experiment(name, command, title, rows, columns, tuple(cells), **others)
+    return Experiment(rows=rows, columns=columns, cells=tuple(cells), **described)
 
 
 def _check_size(rows: int, columns: int) -> None:
@@ -345,6 +331,6 @@ def _build(file: Path, content: Fields) -> Experiment:
             check_varied(content)
         arrange = figure_of if "vary" in content else _table_of
         told = {name: part for name, part in content.items() if name != "plugins"}
-        return arrange(file.stem, command, **{"setting": {}, **told})
+        return arrange(name=file.stem, command=command, **{"setting": {}, **told})
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error

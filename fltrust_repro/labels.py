@@ -96,9 +96,9 @@ def _shared(
     every: Collection[Setting], fields: Mapping[Setting, Mapping], without: Collection[str]
 ) -> dict[str, Any]:
     """What all settings have, where one of them tells it; and the usual data set and model."""
-    shared = {}
+    shared, whole = {}, [setting.as_dict() for setting in every]
     for name in (n for n in FIELDS if n not in without):
-        values = {setting.as_dict()[name] for setting in every}
+        values = {own[name] for own in whole}
         usual = name in _ALWAYS and FIELDS[name].default in values
         if len(values) == 1 and (name in _ALWAYS or any(name in own for own in fields.values())):
             shared[name] = values.pop()

@@ -15,6 +15,7 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import check_default
 from fltrust_repro.weighing import lengths, shortening, weighted_sum
 
+_ROUNDING = 1e-9  # of a deviation
 _DIGITS = 1 << 11  # of 31 bits of a magnitude 11 are looked at, then 10, then 10
 
 
@@ -74,7 +75,8 @@ def layer_statistics(
 
 def ordinary(values: np.ndarray, radius: float) -> np.ndarray:
     """Which values (n,) lie within `radius` standard deviations of their median: bool (n,)."""
-    return np.abs(values - np.median(values)) <= radius * np.std(values)
+    # Both of two values lie one deviation away, whatever the rounding.
+    return np.abs(values - np.median(values)) <= radius * np.std(values) * (1 + _ROUNDING)
 
 
 @rule("lasa")

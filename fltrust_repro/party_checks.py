@@ -76,8 +76,11 @@ def check_attack(entry: Entry) -> Findings:
     if not np.isfinite(first.answer).all():
         yield Finding(NOTE, "sends values that are not finite, which most rules leave out")
     rows = [normal(M, D, seed) for seed in range(3)]
-    asked = {"ask": lambda: _crafted(entry(), rows[0], C).answer}
-    yield from repeated(entry, lambda: _attacked_trial(entry(), rows), asked)
+    yield from repeated(
+        entry,
+        lambda: _attacked_trial(entry(), rows),
+        lambda: _crafted(entry(), rows[0], C).answer,
+    )
     yield from _knowledge(one)
     yield from _attack_sizes(one)
     yield from _harm(one)
@@ -224,8 +227,11 @@ def check_defense(entry: Entry) -> Findings:
     removed = f"removes {len(first.answer)} of {M} workers, {most}"
     yield Finding(OK, f"{M} random updates of {D} numbers, c = {C}: {removed}")
     rows = [normal(M, D, seed) for seed in range(3)]
-    asked = {"ask": lambda: _removed(entry(), rows[0], C).answer}
-    yield from repeated(entry, lambda: [_removed(entry(), now, C).answer for now in rows], asked)
+    yield from repeated(
+        entry,
+        lambda: [_removed(entry(), now, C).answer for now in rows],
+        lambda: _removed(entry(), rows[0], C).answer,
+    )
     yield from _places(one, set(first.answer.tolist()))
     yield from _defense_sizes(one)
     large = normal(*LARGE)

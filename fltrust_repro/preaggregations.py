@@ -38,7 +38,8 @@ class PreAggregation:
     def having(self, text: str) -> PreAggregation:
         """Return the step with own parameters as chosen: `size=3`; `BadInput` for a wrong one."""
         values = chosen(f"pre-aggregation {self.name!r}", self.function, text)
-        rows = with_values(self.rows, values) if own_parameters(self.rows) else self.rows
+        asked = own_parameters(self.rows)
+        rows = with_values(self.rows, {name: v for name, v in values.items() if name in asked})
         name, function = name_with(self.name, values), with_values(self.function, values)
         return replace(self, name=name, function=function, rows=rows)
 

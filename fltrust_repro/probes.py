@@ -10,7 +10,7 @@ import contextlib
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -159,11 +159,10 @@ def few(number: float) -> str:
     return f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"
 
 
-def repeated(entry: Entry, trial: Callable[[], list[Any]], asked: Mapping[str, Any]) -> Findings:
+def repeated(entry: Entry, trial: Callable[[], list[Any]], ask: Callable[[], Any]) -> Findings:
     """Whether the same trial twice, and the same question twice, is answered with the same bits.
 
-    `trial` asks three times as a trial does; `asked` has its question: `ask`, a function that
-    answers one from a new start, and whether the entry may draw.
+    `trial` asks three times as a trial does; `ask` answers one question from a new start.
     """
     first, second = (entry.trial(trial) for _ in range(2))
     if not same_bits(first, second):
@@ -179,7 +178,7 @@ def repeated(entry: Entry, trial: Callable[[], list[Any]], asked: Mapping[str, A
         for shared in (True, True, False):
             if shared:
                 seed_shared()
-            found.append(asked["ask"]())
+            found.append(ask())
         return found
 
     one, again, drawn = entry.trial(questions)

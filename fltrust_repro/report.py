@@ -276,12 +276,10 @@ def picture_link(experiment: Experiment, one: str | None = None) -> str:
     return f"![{markdown(title)}]({quote(name)}.png)"
 
 
-_LEGEND = f"""A star marks a cell outside the tolerance: {TOLERANCE}, in
-attacked cells {TOLERANCE} + {SHARE_OF_INCREASE:.0%} of the increase that the paper prints over \
-no attack, where
-the increase must also be significant ({LEVEL:.0%}) if the paper's is {NOTABLE_INCREASE} or more. A
-question mark: too few trials to say, fewer than {LEAST_TRIALS}.
-"""
+_LEGEND = (
+    f"Inside: {CRITERION}. A star marks what is outside, a question mark too few trials to say, "
+    f"fewer than {LEAST_TRIALS}.\n"
+)
 
 
 def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[Trial]) -> str:

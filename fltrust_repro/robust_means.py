@@ -223,8 +223,8 @@ def mda(updates: np.ndarray, c: int) -> np.ndarray:
     The diameter is the largest distance of two (El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault,
     PODC 2020, after Rousseeuw's estimators of 1985). Many selections have it, as the two farthest
     updates of one decide; the one kept is the first where workers are in the order of their squared
-    distances to all others, and so not by who sent what. Exact, and refused for c beyond 50, where
-    nobody can say how long the search takes. Allocates what Krum does.
+    distances to all finite ones, and so not by who sent what. Exact, and refused for c beyond 50,
+    where nobody can say how long the search takes. Allocates what Krum does.
 
     >>> from fltrust_repro.robust_means import mda
     >>> mda([[0], [4], [5], [6], [99]], c=2)
@@ -236,7 +236,7 @@ def mda(updates: np.ndarray, c: int) -> np.ndarray:
             f"use at most {_MOST_REMOVED}, or another rule, such as multi-krum."
         )
     squared = squared_distances(updates)
-    order = np.argsort(squared.sum(axis=1), kind="stable")
+    order = np.argsort(squared.sum(axis=1, where=np.isfinite(squared)), kind="stable")
     kept = np.empty(len(updates), dtype=bool)
     kept[order] = smallest_diameter(squared[np.ix_(order, order)], c)
     return weighted_mean(updates, kept)
@@ -290,13 +290,14 @@ def larger_cluster(products: np.ndarray) -> np.ndarray:
     `products`, float64 (n, n), are the inner products as seen from zero. A row of zeros is at right
     angles to every other.
     """
-    from scipy.cluster.hierarchy import fcluster, linkage  # takes a while to load
+    from scipy.cluster.hierarchy import cut_tree, linkage  # takes a while to load
 
     n = len(products)
     if n < 2:
         return np.ones(n, dtype=bool)
     away = np.clip(1 - cosines(products), 0, 2)
-    cluster = fcluster(linkage(away[np.triu_indices(n, 1)], "average"), 2, "maxclust")
+    # Not at a height: where the last two merges have the same, there would be one cluster.
+    cluster = cut_tree(linkage(away[np.triu_indices(n, 1)], "average"), 2)[:, 0]
     with_first = cluster == cluster[0]
     return with_first if 2 * np.count_nonzero(with_first) >= n else ~with_first
 

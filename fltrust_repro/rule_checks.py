@@ -94,8 +94,8 @@ def _checked(subject: Subject, own: Callable[[Subject], Findings]) -> Findings:
         return
     yield Finding(OK, f"{M} random updates of {D} numbers, c = {c}: as many finite numbers")
     rows = [normal(M, D, seed) for seed in range(3)]
-    asked = {"ask": lambda: subject.ask(rows[0], c).answer}
-    twice = [*repeated(subject.entry, lambda: subject.trial(rows, c), asked)]
+    trial, ask = (lambda: subject.trial(rows, c)), (lambda: subject.ask(rows[0], c).answer)
+    twice = [*repeated(subject.entry, trial, ask)]
     yield from twice
     yield from _input(subject, c)
     repeats = all(finding.level == OK for finding in twice)

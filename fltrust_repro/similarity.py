@@ -24,6 +24,8 @@ from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_
 
 # --- FoolsGold
 
+_ROUNDING = 1e-6  # of a cosine
+
 
 @rule("foolsgold")
 def foolsgold(
@@ -71,6 +73,7 @@ def _foolsgold_weights(similar: np.ndarray) -> np.ndarray:
     ratios = np.ones_like(similar)
     np.divide(most[:, None], most, out=ratios, where=most[:, None] < most)
     trust = np.clip(1 - (similar * ratios).max(axis=1), 0, 1)
+    trust[trust < _ROUNDING] = 0  # of copies, which else would have the trust of everybody
     trust /= trust.max() or 1
     with np.errstate(divide="ignore"):
         return np.clip(np.log(trust / (1 - trust)) + 0.5, 0, 1)
@@ -101,8 +104,8 @@ def signguard(
     that group has no trusted one, all trusted ones are; where there is no group, all are one.
 
     `similarity="cosine"` is SignGuard-Sim: a fourth feature is min(max(s, 0), med s) / (5 med s)
-    with s the cosine of an update and the last aggregate, in the first iteration the median of its
-    cosines to the others.
+    with s the cosine of an update and the last aggregate, in the first iteration (in the authors'
+    code, the first three epochs) the median of its cosines to the others.
 
     Xu, Huang, Song and Lan, "Byzantine-robust federated learning through collaborative malicious
     gradient filtering", ICDCS 2022; mean shift as the authors' code sets it, which takes one window
@@ -256,7 +259,8 @@ def gas(
     from these aggregates over all groups, and those of the m - c smallest scores are averaged.
 
     Liu et al., "Byzantine-robust learning on heterogeneous data via gradient splitting", ICML 2023.
-    The paper combines it with many rules: the median is our choice. A row that is not finite scores
+    The paper combines it with many rules: the median is our choice; a trimmed mean cuts c values at
+    each end, as in their code. A row that is not finite scores
     infinity, and where `base` gives what is not, the result is NaN. Calls `base` p times, but once
     where it looks at each parameter by itself; allocates what that does, 24 bytes a parameter, and
     in the first case m d / 10 numbers.

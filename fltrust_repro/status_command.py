@@ -28,7 +28,7 @@ Line = dict[str, Any]
 @options.seeds_option(fidelity.PAPER_TRIALS, FIRST_SEED)
 @options.store_option
 @options.out_option
-@options.plugin_option
+@options.finished_options()
 def status(
     names: tuple[str, ...], with_others: bool, seeds: range, store_path: Path, out: Path
 ) -> None:

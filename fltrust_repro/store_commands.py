@@ -42,7 +42,7 @@ from fltrust_repro.words import counted
 @options.grey_option
 @options.store_option
 @options.out_option
-@options.plugin_option
+@options.finished_options()
 @click.pass_context
 def show(
     context: click.Context,
@@ -114,7 +114,7 @@ def _trials_of(
 @click.argument("file", type=options.FILE)
 @filter_options
 @options.store_option
-@options.plugin_option
+@options.finished_options()
 def export_command(file: Path, wanted: Wanted, store_path: Path) -> None:
     """Write finished trials as one table, a column per setting field: FILE.csv or .parquet.
 
@@ -155,7 +155,7 @@ def _no_formula(value: Any) -> Any:
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=options.PATH, metavar="FILE...")
 @options.store_option
-@options.plugin_option
+@options.finished_options()
 def import_command(files: tuple[Path, ...], store_path: Path) -> None:
     """Take over the finished trials of other stores, or of .trials.csv files.
 
@@ -179,7 +179,7 @@ def import_command(files: tuple[Path, ...], store_path: Path) -> None:
 @click.command("report")
 @options.store_option
 @options.out_option
-@options.plugin_option
+@options.finished_options()
 @click.option("--latex", "as_latex", is_flag=True, help="Write every table as OUT/NAME.tex too.")
 @click.option("--html", "as_html", is_flag=True,
               help="Write pages of HTML too: OUT/fidelity.html, with your own sweeps and "

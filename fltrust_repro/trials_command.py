@@ -31,7 +31,7 @@ _RATES = ("error_rate", "lowest_error_rate", "iterations", "diverged", "seconds"
 @click.option("--json", "as_json", is_flag=True, help="Print a list of JSON objects instead.")
 @options.store_option
 @options.out_option
-@options.plugin_option
+@options.finished_options()
 def trials_command(
     sources: tuple[Path, ...], wanted: Wanted, each: bool, as_json: bool, store_path: Path,
     out: Path,

@@ -60,8 +60,10 @@ def with_momentum(
     """Put each worker's momentum in place of its update: m_i <- (1 - b) x_i + b m_i, b = `share`.
 
     Worker momentum of Karimireddy, He, Jaggi (ICML 2021) for updates (m, d); with one local round
-    of SGD it is that of gradients. As in their code, m_i is at first the first update. `momenta` is
-    what is kept by identity, d numbers for each worker that has taken part.
+    of SGD it is that of gradients. As in their code, m_i is at first the first update, which so
+    counts for 1 / (1 - b) others; but there m_i <- x_i + b m_i, up to 1 / (1 - b) times as long,
+    and only benign workers keep one. `momenta` is what is kept by identity, d numbers for each
+    worker that has taken part.
     """
     for update, worker in zip(updates, workers.tolist()):
         momentum = momenta.get(str(worker))

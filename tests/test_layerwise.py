@@ -5,10 +5,11 @@ import pytest
 import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
-from fltrust_repro.layerwise import lasa, layer_statistics
+from fltrust_repro.layerwise import lasa, layer_statistics, ordinary
 from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
@@ -32,6 +33,11 @@ def problems(draw):
     updates = normal(m, d, draw(st.integers(0, 2**16))) + np.float32(draw(st.integers(0, 2)))
     updates[: draw(st.integers(0, m // 2))] *= draw(st.sampled_from([1, -1, 5, 1e3]))
     return updates, cut(d, *sorted({draw(st.integers(1, d - 1)) for _ in range(2)}))
+
+
+@given(arrays(np.float64, 2, elements=st.floats(-1e6, 1e6, width=32)))
+def test_two_values_both_lie_one_deviation_from_their_median(values):
+    assert ordinary(values, 1.0).all()
 
 
 @given(problems(), st.sampled_from([0.0, 0.3, 0.9]), st.sampled_from([0.5, 1.0, 2.0]))

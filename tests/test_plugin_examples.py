@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from invoked import told_by
 
+from fltrust_repro import datasets
+
 PAGE = Path(__file__).parent.parent / "experiments" / "plug-ins.md"
 MOST_LINES = 15
 FILE = re.compile(r"```python\n# (\w+\.py)\n(.+?)```", re.DOTALL)
@@ -65,6 +67,20 @@ def test_a_data_set_and_a_model_bring_their_own_defaults(folder):
         (folder / name).write_text(EXAMPLES[name], encoding="utf-8")
     data = run(folder, "--plugin", "my_data.py", *USES["my_data.py"])["setting"]
     assert (data["batch_size"], data["learning_rate"]) == (16, 0.2)
+
+
+def test_trials_on_data_in_another_folder_are_read_again(folder, monkeypatch):
+    (folder / "my_data.py").write_text(EXAMPLES["my_data.py"], encoding="utf-8")
+    (folder / "mine").mkdir()
+    (folder / "my-data.npz").rename(folder / "mine" / "my-data.npz")
+    own = ["--plugin", "my_data.py", "--data-dir", "mine"]
+    run(folder, *own, *USES["my_data.py"])
+    chosen = [*USES["my_data.py"], "--workers", "10"]
+    monkeypatch.setattr(datasets, "_digests", {})  # as a process that begins has it
+    assert "my-data" in told_by("trials", *own, *chosen)
+    monkeypatch.setattr(datasets, "_digests", {})
+    with pytest.raises(AssertionError, match=r"--data-dir or \$FLTRUST_DATA names the folder"):
+        told_by("trials", "--plugin", "my_data.py", *chosen)
 
 
 def test_the_attack_counts_what_it_notes(folder):

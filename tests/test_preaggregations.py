@@ -149,6 +149,21 @@ def test_rows_that_a_step_does_not_tell_of_are_no_rules_silent_nonsense(name):
         preaggregations.remove("short")
 
 
+def test_rows_may_depend_on_some_of_a_steps_parameters():
+    @preaggregation("some", rows=lambda m, *, size=2: m // size)
+    def some(updates, *, size=2, share=1.0):
+        return share * updates[: len(updates) // size]
+
+    try:
+        for text in ("some:share=2", "some:size=4,share=2"):
+            m = 10 if "size" not in text else 5
+            with pytest.raises(BadInput, match=f"rule '{text}.krum' needs .* m = {m} rows"):
+                behind(text, rules["krum"])(np.ones((20, 4)), c=9)
+            assert behind(text, rules["mean"])(np.ones((20, 4)), c=0).tolist() == [2, 2, 2, 2]
+    finally:
+        preaggregations.remove("some")
+
+
 def test_what_cannot_be_registered_is_told_in_a_sentence():
     with pytest.raises(BadInput, match="'a\\+b'; what follows a \\+ is another"):
         preaggregation("a+b")

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -128,6 +129,16 @@ def test_centered_clipping_goes_on_from_the_last_round(radius, iterations):
     assert memory["centre"].max() < 99
 
 
+def test_clipped_clustering_makes_two_clusters_where_merges_tie():
+    """Two groups of attackers at right angles to all others are no reason to keep everybody."""
+    updates = np.abs(normal(20, 20)) + 1
+    updates[:6], updates[6:, :2] = 0, 0
+    updates[:3, 0], updates[3:6, 1] = 5, 5
+    notes = Counter()
+    rules["clipped-clustering"](updates, c=6, state=ServerState(notes=notes))
+    assert notes["workers kept"] == 14
+
+
 def test_clipped_clustering_remembers_all_lengths():
     rounds, memory = [normal(9, 6, seed=t) * (3 - t) + 1 for t in range(3)], {}
     for t, updates in enumerate(rounds):
@@ -169,6 +180,15 @@ def test_so_many_removals_leave_no_two_apart_exactly_if_some_selection_does(m, d
     marked = smallest_diameter(apart.astype(float), c)
     expected = reference.smallest_diameter(apart.astype(float), c)
     assert tuple(np.flatnonzero(marked)) == expected
+
+
+@pytest.mark.parametrize("row", [np.nan, np.inf])
+def test_mda_does_not_look_at_places_where_a_row_is_not_finite(row):
+    """Any four of the other five have the same diameter: the order of their sums decides."""
+    rest = [2, 0, 0], [0, 2, 0], [0, 0, 2], [1, 1, 0], [1, 0, 0.5]
+    updates = np.array([[row] * 3, *rest], dtype=np.float32)
+    found = {tuple(mda(updates[list(order)], c=2)) for order in permutations(range(6))}
+    assert len(found) == 1
 
 
 def test_mda_of_100_updates_is_exact_and_beyond_50_removals_refused():

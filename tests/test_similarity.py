@@ -92,6 +92,13 @@ def test_foolsgold_leaves_the_model_where_nobody_is_trusted():
     assert foolsgold(np.full((4, 2), np.nan)).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("m", [5, 20, 37])
+def test_foolsgold_trusts_no_copies_however_their_products_round(m):
+    row = normal(1, 7850, 3)
+    assert not foolsgold(np.repeat(row, m, axis=0)).any()
+    assert not foolsgold(row * np.linspace(0.1, 3, m, dtype=np.float32)[:, None]).any()
+
+
 @given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=5))
 def test_foolsgold_keeps_histories_of_those_who_send_by_who_they_are(senders):
     memory, totals = {}, {}
