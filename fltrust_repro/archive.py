@@ -189,12 +189,6 @@ class Archive:
         wanted = (trial for seed, trial in sorted(found.items()) if seeds is None or seed in seeds)
         return [trial for trial in wanted if trial.setting == setting]
 
-    def error_rates(
-        self, setting: Setting, seeds: Container[int], measure: str = "error_rate"
-    ) -> list[float]:
-        """Return a measure of a setting's finished trials, by default the final error rates."""
-        return [trial.error(measure) for trial in self.find(setting, seeds)]
-
     def salvaged(self) -> Iterator[Trial]:
         """Yield the file's trials; where it is damaged, what can be read before and after that."""
         last, setting_of = 0, setting_reader()

@@ -7,8 +7,6 @@ whatever else is at hand, the same protocol gives the same ranking.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +20,11 @@ from fltrust_repro.attacks import MOST_UNDONE, attacks
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.experiment_files import read
 from fltrust_repro.experiments import Cell, Experiment, home, readable
-from fltrust_repro.fidelity import Trials
 from fltrust_repro.preaggregations import behind
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
-from fltrust_repro.trials import FIRST_SEED, Trial
+from fltrust_repro.trials import FIRST_SEED, Trial, Trials
 from fltrust_repro.varied import Fields
 
 SEEDS = range(FIRST_SEED, FIRST_SEED + 20)  # of no attack and the columns that decide
@@ -47,11 +44,6 @@ class Protocol:
     setting: Fields
     rows: Mapping[str, Fields]
     columns: Mapping[str, Fields]
-
-    def digest(self) -> str:
-        """Hash of what decides every row's numbers: to change it is a new version."""
-        told = [self.setting, list(self.columns.items()), list(SEEDS), FEW]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def row(self, rule: str, pre: str = "") -> tuple[str, Fields]:
         """Return the name and the fields of a row, or of one to be made of any registered rule.

@@ -18,12 +18,12 @@ from fltrust_repro.arena_report import MEANING, incomplete
 from fltrust_repro.curves import POINTS, mean_curve
 from fltrust_repro.drawing import KINDS
 from fltrust_repro.experiments import Fields
-from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_bytes, write_text
 from fltrust_repro.report import seeds_told
 from fltrust_repro.settings import FIELDS
 from fltrust_repro.shades import TICKS, Scale, as_text, shades
 from fltrust_repro.standings import LEAGUES, NO_ATTACK, SERVER_DATA, Cell, Entry, Standings
+from fltrust_repro.trials import Trials
 
 Curves = Mapping[tuple[str, str], Sequence[tuple[int, float]]]  # iteration and mean error rate
 

@@ -41,10 +41,8 @@ def heading(found: Standings) -> str:
 
 def groups(found: Standings) -> dict[str, list[Entry]]:
     """Return the entries that are ranked together, by a heading."""
-    told: dict[str, list[Entry]] = {"Rules": [], "Rules with examples of the server's own": []}
-    for entries, some in zip(told.values(), found.leagues()):
-        entries += some
-    return {name: entries for name, entries in told.items() if entries}
+    names = "Rules", "Rules with examples of the server's own"
+    return {name: some for name, some in zip(names, found.leagues()) if some}
 
 
 def table(entries: Sequence[Entry], style: str, near: Collection[str] = ()) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro.compiled import Array, compiled, lines
+from fltrust_repro.compiled import Array, aligned, compiled
 from fltrust_repro.convolutions import (
     LANES,
     RUN,
@@ -45,7 +45,7 @@ def _weights(w: Array, sizes: Sizes) -> tuple:
     """Weights of the four layers; those of the convolutions, with biases, as they take them."""
     ends, taps = sizes.ends, sizes.taps
     f1, f2 = _FILTERS
-    first, second = lines(taps + 1, LANES), lines(f2, sizes.kh * RUN)
+    first, second = aligned(taps + 1, LANES), aligned(f2, sizes.kh * RUN)
     first[:], second[:] = 0, 0
     first[:taps, :f1] = w[: ends[0]].reshape(f1, taps).T
     first[taps, :f1] = w[ends[0] : ends[1]]
@@ -119,9 +119,9 @@ def _steps(
         loss[e] = softmax_residual(residual[e : e + 1], labels[e : e + 1])
     d_units = np.where(units > 0, np.dot(residual, last[0]), np.float32(0))
     d_outputs = let_through(places2, np.dot(d_units, hidden[0]))
-    d_maps = lines(len(maps), maps[0].size).reshape(maps.shape)
+    d_maps = aligned(len(maps), maps[0].size).reshape(maps.shape)
     maps_gradient(second, d_outputs, d_maps)
-    d_first, d_second = lines(*first.shape), lines(*second.shape)
+    d_first, d_second = aligned(*first.shape), aligned(*second.shape)
     for i in range(counts.size):
         step, mine = steps[i], members[i, : counts[i]]
         if mine.size == 0:

@@ -19,11 +19,12 @@ from fltrust_repro.drawing import KINDS
 from fltrust_repro.errors import BadInput
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.filters import Wanted, assignment, filter_options
-from fltrust_repro.finding import Found, Trials
+from fltrust_repro.finding import Found
 from fltrust_repro.labels import changed, in_words
 from fltrust_repro.reproduction import wrote
 from fltrust_repro.settings import Setting
 from fltrust_repro.trial_files import ENDING, PACKED
+from fltrust_repro.trials import Trials
 from fltrust_repro.words import counted
 
 MOST_LINES = 40  # on a terminal; the files have all

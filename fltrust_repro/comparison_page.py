@@ -14,10 +14,9 @@ from urllib.parse import quote
 from fltrust_repro import comparison, pages, report
 from fltrust_repro.comparison import Difference
 from fltrust_repro.errors import one_line
-from fltrust_repro.finding import Trials
 from fltrust_repro.labels import Label, labels
 from fltrust_repro.settings import Setting
-from fltrust_repro.trials import Trial
+from fltrust_repro.trials import Trial, Trials
 from fltrust_repro.words import counted
 
 if TYPE_CHECKING:

@@ -182,7 +182,7 @@ def _remove_old(new: Path) -> None:
 
 
 @compiled
-def lines(rows: int, length: int) -> Array:
+def aligned(rows: int, length: int) -> Array:
     """An array (rows, length) of float32, not set, that starts with a line of the core's cache.
 
     Where none does, each second vector of a core lies in two lines, and loops in the cache take a

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fltrust_repro.compiled import Array, compiled, lines
+from fltrust_repro.compiled import Array, aligned, compiled
 
 LANES = 32
 RUN = 3 * LANES  # what a kernel sees in a row of a map
@@ -73,10 +73,10 @@ def first_convolution(weight: Array, x: Array, ph: int) -> tuple[Array, Array]:
     """
     kh = len(weight) // (3 * x.shape[1])
     n, height, width = len(x), (x.shape[2] - kh + 1) // ph, (x.shape[3] - 2) // 2
-    maps = lines(n, height * width * LANES)
+    maps = aligned(n, height * width * LANES)
     places = np.empty((n, height * width, LANES), dtype=np.int32)
     seen = np.empty((len(weight), height * ph, width * 2), dtype=np.float32)
-    z = lines(height * ph * width * 2, LANES)
+    z = aligned(height * ph * width * 2, LANES)
     for e in range(n):
         _taps(x[e], kh, seen)
         np.dot(seen.reshape(len(weight), -1).T, weight, z)
@@ -109,7 +109,7 @@ def second_convolution(weight: Array, maps: Array, ph: int) -> tuple[Array, Arra
     outputs, windows = height * ph * across * 2, height * across
     flat = np.empty((len(maps), filters * windows), dtype=np.float32)
     places = np.empty((len(maps), filters, windows), dtype=np.int32)
-    patches, z = lines(_CHUNK * outputs, length), lines(_CHUNK * outputs, filters)
+    patches, z = aligned(_CHUNK * outputs, length), aligned(_CHUNK * outputs, filters)
     values = np.empty((windows, filters), dtype=np.float32)
     where = np.empty(values.shape, dtype=np.int32)
     for start in range(0, len(maps), _CHUNK):
@@ -195,7 +195,7 @@ def first_gradient(
 ) -> None:
     """Gradient of the first convolution's weight, of examples `mine`, into `gradient`, flat."""
     kh, windows, width = len(gradient) // (x.shape[1] * RUN), d_maps.shape[2] // LANES, x.shape[3]
-    bias, parts = gradient[-LANES:], lines(4, LANES).ravel()
+    bias, parts = gradient[-LANES:], aligned(4, LANES).ravel()
     gradient[:] = 0
     for e in mine:
         image, d_values = x[e], d_maps[e].ravel()

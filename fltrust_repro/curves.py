@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fltrust_repro.experiments import Experiment
-from fltrust_repro.fidelity import Trials
 from fltrust_repro.ranges import grows
 from fltrust_repro.report import Measured, half_widths
 from fltrust_repro.styles import MARKERS, MOST_TICKS, Style, styles_of
-from fltrust_repro.trials import Trial
+from fltrust_repro.trials import Trial, Trials
 
 BOX = (1600, 1000)  # units of a panel; a thousandth of its highest error rate is one upwards
 POINTS = 26  # of a line over the iterations: hundreds stand in a page

@@ -141,7 +141,6 @@ class DataStatus(NamedTuple):
     """One row of `data status`: `where` is None for a data set that is not at hand."""
 
     name: str
-    available: bool
     where: str | None
     source: str
 
@@ -150,7 +149,7 @@ def status(data_dir: str | Path | None = None) -> list[DataStatus]:
     """Which data sets are at hand, and where; downloads and reads nothing."""
     directories = downloads.search_path(data_dir)
     places = {name: _where(name, directories) for name in datasets}
-    return [DataStatus(n, p is not None, p, datasets[n].summary) for n, p in places.items()]
+    return [DataStatus(n, place, datasets[n].summary) for n, place in places.items()]
 
 
 def _where(name: str, directories: tuple[Path, ...]) -> str | None:

@@ -57,14 +57,12 @@ Answer = Callable[[np.ndarray], np.ndarray]
 @backend.one_thread()
 @np.errstate(over="ignore", invalid="ignore")
 @backend.memory_told()
-def explain(
-    attacked: Trial, clean: Trial, data_dir: str | Path | None = None, device: str = "cpu"
-) -> str:
+def explain(attacked: Trial, clean: Trial, data_dir: str | Path | None = None) -> str:
     """Return in at most 12 lines when and how the rule fell in a trial, and what to look at.
 
-    `clean` is the trial of the same setting and seed without attack. The attacked one is replayed
-    as far as where it fell, and m + 5 results are asked for in the iteration looked at. Raises
-    `BadInput` where the two trials are not such a pair, and what `run_trial` raises.
+    `clean` is the trial of the same setting and seed without attack. The attacked one is replayed,
+    on the CPU, as far as where it fell, and m + 5 results are asked for in the iteration looked at.
+    Raises `BadInput` where the two trials are not such a pair, and what `run_trial` raises.
     """
     if attacked.seed != clean.seed or attacked.setting.without_attack() != clean.setting:
         raise BadInput(
@@ -76,7 +74,7 @@ def explain(
     iterations = span(curve, begun)
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
         with afresh(attacked.seed, plugins_for(())):
-            seen = replayed(attacked.setting, attacked.seed, iterations, data_dir, device)
+            seen = replayed(attacked.setting, attacked.seed, iterations, data_dir)
         facts = None
         if seen is not None:
             facts = measured(seen.updates, seen.c, seen.before, seen.master.answer)

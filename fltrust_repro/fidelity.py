@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment, readable
 from fltrust_repro.settings import Setting
-from fltrust_repro.trials import FIRST_SEED, Trial
+from fltrust_repro.trials import FIRST_SEED, Trial, Trials
 from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PAPER = "Fang et al., USENIX Security 2020"  # the one whose claims are judged, too
 PAPER_TRIALS = 50
 SEEDS_TOLD = f"Seeds 0 to {FIRST_SEED - 1} chose the readings; trials with them are left out."
-Trials = Mapping[Setting, Sequence[Trial]]
 
 
 def all_experiments() -> list[Experiment]:

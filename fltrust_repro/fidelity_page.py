@@ -14,12 +14,12 @@ from urllib.parse import quote
 from fltrust_repro import claims, curves, fidelity, pages, report
 from fltrust_repro.definitions import is_own
 from fltrust_repro.experiments import MEASURES, Experiment
-from fltrust_repro.fidelity import PAPER, PAPER_TRIALS, Trials
+from fltrust_repro.fidelity import PAPER, PAPER_TRIALS
 from fltrust_repro.report import TOO_FEW, Measured
 from fltrust_repro.shades import Scale, shades
 from fltrust_repro.standings import Entry, Standings
 from fltrust_repro.trial_files import ENDING, PACKED
-from fltrust_repro.trials import Trial
+from fltrust_repro.trials import Trial, Trials
 from fltrust_repro.words import counted
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ _KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": st
 def filter_options(command: Callable) -> Callable:
     """Give a command an option per field of a setting, and `--reading`, together as `wanted`.
 
-    Several values of the same field mean any of them. The options that few need have no line in
+    Several values of the same field mean any of them, but --pre: steps one after another. The
+    options that few need have no line in
     the help; they are those of `run`.
     """
     own = [field for field in dataclasses.fields(Setting) if field.name != "readings"]

@@ -12,9 +12,7 @@ from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, LeftOut, choose, shown
 from fltrust_repro.settings import Setting
 from fltrust_repro.trial_files import is_csv, read_csv
-from fltrust_repro.trials import Trial, TrialName, protocol_of
-
-Trials = Mapping[Setting, list[Trial]]
+from fltrust_repro.trials import Trial, TrialName, Trials, protocol_of
 
 
 class Found(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fltrust_repro.compiled import Array, compiled, lines
+from fltrust_repro.compiled import Array, aligned, compiled
 from fltrust_repro.pixels import gather, numbers
 
 _TOGETHER = 32  # examples whose pixels become numbers, which stay in the core's cache
@@ -133,7 +133,7 @@ def _lr_updates(
 ) -> None:
     rows, labels, counts = batches
     rate, gradient = np.float32(learning_rate), np.empty(w.size, dtype=np.float32)
-    place = lines(rows.shape[2], x.shape[1])
+    place = aligned(rows.shape[2], x.shape[1])
     for i in range(counts.size):
         update, mine = updates[i], slice(0, counts[i])
         if counts[i] == 0:
@@ -185,7 +185,7 @@ def _lr_scores(x: Array, weight: Array, bias: Array, out: Array) -> None:
 
 @compiled
 def _lr_scores_of_pixels(x: Array, weight: Array, bias: Array, out: Array) -> None:
-    place = lines(_TOGETHER, x.shape[1])
+    place = aligned(_TOGETHER, x.shape[1])
     for start in range(0, len(x), _TOGETHER):
         rows = np.arange(start, min(start + _TOGETHER, len(x)))
         gather(x, rows, place)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro import gpu_order
-from fltrust_repro.compiled import Array, compiled, lines
+from fltrust_repro.compiled import Array, aligned, compiled
 from fltrust_repro.doors import Numbers, as_updates
 from fltrust_repro.errors import BadInput
 
@@ -101,7 +101,7 @@ def _sorted_block(
 @compiled
 def _middle_mean(updates: Array, network: Array, first: int, stop: int, out: Array) -> None:
     m, d = updates.shape
-    values, total, rows = lines(m, _COLUMNS), np.empty(_COLUMNS), np.arange(m)
+    values, total, rows = aligned(m, _COLUMNS), np.empty(_COLUMNS), np.arange(m)
     block = values.view(np.int32)
     for start in range(0, d, _COLUMNS):
         width = min(_COLUMNS, d - start)
@@ -142,7 +142,7 @@ def _middle_means_without(
     updates: Array, network: Array, first: int, stop: int, out: Array
 ) -> None:
     m, d = updates.shape
-    values, total, rows = lines(m, _COLUMNS), np.empty(_COLUMNS), np.arange(m)
+    values, total, rows = aligned(m, _COLUMNS), np.empty(_COLUMNS), np.arange(m)
     block = values.view(np.int32)
     scale = 1.0 / (stop - first)
     for start in range(0, d, _COLUMNS):
@@ -218,7 +218,7 @@ def _mean_around_middle(
     updates: Array, rows: Array, network: Array, trim: int, keep: int, out: Array
 ) -> None:
     n, d = len(rows), updates.shape[1]
-    values, middle, total = lines(n, _COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS)
+    values, middle, total = aligned(n, _COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS)
     block, first = values.view(np.int32), np.empty(_COLUMNS, dtype=np.int32)
     for start in range(0, d, _COLUMNS):
         width = min(_COLUMNS, d - start)

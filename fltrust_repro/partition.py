@@ -24,6 +24,12 @@ class Shards:
         starts = np.cumsum([0, *(len(part) for part in parts)])
         return cls(np.concatenate(parts).astype(np.int64), starts.astype(np.int64))
 
+    @classmethod
+    def by(cls, worker: np.ndarray, workers: int) -> Shards:
+        """Build from whose each example is, int (n,)."""
+        counts = np.bincount(worker, minlength=workers)
+        return cls(np.argsort(worker, kind="stable"), np.concatenate([[0], np.cumsum(counts)]))
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 
@@ -128,8 +134,7 @@ def partition(
     """
     group = _groups(labels, classes, non_iid, rng)
     point = (group + rng.random(len(labels))) * workers / classes
-    worker = np.minimum(point.astype(np.int64), workers - 1)
-    return Shards.of([np.flatnonzero(worker == i) for i in range(workers)])
+    return Shards.by(np.minimum(point.astype(np.int64), workers - 1), workers)
 
 
 def share_groups(
@@ -163,11 +168,11 @@ def of_users(users: np.ndarray | None, workers: int) -> Shards:
     if users is None:
         problem = "the data set does not say whose its examples are; use --reading dealing=once"
         raise BadInput(f"dealing is 'natural', but {problem}.")
-    names = np.unique(users)
+    names, worker = np.unique(users, return_inverse=True)
     if len(names) != workers:
         take = f"use --workers {len(names)}, or --reading dealing=once"
         raise BadInput(f"the data set has {len(names)} users for {workers} workers; {take}.")
-    return Shards.of([np.flatnonzero(users == name) for name in names])
+    return Shards.by(worker, workers)
 
 
 def _groups(

@@ -106,7 +106,7 @@ def _crafted(one: Attack, rows: np.ndarray, c: int, *how: str) -> Tried:
     def craft() -> Any:
         if one.limit is not None:
             one.limit.check(f"attack {one.name!r}", len(rows), c, c)
-        return one.craft(_step(one, rows, c, *how))  # type: ignore[misc]
+        return one.crafted(_step(one, rows, c, *how))
 
     return tried(craft)
 
@@ -115,7 +115,7 @@ def _attacked_trial(one: Attack, rows: list[np.ndarray]) -> list[Any]:
     first, found = _step(one, rows[0], C), []
     for now in rows:
         step = replace(_step(one, now, C), memory=first.memory, rng=first.rng, notes=first.notes)
-        done = tried(one.craft, step)  # type: ignore[arg-type]
+        done = tried(one.crafted, step)
         found.append(np.zeros(1) if done.problem else done.answer)
     return found
 

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -222,14 +222,12 @@ def poisoned_set(
     data: Dataset,
     share: float,
     rng: np.random.Generator,
-    directories: Sequence[Path],
     after_step: Callable[[float], None] = lambda loss: None,
 ) -> PoisonedSet:
     """Examples of the back-gradient attack for a share of float32 data (4.4), made once and kept.
 
     They lie in the user's cache folder, under a name that tells the examples, the settings and the
-    generator apart; sets that earlier versions kept as `back-gradient/*.npz` in one of the data
-    set's `directories` are read too. Raises `BadInput` where softmax regression cannot be poisoned,
+    generator apart. Raises `BadInput` where softmax regression cannot be poisoned,
     having less than two labels or features outside [0, 1]; `DataUnavailable` where a kept set is
     damaged. Where none can be kept, it is made all the same.
     """
@@ -246,7 +244,7 @@ def poisoned_set(
         )
     attack = BackGradient(examples=max(round(share * len(data.train_y)), 1))
     name = f"{data.name}-{attack.examples}-{_digest(data, attack, rng)}.npz"
-    for folder in (*_folders(), *(directory / _FOLDER for directory in directories)):
+    for folder in _folders():
         if (folder / name).is_file():
             return _kept(folder / name, attack.examples, data)
     flat = data.train_x.reshape(len(data.train_x), -1)

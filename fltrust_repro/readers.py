@@ -1,7 +1,7 @@
 """From the files of the data sets to arrays: IDX, Kaggle's tables, Zenodo's tiles, scikit-learn.
 
-Each `read_*` remembers what it read last, until `forget` is called. What it returns is shared:
-nobody may write to it. Files are checked as they are read; a fault names the file and the remedy.
+What was read last of each kind is remembered until `forget` is called, and shared: nobody may write
+to it. Files are checked as they are read; a fault names the file and the remedy.
 """
 
 from __future__ import annotations

@@ -32,14 +32,14 @@ class Moment:
 
 
 def replayed(
-    setting: Setting, seed: int, span: range, data_dir: str | Path | None, device: str = "cpu"
+    setting: Setting, seed: int, span: range, data_dir: str | Path | None
 ) -> Moment | None:
     """Return the iteration of the span in which workers attacked and the error rises most.
 
     Of equal ones the first; where nobody attacked in the span, the first later one in which
     somebody did, or none. The span may end where the trial diverged.
     """
-    federation = Federation(setting, seed, backend.context(device), data_dir)
+    federation = Federation(setting, seed, backend.context("cpu"), data_dir)
     course = _as_far_as(span.start - 1, federation, federation.begin(None))
     kept = federation.snapshot(course)
     rises, end = _rises(federation, course.w, span, setting.iterations)

@@ -25,13 +25,12 @@ from fltrust_repro import (
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
 from fltrust_repro.experiments import Cell, Experiment
-from fltrust_repro.fidelity import Trials
 from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_files import ENDING, PACKED, add_to_csv, read_csv
-from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, protocol_of
+from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, Trials, protocol_of
 from fltrust_repro.words import counted, lasting
 
 Published = Mapping[TrialName, Trial]

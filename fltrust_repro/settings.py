@@ -152,7 +152,7 @@ class Setting:
 
     @property
     def at_master(self) -> Master:
-        """The workers that send an update in one iteration; c and beta shrink with their number."""
+        """What it has in one iteration: its rule, and m, c and beta of the workers selected."""
         counts = self.compromised, self.beta
         c, beta = (math.ceil(count * self.selected / self.workers) for count in counts)
         return Master(self.selected, c, beta, behind(self.pre, rules[self.rule]))

@@ -13,9 +13,8 @@ from fltrust_repro import arena, fidelity, options, report, reproduction
 from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment, load_experiment, readable
-from fltrust_repro.fidelity import Trials
 from fltrust_repro.settings import FIELDS, Setting
-from fltrust_repro.trials import FIRST_SEED, Trial, TrialName
+from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, Trials
 from fltrust_repro.words import counted
 
 Line = dict[str, Any]

@@ -171,14 +171,15 @@ def run_missing(
     owners = _owners(settings)
     for name in dict.fromkeys(setting.dataset for setting in settings):
         datasets.data_digest(name, machine.data_dir)  # part of a trial's name
-    finished = {trial.name for s in settings for trial in store.find(s, seeds)}
+    found = {setting: store.find(setting, seeds) for setting in settings}
+    finished = {trial.name for some in found.values() for trial in some}
     store.left_out.tell()
     checkpoints = Checkpoints(store.path.resolve(), machine.checkpoint_minutes)
     checkpoints.clear(store.has)
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
         return Outcome(0, [])
-    known = {setting: store.error_rates(setting, seeds, measure) for setting in settings}
+    known = {one: [trial.error(measure) for trial in some] for one, some in found.items()}
     with _executor(machine, owners) as executor:
         place = Place(executor.device, machine.data_dir, plugins_for(owners))
         executor.check_data(dict.fromkeys(task.setting.dataset for task in tasks), place.plugins)

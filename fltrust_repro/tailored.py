@@ -93,12 +93,12 @@ class Inquiry:
 
 def members(step: Round) -> list[tuple[str, Craft]]:
     """Return the attacks that are candidates as they are, within their limits."""
-    chosen = []
+    chosen: list[tuple[str, Craft]] = []
     for name in MEMBERS:
         one = attacks[name]
         counts = step.master.m, step.c, step.master.beta
-        if one.craft is not None and (one.limit is None or one.limit.allows(*counts)):
-            chosen.append((name, one.craft))
+        if one.limit is None or one.limit.allows(*counts):
+            chosen.append((name, one.crafted))
     return chosen
 
 

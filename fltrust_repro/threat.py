@@ -6,7 +6,6 @@ In the space of updates `delta_i = w_i - w_re`, where the received global model 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -163,7 +162,7 @@ class Attack:
     """A named attack: on the updates sent (`craft`), or on data.
 
     Data are attacked by the labels of the compromised workers' batches (`poison`, as in `relabel`),
-    or by examples that they hold beside their own (`inject`: Dataset, share, generator, folders,
+    or by examples that they hold beside their own (`inject`: Dataset, share, generator,
     function to call after each step -> PoisonedSet). With a `backdoor`, `craft` is given updates of
     compromised workers who train on its trigger, and the trial notes how often it succeeds.
     `against` are the rules that it is made for, its own first; `asks` is ("root",) where it is said
@@ -191,16 +190,25 @@ class Attack:
                 f"attack {self.name!r} asks for {', '.join(map(str, sorted(strange, key=str)))}; "
                 "an attack may ask for root, the server's own update."
             )
-        if self.craft is not None:
-            object.__setattr__(self, "craft", _checked(self.name, _unchecked(self.craft)))
 
     def having(self, text: str) -> Attack:
         """Return the attack with own parameters as chosen: `z=1`; `BadInput` for a wrong one."""
         if self.craft is None:
             raise BadInput(f"attack {self.name!r} has no parameters.")
-        craft = _unchecked(self.craft)
-        values = chosen(f"attack {self.name!r}", craft, text)
-        return replace(self, name=name_with(self.name, values), craft=with_values(craft, values))
+        values = chosen(f"attack {self.name!r}", self.craft, text)
+        craft = with_values(self.craft, values)
+        return replace(self, name=name_with(self.name, values), craft=craft)
+
+    def crafted(self, step: Round) -> np.ndarray:
+        """What the c compromised workers send, float32 (c, d), checked; `BadInput` if it is wrong.
+
+        A plug-in's attack is given copies, which it may change.
+        """
+        craft = cast(Craft, self.craft)
+        with np.errstate(over="ignore", invalid="ignore"):  # workers may have sent anything
+            sent = craft(lent_parts(step, craft))
+        shape = (step.c, step.known.shape[1])
+        return taken_back(sent, shape, craft, f"attack {self.name!r}", "what it sends")
 
     def __call__(
         self,
@@ -248,7 +256,7 @@ class Attack:
         w_re = np.zeros(rows.shape[1]) if w_re is None else w_re
         known_root = root if self.asks else None
         step = Round(known, c, w_re, knowledge, rng, master, chosen, root=known_root)
-        return as_given(self.craft(step), updates)
+        return as_given(self.crafted(step), updates)
 
     def relabel(
         self,
@@ -273,24 +281,6 @@ class Attack:
         """What `list` prints beside the name."""
         function = self.craft or self.poison or self.inject
         return summary(function) if function else "The compromised workers behave."
-
-
-def _unchecked(craft: Craft) -> Craft:
-    return getattr(craft, "unchecked", craft)
-
-
-def _checked(name: str, craft: Craft) -> Craft:
-    """The same attack, of which what comes back is checked; a plug-in's gets copies to change."""
-
-    @functools.wraps(craft)
-    def checked(step: Round) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # workers may have sent anything
-            sent = craft(lent_parts(step, craft))
-        shape = (step.c, step.known.shape[1])
-        return taken_back(sent, shape, craft, f"attack {name!r}", "what it sends")
-
-    checked.unchecked = craft  # type: ignore[attr-defined]
-    return checked
 
 
 attacks: Registry[Attack] = Registry("attack")
@@ -319,6 +309,6 @@ def attack(
             asks=asks, backdoor=backdoor,
         )  # fmt: skip
         attacks.add(name, entry)
-        return cast(Craft, entry.craft)
+        return craft
 
     return register

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fltrust_repro import backend, datasets, downloads, poisoning
+from fltrust_repro import backend, datasets, poisoning
 from fltrust_repro.attacks import attacks, direction_agreement, undone
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.course import Course, Moving, Snapshot, plain
@@ -231,7 +231,7 @@ class Federation:
         if attacked and attack.craft is not None:
             if compared:
                 before = self.master.seen(w).answer(host_view(updates))
-            host_view(updates)[:c] = attack.craft(self._seen(updates, c, w))
+            host_view(updates)[:c] = attack.crafted(self._seen(updates, c, w))
         return Sent(updates, losses[c:m], c if attacked else 0, before)
 
     def error_rate(self, w: NDArray) -> float:
@@ -345,6 +345,6 @@ def poisoned_examples(
         raise BadInput(f"attack {setting.attack!r} injects no examples; back-gradient does.")
     data = data or datasets.load(setting.dataset, generator(seed, "split"), data_dir)
     data = data.in_float32()  # of which poisoned examples are made, and by which they are kept
-    rng, folders = generator(seed, "back-gradient"), downloads.search_path(data_dir)
-    made = inject(data, setting.poisoned_share, rng, folders, after_step)
+    rng = generator(seed, "back-gradient")
+    made = inject(data, setting.poisoned_share, rng, after_step)
     return poisoning.checked_set(setting.attack, made, data)

@@ -25,6 +25,7 @@ from fltrust_repro.poisoning import BackGradient, can_keep, labels_before
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
+from fltrust_repro.training import generator, poisoned_examples
 from fltrust_repro.trial_pictures import draw_poisoned
 from fltrust_repro.trials import FIRST_SEED, Trial
 from fltrust_repro.varied import VARIED
@@ -264,8 +265,6 @@ def poison_command(
     setting = Setting(dataset=dataset, attack="back-gradient", poisoned_share=poisoned_share)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from fltrust_repro.training import generator, poisoned_examples  # MXNet takes seconds
 
     data = datasets.load(dataset, generator(first_seed, "split"), data_dir).in_float32()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))

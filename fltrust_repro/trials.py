@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from statistics import fmean
@@ -108,6 +108,9 @@ class Trial:
         result = TrialResult(**{name: values[name] for name in TrialResult.__dataclass_fields__})
         others = {name: values[name] for name in ("seed", "protocol", *_WHERE)}
         return cls(setting, result=result, **others)
+
+
+Trials = Mapping[Setting, Sequence[Trial]]
 
 
 def setting_reader() -> Callable[[str], Setting]:

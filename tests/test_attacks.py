@@ -49,7 +49,7 @@ def a_round(updates, c, name, seed=0, received=None, rule="median", beta=None, *
 
 
 def craft(updates, c, name, **fields):
-    return attacks[name].craft(a_round(updates, c, name, **fields))
+    return attacks[name].crafted(a_round(updates, c, name, **fields))
 
 
 signs = changing_direction
@@ -546,7 +546,7 @@ def test_the_generator_decides_the_crafted_updates(name, knowledge):
 def test_attacks_leave_the_before_attack_updates_as_they_are(name, knowledge):
     updates = benign_like(11, 15, 20)
     step = a_round(updates, 5, name, knowledge=knowledge)
-    attacks[name].craft(step)
+    attacks[name].crafted(step)
     np.testing.assert_array_equal(step.known, updates[: len(step.known)])
 
 

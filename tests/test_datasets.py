@@ -125,7 +125,7 @@ def plugged(**change: object):
 def test_plugin_data_set():
     with plugged():
         assert load("toy", rng()).classes == 2
-        assert ("toy", True, "plug-in", "Two examples.") in status()
+        assert ("toy", "plug-in", "Two examples.") in status()
         assert fetch("toy") is None
         verify("toy")
 

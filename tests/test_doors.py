@@ -275,7 +275,7 @@ def test_what_a_rule_returns_is_checked(register, unlike):
 def test_an_attack_may_send_any_array_of_c_rows(register, like):
     rows = np.float32([[1, 2, 3], [4, 5, 6]])
     register["attack"]("mine")(lambda step: LIKE_A_RESULT[like](rows))
-    out = attacks["mine"].craft(a_round())
+    out = attacks["mine"].crafted(a_round())
     assert type(out) is np.ndarray
     assert out.dtype == np.float32
     assert out.tolist() == rows.tolist()
@@ -291,7 +291,7 @@ def test_what_an_attack_sends_is_checked(register, sent, by_decorator):
     else:
         attacks.add("mine", Attack("mine", craft=lambda step: sent))
     with pytest.raises(BadInput, match=r"attack 'mine' \(test_doors.py, line \d+\).*\(2, 3\)"):
-        attacks["mine"].craft(a_round())
+        attacks["mine"].crafted(a_round())
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ def test_an_attack_is_a_function_of_all_updates(name, knowledge):
     partial = knowledge == "partial" and name != "gaussian"
     known = {"known": updates[:3], "knowledge": "partial"} if partial else {"known": updates}
     step = a_round(**known, c=3, seed=4)
-    np.testing.assert_array_equal(sent, attacks[name].craft(step))
+    np.testing.assert_array_equal(sent, attacks[name].crafted(step))
     assert isinstance(attacks[name](nd.array(updates), c=3), nd.NDArray)
 
 

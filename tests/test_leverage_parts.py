@@ -141,6 +141,6 @@ def test_who_turns_around_says_the_reverse_of_what_it_keeps_saying():
     for t in range(4):
         own.append(normal(9, 5) + np.float32(t))
         step = Round(own[-1], 3, np.zeros(5), "full", rng, master, memory=memory)
-        sent = fl.attacks["turned:decay=0.5"].craft(step)
+        sent = fl.attacks["turned:decay=0.5"].crafted(step)
     usual = np.tensordot(np.array([1, 2, 4, 8]) / 15, np.array(own)[:, :3], 1)
     np.testing.assert_allclose(sent, own[-1][:3] - 2 * usual, atol=1e-5)

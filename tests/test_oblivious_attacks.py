@@ -42,7 +42,7 @@ def a_round(updates, c, knowledge="full", memory=None, w_re=None, seed=0):
 
 
 def craft(name, updates, c, **fields):
-    return attacks[name].craft(a_round(updates, c, **fields))
+    return attacks[name].crafted(a_round(updates, c, **fields))
 
 
 def seen(updates, c, knowledge):
@@ -371,7 +371,7 @@ def test_poisonedfl_is_the_formula_and_tests_every_50_iterations(scale):
     for t in range(160):
         step = a_round(benign_like(t, 9, 40), 2, memory=memory, w_re=w)
         step.notes.update(notes)
-        sent = attacks[f"poisonedfl:scale={scale}"].craft(step)
+        sent = attacks[f"poisonedfl:scale={scale}"].crafted(step)
         notes = step.notes
         slow = slow or reference.PoisonedFL(memory["s"], scale)
         np.testing.assert_allclose(sent, np.tile(slow.update(w), (2, 1)), rtol=1e-3, atol=1e-4)

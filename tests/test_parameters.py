@@ -139,4 +139,4 @@ def test_an_attack_sees_its_memory_outside_of_a_trial(away):
     w_re = np.zeros(2, dtype=np.float32)
     known, master = np.ones((3, 2)), Setting(**SMALL).at_master
     step = Round(known, 1, w_re, "full", np.random.default_rng(0), master, notes=Counter())
-    assert [attacks["away"].craft(step)[0, 0] for _ in range(2)] == [1, 2]
+    assert [attacks["away"].crafted(step)[0, 0] for _ in range(2)] == [1, 2]

@@ -16,7 +16,7 @@ import pytest
 import reference
 from click.testing import CliRunner
 
-from fltrust_repro import datasets, poisoning, training, trial_pictures
+from fltrust_repro import datasets, poisoning, trial_pictures
 from fltrust_repro.__main__ import commands
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput
@@ -157,10 +157,8 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Where sets are kept, in a cache folder that is not there yet; data are looked for beside."""
+    """Where sets are kept, in a cache folder that is not there yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(training.downloads, "search_path", lambda _=None: (tmp_path / "data",))
-    (tmp_path / "data").mkdir()
     return tmp_path / "cache" / "fltrust_repro" / "back-gradient"
 
 
@@ -195,16 +193,6 @@ def test_without_the_variable_sets_lie_in_the_home(cache, quick, tmp_path, monke
         assert files_of(tmp_path / f"home{wrong}" / ".cache" / "fltrust_repro" / "back-gradient")
 
 
-def test_a_set_that_an_earlier_version_kept_with_the_data_is_read_there(cache, quick, tmp_path):
-    setting = Setting(dataset="digits", attack="back-gradient")
-    first = poisoned_examples(setting, 3, None)
-    cache.rename(tmp_path / "data" / "back-gradient")
-    steps = []
-    np.testing.assert_array_equal(poisoned_examples(setting, 3, None, steps.append).x, first.x)
-    assert not steps
-    assert not cache.exists()
-
-
 def test_interrupted_it_leaves_no_file_and_no_folder(cache, quick, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -234,7 +222,7 @@ def test_the_command_stopped_says_so_and_leaves_nothing(cache, tmp_path, monkeyp
     assert done.exit_code == 130
     said = ["Stopped. The examples are kept only when all are made: the same command begins anew."]
     assert done.output.splitlines()[-1:] == said
-    assert files_of(tmp_path) == ["data"]  # which was there
+    assert files_of(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -266,7 +254,6 @@ def test_without_a_cache_it_is_made_and_said_once(cache, quick, tmp_path, monkey
     assert (tmp_path / "poisoned.png").is_file()
     note = "Note: the poisoned examples cannot be kept, and are made anew each time: no cache"
     assert done.output.count(note) == 1
-    assert not files_of(tmp_path / "data")
 
 
 def test_a_full_disk_costs_no_set(cache, quick, monkeypatch, capsys):
@@ -346,16 +333,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-@pytest.mark.parametrize("old", [False, True])
 def test_a_hostile_kept_set_is_one_sentence_and_runs_nothing(
-    case, old, tmp_path, monkeypatch, quick, cache
+    case, tmp_path, monkeypatch, quick, cache
 ):
     content, fault = HOSTILE[case]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(poisoning, "_digest", lambda *_: "0")
-    folder = tmp_path / "data" / "back-gradient" if old else cache
-    folder.mkdir(parents=True)
-    file = folder / f"digits-{SIZE}-0.npz"
+    cache.mkdir(parents=True)
+    file = cache / f"digits-{SIZE}-0.npz"
     file.write_bytes(content)
     setting = Setting(dataset="digits", attack="back-gradient")
     if fault is None:
@@ -426,7 +411,7 @@ def test_features_that_are_no_pixels_and_a_single_label_are_refused():
         data.train_x[zeros], data.train_y[zeros], data.test_x, data.test_y, 10, "zeros"
     )
     with pytest.raises(BadInput, match="'zeros' has training examples of one label only"):
-        poisoning.poisoned_set(alone, 0.1, generator(0, "back-gradient"), ())
+        poisoning.poisoned_set(alone, 0.1, generator(0, "back-gradient"))
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01])

@@ -476,7 +476,7 @@ def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, 
 
     def run(store: Store, missing: int) -> list[float]:
         assert run_missing(cells(*helped, read), [0], store, machine) == (missing, [])
-        return [error for s in (*helped, read) for error in store.error_rates(s, [0])]
+        return [one.result.error_rate for s in (*helped, read) for one in store.find(s, [0])]
 
     with Store(tmp_path / "trials.sqlite") as store:
         before = run(store, 3)

@@ -76,14 +76,14 @@ def overheard(step):
 def test_it_does_at_least_what_each_of_its_members_does(rule, seed):
     step = a_round(rule, seed=seed)
     listening, asked = overheard(step)
-    least = directed_deviation(step, attacks["tailored:queries=36"].craft(listening))
+    least = directed_deviation(step, attacks["tailored:queries=36"].crafted(listening))
     s, s_rule = (changing_direction(replace(step, parameters=Parameters(direction=whose)))
                  for whose in ("mean", "rule"))  # fmt: skip
     tried = [line.at(np.float32(line.first)) for line in lines(step, s, s_rule)]
     rng = np.random.default_rng(0)
     rng.integers(2**31, size=1)
     drawing = replace(again(step), rng=rng)
-    members = [attacks[name].craft(drawing) for name in ("trimmed-mean", "krum")]
+    members = [attacks[name].crafted(drawing) for name in ("trimmed-mean", "krum")]
     for one in [step.known[: step.c], *members, *tried]:
         assert any(np.array_equal(one, other) for other in asked)
     most = max(directed_deviation(step, sent) for sent in asked)
@@ -95,8 +95,8 @@ def test_it_does_at_least_what_each_of_its_members_does(rule, seed):
 def test_it_does_at_least_what_fixed_attacks_do_that_its_lines_pass_through(rule, name):
     for seed in range(3):
         step = a_round(rule, m=20, c=4, d=30, seed=seed)
-        sent = attacks[name].craft(again(step))
-        least = directed_deviation(step, attacks["tailored:queries=40"].craft(again(step)))
+        sent = attacks[name].crafted(again(step))
+        least = directed_deviation(step, attacks["tailored:queries=40"].crafted(again(step)))
         assert least >= directed_deviation(step, sent) - DRAWN
 
 
@@ -104,7 +104,7 @@ def test_with_the_deviation_goal_it_is_that_which_is_maximised():
     moved = {}
     for goal in ("deviation", "directed-deviation"):
         step = a_round("geometric-median", m=20, c=5, d=40, goal=goal)
-        after = np.concatenate([attacks["tailored"].craft(step), step.known[step.c :]])
+        after = np.concatenate([attacks["tailored"].crafted(step), step.known[step.c :]])
         moved[goal] = np.abs(step.master.answer(step.known) - step.master.answer(after)).sum()
     assert moved["deviation"] >= moved["directed-deviation"]
 
@@ -134,7 +134,7 @@ def test_it_asks_for_as_many_aggregations_as_it_may(name, queries):
         step = a_round("asked")
         for _ in range(3):
             calls.clear()
-            attacks[f"{name}:queries={queries}"].craft(step)
+            attacks[f"{name}:queries={queries}"].crafted(step)
             assert len(calls) == queries
     assert step.notes["aggregations asked for"] == 3 * queries
     assert sum(n for note, n in step.notes.items() if note.startswith("sent: ")) == 3
@@ -149,7 +149,7 @@ def test_a_rule_that_draws_is_asked_with_other_draws_and_twice():
 
     with own_rule(drawing):
         step = a_round("asked")
-        attacks["tailored"].craft(step)
+        attacks["tailored"].crafted(step)
         own = step.master.rule.state
     assert own is None or seen.count(own.rng.random()) == 0
     draws, counts = np.unique(seen, return_counts=True)
@@ -160,14 +160,14 @@ def test_a_rule_that_draws_is_asked_with_other_draws_and_twice():
 
 def test_a_rule_that_may_draw_but_does_not_is_asked_once():
     step = a_round("dnc")  # draws where there are more than 10,000 parameters
-    attacks["tailored"].craft(step)
+    attacks["tailored"].crafted(step)
     assert step.notes["aggregations asked for"] == 12
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_too_few_queries_are_refused(name):
     with pytest.raises(BadInput, match=rf"'{name}': queries is 8; give at least 9"):
-        attacks[f"{name}:queries=8"].craft(a_round())
+        attacks[f"{name}:queries=8"].crafted(a_round())
 
 
 def test_the_defense_is_asked_too():
@@ -207,7 +207,7 @@ def asked_about(step, iterations, queries, monkeypatch):
     monkeypatch.setattr(tailored.Inquiry, "ask", noting)
     for _ in range(iterations):
         seen.append(set())
-        attacks[f"tailored:queries={queries}"].craft(step)
+        attacks[f"tailored:queries={queries}"].crafted(step)
     return seen
 
 
@@ -256,7 +256,7 @@ def test_it_finds_how_far_a_rule_lets_it_go():
         step = a_round("asked", m=40, c=8, d=4)
         step = replace(step, known=0.1 * step.known)
         for _ in range(6):
-            sent = attacks["tailored"].craft(step)
+            sent = attacks["tailored"].crafted(step)
         center = np.median(np.concatenate([sent, step.known[8:]]), axis=0)
     far = np.linalg.norm(sent - center, axis=1)
     assert (far < 3).all()
@@ -266,7 +266,7 @@ def test_it_finds_how_far_a_rule_lets_it_go():
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_remembers_can_be_written_down(name):
     step = a_round()
-    attacks[name].craft(step)
+    attacks[name].crafted(step)
     kept = {key: value for key, value in step.memory.items() if not isinstance(value, np.ndarray)}
     assert json.loads(json.dumps(kept)) == kept
     asked_once = {"tailored": set(), "tailored-persistent": {"s"}, "tailored-pull": {"base"}}
@@ -275,10 +275,10 @@ def test_what_it_remembers_can_be_written_down(name):
 
 def test_the_persistent_one_keeps_its_first_direction():
     step = a_round("mean", m=20, c=4)
-    attacks["tailored-persistent"].craft(step)
+    attacks["tailored-persistent"].crafted(step)
     first = step.memory["s"].copy()
     turned = replace(step, known=-step.known)
-    sent = attacks["tailored-persistent"].craft(turned)
+    sent = attacks["tailored-persistent"].crafted(turned)
     np.testing.assert_array_equal(step.memory["s"], first)
     assert directed_deviation(turned, sent, first) > 0
 
@@ -294,7 +294,7 @@ def test_the_pulling_one_brings_the_model_nearer_to_one_model_than_its_lines_do(
     step = replace(a_round(rule, m=20, c=4, d=30), w_re=np.linspace(-1, 2, 30, dtype="f4"))
     model = 2 * base_model(again(step))
     listening, asked = overheard(step)
-    most = nearer(step, model, attacks["tailored-pull"].craft(listening))
+    most = nearer(step, model, attacks["tailored-pull"].crafted(listening))
     assert most >= max(nearer(step, model, sent) for sent in asked) - 1e-5
     assert most > 0
 
@@ -302,18 +302,18 @@ def test_the_pulling_one_brings_the_model_nearer_to_one_model_than_its_lines_do(
 @pytest.mark.parametrize("rule", ["norm-clipping", "centered-clipping", "geometric-median"])
 def test_where_lengths_are_cut_it_pulls_at_least_as_mpaf_does(rule):
     step = replace(a_round(rule, m=20, c=4, d=30), w_re=np.linspace(-1, 2, 30, dtype="f4"))
-    base, mpaf = base_model(again(step)), attacks["mpaf"].craft(again(step))
+    base, mpaf = base_model(again(step)), attacks["mpaf"].crafted(again(step))
     attacker = again(step)
     for _ in range(8):  # by which it has found its scale
-        sent = attacks["tailored-pull:far=1"].craft(attacker)
+        sent = attacks["tailored-pull:far=1"].crafted(attacker)
     assert nearer(step, base, sent) >= 0.99 * nearer(step, base, mpaf)
 
 
 def test_the_pulling_one_has_one_model_through_the_trial():
     step = replace(a_round("mean"), w_re=np.linspace(-1, 1, 8, dtype="f4"))
-    attacks["tailored-pull"].craft(step)
+    attacks["tailored-pull"].crafted(step)
     first = step.memory["base"].copy()
-    attacks["tailored-pull"].craft(replace(step, w_re=-3 * step.w_re))
+    attacks["tailored-pull"].crafted(replace(step, w_re=-3 * step.w_re))
     np.testing.assert_array_equal(step.memory["base"], first)
     np.testing.assert_array_equal(base_model(again(step)), first)
 
@@ -322,13 +322,13 @@ def test_a_model_that_is_there_already_is_not_pulled():
     step = a_round("mean")
     there = replace(step, w_re=(2 * base_model(step)).astype("f4"), memory=step.memory)
     there.memory["base"] = there.w_re.astype(float) / 2
-    np.testing.assert_array_equal(attacks["tailored-pull"].craft(there), step.known[: step.c])
+    np.testing.assert_array_equal(attacks["tailored-pull"].crafted(there), step.known[: step.c])
 
 
 @pytest.mark.parametrize("far", ["nan", "inf", "x"])
 def test_a_model_is_a_finite_number_of_times_as_far(far):
     with pytest.raises(BadInput, match="tailored-pull"):
-        attacks[f"tailored-pull:far={far}"].craft(a_round())
+        attacks[f"tailored-pull:far={far}"].crafted(a_round())
 
 
 # ---- what it knows
@@ -342,7 +342,7 @@ def test_with_partial_knowledge_it_draws_the_others_like_its_own(name):
     assert drawn.shape == (300, 3)
     np.testing.assert_allclose(drawn.mean(axis=0), own.mean(axis=0), atol=0.2)
     np.testing.assert_allclose(np.cov(drawn.T), np.cov(own.T), atol=0.3)
-    assert attacks[name].craft(step).shape == (100, 3)
+    assert attacks[name].crafted(step).shape == (100, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -352,7 +352,7 @@ def test_updates_that_are_not_finite_are_borne(rule, knowledge, value):
     step = a_round(rule, knowledge=knowledge)
     known = step.known.copy()
     known[1, 2] = value
-    sent = attacks["tailored"].craft(replace(step, known=known))
+    sent = attacks["tailored"].crafted(replace(step, known=known))
     assert sent.shape == (3, 8)
 
 
@@ -408,7 +408,7 @@ def test_a_benign_update_that_is_not_finite_spoils_no_line():
     known[9, 3] = np.nan
     broken = replace(step, known=known)
     assert all(np.isfinite(one.at(np.float32(1))).all() for one in lines(broken, *np.ones((2, 8))))
-    assert np.isfinite(attacks["tailored"].craft(again(broken))).all()
+    assert np.isfinite(attacks["tailored"].crafted(again(broken))).all()
     others = replace(step, known=np.delete(known, 9, axis=0))  # as if it had not been sent
     for one, other in zip(lines(broken, *np.ones((2, 8))), lines(others, *np.ones((2, 8)))):
         np.testing.assert_allclose(one.at(np.float32(1)), other.at(np.float32(1)), rtol=1e-5)

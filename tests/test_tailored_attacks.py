@@ -33,7 +33,7 @@ def a_round(updates, root, c, seed=0):
 
 
 def craft(name, updates, root, c, seed=0):
-    return attacks[name].craft(a_round(updates, root, c, seed))
+    return attacks[name].crafted(a_round(updates, root, c, seed))
 
 
 def gain(sent, updates, root):

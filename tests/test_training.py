@@ -356,7 +356,7 @@ def test_labels_that_the_data_set_does_not_have_are_refused(own, poison, problem
 
 
 def injected(x=(3, 1, 8, 8), labels=(0, 1, 9), dtype="float32"):
-    def inject(data, share, rng, directories, after_step):
+    def inject(data, share, rng, after_step):
         return PoisonedSet(np.full(x, 0.5, dtype), np.array(labels), None)
 
     return inject

@@ -301,7 +301,6 @@ def test_a_store_does_not_answer_with_trials_of_another_setting_under_its_key(tm
     path = as_store(tmp_path / "s.sqlite", {**TOLD, "setting": told(rule="median")}, kinds=True)
     with Store(path) as store:
         assert store.find(SETTING) == store.find(replace(SETTING, rule="median")) == []
-        assert store.error_rates(SETTING, range(9)) == []
         assert not store.has(trial().name)
         assert list(store.everything()) == []
         assert store.add(trial()) == {trial().name}  # what it had stands in no one's way

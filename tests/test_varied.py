@@ -44,7 +44,7 @@ def crafted(name: str, knowledge: str, goal: str, **changed) -> np.ndarray:
     root = known.mean(axis=0) if attacks[name].asks else None
     told = knowledge, np.random.default_rng(1), master, Parameters(goal=goal, **changed)
     w_re = np.ones(d, np.float32)
-    return attacks[name].craft(Round(known, c, w_re, *told, Counter(), {}, root))
+    return attacks[name].crafted(Round(known, c, w_re, *told, Counter(), {}, root))
 
 
 @pytest.mark.parametrize("name", [name for name in attacks if attacks[name].craft is not None])

@@ -83,7 +83,7 @@ def _measure(setting: Setting, budget: float, data_dir: Path | None) -> list[Row
 
     told = [setting.attack, f"against {setting.rule}" * (setting.attack == "tailored")]
     name = ", ".join(filter(None, [*told, setting.knowledge]))
-    rows = [row(name, lambda: attacks[setting.attack].craft(step))]
+    rows = [row(name, lambda: attacks[setting.attack].crafted(step))]
     if setting.attack == "krum":
         fast, slow = _search(step, anew=False), _search(step, anew=True)
         note = "same result" if np.isclose(fast, slow) else f"lambda {slow:.3g}, not {fast:.3g}"
