@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -87,7 +86,7 @@ def _place(place: int, places: Sequence[int]) -> str:
 
 
 def _mean(cell: Cell) -> str:
-    return f"{cell.mean:.3f}" + ("" if math.isnan(cell.half) else f" ±{cell.half:.3f}")
+    return f"{cell.mean:.3f}{report.plus_minus(cell.half)}"
 
 
 def notes(found: Standings, rows: Sequence[str]) -> list[str]:

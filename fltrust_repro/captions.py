@@ -7,6 +7,7 @@ from typing import Any
 
 from fltrust_repro.report import LEAST_TRIALS, Measured, seeds_named, seeds_told
 from fltrust_repro.settings import Setting
+from fltrust_repro.words import spanning
 
 MOST_NAMES = 3  # of models or data sets
 MOST_LETTERS = 40  # of a list of seeds
@@ -60,7 +61,7 @@ def of_trials(measured: Sequence[Measured], place: str) -> str:
     counts = [len(m.errors) for m in known]
     if not counts:
         return "no trials yet"
-    told = f"{_range(counts)} trial{'s' * (max(counts) > 1)} per {place}"
+    told = f"{spanning(counts, 'trial')} per {place}"
     seeds = {seed for m in known for seed in m.seeds}
     if not seeds:
         return told

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from fltrust_repro import machine, trial_process
-from fltrust_repro.errors import BadInput, DataUnavailable, Raised
+from fltrust_repro.errors import BadInput, DataUnavailable, Raised, note
 from fltrust_repro.plugins import Plugin
 from fltrust_repro.processes import START_ONE, Executor, Machine
 from fltrust_repro.training import PROTOCOL
@@ -103,10 +103,9 @@ class Cluster(Executor):
                     raise DataUnavailable(f"worker {address}: {' '.join(problems)}")
         if odd := machine.odd_ones(kinds):
             told = "; ".join(f"{address}: {kind}" for address, kind in odd.items())
-            click.echo(
-                f"Note: {len(odd)} of {len(kinds)} workers compute with other linear algebra or "
-                f"another CPU, so that last digits can differ: {told}.",
-                err=True,
+            note(
+                f"{len(odd)} of {len(kinds)} workers compute with other linear algebra or another "
+                f"CPU, so that last digits can differ: {told}."
             )
 
     def slots(self) -> int:

@@ -167,8 +167,7 @@ def _of_chance(cells: Sequence[Cell]) -> list[str]:
 
 
 def _difference(one: Difference) -> str:
-    spread = "" if math.isnan(one.half) else f" ±{one.half:.3f}"
-    return f"{one.value:+.3f}{spread}"
+    return f"{one.value:+.3f}{report.plus_minus(one.half)}"
 
 
 # ---- tables and pages ---------------------------------------------------------------------------

@@ -13,16 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fltrust_repro.drawing import top_of
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.ranges import grows
-from fltrust_repro.report import Measured, half_widths
-from fltrust_repro.styles import MARKERS, MOST_TICKS, Style, styles_of
+from fltrust_repro.report import Measured, half_widths, plus_minus
+from fltrust_repro.styles import DASHES, MARKERS, MOST_TICKS, Style, styles_of
 from fltrust_repro.trials import Trial, Trials
 
 BOX = (1600, 1000)  # units of a panel; a thousandth of its highest error rate is one upwards
 POINTS = 26  # of a line over the iterations: hundreds stand in a page
-_TOPS = (0.1, 0.2, 0.5, 1.0)  # where an axis may end
-_DASHES = ((), (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0))
 
 
 class Mark(NamedTuple):
@@ -83,8 +82,7 @@ def as_varied(experiment: Experiment, cells: Sequence[Measured]) -> Chart:
     if figure is None:
         return Chart({}, [], 1.0, [], [])
     measured = {(m.cell.row, m.cell.column): m for m in cells if m.errors}
-    highest = max((m.mean for m in measured.values()), default=1.0)
-    top = min((top for top in _TOPS if top >= highest), default=1.0)
+    top = top_of(m.mean for m in measured.values())
     positions = _positions(figure.values)
     styles = styles_of(figure.lines)
     panels: dict[str, list[Line]] = {}
@@ -124,7 +122,7 @@ def _of_columns(experiment: Experiment) -> dict[tuple[str, str], tuple[Style, fl
         for line in figure.lines:
             for k, column in enumerate(columns):
                 style = replace(own[line], width=1.3, marker=MARKERS[k % len(MARKERS)],
-                                dashes=_DASHES[k % len(_DASHES)])  # fmt: skip
+                                dashes=DASHES[k % len(DASHES)])  # fmt: skip
                 paler = 0.6 * (len(columns) - 1 - k) / max(len(columns) - 1, 1)
                 found[figure.row(panel, line), column] = style, 1 - paler
     return found
@@ -171,7 +169,7 @@ def _path(points: Sequence[tuple[int, int]]) -> str:
 
 
 def _told(mean: float, half: float) -> str:
-    return f"{mean:.2f}" + ("" if math.isnan(half) else f" ±{half:.2f}")
+    return f"{mean:.2f}{plus_minus(half, 2)}"
 
 
 def mean_curve(trials: Sequence[Trial], most: int) -> tuple[np.ndarray, np.ndarray]:

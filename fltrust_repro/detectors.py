@@ -13,7 +13,7 @@ import numpy as np
 from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.registry import check_default
-from fltrust_repro.weighing import lengths
+from fltrust_repro.weighing import finite_rows
 
 _REFERENCES = 10  # sets of random scores that the gap statistic compares with, as in their code
 
@@ -69,7 +69,7 @@ def fldetector(
     check_default("rule 'fldetector'", "start", start, int)
     _remember(memory, int(workers.max()) + 1, updates.shape[1], window)
     iteration, out = memory["iteration"], memory["left out"]
-    finite, already = np.isfinite(lengths(updates)), np.count_nonzero(out)
+    finite, already = finite_rows(updates), np.count_nonzero(out)
     out[workers[~finite]] = True
     step = _difference(w_re, memory.get("model", w_re))
     if iteration > start:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fltrust_repro import comparison, drawing
 from fltrust_repro.comparison_page import Cell, Comparison
 from fltrust_repro.errors import one_line
+from fltrust_repro.words import cut
 
 MOST = 60  # settings that a picture can show
 _LONGEST = 80  # letters of a name
@@ -48,7 +49,7 @@ def picture(found: Comparison, kind: str) -> bytes:
     if len(cells) < len(found.cells):
         notes.append(f"{len(cells)} of {len(found.cells):,} settings, which chance explains least")
     with drawing.context("comparison", 8):
-        names = [_short(cell.name) or "all" for cell in cells]
+        names = [cut(one_line(cell.name), _LONGEST) or "all" for cell in cells]
         width = 4.2 + 0.062 * max(24, *map(len, names))
         height = 0.17 * len(cells) + 1.05 + 0.15 * len(notes)
         drawn = drawing.sheet(width, height, f"A: {a};  B: {b}", notes)
@@ -80,9 +81,3 @@ def _draw(axis: Any, place: int, cell: Cell) -> None:
         one.value, place, look.marker, color=look.colour, markersize=5, zorder=3,
         markerfacecolor=look.colour if look.filled else "white",
     )  # fmt: skip
-
-
-def _short(name: str) -> str:
-    """A name of which what is too long is left out in the middle, where names differ least."""
-    name, half = one_line(name), (_LONGEST - 3) // 2
-    return name if len(name) <= _LONGEST else f"{name[:half]}...{name[-half:]}"

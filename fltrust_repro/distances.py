@@ -16,6 +16,7 @@ import numpy as np
 
 from fltrust_repro.compiled import compiled
 from fltrust_repro.doors import Numbers, as_updates
+from fltrust_repro.weighing import finite_rows
 
 _COLUMNS = 8192
 _CROWD = 2.0**-4  # half of the rows lie within this share of a row's own squared length
@@ -128,7 +129,7 @@ def _gram(
     products = _gram_of_blocks(array, origin, factors)
     if not np.isfinite(products).all():
         # A row is not finite, and counts as 0, or float32 products overflowed.
-        finite = np.array([np.isfinite(row).all() for row in array])
+        finite = finite_rows(array)
         return _gram_of_blocks(array, origin, factors, finite), finite
     # Products of values as small as a row's are on average here are lost in float32. Rows of
     # zeros, from workers without examples, are right as they are.

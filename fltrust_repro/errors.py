@@ -62,6 +62,11 @@ def choose(name: object, known: Collection[str]) -> str:
     return f"choose one of {every}. Did you mean {either(near[:1])}?"
 
 
+def note(text: str) -> None:
+    """Tell the user, on standard error, what costs nothing but should be known."""
+    print(f"Note: {text}", file=sys.stderr)
+
+
 def one_line(text: str) -> str:
     r"""Return text that a terminal, a table or a page shows as it is, in one line.
 
@@ -146,11 +151,11 @@ class LeftOut:
                 more = [f"and {len(broken) - _NAMED:,} more"] * (len(broken) > _NAMED)
                 named = "; ".join(broken[:_NAMED] + more)
                 said = f"{counted(len(broken), 'entry')} not understood, left alone ({named})"
-                print(f"Note: {file}: {said}.", file=sys.stderr)
+                note(f"{file}: {said}.")
             if unknown:
                 which = f"plug-ins that are not loaded ({', '.join(dict.fromkeys(unknown))})"
                 said = f"{counted(len(unknown), 'trial')} left out, of {which}"
-                print(f"Note: {file}: {said}; give --plugin to read them.", file=sys.stderr)
+                note(f"{file}: {said}; give --plugin to read them.")
 
 
 def _short(error: ValueError) -> str:

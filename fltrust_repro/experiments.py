@@ -24,9 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import click
-
-from fltrust_repro.errors import BadInput, BeyondLimit, choose, shown
+from fltrust_repro.errors import BadInput, BeyondLimit, choose, note, shown
 from fltrust_repro.experiment_files import check_paper, check_parts, check_varied, read
 from fltrust_repro.files import check_name, path_of
 from fltrust_repro.plugins import load_plugin
@@ -295,7 +293,7 @@ def readable() -> list[Experiment]:
         try:
             found.append(load_experiment(name))
         except BadInput as error:
-            click.echo(f"Note: left out: {error}", err=True)
+            note(f"left out: {error}")
     return found
 
 

@@ -236,7 +236,7 @@ def _values_table(lines: pd.DataFrame) -> str:
             "row": line.row,
             "column": line.column,
             "paper": f"{line.paper:.2f}",
-            "ours": number("{:.3f}", line.mean) + number(" ±{:.3f}", line.ci95),
+            "ours": number("{:.3f}", line.mean) + report.plus_minus(line.ci95),
             "trials": line.trials,
             "difference": number("{:+.3f}", line.difference),
             "verdict": line.verdict,

@@ -20,7 +20,7 @@ from fltrust_repro.shades import Scale, shades
 from fltrust_repro.standings import Entry, Standings
 from fltrust_repro.trial_files import ENDING, PACKED
 from fltrust_repro.trials import Trial, Trials
-from fltrust_repro.words import counted
+from fltrust_repro.words import counted, spanning
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -186,9 +186,8 @@ def _detail(m: Measured, plain: Measured | None, word: str, hours: float) -> str
     if not m.errors:
         time = "unknown time" if math.isnan(hours) else f"{hours:,.1f} hours"
         return f"{told}not measured{printed}; {PAPER_TRIALS} trials take {time} on one CPU core"
-    half = "" if math.isnan(m.half_width) else f" ±{m.half_width:.3f}"
-    count = len(m.errors)
-    told += f"{m.mean:.3f}{half} over {counted(count, 'trial')}{printed}"
+    told += f"{m.mean:.3f}{report.plus_minus(m.half_width)}"
+    told += f" over {counted(len(m.errors), 'trial')}{printed}"
     if m.diverged:
         told += f"; {m.diverged} diverged"
     if m.cell.paper is None:
@@ -200,11 +199,8 @@ def _detail(m: Measured, plain: Measured | None, word: str, hours: float) -> str
 
 
 def _per_cell(cells: Sequence[Measured]) -> str:
-    counts = sorted({len(m.errors) for m in cells if m.errors})
-    if not counts:
-        return ""
-    span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"{span} trial{'s' * (counts[-1] > 1)}"
+    counts = [len(m.errors) for m in cells if m.errors]
+    return spanning(counts, "trial") if counts else ""
 
 
 def _files(experiment: Experiment, known: bool, beside: Collection[str]) -> list[tuple[str, str]]:

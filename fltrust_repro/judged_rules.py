@@ -15,7 +15,7 @@ from fltrust_repro.aggregation import rule
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
 from fltrust_repro.server import Judge
-from fltrust_repro.weighing import lengths, weighted_mean
+from fltrust_repro.weighing import finite_rows, lengths, weighted_mean
 
 _AT_ONCE = 16  # models that FedGreed has judged together, of which it may need the first few
 
@@ -24,7 +24,7 @@ def losses(updates: np.ndarray, w_re: np.ndarray, judge: Judge) -> np.ndarray:
     """Mean losses of the models that these updates (k, d) make of `w_re`: float64 (k,)."""
     with np.errstate(over="ignore", invalid="ignore"):
         models = w_re + updates
-    finite = np.isfinite(lengths(models))
+    finite = finite_rows(models)
     models[~finite] = w_re  # a judge need not bear what is not finite
     return np.where(finite, np.asarray(judge(models)[1], dtype=np.float64), np.inf)
 

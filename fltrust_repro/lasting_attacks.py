@@ -47,7 +47,7 @@ def mpaf(step: Round, *, scale: float = 1e6) -> np.ndarray:
     >>> fl.attacks["mpaf:scale=10"]([[1, 2], [2, 1], [1, 1]], c=1, w_re=[3, 3], seed=1).round(1)
     array([[-19.6,  -5.4]], dtype=float32)
     """
-    factor, w = number("mpaf", "scale", scale), step.w_re.astype(np.float64)
+    factor, w = scale, step.w_re.astype(np.float64)
     return by_all(factor * (base_model(step) - w), step.c)
 
 
@@ -78,7 +78,7 @@ def poisonedfl(step: Round, *, scale: float = 8.0) -> np.ndarray:
     memory, w = step.memory, step.w_re.astype(np.float64)
     if "s" not in memory:
         memory["s"] = step.rng.choice(np.array([-1, 1], dtype=np.float32), w.size)
-        memory.update(t=0, scale=number("poisonedfl", "scale", scale), start=w, w=w, sent=0 * w)
+        memory.update(t=0, scale=scale, start=w, w=w, sent=0 * w)
     if memory["t"] and memory["t"] % _PERIOD == 0:
         _lower_unless_it_moves(step, w)
         memory["start"] = w
@@ -134,7 +134,7 @@ def rop(
     p = _unit(1.0 - u.sum() * u)
     chosen = z_max(step.master.m, step.c) if z is None else number("rop", "z", z)
     rho = chosen * float(np.median(np.linalg.norm(benign, axis=1)))
-    turn = math.radians(number("rop", "angle", angle))
+    turn = math.radians(angle)
     where = relocation * v + (1 - relocation) * mu
     return by_all(where + rho * (math.sin(turn) * p + math.cos(turn) * u), step.c)
 
@@ -158,7 +158,7 @@ def mimic(step: Round, *, warmup: int = 1) -> np.ndarray:
     array([[9., 0.],
            [9., 0.]], dtype=float32)
     """
-    if number("mimic", "warmup", warmup) < 1:
+    if warmup < 1:
         raise BadInput(f"attack 'mimic': warmup is {warmup}; it must be at least 1.")
     rows = step.known if step.partial else step.known[step.c :]
     t = step.memory.get("t", 0)

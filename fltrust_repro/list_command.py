@@ -8,17 +8,17 @@ from typing import Any
 import click
 
 from fltrust_repro import datasets, fidelity, options
-from fltrust_repro.aggregation import rules
+from fltrust_repro.aggregation import Rule, rules
 from fltrust_repro.arena import protocols
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.doors import Limit
-from fltrust_repro.errors import one_line
+from fltrust_repro.errors import note, one_line
 from fltrust_repro.experiments import Experiment, readable
 from fltrust_repro.models import models
 from fltrust_repro.parameters import own_parameters
 from fltrust_repro.plugins import load_installed
-from fltrust_repro.preaggregations import preaggregations
+from fltrust_repro.preaggregations import PreAggregation, preaggregations
 from fltrust_repro.registry import summary
 from fltrust_repro.server import of_root_data
 from fltrust_repro.words import counted, lasting
@@ -37,7 +37,7 @@ def list_everything() -> None:
     have to allow.
     """
     for problem in load_installed():
-        click.echo(f"Note: {problem}", err=True)
+        note(problem)
     for title, lines in _sections():
         click.echo(f"{one_line(title)}:")
         for name, text in lines.items():
@@ -48,20 +48,8 @@ def list_everything() -> None:
 
 
 def _sections() -> Iterator[tuple[str, Lines]]:
-    yield (
-        "rules",
-        {
-            name: _with_choices(one.function, one.limit, bool(of_root_data(one.parameters)))
-            for name, one in rules.items()
-        },
-    )
-    yield (
-        "pre-aggregations",
-        {
-            name: _with_choices(one.function, None, bool(of_root_data(one.parameters)))
-            for name, one in preaggregations.items()
-        },
-    )
+    yield "rules", {name: _at_master(one, one.limit) for name, one in rules.items()}
+    yield "pre-aggregations", {name: _at_master(one) for name, one in preaggregations.items()}
     yield (
         "attacks",
         {
@@ -86,9 +74,10 @@ def _sections() -> Iterator[tuple[str, Lines]]:
     yield "protocols of the arena", {one.name: one.title for one in protocols().values()}
 
 
-def _with_choices(function: Callable, limit: Limit | None, server_data: bool) -> str:
-    """What a rule does; what takes examples of the server's own is in a league of its own."""
-    return summary(function) + " [server data]" * server_data + _choices(function, limit)
+def _at_master(one: Rule | PreAggregation, limit: Limit | None = None) -> str:
+    """What it does; what takes examples of the server's own is in a league of its own."""
+    data = " [server data]" * bool(of_root_data(one.parameters))
+    return summary(one.function) + data + _choices(one.function, limit)
 
 
 def _choices(function: Callable, limit: Limit | None) -> str:

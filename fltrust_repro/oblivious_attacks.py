@@ -46,6 +46,7 @@ from fltrust_repro.attacks import attack, attacks  # the paper's are registered 
 from fltrust_repro.distances import lengths_and_slopes, squared_distances
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.threat import Attack, Round
+from fltrust_repro.weighing import finite_rows
 
 _COLUMNS = 2048  # a block of 100 rows in float64 then takes 1.6 MB
 
@@ -56,7 +57,7 @@ _COLUMNS = 2048  # a block of 100 rows in float64 then takes 1.6 MB
 def benign_rows(step: Round) -> np.ndarray:
     """Return the finite ones of the updates that the attacker takes for benign: float32 (n, d)."""
     rows = step.known if step.partial else step.known[step.c :]
-    finite = np.array([np.isfinite(row).all() for row in rows])
+    finite = finite_rows(rows)
     if finite.all():
         return rows
     return rows[finite] if finite.any() else np.zeros_like(rows[:1])
@@ -119,7 +120,7 @@ def sign_flip(step: Round, *, of: str = "own", scale: float = 1.0) -> np.ndarray
     array([[-1.,  2.]], dtype=float32)
     """
     one_of("sign-flip", "of", of, ("own", "mean"))
-    factor = -number("sign-flip", "scale", scale)
+    factor = -scale
     if of == "own":
         return np.float32(factor) * step.known[: step.c]
     return _mean_by_all(step, factor)
@@ -137,7 +138,7 @@ def ipm(step: Round, *, epsilon: float = 0.1) -> np.ndarray:
     >>> fl.attacks["ipm:epsilon=0.5"]([[9, 9], [2, 4], [4, 0]], c=1)
     array([[-1.5, -1. ]], dtype=float32)
     """
-    factor = -number("ipm", "epsilon", epsilon)
+    factor = -epsilon
     return _mean_by_all(step, factor)
 
 
@@ -198,7 +199,7 @@ def byzmean(step: Round, *, z: float = 0.5, side: str = "below") -> np.ndarray:
     """
     first, m = step.c // 2, step.master.m
     mu, sigma = exact_moments(benign_rows(step))
-    away = number("byzmean", "z", z) * _towards("byzmean", side, mu, sigma)
+    away = z * _towards("byzmean", side, mu, sigma)
     near, far = mu + away, mu + (m - first) / (step.c - first) * away
     return np.concatenate([by_all(near, first), by_all(far, step.c - first)])
 

@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 
 from fltrust_repro import readers
 from fltrust_repro.datasets import Dataset
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, note
 from fltrust_repro.files import cache_folders, can_hold, write_bytes
 from fltrust_repro.gradients import cross_entropy, softmax
 from fltrust_repro.partition import Batches
@@ -268,7 +267,7 @@ def can_keep() -> bool:
     """Whether there is a cache folder that poisoned sets can go to; says so where there is none."""
     if found := any(map(can_hold, _folders())):
         return found
-    print(f"Note: {_NOT_KEPT}: no cache folder can be written.", file=sys.stderr)
+    note(f"{_NOT_KEPT}: no cache folder can be written.")
     return found
 
 
@@ -279,7 +278,7 @@ def _keep(made: PoisonedSet, file: Path) -> None:
     try:
         write_bytes(file, content.getvalue())
     except BadInput as error:
-        print(f"Note: {_NOT_KEPT}: {error.__cause__}.", file=sys.stderr)
+        note(f"{_NOT_KEPT}: {error.__cause__}.")
     finally:
         with contextlib.suppress(OSError):  # it goes only if nothing is in it
             file.parent.rmdir()

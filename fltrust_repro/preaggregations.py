@@ -21,7 +21,7 @@ from fltrust_repro.kernels import extremes
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, check_default, check_named, place_of
 from fltrust_repro.server import ASKED
-from fltrust_repro.weighing import lengths, shortening, weighted_sums
+from fltrust_repro.weighing import finite_rows, lengths, shortening, weighted_sums
 
 Rows = Callable[..., int]
 
@@ -219,7 +219,7 @@ def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
     [[5.0, -5.0], [5.0, -5.0], [5.0, -5.0]]
     """
     added = _with_copies(len(updates), share=share) - len(updates)
-    finite = np.isfinite(lengths(updates))
+    finite = finite_rows(updates)
     if not finite.any():
         return updates[np.arange(len(updates) + added) % len(updates)]
     known, up = updates if finite.all() else updates[finite], np.ones(updates.shape[1], np.float32)

@@ -25,7 +25,7 @@ from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Cell
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import Trial
-from fltrust_repro.words import counted, lasting
+from fltrust_repro.words import counted, cut, lasting, spanning
 
 _LINE_SECONDS = 30  # between the lines of a log
 _LOG_WIDTH = 120  # letters of one
@@ -214,8 +214,7 @@ class Means:
         columns = self._fitting(room, each)
         told = [title, shared] if shared else [title]
         if counts and not each:
-            least = f"{min(counts)} to " * (len(counts) > 1)
-            told.append(f"{least}{counted(max(counts), 'trial')} each")
+            told.append(f"{spanning(counts, 'trial')} each")
         yield Text(", ".join(told) + " (trials)" * each, no_wrap=True, overflow="ellipsis")
         table = Table(
             box=box.SIMPLE_HEAD, padding=(0, _GAP, 0, 0), show_header=any(columns),
@@ -271,16 +270,3 @@ def without_shared(names: Sequence[str]) -> tuple[str, list[str]]:
         if all(name.startswith(first[: end + 1]) for name in names):
             return first[: end - 1], [name[end + 1 :] for name in names]
     return "", [*names]
-
-
-def cut(name: str, width: int) -> str:
-    """Return a name of at most so many letters: what is cut is its middle, for the ends differ.
-
-    >>> from fltrust_repro.progress import cut
-    >>> cut("trimmed-mean: label-flip", 18)
-    'trimm...label-flip'
-    """
-    if len(name) <= width:
-        return name
-    tail = min(max((width - 3) * 2 // 3, 1), width)
-    return f"{name[: max(width - 3 - tail, 0)]}...{name[-tail:]}"

@@ -221,10 +221,15 @@ def rendered(lines: Sequence[Mapping[str, Any]], style: str, numbers: str = "g")
     return tabulate(texts, names, style, floatfmt=numbers, disable_numparse=told)
 
 
+def plus_minus(half: float, digits: int = 3) -> str:
+    """Return half the width of an interval as it stands behind its middle; nothing for NaN."""
+    return "" if math.isnan(half) else f" ±{half:.{digits}f}"
+
+
 def _cell_text(m: Measured, judged: str) -> str:
     if not m.errors:
         return "missing"
-    spread = "" if math.isnan(m.half_width) else f" ±{m.half_width:.2f}"
+    spread = plus_minus(m.half_width, 2)
     if m.cell.paper is None:
         return f"{m.mean:.2f}{spread}"
     mark = {"inside": "", TOO_FEW: " ?"}.get(judged, " *")

@@ -23,7 +23,7 @@ from fltrust_repro import (
     sweep,
 )
 from fltrust_repro.archive import Archive
-from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, one_line
+from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, note, one_line
 from fltrust_repro.experiments import Cell, Experiment
 from fltrust_repro.files import write_text
 from fltrust_repro.processes import Machine
@@ -31,7 +31,7 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
 from fltrust_repro.trial_files import ENDING, PACKED, add_to_csv, read_csv
 from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, Trials, protocol_of
-from fltrust_repro.words import counted, lasting
+from fltrust_repro.words import counted, lasting, spanning
 
 Published = Mapping[TrialName, Trial]
 
@@ -259,7 +259,7 @@ def _many(experiment: Experiment, cells: Sequence[report.Measured], wanted: int)
     least, most = (end(len(cell.errors) for cell in cells) for end in (min, max))
     if least == wanted:
         return counted(wanted, "trial")
-    many = f"{least} to {counted(most, 'trial')}" if least < most else f"{most} of {wanted} trials"
+    many = spanning((least, most), "trial") if least < most else f"{most} of {wanted} trials"
     where = "point" if experiment.figure or experiment.grid else "cell"
     return f"partial: {many} per {where}"
 
@@ -307,9 +307,9 @@ def warn(trials: Sequence[Trial]) -> None:
     if empty := [t.result.empty_workers for t in trials if t.result.empty_workers]:
         where = f"in {len(empty)} of {counted(len(trials), 'trial')} some workers"
         what = f"hold no training example (at most {max(empty)}) and send zero updates"
-        click.echo(f"Note: {where} {what}.", err=True)
+        note(f"{where} {what}.")
     if diverged := [t for t in trials if t.result.diverged]:
         known = report.seeds_named(trial.seed for trial in diverged)
         where = f"the global model diverged with {known}"
         what = "the error rate is that of the model with non-finite parameters"
-        click.echo(f"Note: {where}; {what}.", err=True)
+        note(f"{where}; {what}.")

@@ -25,7 +25,14 @@ from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, mean_around_middle
 from fltrust_repro.registry import check_default
-from fltrust_repro.weighing import lengths, shortening, sign_votes, weighted_mean, weighted_sum
+from fltrust_repro.weighing import (
+    finite_rows,
+    lengths,
+    shortening,
+    sign_votes,
+    weighted_mean,
+    weighted_sum,
+)
 
 _MOST_STEPS = 1000
 _STILL = 1e-8  # a step this short beside the updates' distances is below float32's rounding
@@ -52,7 +59,7 @@ def multi_krum(updates: np.ndarray, c: int, *, q: int | None = None) -> np.ndarr
     scores = krum_scores(squared_distances(updates), m - c - 2)
     weights = np.zeros(m)
     weights[np.argsort(scores, kind="stable")[:q]] = 1
-    weights[~np.isfinite(lengths(updates))] = 0
+    weights[~finite_rows(updates)] = 0
     return weighted_mean(updates, weights)
 
 
@@ -280,7 +287,7 @@ def rlr(updates: np.ndarray, notes: Counter[str], *, theta: float = 0.4) -> np.n
         raise BadInput(f"rule 'rlr': theta is {theta}; give a share of the workers, at most 1.")
     agreed = np.abs(sign_votes(updates)) / len(updates) >= theta
     notes["parameters reversed"] += np.count_nonzero(~agreed)
-    means = weighted_mean(updates, np.isfinite(lengths(updates)))
+    means = weighted_mean(updates, finite_rows(updates))
     return np.where(agreed, means, -means)
 
 

@@ -20,7 +20,7 @@ from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.mean_shift import mean_shift, reach
 from fltrust_repro.registry import check_default
-from fltrust_repro.weighing import lengths, shortening, weighted_mean, weighted_sum
+from fltrust_repro.weighing import finite_rows, lengths, shortening, weighted_mean, weighted_sum
 
 # --- FoolsGold
 
@@ -58,7 +58,7 @@ def foolsgold(
         for total, worker in zip(history, map(str, workers.tolist())):
             total += histories.get(worker, 0)
             histories[worker] = total.copy()
-    finite = np.isfinite(lengths(history))
+    finite = finite_rows(history)
     weights = np.zeros(len(updates))
     if finite.any():
         products, _ = inner_products(history)

@@ -27,7 +27,7 @@ from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput
 from fltrust_repro.registry import check_default
-from fltrust_repro.weighing import lengths, weighted_mean
+from fltrust_repro.weighing import finite_rows, weighted_mean
 
 
 def products_of(squared: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
@@ -101,7 +101,7 @@ def caf(updates: np.ndarray, c: int, notes: Counter[str]) -> np.ndarray:
     >>> caf([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1).round(2)
     array([1.5, 1.5], dtype=float32)
     """
-    finite = np.isfinite(lengths(updates))
+    finite = finite_rows(updates)
     weights = np.zeros(len(updates))
     squared = squared_distances(updates)[np.ix_(finite, finite)]
     weights[finite] = filtered(squared, len(updates) - 2 * c)
@@ -135,7 +135,7 @@ def dnc(
     >>> dnc([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)
     array([1.5, 1.5], dtype=float32)
     """
-    (m, d), finite = updates.shape, np.isfinite(lengths(updates))
+    (m, d), finite = updates.shape, finite_rows(updates)
     keep = m - round(fraction * c)
     check_default("rule 'dnc'", "iterations", iterations, int)
     check_default("rule 'dnc'", "b", b, int)

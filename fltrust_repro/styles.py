@@ -52,7 +52,7 @@ MOST_TICKS = 8  # of an axis: more names would run into each other
 MARKERS = "osD^vPX*"
 _SOLID: tuple[float, ...] = ()
 _DASHED, _DOTTED, _MIXED, _LONG = (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0), (8.0, 3.0)
-_DASHES = (_SOLID, _DASHED, _MIXED, _LONG, _DOTTED)
+DASHES = (_SOLID, _DASHED, _MIXED, _LONG, _DOTTED)
 
 _FIXED = {
     # The paper's columns; its message, full knowledge, is the strongest line.
@@ -86,7 +86,7 @@ _FIXED = {
 _LOOKS = {(style.colour, style.marker) for style in _FIXED.values()}
 # For attacks of users: no colour and marker of the above together.
 _FREE = tuple(
-    Style(*colour, marker, _DASHES[k % len(_DASHES)])
+    Style(*colour, marker, DASHES[k % len(DASHES)])
     for k, (marker, colour) in enumerate(product(MARKERS, _COLOURS))
     if (colour[0], marker) not in _LOOKS
 )

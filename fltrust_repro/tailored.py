@@ -17,7 +17,7 @@ import numpy as np
 from fltrust_repro.attacks import attack, attacks, changing_direction
 from fltrust_repro.errors import BadInput
 from fltrust_repro.lasting_attacks import base_model
-from fltrust_repro.oblivious_attacks import benign_rows, number
+from fltrust_repro.oblivious_attacks import benign_rows
 from fltrust_repro.tailored_lines import Line, lines
 from fltrust_repro.threat import Craft, Master, Round
 
@@ -243,7 +243,7 @@ def tailored_pull(step: Round, *, queries: int = 12, far: float = 2.0) -> np.nda
     >>> fl.attacks["tailored-pull"]([[1, 1], [1, 2], [2, 1]], c=1, rule="mean", w_re=[3, 3]).shape
     (1, 2)
     """
-    gap = step.w_re - number("tailored-pull", "far", far) * base_model(step)
+    gap = step.w_re - far * base_model(step)
     length = np.sqrt(np.square(gap).mean()) or 1.0
     return tailor(step, _enough("tailored-pull", queries), (gap / length).astype(np.float32))
 

@@ -34,6 +34,11 @@ def lengths(updates: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray
     return np.sqrt(np.where(np.isfinite(out), out, np.inf))
 
 
+def finite_rows(updates: np.ndarray) -> np.ndarray:
+    """Which rows of updates (m, d) hold finite values only: bool (m,)."""
+    return np.isfinite(lengths(updates))
+
+
 def shortening(long: np.ndarray, most: float) -> np.ndarray:
     """Factors that bring lengths (m,) down to `most`, 0 for an infinite one: float64 (m,)."""
     factors = np.ones(len(long))
@@ -94,7 +99,7 @@ def weighted_sums(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
     By one product, summed in float32. NaN where a row that is not finite has a weight; it spoils no
     other sum.
     """
-    finite = np.isfinite(lengths(updates))
+    finite = finite_rows(updates)
     rows = updates if finite.all() else np.where(finite[:, None], updates, np.float32(0))
     out = np.empty((len(weights), updates.shape[1]), dtype=np.float32)
     _product(weights, rows, out)

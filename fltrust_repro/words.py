@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -17,6 +17,30 @@ def counted(number: int, noun: str) -> str:
     """
     several = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else several}"
+
+
+def spanning(numbers: Collection[int], noun: str) -> str:
+    """Return how many things there are where that differs from place to place.
+
+    >>> from fltrust_repro.words import spanning
+    >>> spanning([20, 3, 5], "trial"), spanning([1, 1], "trial")
+    ('3 to 20 trials', '1 trial')
+    """
+    least, most = min(numbers), max(numbers)
+    return f"{least:,} to " * (least < most) + counted(most, noun)
+
+
+def cut(name: str, width: int) -> str:
+    """Return a name of at most so many letters: what is cut is its middle, for the ends differ.
+
+    >>> from fltrust_repro.words import cut
+    >>> cut("trimmed-mean: label-flip", 18)
+    'trimm...label-flip'
+    """
+    if len(name) <= width:
+        return name
+    tail = min(max((width - 3) * 2 // 3, 1), width)
+    return f"{name[: max(width - 3 - tail, 0)]}...{name[-tail:]}"
 
 
 def lasting(seconds: float) -> str:

@@ -10,7 +10,9 @@ import pytest
 
 import fltrust_repro as fl
 from fltrust_repro import fall, replay
+from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
+from fltrust_repro.facts import Facts, _along_the_spread, measured
 from fltrust_repro.plugins import plugins_for
 from fltrust_repro.settings import Setting
 from fltrust_repro.training import run_trial
@@ -186,7 +188,7 @@ def test_the_first_later_iteration_counts_where_nobody_attacked_in_the_span():
 def test_of_one_benign_update_no_distances_to_others_are_told():
     rows = updates()[:4]
     rows[:3] *= -9
-    words = fall._crafted(fall.measured(rows, 3, mean(rows), mean))
+    words = fall._crafted(measured(rows, 3, mean(rows), mean))
     assert "nearest" not in words and "deviations" not in words and "nan" not in words
     assert "over a million" not in words
 
@@ -194,14 +196,14 @@ def test_of_one_benign_update_no_distances_to_others_are_told():
 def test_what_most_send_is_not_shortened_to_its_own_length():
     rows = updates()
     rows[:11] = -50 * rows[11:].mean(axis=0)
-    assert not fall.measured(rows, 11, mean(rows), mean).shortened
+    assert not measured(rows, 11, mean(rows), mean).shortened
 
 
 def test_distances_of_benign_updates_are_told_whatever_most_send():
     """Twelve of twenty send one update far away, amid which the others are all at one place."""
     rows = updates()
     rows[:12] = 1e7
-    found = fall.measured(rows, 12, mean(rows), mean)
+    found = measured(rows, 12, mean(rows), mean)
     assert 1e3 < found.nearest < 1e8
     assert "over a million times its distance to the nearest" in fall._crafted(found)
 
@@ -224,11 +226,11 @@ def beyond(rows: np.ndarray) -> np.ndarray:
     return np.where(rows.mean(axis=0) > 0, rows.min(axis=0) - 1, rows.max(axis=0) + 1)
 
 
-def facts(sent: np.ndarray, answer, benign: np.ndarray | None = None) -> fall.Facts:
+def facts(sent: np.ndarray, answer, benign: np.ndarray | None = None) -> Facts:
     """Of 16 benign updates and what 4 workers send."""
     rows = updates() if benign is None else benign
     crafted = np.concatenate([np.broadcast_to(sent, rows[:4].shape), rows[4:]]).astype(np.float32)
-    return fall.measured(crafted, 4, answer(rows), answer)
+    return measured(crafted, 4, answer(rows), answer)
 
 
 def mean(rows: np.ndarray) -> np.ndarray:
@@ -319,8 +321,8 @@ def test_the_direction_of_the_largest_spread_is_that_of_the_updates():
     centred = rows - rows.mean(axis=0)
     places = centred @ np.linalg.svd(centred.astype(np.float64))[2][0]
     expected = abs(places[:c].mean() - places[c:].mean()) / places[c:].std()
-    squared = fall.squared_distances(rows)
-    assert fall._along_the_spread(squared, c) == pytest.approx(expected, rel=1e-3)
+    squared = squared_distances(rows)
+    assert _along_the_spread(squared, c) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(
