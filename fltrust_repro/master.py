@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -31,8 +31,7 @@ class MasterDevice:
     """The master device of one trial: its rule and defense, its own examples, what it remembers.
 
     `root` are the training examples that it keeps for itself, int (k,), and `state` is what it has
-    for its rule. The trial fills in who sends updates from which model. `numbers`, int (workers,),
-    are those by which a user's own code knows the workers.
+    for its rule. `numbers`, int (workers,), are those by which a user's own code knows the workers.
     """
 
     def __init__(
@@ -64,8 +63,16 @@ class MasterDevice:
         """Whether somebody asks for the server's own update."""
         return "root" in self._asked
 
-    def seen(self, w: NDArray, asker: np.random.Generator | None = None) -> Master:
-        """What the master device would make of updates at model w; nothing moves by asking.
+    def begin_iteration(
+        self, w: NDArray, workers: np.ndarray, root: np.ndarray | None = None
+    ) -> None:
+        """Take down which model was sent, to whom, int (m,), and the server's own update (d,)."""
+        self.state.w_re, self.state.workers = host_view(w), workers
+        if root is not None:
+            self.state.root = root
+
+    def seen(self, asker: np.random.Generator | None = None) -> Master:
+        """What the master device would make of this iteration's updates; nothing moves by asking.
 
         What it draws comes for an `asker` from a generator of its own, the same for all that is
         asked in an iteration: nobody foresees the master device's draws.
@@ -79,7 +86,7 @@ class MasterDevice:
             found: dict[str, Any] = {}
             for state in states:
                 ties = copy.deepcopy(self._rngs["ties"]) if asker is None else state.rng
-                changes.append(self._aggregated(w, rows, state, ties, found)[0])
+                changes.append(self._aggregated(rows, state, ties, found)[0])
             return changes
 
         rule, numbering = self._master.rule, self._numbering
@@ -87,14 +94,14 @@ class MasterDevice:
         defended = would_make if self._setting.defense != "none" else None
         return replace(self._master, rule=rule.seen_at(state), defended=defended)
 
-    def aggregate(self, w: NDArray, updates: NDArray, compared: bool) -> np.ndarray:
-        """Return the change (d,) of the global model w that the workers' updates (m, d) make.
+    def aggregate(self, updates: NDArray, compared: bool) -> np.ndarray:
+        """Return the change (d,) of the global model that the workers' updates (m, d) make.
 
         Where it is `compared` with the mean of what the defense leaves, the notes count both that
         and how often it is another.
         """
         state = self.state
-        change, left = self._aggregated(w, updates, state, self._rngs["ties"], {})
+        change, left = self._aggregated(updates, state, self._rngs["ties"], {})
         if compared:
             state.notes["compared with the mean"] += 1
             state.notes["differs from the mean"] += int(_differs(change, column_mean(left)))
@@ -102,7 +109,6 @@ class MasterDevice:
 
     def _aggregated(
         self,
-        w: NDArray,
         updates: NDArray,
         state: ServerState,
         ties: np.random.Generator,
@@ -122,7 +128,7 @@ class MasterDevice:
             rule = master.rule.seen_at(state)
             found = {} if "rng" in rule.parameters else found
             how = master.c, master.beta, self._validation, ties, found
-            case = Suspicion(updates, w, rule, *how)
+            case = Suspicion(updates, cast(np.ndarray, state.w_re), rule, *how)
             removed = defenses[self._setting.defense].removed(case)
             updates = to_ndarray(np.delete(host_view(updates), removed, axis=0))
             if state.workers is not None:

@@ -48,7 +48,7 @@ def replayed(
     found = max(rises, key=lambda iteration: rises[iteration])
     w = _as_far_as(found - 1, federation, federation.begin(kept)).w
     sent = federation.sent(w, found, True)
-    updates, master = backend.host_view(sent.updates), federation.master.seen(w)
+    updates, master = backend.host_view(sent.updates), federation.master.seen()
     following = backend.to_ndarray(backend.host_view(w) + master.answer(updates))
     errors = federation.error_rate(w), federation.error_rate(following)
     return Moment(found, updates, sent.c, sent.before, master, errors, end)

@@ -204,7 +204,7 @@ class Federation:
 
     def moved(self, w: NDArray, sent: Sent, compared: bool) -> NDArray:
         """Step III: the master device aggregates, and moves model w to the next."""
-        change = self.master.aggregate(w, sent.updates, compared)
+        change = self.master.aggregate(sent.updates, compared)
         if sent.before is not None and np.isfinite(share := undone(sent.before, change)):
             effect = {"undone": share, "no effect": int(abs(share) < NO_EFFECT)}
             self._notes.update({"compared with no attack": 1, **effect})
@@ -230,7 +230,7 @@ class Federation:
         before = None
         if attacked and attack.craft is not None:
             if compared:
-                before = self.master.seen(w).answer(host_view(updates))
+                before = self.master.seen().answer(host_view(updates))
             host_view(updates)[:c] = attack.crafted(self._seen(updates, c, w))
         return Sent(updates, losses[c:m], c if attacked else 0, before)
 
@@ -286,25 +286,25 @@ class Federation:
     def _trained(
         self, w: NDArray, workers: np.ndarray, batches: Batches
     ) -> tuple[NDArray, np.ndarray]:
-        """Updates (m, d) and losses of workers, and what the master device knows of the iteration.
+        """Updates (m, d) and losses of workers; the master device is told what it has to know.
 
         It trains as one more worker, where anybody asks for its own update.
         """
-        setting, state = self._setting, self.master.state
-        state.w_re, state.workers = host_view(w), workers
+        setting, everybody = self._setting, workers
         if self.master.trains:
             own = self._batches(Shards.of([self.master.root]), self._rngs["root"])
-            batches, workers = batches.and_of(own), np.append(workers, setting.workers)
+            batches, everybody = batches.and_of(own), np.append(workers, setting.workers)
         updates, losses = self.learner.updates(w, self._train_x, batches, setting.learning_rate)
         if setting.readings.gradient == "sum":
             # Relative to a whole batch, whose learning rate is then the same.
             weights = (batches.counts / setting.batch_size).astype(np.float32)
             host_view(updates)[:] *= weights[:, None]
         if setting.momentum > 0:
-            with_momentum(host_view(updates), workers, setting.momentum, self._momenta)
+            with_momentum(host_view(updates), everybody, setting.momentum, self._momenta)
         if not self.master.trains:
+            self.master.begin_iteration(w, workers)
             return updates, losses
-        state.root = host_view(updates)[-1].copy()
+        self.master.begin_iteration(w, workers, host_view(updates)[-1].copy())
         return updates[:-1], losses
 
     def _poisoned(self, batches: Batches, c: int, w: NDArray) -> np.ndarray:
@@ -324,7 +324,7 @@ class Federation:
         known = updates[:c] if knowledge == "partial" else updates
         kept = self._parameters, self._notes, self._memory
         root = self.master.state.root if "root" in self._attack.asks else None
-        master = self.master.seen(w, self._rngs["asked"])
+        master = self.master.seen(self._rngs["asked"])
         step = Round(known, c, w, knowledge, rng, master, *kept, root)
         if step.partial:
             self._notes["direction agreement"] += direction_agreement(step, updates)

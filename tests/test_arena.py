@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import json
 import re
+from functools import partial
 
 import pandas as pd
 import pytest
+from invoked import ended
 from test_store import RESULT, trial
 
 from fltrust_repro import arena, experiments, fall, standings, sweep
-from fltrust_repro.__main__ import commands
 from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Cell, load_experiment
@@ -259,14 +260,7 @@ def test_a_row_may_be_broken_at_the_protocols_own_c_already(own):
 
 @pytest.fixture
 def call(small, capsys):
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        told = ["arena", "--protocol", "P5", "--jobs", "0", *map(str, words)]
-        with pytest.raises(SystemExit) as stop:
-            commands.main(told, prog_name="fltrust_repro")
-        return stop.value.code, *capsys.readouterr()
-
-    return run
+    return partial(ended, capsys, "arena", "--protocol", "P5", "--jobs", "0")
 
 
 @pytest.fixture

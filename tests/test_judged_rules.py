@@ -5,6 +5,7 @@ import pytest
 import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
+from made import normal
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
@@ -15,10 +16,6 @@ from fltrust_repro.training import run_trial
 
 NAMES = ("zeno", "fedgreed")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def normal(m, d, seed=0):
-    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 def bowl(d, seed=0):

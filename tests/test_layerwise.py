@@ -6,6 +6,7 @@ import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made import normal
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import BadInput
@@ -16,10 +17,6 @@ from fltrust_repro.training import run_trial
 from fltrust_repro.weighing import weighted_sum
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def normal(m, d, seed=0):
-    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 def cut(d, *at):

@@ -7,6 +7,7 @@ import pytest
 import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
+from made import normal
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
@@ -28,10 +29,6 @@ from fltrust_repro.spectral import products_of
 from fltrust_repro.training import run_trial
 
 RULE = rules["leverage"]
-
-
-def normal(m, d, seed=0):
-    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 def grouped(m, d, groups, seed=0, noise=0.1):

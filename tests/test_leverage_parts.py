@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from made import normal
 
 import fltrust_repro as fl
 from fltrust_repro import experiments
@@ -19,10 +20,6 @@ FOLDER = experiments.home() / "leverage"
 @pytest.fixture(autouse=True)
 def _plugin():
     fl.load_plugin(FOLDER / "parts.py")
-
-
-def normal(m: int, d: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 def test_with_all_its_parts_it_is_the_rule():

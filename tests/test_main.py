@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from invoked import ended
 from PIL import Image
 
 from fltrust_repro import (
@@ -53,15 +55,8 @@ def _own_folder(alone, tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(capsys):
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            commands.main([str(a) for a in arguments], prog_name="fltrust_repro")
-        return stop.value.code, *capsys.readouterr()
-
-    return run
+    """Run a command in this process."""
+    return partial(ended, capsys)
 
 
 def shell(*arguments: str) -> subprocess.CompletedProcess:

@@ -550,7 +550,7 @@ def test_an_attacker_foresees_no_draw_of_the_master_device(fields):
         w, moved = federation.begin(None).w, []
         for iteration in range(1, 5):
             sent = federation.sent(w, iteration, True)
-            exact = federation.master.seen(w).answer(host_view(sent.updates))
+            exact = federation.master.seen().answer(host_view(sent.updates))
             after = federation.moved(w, sent, True)
             moved.append(host_view(after) - host_view(w))
             np.testing.assert_allclose(exact, moved[-1], atol=1e-6)  # the trial itself may know

@@ -123,7 +123,7 @@ def test_an_attacker_who_asks_is_told_what_the_master_device_does(fields, own):
     w = federation.begin(None).w
     for iteration in (1, 2):
         sent = federation.sent(w, iteration, True)
-        master, updates = federation.master.seen(w), host_view(sent.updates)
+        master, updates = federation.master.seen(), host_view(sent.updates)
         answer = master.answer(updates)
         if setting.defense == "none":
             c, beta = master.c, master.beta

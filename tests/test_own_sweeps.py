@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from invoked import ended
 
 from fltrust_repro import experiments, reproduction, sweep
-from fltrust_repro.__main__ import commands
 
 SMALL = ("--dataset", "digits", "--workers", 10, "--iterations", 3)
 QUICK = (*SMALL, "--trials", 1, "--jobs", 0, "--device", "cpu", "--out", "results")
@@ -19,15 +19,8 @@ def _own_folder(alone, tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(capsys):
-    """Run `sweep`, or another command: exit code, standard output, standard error."""
-
-    def run(*arguments, command="sweep"):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            commands.main([command, *map(str, arguments)], prog_name="fltrust_repro")
-        return stop.value.code, *capsys.readouterr()
-
-    return run
+    """Run `sweep`, or another command."""
+    return lambda *arguments, command="sweep": ended(capsys, command, *arguments)
 
 
 @pytest.fixture

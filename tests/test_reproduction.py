@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from invoked import ended
 from test_store import trial
 
 from fltrust_repro import experiments, processes, sweep
-from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import DataUnavailable
 from fltrust_repro.experiments import load_experiment
@@ -51,13 +52,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(capsys):
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            commands.main([str(word) for word in words], prog_name="fltrust_repro")
-        return stop.value.code, *capsys.readouterr()
-
-    return run
+    return partial(ended, capsys)
 
 
 def reproduce(call, *more: str) -> tuple[int, str, str]:

@@ -10,6 +10,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made import normal
 
 from fltrust_repro import diameters
 from fltrust_repro.__main__ import commands
@@ -43,10 +44,6 @@ NAMES = (
 )  # fmt: skip
 TRANSLATED = ("multi-krum", "geometric-median", "meamed", "phocas", "mda")
 BOUNDED = tuple(name for name in NAMES if name != "rlr")  # whatever the values of c rows
-
-
-def normal(m, d, seed=0):
-    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 def integers(rows, columns, largest=20):

@@ -8,6 +8,7 @@ import reference as reference_2020
 import reference_field as reference
 from hypothesis import given, reject
 from hypothesis import strategies as st
+from made import normal
 
 from fltrust_repro import similarity
 from fltrust_repro.aggregation import rules
@@ -19,10 +20,6 @@ from fltrust_repro.training import run_trial
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 NAMES = ("foolsgold", "signguard", "flame:noise=0.0", "gas", "signguard:similarity=cosine")
-
-
-def normal(m, d, seed=0):
-    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 def benign(m, d, seed=0):

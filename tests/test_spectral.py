@@ -5,6 +5,7 @@ import pytest
 import reference_field as reference
 from hypothesis import given
 from hypothesis import strategies as st
+from made import normal
 
 from fltrust_repro.aggregation import rules
 from fltrust_repro.distances import squared_distances
@@ -12,10 +13,6 @@ from fltrust_repro.errors import BadInput
 from fltrust_repro.spectral import caf, dnc, spread
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
-
-
-def normal(m, d, seed=0):
-    return np.random.default_rng(seed).standard_normal((m, d)).astype(np.float32)
 
 
 @st.composite

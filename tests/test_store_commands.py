@@ -13,10 +13,10 @@ from dataclasses import replace
 import house
 import pandas as pd
 import pytest
+from invoked import ended
 from PIL import Image
 
 from fltrust_repro import arena, experiments
-from fltrust_repro.__main__ import commands
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Failure
 from fltrust_repro.experiments import load_experiment
@@ -45,12 +45,8 @@ def call(tmp_path, capsys, monkeypatch):
     where = ["--store", str(tmp_path / "s.sqlite"), "--out", str(tmp_path / "out")]
 
     def run(*arguments: object, out: bool = True) -> tuple[int, str, str]:
-        capsys.readouterr()
-        command, *others = map(str, arguments)
-        words = [command, *(where if out else where[:2]), *others]
-        with pytest.raises(SystemExit) as stop:
-            commands.main(words, prog_name="fltrust_repro")
-        return stop.value.code, *capsys.readouterr()
+        command, *others = arguments
+        return ended(capsys, command, *(where if out else where[:2]), *others)
 
     return run
 
