@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 
 from fltrust_repro.compiled import Array, compiled
-from fltrust_repro.distances import squared_distances
+from fltrust_repro.distances import nearest, squared_distances
 from fltrust_repro.doors import (
     Limit,
     Numbers,
@@ -230,8 +230,7 @@ class Crowd:
 
     def __init__(self, squared: np.ndarray) -> None:
         self._squared = squared
-        itself_first = squared - np.eye(len(squared))
-        self._nearest = np.argsort(itself_first, axis=1)[:, 1:]
+        self._nearest = nearest(squared, len(squared))[:, 1:]
         self._everyone = np.ones(len(squared), dtype=bool)
 
     def select(
