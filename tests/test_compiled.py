@@ -297,8 +297,8 @@ def test_a_users_function_is_compiled_and_not_kept(package):
     assert not package.files()
 
 
-def test_lines_begin_with_a_line_of_the_cache():
-    kept = [module.lines(rows, 3) for rows in range(1, 40)]
+def test_aligned_arrays_begin_with_a_line_of_the_cache():
+    kept = [module.aligned(rows, 3) for rows in range(1, 40)]
     assert {array.ctypes.data % 64 for array in kept} == {0}
     assert [array.shape for array in kept] == [(rows, 3) for rows in range(1, 40)]
 

@@ -34,9 +34,9 @@ def test_status_names_what_is_at_hand(tiny, tmp_path):
     place(tmp_path / "mnist")
     rows = {row.name: row for row in status(tmp_path)}
     assert set(rows) >= {"mnist", "fashion-mnist", "ch-mnist", "breast-cancer"}
-    assert rows["mnist"][1:3] == (True, str(tmp_path / "mnist"))
-    assert rows["fashion-mnist"][1:3] == (False, None)
-    assert rows["digits"][1:3] == (True, "scikit-learn")
+    assert rows["mnist"].where == str(tmp_path / "mnist")
+    assert rows["fashion-mnist"].where is None
+    assert rows["digits"].where == "scikit-learn"
     assert all("\n" not in row.source for row in rows.values())
 
 
