@@ -10,20 +10,19 @@ from typing import Any
 import click
 
 from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.options import kind_of
 from fltrust_repro.settings import FIELDS, Setting
 
 Wanted = dict[str, tuple[Any, ...]]  # the values that fields may have, by name
 
 _SHOWN = ("dataset", "model", "rule", "pre", "attack", "knowledge", "defense", "compromised")
-_KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 
 
 def filter_options(command: Callable) -> Callable:
     """Give a command an option per field of a setting, and `--reading`, together as `wanted`.
 
     Several values of the same field mean any of them, but --pre: steps one after another. The
-    options that few need have no line in
-    the help; they are those of `run`.
+    options that few need have no line in the help; they are those of `run`.
     """
     own = [field for field in dataclasses.fields(Setting) if field.name != "readings"]
 
@@ -43,16 +42,11 @@ def filter_options(command: Callable) -> Callable:
 
 
 def _option_of(field: dataclasses.Field) -> Callable:
-    words, kind = field.name.replace("_", "-"), _KINDS[_kind(field.name)]
-    metavar = {"int": "N", "float": "X", "str": "NAME"}[_kind(field.name)]
+    words, (kind, metavar) = field.name.replace("_", "-"), kind_of(field)
     return click.option(
         f"--{words}", field.name, type=kind, multiple=True, metavar=metavar,
         hidden=field.name not in _SHOWN, help=f"Only with this {words}; repeatable.",
     )  # fmt: skip
-
-
-def _kind(name: str) -> str:
-    return FIELDS[name].type.split(" ")[0]
 
 
 def assignment(option: str, text: str) -> tuple[str, Any]:
@@ -67,8 +61,9 @@ def assignment(option: str, text: str) -> tuple[str, Any]:
     if not equals or name not in FIELDS:
         wrong = f"{option} is {shown(text)}, not FIELD=VALUE with a FIELD that there is"
         raise BadInput(f"{wrong}; {choose(name, FIELDS)}")
+    kind, _ = kind_of(FIELDS[name])
     try:
-        return name, _KINDS[_kind(name)](value)
+        return name, kind(value)
     except ValueError:
-        wanted = {"int": "a whole number", "float": "a number"}[_kind(name)]
+        wanted = "a whole number" if kind is int else "a number"
         raise BadInput(f"{option} is {shown(text)}; give {wanted} for {name}.") from None

@@ -208,7 +208,14 @@ def setting_options(*without: str) -> Callable:
     return _gathering(gather, *map(_option_of, own))
 
 
-_KINDS = {"int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")}
+_KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "int": (int, "N"), "float": (float, "X"), "str": (str, "NAME")
+}  # fmt: skip
+
+
+def kind_of(field: dataclasses.Field) -> tuple[Callable[[str], Any], str]:
+    """Return what reads a field of a setting as it is typed, and what stands for it in the help."""
+    return _KINDS[field.type.split(" ")[0]]
 
 
 def _option_of(field: dataclasses.Field) -> Callable:
@@ -218,7 +225,7 @@ def _option_of(field: dataclasses.Field) -> Callable:
     if field.name == "pre":
         return click.option("--pre", multiple=True, metavar="NAME", help=field.metadata["help"],
                             callback=lambda context, option, names: "+".join(names))  # fmt: skip
-    kind, metavar = _KINDS[field.type.split(" ")[0]]
+    kind, metavar = kind_of(field)
     first, *others = field.metadata["choices"] or (None,)
     choices = ", ".join([f"{first} (default)", *others]) if others else ""
     return click.option(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,15 +24,20 @@ from fltrust_repro import (
 from fltrust_repro.archive import Archive
 from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput, one_line
-from fltrust_repro.experiments import load_experiment
+from fltrust_repro.experiments import Experiment, load_experiment
 from fltrust_repro.files import check_writable, write_bytes, write_text
 from fltrust_repro.filters import Wanted, filter_options
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trial_files import is_csv, read_csv
 from fltrust_repro.trial_pictures import draw_trial
-from fltrust_repro.trials import COLUMNS, Trial, TrialName
+from fltrust_repro.trials import COLUMNS, Trial, TrialName, Trials
 from fltrust_repro.words import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Papers = Mapping[str, Sequence[Experiment]]  # by who published them
 
 
 @click.command()
@@ -209,34 +215,48 @@ def report_command(
     trials = reproduction.reported(finished)
     papers = fidelity.by_paper(experiments)
     frames = {paper: fidelity.as_frame(some, trials) for paper, some in papers.items()}
-    texts: dict[str, str] = {}
-    for paper, some in papers.items():
-        name = fidelity.page_name(paper)
-        texts[f"{name}.md"] = fidelity.markdown(some, trials, frames[paper])
-        texts[f"{name}.csv"] = frames[paper].to_csv(index=False)
-    if as_latex:
-        tables = (experiment for experiment in experiments if experiment.figure is None)
-        texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
-    drawn: list[Path] = []
+    files = _write(_texts(papers, trials, frames, as_latex), out)
     if as_html:
-        rankings, curves = arena_page.at_hand(finished)
-        beside, best = {file.name for file in out.iterdir()}, next(iter(rankings), None)
-        for paper, some in papers.items():
-            arena, mine = (best, own) if paper == fidelity.PAPER else (None, [])
-            told = some, trials, frames[paper], arena, mine, finished, beside
-            texts[f"{fidelity.page_name(paper)}.html"] = fidelity_page.page(*told)
-        _write(fidelity_page.tables(experiments, trials), out)
-        _write(fidelity_page.tables(own, finished), out)
-        drawn += arena_page.write(rankings, curves, out, grey)
-    files = _write(texts, out)
+        files += _write_html(papers, trials, frames, own, finished, out, grey)
     if pictures:
-        drawn += fidelity.draw(experiments, trials, out, grey)
+        files += fidelity.draw(experiments, trials, out, grey)
     for paper, frame in frames.items():
         of = "" if paper == fidelity.PAPER else f"{one_line(paper)}: "
         click.echo(f"{of}{fidelity.summary(frame)} {fidelity.SEEDS_TOLD}")
         for line in fidelity.outside(frame):
             click.echo(line)
-    click.echo(reproduction.wrote([*files, *drawn]))
+    click.echo(reproduction.wrote(files))
+
+
+def _texts(
+    papers: Papers, trials: Trials, frames: Mapping[str, pd.DataFrame], as_latex: bool
+) -> dict[str, str]:
+    """The report on each paper, and its tables as LaTeX if asked for, by the names of files."""
+    texts: dict[str, str] = {}
+    for paper, some in papers.items():
+        name = fidelity.page_name(paper)
+        texts[f"{name}.md"] = fidelity.markdown(some, trials, frames[paper])
+        texts[f"{name}.csv"] = frames[paper].to_csv(index=False)
+        tables = (one for one in some if one.figure is None and as_latex)
+        texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
+    return texts
+
+
+def _write_html(
+    papers: Papers, trials: Trials, frames: Mapping[str, pd.DataFrame],
+    own: Sequence[Experiment], finished: Trials, out: Path, grey: bool,
+) -> list[Path]:  # fmt: skip
+    """Write a page for each paper, the arena's, and the tables that they lead to; return pages."""
+    rankings, curves = arena_page.at_hand(finished)
+    beside, best = {file.name for file in out.iterdir()}, next(iter(rankings), None)
+    pages = {}
+    for paper, some in papers.items():
+        arena, mine = (best, own) if paper == fidelity.PAPER else (None, [])
+        told = some, trials, frames[paper], arena, mine, finished, beside
+        pages[f"{fidelity.page_name(paper)}.html"] = fidelity_page.page(*told)
+        _write(fidelity_page.tables(some, trials), out)
+    _write(fidelity_page.tables(own, finished), out)
+    return [*_write(pages, out), *arena_page.write(rankings, curves, out, grey)]
 
 
 def _write(texts: dict[str, str], out: Path) -> list[Path]:
