@@ -26,6 +26,7 @@ from fltrust_repro.har import CLASSES, divided, read_har
 from fltrust_repro.pixels import numbers
 from fltrust_repro.registry import Registry, check_default, check_named, is_built_in, summary
 
+MOST_CLASSES = 100_000
 PARTS = ("train_x", "train_y", "test_x", "test_y")
 DEALINGS = ("once", "each-iteration", "shared", "sorted", "natural")
 # Of a model that a data set names none for. The paper gives no learning rate; this one and those
@@ -222,9 +223,10 @@ def _checked(name: str, loaded: Any) -> Dataset:
         if not isinstance(array, np.ndarray):
             kind = type(array).__name__
             raise BadInput(f"{what} gave {part} as {kind}; it must be a numpy array.")
-    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
-        given = shown(classes)
-        raise BadInput(f"{what} gave classes {given}; give a whole number of at least 1.")
+    whole = isinstance(classes, (int, np.integer)) and not isinstance(classes, bool)
+    if not whole or not 1 <= classes <= MOST_CLASSES:
+        allowed = f"a whole number of at least 1 and at most {MOST_CLASSES:,}"
+        raise BadInput(f"{what} gave classes {shown(classes)}; give {allowed}.")
     train_x, train_y, test_x, test_y = map(_laid_out, arrays.values())
     for part, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         known = x.dtype in (np.float32, np.uint8) and y.dtype == np.int32

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.files import path_of, writable
+from fltrust_repro.files import is_file, is_folder, path_of, writable
 
 TILES_ZIP = "Kather_texture_2016_image_tiles_5000.zip"
 TILES_CACHE = "ch-mnist-64.npz"
@@ -105,10 +105,12 @@ def search_path(data_dir: str | Path | None = None) -> tuple[Path, ...]:
     named = {"--data-dir": data_dir, "$FLTRUST_DATA": os.environ.get("FLTRUST_DATA")}
     chosen = [_checked(label, path) for label, path in named.items() if path]
     checkout = Path(__file__).resolve().parents[1]
-    usual = [Path("data").resolve()]
-    if (checkout / "setup.py").is_file():  # else the package is installed among others' files
+    usual = []
+    with contextlib.suppress(OSError):  # where the current directory is gone
+        usual.append(Path("data").resolve())
+    if is_file(checkout / "setup.py"):  # else the package is installed among others' files
         usual.append(checkout / "data")
-    return tuple(dict.fromkeys([*chosen, *filter(Path.is_dir, usual)]))
+    return tuple(dict.fromkeys([*chosen, *filter(is_folder, usual)]))
 
 
 def _checked(label: str, path: str | Path) -> Path:

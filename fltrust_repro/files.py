@@ -44,6 +44,20 @@ def path_of(text: str | Path) -> Path:
         raise BadInput(f"{shown(text)} {fault}.") from error
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, and the system can look for it."""
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, and the system can look for it."""
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False
+
+
 def check_writable(folder: Path, option: str = "--out") -> None:
     """Raise `BadInput` where no file can be written to a folder, made where there is none."""
     try:

@@ -26,7 +26,7 @@ import numpy as np
 from fltrust_repro import readers
 from fltrust_repro.datasets import Dataset
 from fltrust_repro.errors import BadInput, note
-from fltrust_repro.files import cache_folders, can_hold, write_bytes
+from fltrust_repro.files import cache_folders, can_hold, is_file, write_bytes
 from fltrust_repro.gradients import cross_entropy, softmax
 from fltrust_repro.partition import Batches
 from fltrust_repro.pixels import numbers
@@ -244,7 +244,7 @@ def poisoned_set(
     attack = BackGradient(examples=max(round(share * len(data.train_y)), 1))
     name = f"{data.name}-{attack.examples}-{_digest(data, attack, rng)}.npz"
     for folder in _folders():
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return _kept(folder / name, attack.examples, data)
     flat = data.train_x.reshape(len(data.train_x), -1)
     x, labels, start = optimise(attack, flat, data.train_y, data.classes, rng, after_step)

@@ -6,6 +6,7 @@ Only the command's own process writes to the store; an `Executor` says where the
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +39,8 @@ ATTEMPTS = 2
 ALIKE = 3  # failures with one message end a run
 _RENEW_SECONDS = 5
 _WAKE_SECONDS = 0.5
+# Where output goes and what plug-ins registered is the process's: runs of its threads take turns.
+_TURN = threading.RLock()
 
 
 class Task(NamedTuple):
@@ -86,7 +89,7 @@ def run(
     """Run trials that the store does not have yet, and return all that were asked for.
 
     Each is stored as it ends: after an interrupt the same call goes on. Of each setting the trials
-    with seeds `seed`, `seed + 1`, ... are meant.
+    with seeds `seed`, `seed + 1`, ... are meant. Calls from several threads take turns.
 
     Parameters
     ----------
@@ -180,7 +183,7 @@ def run_missing(
     if not tasks:
         return Outcome(0, [])
     known = {one: [trial.error(measure) for trial in some] for one, some in found.items()}
-    with _executor(machine, owners) as executor:
+    with _TURN, _executor(machine, owners) as executor:
         place = Place(executor.device, machine.data_dir, plugins_for(owners))
         executor.check_data(dict.fromkeys(task.setting.dataset for task in tasks), place.plugins)
         if announce is not None or executor.device == "gpu":

@@ -215,6 +215,7 @@ def test_verify_and_what_comes_before_trials_find_nan():
         ({"classes": 2.0}, r"gave classes 2\.0; give a whole number"),
         ({"classes": True}, "gave classes True"),
         ({"classes": 0}, "gave classes 0"),
+        ({"classes": 10**30}, "gave classes 10.* at most 100,000"),
         ({"classes": None}, "gave classes None"),
         ({"train_x": [[[[0.0]]]]}, "gave train_x as list; it must be a numpy array"),
         ({"test_y": None}, "gave test_y as NoneType"),

@@ -319,3 +319,15 @@ def test_the_page_on_data_has_every_data_set_and_every_checksum():
     assert [name for name in names if f"\n| `{name}`" not in page] == []
     known = [checksum for one in downloads.SOURCES.values() for checksum in one.registry.values()]
     assert [checksum for checksum in known if checksum.split(":")[1] not in page] == []
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), FileNotFoundError(2)])
+def test_a_current_directory_that_cannot_be_looked_in_is_passed_over(fault, monkeypatch):
+    def refuse(*_):
+        raise fault
+
+    monkeypatch.delenv("FLTRUST_DATA", raising=False)
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert downloads.search_path() == ()
+    monkeypatch.setattr(Path, "resolve", lambda self: refuse() if self == Path("data") else self)
+    assert downloads.search_path() == ()

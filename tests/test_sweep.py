@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import namedtuple
 from concurrent.futures import Future
@@ -633,6 +634,22 @@ def test_run_gives_a_table_of_trials_by_setting_and_seed(by_one_process, tmp_pat
         assert len(store.everything()) == 4
     one = fl.run(SMALL, seed=1, jobs=0, store=store_path)
     assert one.equals(table[2:3].reset_index(drop=True))
+
+
+def test_runs_in_several_threads_take_turns(by_one_process, tmp_path):
+    out, tables = sys.stdout, {}
+
+    def run(name: str) -> None:
+        tables[name] = fl.run(SMALL, trials=2, seed=1, jobs=0, store=tmp_path / name)
+
+    threads = [threading.Thread(target=run, args=(f"{k}.sqlite",)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [trial.result.error_rate for trial in by_one_process.find(SMALL, [1, 2])]
+    assert [table["error_rate"].tolist() for table in tables.values()] == 3 * [expected]
+    assert sys.stdout is out
 
 
 @pytest.mark.parametrize(
