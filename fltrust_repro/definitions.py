@@ -13,7 +13,7 @@ from typing import Any
 
 from fltrust_repro.errors import BadInput, LeftOut, UnknownName
 from fltrust_repro.experiments import MEASURES, Cell, Experiment, Figure
-from fltrust_repro.files import write_text
+from fltrust_repro.files import is_file, write_text
 from fltrust_repro.settings import Setting
 from fltrust_repro.trials import protocol_of
 
@@ -40,8 +40,8 @@ def is_anothers_place(experiment: Experiment, out: Path) -> bool:
     """Whether results lie in a folder of the program's experiment of this name, or of one's own."""
     file = _file_of(experiment, out)
     if is_own(experiment):
-        return file.with_suffix(".csv").exists() and not file.exists()
-    return file.exists()
+        return is_file(file.with_suffix(".csv")) and not is_file(file)
+    return is_file(file)
 
 
 def is_kept(experiment: Experiment, out: Path) -> bool:

@@ -105,12 +105,17 @@ def search_path(data_dir: str | Path | None = None) -> tuple[Path, ...]:
     named = {"--data-dir": data_dir, "$FLTRUST_DATA": os.environ.get("FLTRUST_DATA")}
     chosen = [_checked(label, path) for label, path in named.items() if path]
     checkout = Path(__file__).resolve().parents[1]
-    usual = []
-    with contextlib.suppress(OSError):  # where the current directory is gone
-        usual.append(Path("data").resolve())
+    usual = _here()
     if is_file(checkout / "setup.py"):  # else the package is installed among others' files
         usual.append(checkout / "data")
     return tuple(dict.fromkeys([*chosen, *filter(is_folder, usual)]))
+
+
+def _here() -> list[Path]:
+    """`data/` in the current directory; nothing where that is gone, or `data` a loop of links."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return [Path("data").resolve()]
+    return []
 
 
 def _checked(label: str, path: str | Path) -> Path:
@@ -156,7 +161,7 @@ def _found(folder: Path, source: Source) -> list[Path | None]:
 def by_hand(name: str, directories: Sequence[Path]) -> str:
     """Say what a user without a network can do, as the end of a sentence."""
     source = SOURCES[name]
-    folder = (directories[0] if directories else Path("data").resolve()) / source.folder
+    folder = [*directories, *_here(), Path("data")][0] / source.folder
     missing = [names[-1] for names, path in zip(source.files, _found(folder, source)) if not path]
     files = source.by_hand or f"{', '.join(missing)} (unpacked will do)"
     return f"put {files} into {str(folder)!r}, or name another directory with --data-dir"
@@ -171,7 +176,7 @@ def remedy_of(name: str) -> str:
 
 def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Path:
     """Folder `name` in the first directory (then `data/`) that can be written; or `problem`."""
-    candidates = tuple(dict.fromkeys([*directories, Path("data").resolve()]))
+    candidates = tuple(dict.fromkeys([*directories, *_here()]))
     for directory in candidates:
         folder = directory / name
         if directory.exists() and not writable(directory):

@@ -35,13 +35,23 @@ def path_of(text: str | Path) -> Path:
         raise BadInput(f"{shown(text)} is no path; give {wanted}.")
     try:
         path = Path(text).expanduser()
-        path.exists()  # whether the system can look for it at all
-        return path
     except RuntimeError as error:
         raise BadInput(f"{shown(text)} is in the home of no user; write the path out.") from error
-    except OSError as error:
-        fault = f"cannot be looked for ({error.strerror}); give another path"
-        raise BadInput(f"{shown(text)} {fault}.") from error
+    try:
+        path.exists()  # whether the system can look for it at all
+        path.resolve()
+    except (OSError, RuntimeError) as error:  # the latter of Python before 3.13
+        fault = getattr(error, "strerror", None) or "a loop of links"
+        told = f"{shown(text)} cannot be looked for ({fault}); give another path."
+        raise BadInput(told) from error
+    return path
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything at a path, and the system can look for it."""
+    with contextlib.suppress(OSError):
+        return path.exists()
+    return False
 
 
 def is_folder(path: Path) -> bool:

@@ -25,7 +25,7 @@ from fltrust_repro import (
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, note, one_line
 from fltrust_repro.experiments import Cell, Experiment
-from fltrust_repro.files import write_text
+from fltrust_repro.files import is_file, is_there, write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
@@ -49,7 +49,7 @@ def by_file(
     """Return the wanted trials of a results folder by the file they lie in."""
     found = {}
     files = [*folder.glob(f"*{ENDING}"), *folder.glob(f"*{ENDING}{PACKED}")]
-    for file in sorted(filter(Path.is_file, files)):
+    for file in sorted(filter(is_file, files)):
         try:
             found[file] = read_csv(file, left_out, wanted)
         except BadInput as error:
@@ -146,7 +146,7 @@ def prepared(
     `BadInput` where a file NAME.trials.csv is none to add trials to.
     """
     for experiment in wanted:
-        if (own := file_of(experiment, out)).exists():
+        if is_there(own := file_of(experiment, out)):
             read_csv(own, store.left_out)
     settings = [setting for experiment in wanted for setting in experiment.settings]
     for name in dict.fromkeys(setting.dataset for setting in settings):

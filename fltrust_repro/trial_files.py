@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fltrust_repro.errors import BadInput, LeftOut, UnknownName
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import is_file, write_bytes
 from fltrust_repro.trials import ADDED_LATER, COLUMNS, Trial, TrialName, Unreadable, setting_reader
 
 ENDING = ".trials.csv"  # of a file of trials, and with
@@ -31,7 +31,7 @@ def write_csv(path: Path, trials: Iterable[Trial]) -> None:
 
 def add_to_csv(path: Path, trials: Sequence[Trial]) -> None:
     """Write finished trials, and columns that a file lacks, behind what it holds byte for byte."""
-    content = _content(path) if path.is_file() else b""
+    content = _content(path) if is_file(path) else b""
     if not content:
         write_csv(path, trials)
     elif trials:

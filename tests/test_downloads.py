@@ -331,3 +331,16 @@ def test_a_current_directory_that_cannot_be_looked_in_is_passed_over(fault, monk
     assert downloads.search_path() == ()
     monkeypatch.setattr(Path, "resolve", lambda self: refuse() if self == Path("data") else self)
     assert downloads.search_path() == ()
+
+
+def test_a_loop_of_links_is_passed_over_or_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.delenv("FLTRUST_DATA", raising=False)
+    monkeypatch.setattr(downloads, "__file__", str(tmp_path / "checkout" / "pkg" / "x.py"))
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to("data")
+    assert downloads.search_path() == ()
+    assert "mnist" in {row.name for row in status()}
+    with pytest.raises(DataUnavailable, match="mnist is not at hand"):
+        verify("mnist")
+    with pytest.raises(BadInput, match=r"--data-dir: 'data' cannot be looked for \(.*\); give"):
+        downloads.search_path("data")
