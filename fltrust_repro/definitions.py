@@ -116,6 +116,9 @@ def _experiment(name: str, told: Mapping[str, Any]) -> Experiment:
     astray = {cell.row for cell in cells} - {*rows} | {cell.column for cell in cells} - {*columns}
     if not cells or astray or told["measure"] not in MEASURES:
         raise BadInput("it has no cells, cells astray, or a measure that there is not")
+    numbers = [told["seconds"] or 0, *(figure.values if figure else ())]
+    if not all(isinstance(value, (int, float)) for value in numbers):
+        raise BadInput("its seconds, or values of its figure, are no numbers")
     return Experiment(
         name, str(told["command"]), str(told["title"]), rows, columns, cells, figure,
         told["measure"], told["seconds"], told["published_by"],

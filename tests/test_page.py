@@ -501,13 +501,18 @@ def test_definitions_that_are_not_understood_are_named_and_others_files_left_alo
         "cells": right.replace('"row"', '"line"'),
         "astray": right.replace('"row": "full"', '"row": "none"'),
         "rate": re.sub(r'"paper": 0\.\d+', '"paper": "high"', right),
+        "seconds": re.sub(r'"seconds": [^,]+', '"seconds": "abc"', right),
+        "values": right.replace(
+            '"figure": null',
+            '"figure": {"label": "c", "values": ["x"], "panels": ["p"], "lines": ["l"]}',
+        ),
     }.items():
         (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
     left_out = LeftOut()
     assert definitions.kept(tmp_path, left_out) == [mine]
     left_out.tell()
     told = capsys.readouterr().err
-    for name in ("broken", "rule", "measure", "cells", "astray", "rate"):
+    for name in ("broken", "rule", "measure", "cells", "astray", "rate", "seconds", "values"):
         assert f"{name}.json" in told
     assert "unknown rule 'mine'; give --plugin to show it" in told
     assert "theirs" not in told
