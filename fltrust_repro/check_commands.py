@@ -28,8 +28,9 @@ _INDENT = 9
 @click.option("--defense", "defenses", multiple=True, metavar="NAME", help="A defense.")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A model.")
 @click.option("--dataset", "data", multiple=True, metavar="NAME", help="A data set.")
+@options.data_dir_option
 @options.plugin_option
-def check_command(files: tuple[Path, ...], **names: tuple[str, ...]) -> None:
+def check_command(files: tuple[Path, ...], data_dir: Path | None, **names: tuple[str, ...]) -> None:
     """Try your plug-in: what it breaks and what it keeps, on updates of every kind.
 
     Each rule, attack, ... of FILE, or of those named, gets a line per thing tried: "ok"; "note" for
@@ -47,7 +48,7 @@ def check_command(files: tuple[Path, ...], **names: tuple[str, ...]) -> None:
     counts: Counter[str] = Counter()
     for kind, name in dict.fromkeys(entries):
         click.echo(one_line(f"{kind} {name!r}"))
-        for level, text in checked(kind, name):
+        for level, text in checked(kind, name, data_dir):
             counts[level] += 1
             click.echo(_line(level, one_line(text)))
     click.echo(_summed_up(counts))

@@ -17,6 +17,7 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.datasets import datasets
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput
+from fltrust_repro.files import path_of
 from fltrust_repro.models import models
 from fltrust_repro.party_checks import check_attack, check_defense
 from fltrust_repro.plugins import load_plugin, plugins_for
@@ -36,12 +37,14 @@ KINDS: Mapping[str, tuple[Registry, Callable[[Entry], Findings]]] = {
 }
 
 
-def check(path: str | Path) -> dict[str, list[Finding]]:
+def check(path: str | Path, data_dir: str | Path | None = None) -> dict[str, list[Finding]]:
     """Return what was found of each entry of a plug-in, by its kind and name: "rule 'mine'".
 
-    Raises `BadInput` where the file does not load, or registers nothing.
+    Data sets are looked for in `data_dir` first. Raises `BadInput` where the file does not load, or
+    registers nothing.
     """
-    return {f"{kind} {name!r}": checked(kind, name) for kind, name in entries_of(path)}
+    folder = None if data_dir is None else path_of(data_dir)
+    return {f"{kind} {name!r}": checked(kind, name, folder) for kind, name in entries_of(path)}
 
 
 def entries_of(path: str | Path) -> list[tuple[str, str]]:
@@ -57,8 +60,8 @@ def entries_of(path: str | Path) -> list[tuple[str, str]]:
 
 
 @backend.one_thread()
-def checked(kind: str, name: str) -> list[Finding]:
+def checked(kind: str, name: str, data_dir: Path | None = None) -> list[Finding]:
     """Return what was found of one entry of a kind; `BadInput` where there is no such entry."""
     registry, look = KINDS[kind]
     registry[name]  # or it is unknown
-    return [*look(Entry(registry, name, plugins_for({registry.owner(name)})))]
+    return [*look(Entry(registry, name, plugins_for({registry.owner(name)}), data_dir))]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,6 +184,12 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
             digest.update(array)
         _digests[name, code] = digest.hexdigest()[:16]
     return _digests[name, code]
+
+
+def read_digests(names: Iterable[str], data_dir: str | Path | None) -> None:
+    """Read the data of those that are plug-ins', which are part of trials' names, from a folder."""
+    for name in dict.fromkeys(names):
+        data_digest(name, data_dir)
 
 
 def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:

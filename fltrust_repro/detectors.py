@@ -42,8 +42,8 @@ def fldetector(
     H the L-BFGS estimate of `hessian_products` from the last `window` differences of global models
     and of the aggregates. In each iteration after the first `start`, the distances between sent and
     predicted updates are divided by their mean (there by their sum, which orders scores alike); a
-    worker's score is the mean of its last `window` (4.2). If by the gap statistic there is more
-    than one group of scores, k-means makes two, and that of the higher scores is detected (4.3).
+    worker's score is the mean of its last `window`. If by the gap statistic there is more than
+    one group of scores, k-means makes two, and that of the higher scores is detected (4.2).
 
     Zhang, Cao, Jia and Gong, "FLDetector: defending federated learning against model poisoning
     attacks via detecting malicious clients", KDD 2022; window, start and base as in their code,
@@ -57,9 +57,8 @@ def fldetector(
     score. Where nobody is left, the model stays.
 
     A trimmed mean as `base` cuts c values at each end. Notes: "workers kept", "workers detected",
-    summed over iterations. Remembers (m, d) numbers and
-    2 `window` d; costs one pass over the updates and (window d) times window beside `base`, of
-    which it allocates the updates kept.
+    summed over iterations. Remembers (m, d) numbers and 2 `window` d; costs one pass over the
+    updates and (window d) times window beside `base`, of which it allocates the updates kept.
 
     >>> from fltrust_repro.detectors import fldetector
     >>> fldetector([[1, 2], [2, 1], [1, 1], [9, 9]], c=1, base="mean")

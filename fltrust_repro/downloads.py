@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.files import is_file, is_folder, path_of, writable
+from fltrust_repro.files import is_file, is_folder, is_there, path_of, writable
 
 TILES_ZIP = "Kather_texture_2016_image_tiles_5000.zip"
 TILES_CACHE = "ch-mnist-64.npz"
@@ -179,7 +179,7 @@ def writable_folder(name: str, directories: Sequence[Path], problem: str) -> Pat
     candidates = tuple(dict.fromkeys([*directories, *_here()]))
     for directory in candidates:
         folder = directory / name
-        if directory.exists() and not writable(directory):
+        if is_there(directory) and not writable(directory):
             continue
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)

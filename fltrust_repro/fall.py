@@ -56,24 +56,16 @@ def explain(attacked: Trial, clean: Trial, data_dir: str | Path | None = None) -
     curve = attacked.result.curve
     begun = fell_at(curve, clean.result.curve)
     iterations = span(curve, begun)
+    sentences = [_course(attacked, clean, begun)]
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
         with afresh(attacked.seed, plugins_for(())):
             seen = replayed(attacked.setting, attacked.seed, iterations, data_dir)
-        facts = None
-        if seen is not None:
+        if seen is None:
+            sentences.append(f"From iteration {iterations[0]} on no worker attacked.")
+        else:
             facts = measured(seen.updates, seen.c, seen.before, seen.master.answer)
-    sentences = [_course(attacked, clean, begun)]
-    if seen is None or facts is None:
-        sentences.append(f"From iteration {iterations[0]} on no worker attacked.")
-    else:
-        sentences += [_influence(seen, facts), _crafted(facts), _advice(seen, facts, begun)]
-        iteration, error = seen.end
-        there = {i: error for i, error, _ in curve}.get(iteration, error)
-        if error != there:
-            sentences.append(
-                f"Replayed here, its error at iteration {iteration} is {error:.4f}, not "
-                f"{there:.4f}: machines round differently."
-            )
+            sentences += [_influence(seen, facts), _crafted(facts), _advice(seen, facts, begun)]
+            sentences.append(_rounded(seen, curve))
     return "\n".join(textwrap.fill(one, WIDTH) for one in filter(None, sentences))
 
 
@@ -206,3 +198,15 @@ def _advice(seen: Moment, facts: Facts, begun: int | None) -> str:
             "all of them and in one iteration after another"
         )
     return f"Look at {told}."
+
+
+def _rounded(seen: Moment, curve: Curve) -> str:
+    """That the replayed trial parts from the one that was stored; nothing where it does not."""
+    iteration, error = seen.end
+    there = {i: error for i, error, _ in curve}.get(iteration, error)
+    if error == there:
+        return ""
+    return (
+        f"Replayed here, its error at iteration {iteration} is {error:.4f}, not {there:.4f}: "
+        "machines round differently."
+    )

@@ -47,8 +47,8 @@ def mpaf(step: Round, *, scale: float = 1e6) -> np.ndarray:
     >>> fl.attacks["mpaf:scale=10"]([[1, 2], [2, 1], [1, 1]], c=1, w_re=[3, 3], seed=1).round(1)
     array([[-19.6,  -5.4]], dtype=float32)
     """
-    factor, w = scale, step.w_re.astype(np.float64)
-    return by_all(factor * (base_model(step) - w), step.c)
+    w = step.w_re.astype(np.float64)
+    return by_all(scale * (base_model(step) - w), step.c)
 
 
 _PERIOD, _DECAY, _LEAST = 50, 0.7, 0.5  # of PoisonedFL's scale: test every e, times b, not below

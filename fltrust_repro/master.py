@@ -67,9 +67,7 @@ class MasterDevice:
         self, w: NDArray, workers: np.ndarray, root: np.ndarray | None = None
     ) -> None:
         """Take down which model was sent, to whom, int (m,), and the server's own update (d,)."""
-        self.state.w_re, self.state.workers = host_view(w), workers
-        if root is not None:
-            self.state.root = root
+        self.state.w_re, self.state.workers, self.state.root = host_view(w), workers, root
 
     def seen(self, asker: np.random.Generator | None = None) -> Master:
         """What the master device would make of this iteration's updates; nothing moves by asking.

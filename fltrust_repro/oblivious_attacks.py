@@ -120,10 +120,9 @@ def sign_flip(step: Round, *, of: str = "own", scale: float = 1.0) -> np.ndarray
     array([[-1.,  2.]], dtype=float32)
     """
     one_of("sign-flip", "of", of, ("own", "mean"))
-    factor = -scale
     if of == "own":
-        return np.float32(factor) * step.known[: step.c]
-    return _mean_by_all(step, factor)
+        return np.float32(-scale) * step.known[: step.c]
+    return _mean_by_all(step, -scale)
 
 
 @attack("ipm")
@@ -138,8 +137,7 @@ def ipm(step: Round, *, epsilon: float = 0.1) -> np.ndarray:
     >>> fl.attacks["ipm:epsilon=0.5"]([[9, 9], [2, 4], [4, 0]], c=1)
     array([[-1.5, -1. ]], dtype=float32)
     """
-    factor = -epsilon
-    return _mean_by_all(step, factor)
+    return _mean_by_all(step, -epsilon)
 
 
 # --- a little is enough

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from fltrust_repro.backend import resolve_device
-from fltrust_repro.datasets import data_digest, datasets
+from fltrust_repro.datasets import datasets, read_digests
 from fltrust_repro.doors import LAST_SEED
 from fltrust_repro.downloads import search_path
 from fltrust_repro.errors import BadInput, choose, shown
@@ -103,7 +103,7 @@ plugin_option = _gathering(
     click.option("--plugin", "plugins", multiple=True, type=PATH, callback=_loaded,
                  help="Your Python file of rules, attacks, ...; repeatable."),
 )  # fmt: skip
-_data_dir_option = click.option(
+data_dir_option = click.option(
     "--data-dir", type=PATH, help="Where data sets are looked for first."
 )
 
@@ -112,13 +112,12 @@ def finished_options() -> Callable:
     """Give a command what tells finished trials of a user's own code: where it and its data lie."""
 
     def gather(data_dir: Path | None, **given: Any) -> dict[str, Any]:
-        search_path(data_dir)
         if data_dir is not None:
-            for name in datasets:
-                data_digest(name, data_dir)  # part of a trial's name
+            search_path(data_dir)
+            read_digests(datasets, data_dir)
         return given
 
-    return lambda command: _gathering(gather, _data_dir_option)(plugin_option(command))
+    return lambda command: _gathering(gather, data_dir_option)(plugin_option(command))
 
 
 def seed_option(default: int, told: str = "Trials have seeds S, S+1, ...") -> Callable:
@@ -184,7 +183,7 @@ def place_options() -> Callable:
                      help="auto takes a GPU if MXNet sees one."),
         click.option("--jobs", type=int, metavar="N", callback=count("--jobs", 0, MOST_JOBS),
                      help="Processes; default one per core; 0: this one."),
-        _data_dir_option,
+        data_dir_option,
         store_option,
         click.option("--scheduler", metavar="ADDRESS",
                      help="Run on this Dask scheduler, tcp://host:8786."),

@@ -54,8 +54,8 @@ class Shards:
 
     def with_examples(self, holders: np.ndarray, first: int) -> Shards:
         """Give worker `holders[j]` the example first + j, beside its own."""
-        own = (first + np.flatnonzero(holders == worker) for worker in range(len(self)))
-        return Shards.of([np.concatenate([self[i], extra]) for i, extra in enumerate(own)])
+        given = Shards.by(holders, len(self))
+        return Shards.of([np.append(self[i], first + given[i]) for i in range(len(self))])
 
 
 class Batches(NamedTuple):
@@ -144,9 +144,9 @@ def share_groups(
 
     As in `partition`; a worker belongs to the group that holds the middle of its stretch of [0, m).
     """
-    group = _groups(labels, classes, non_iid, rng)
+    groups = Shards.by(_groups(labels, classes, non_iid, rng), classes)
     own = ((np.arange(workers) + 0.5) * classes / workers).astype(np.int64)
-    return Shards.of([np.flatnonzero(group == g) for g in own])
+    return Shards.of([groups[g] for g in own])
 
 
 def sorted_parts(labels: np.ndarray, workers: int, compromised: int) -> Shards:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Collection, Iterable
 from configparser import Error as ConfigParserError

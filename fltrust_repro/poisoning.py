@@ -226,9 +226,9 @@ def poisoned_set(
     """Examples of the back-gradient attack for a share of float32 data (4.4), made once and kept.
 
     They lie in the user's cache folder, under a name that tells the examples, the settings and the
-    generator apart. Raises `BadInput` where softmax regression cannot be poisoned,
-    having less than two labels or features outside [0, 1]; `DataUnavailable` where a kept set is
-    damaged. Where none can be kept, it is made all the same.
+    generator apart. Raises `BadInput` where softmax regression cannot be poisoned, having less than
+    two labels or features outside [0, 1]; `DataUnavailable` where a kept set is damaged. Where none
+    can be kept, it is made all the same.
     """
     if len(np.unique(data.train_y)) < 2:
         raise BadInput(

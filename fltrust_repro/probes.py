@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,11 +46,12 @@ Findings = Iterator[Finding]
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a registry by its name, and the plug-ins that a trial would execute first."""
+    """An entry of a registry by its name, the plug-ins that a trial would execute, and its data."""
 
     registry: Registry[Any]
     name: str
     plugins: tuple[Plugin, ...] = ()
+    data_dir: Path | None = None
 
     def __call__(self) -> Any:
         """Return the entry as it is registered now."""

@@ -149,8 +149,7 @@ def prepared(
         if is_there(own := file_of(experiment, out)):
             read_csv(own, store.left_out)
     settings = [setting for experiment in wanted for setting in experiment.settings]
-    for name in dict.fromkeys(setting.dataset for setting in settings):
-        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
+    datasets.read_digests((setting.dataset for setting in settings), machine.data_dir)
     return read_back(store, out, settings, fresh)
 
 

@@ -260,10 +260,10 @@ def gas(
 
     Liu et al., "Byzantine-robust learning on heterogeneous data via gradient splitting", ICML 2023.
     The paper combines it with many rules: the median is our choice; a trimmed mean cuts c values at
-    each end, as in their code. A row that is not finite scores
-    infinity, and where `base` gives what is not, the result is NaN. Calls `base` p times, but once
-    where it looks at each parameter by itself; allocates what that does, 24 bytes a parameter, and
-    in the first case m d / 10 numbers.
+    each end, as in their code. A row that is not finite scores infinity, and where `base` gives
+    what is not, the result is NaN. Calls `base` p times, but once where it looks at each parameter
+    by itself; allocates what that does, 24 bytes a parameter, and in the first case m d / 10
+    numbers.
 
     >>> from fltrust_repro.similarity import gas
     >>> gas([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)

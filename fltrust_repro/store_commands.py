@@ -237,8 +237,9 @@ def _texts(
         name = fidelity.page_name(paper)
         texts[f"{name}.md"] = fidelity.markdown(some, trials, frames[paper])
         texts[f"{name}.csv"] = frames[paper].to_csv(index=False)
-        tables = (one for one in some if one.figure is None and as_latex)
-        texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
+        if as_latex:
+            tables = (one for one in some if one.figure is None)
+            texts.update({f"{table.name}.tex": fidelity.latex(table, trials) for table in tables})
     return texts
 
 

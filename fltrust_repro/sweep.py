@@ -123,8 +123,11 @@ def run(
     chosen = list(dict.fromkeys(given))
     trials = whole_number("trials", trials, 1, MOST_TRIALS)
     seed = whole_number("seed", seed, 0, LAST_SEED + 1 - trials)
-    for path in [plugins] if isinstance(plugins, (str, Path)) else plugins:
-        load_plugin(path)
+    files = [plugins] if isinstance(plugins, (str, Path)) else plugins
+    if not isinstance(files, Iterable):
+        raise BadInput(f"plugins are {shown(plugins)}; give the paths of Python files.")
+    for file in files:
+        load_plugin(file)
     folder = None if data_dir is None else path_of(data_dir)
     machine = Machine(device, jobs, folder, scheduler, checkpoint_minutes)
     seeds = range(seed, seed + trials)
@@ -172,8 +175,7 @@ def run_missing(
 
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)
-    for name in dict.fromkeys(setting.dataset for setting in settings):
-        datasets.data_digest(name, machine.data_dir)  # part of a trial's name
+    datasets.read_digests((setting.dataset for setting in settings), machine.data_dir)
     found = {setting: store.find(setting, seeds) for setting in settings}
     finished = {trial.name for some in found.values() for trial in some}
     store.left_out.tell()

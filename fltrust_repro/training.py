@@ -17,7 +17,7 @@ from fltrust_repro.attacks import attacks, direction_agreement, undone
 from fltrust_repro.backend import host_view, to_ndarray
 from fltrust_repro.course import Course, Moving, Snapshot, plain
 from fltrust_repro.doors import LAST_SEED, whole_number
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
 from fltrust_repro.partition import Batches, Shards, deal, sample_batches
@@ -103,6 +103,8 @@ def run_trial(
     Raises `BadInput` or `DataUnavailable` where the model cannot take the data set's examples, or
     these are not at hand or damaged, and `MemoryError` where the GPU's memory ran out.
     """
+    if not isinstance(setting, Setting):
+        raise BadInput(f"the setting is {shown(setting)}; give a Setting.")
     seed = whole_number("seed", seed, 0, LAST_SEED)
     federation = Federation(setting, seed, backend.context(device, gpu), data_dir)
     course, diverged = federation.begin(begun), False
@@ -261,10 +263,8 @@ class Federation:
         shards = deal(readings.dealing, *examples, *who, self._rngs["partition"])
         if readings.worker_order == "shuffled" and readings.dealing != "sorted":
             shards = shards.shuffled(generator(self._seed, "order"))
-        shards = shards.without(self.master.root)
-        if self._holders is None:
-            return shards
-        return shards.with_examples(self._holders, len(self._dealt_y))
+        shards, holders = shards.without(self.master.root), self._holders
+        return shards if holders is None else shards.with_examples(holders, len(self._dealt_y))
 
     def _taking_part(self) -> tuple[np.ndarray, Shards]:
         """The workers selected in this iteration, ascending, and what they hold."""
@@ -345,6 +345,5 @@ def poisoned_examples(
         raise BadInput(f"attack {setting.attack!r} injects no examples; back-gradient does.")
     data = data or datasets.load(setting.dataset, generator(seed, "split"), data_dir)
     data = data.in_float32()  # of which poisoned examples are made, and by which they are kept
-    rng = generator(seed, "back-gradient")
-    made = inject(data, setting.poisoned_share, rng, after_step)
+    made = inject(data, setting.poisoned_share, generator(seed, "back-gradient"), after_step)
     return poisoning.checked_set(setting.attack, made, data)

@@ -39,7 +39,7 @@ def check_model(entry: Entry) -> Findings:
 
 def check_dataset(entry: Entry) -> Findings:
     """Yield what was found of a data set: its contract, its split, and whether LR learns it."""
-    folders = downloads.search_path(None)
+    folders = downloads.search_path(entry.data_dir)
     drawn = [
         tried(lambda seed=seed: entry().load(folders, np.random.default_rng(seed)))
         for seed in (0, 0, 1)
@@ -77,7 +77,7 @@ def _learns(entry: Entry, dataset: str, model: str, classes: int) -> Findings:
             dataset=dataset, model=model, rule="mean", workers=10, compromised=2,
             iterations=ITERATIONS,
         )  # fmt: skip
-        return run_trial(setting, 0)
+        return run_trial(setting, 0, data_dir=entry.data_dir)
 
     first, second = (tried(entry.trial, trained) for _ in range(2))
     what = f"{model} on {dataset}, {ITERATIONS} iterations"

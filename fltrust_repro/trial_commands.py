@@ -247,7 +247,7 @@ def _as_typed(context: click.Context) -> list[str]:
 @click.option("--poisoned-share", default=0.04, show_default=True,
               help="Poisoned examples, of all examples.")  # fmt: skip
 @options.seed_option(0, "Seed of the trial: it draws the data and the start.")
-@click.option("--data-dir", type=options.PATH, help="Looked in first.")
+@options.data_dir_option
 @click.option("--picture", type=options.FILE, default="poisoned.png",
               show_default=True, help="Where examples are drawn, before and after.")  # fmt: skip
 def poison_command(

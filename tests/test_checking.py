@@ -309,6 +309,19 @@ def test_the_examples_of_the_documentation_go_through(tmp_path, monkeypatch):
     assert re.fullmatch(r"Nothing fails; \d+ notes, \d+ ok\.", heads[-1])
 
 
+def test_a_data_set_is_looked_for_where_the_user_says(tmp_path):
+    more = "(directories[0] / 'mine.txt').read_text()"
+    text = HEAD + DATA.format(order="rng", more=more, classes=3)
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.txt").write_text("", encoding="utf-8")
+    words = str(tmp_path / "mine.py"), "--data-dir"
+    assert run(*words, str(tmp_path / "here")).exit_code == 0
+    done = run(*words, str(tmp_path))
+    assert done.exit_code == 1
+    assert "--data-dir or $FLTRUST_DATA names the folder" in done.output
+
+
 def test_what_fails_is_exit_code_1_and_counted(tmp_path):
     (tmp_path / "mine.py").write_text(HEAD + RULES["place"][0], encoding="utf-8")
     done = run(str(tmp_path / "mine.py"))

@@ -60,6 +60,18 @@ def filled(tmp_path):
     write_csv(tmp_path / "out" / "table2a.trials.csv", [trial(FULL, 1, 0.6), trial(NONE, 0, 0.1)])
 
 
+@pytest.mark.parametrize(
+    "command", ["trials", "status", "export all.csv", "show table2a krum full --seed 0", "report"]
+)
+def test_what_reads_trials_does_not_need_the_folder_of_data(
+    call, filled, command, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FLTRUST_DATA", "nowhere")
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = call(*command.split(), out="export" not in command)
+    assert (code, errors) == (0, "")
+
+
 def line_of(text: str, word: str) -> list[str]:
     return next(line for line in text.splitlines() if line.startswith(word)).split()
 

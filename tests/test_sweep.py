@@ -656,6 +656,7 @@ def test_runs_in_several_threads_take_turns(by_one_process, tmp_path):
     ("arguments", "said"),
     [
         ({"settings": "krum"}, "settings are .*; give one Setting, or several"),
+        ({"plugins": None}, "plugins are None; give the paths of Python files"),
         ({"settings": [SMALL, None]}, r"settings are \[.*None\]"),
         ({"settings": []}, r"settings are \[\]"),
         ({"settings": 3}, "settings are 3"),

@@ -43,6 +43,11 @@ def need(dataset: str) -> None:
         pytest.skip(f"{dataset} is not in $FLTRUST_DATA")
 
 
+def test_what_is_no_setting_is_refused():
+    with pytest.raises(BadInput, match=r"the setting is .*krum.*; give a Setting"):
+        run_trial({"rule": "krum"}, 0)
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
     setting = small(30, rule="krum", attack="krum")
     first, again, other = (run_trial(setting, seed) for seed in (7, 7, 8))
