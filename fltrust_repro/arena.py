@@ -52,6 +52,9 @@ class Protocol:
         """
         if rule in self.rows and not pre:
             return rule, self.rows[rule]
+        if rule in self.rows and rule not in rules:
+            what = f"{shown(rule)} is a row of {self.name} and no rule, which --pre comes before"
+            raise BadInput(f"{what}; leave --pre out, or {choose(rule, rules)}")
         if rule not in rules:
             wrong = f"{self.name} has no row {shown(rule)}, and there is no such rule"
             raise BadInput(f"{wrong}; {choose(rule, dict.fromkeys([*self.rows, *rules]))}")
@@ -103,6 +106,8 @@ def table(
         if column not in concerned:
             same = f"column {shown(column)} is the same with {knowledge} knowledge"
             raise BadInput(f"{same}; leave --knowledge out, or the column.")
+    if {*columns} == {NO_ATTACK}:
+        raise BadInput(f"{NO_ATTACK} alone ranks nothing; give the column of an attack too.")
     some = {NO_ATTACK, *(columns or concerned)}
     told = {name: fields for name, fields in concerned.items() if name in some}
     every, cells = {**protocol.rows, **(rows or {})}, []
@@ -288,8 +293,9 @@ def breakdown(own: Sequence[Cell], known: Trials, seeds: range = SEEDS) -> Break
 
     Broken is a row where the mean error under one of its three worst columns, of the few seeds, is
     more than twice that without attack at the protocol's c; and where its own limit allows no such
-    c. One that holds as long as c is less than half has the half as its breakdown. That a row which
-    is broken stays so with more compromised workers is assumed.
+    c. One that holds as long as c is less than half has the half as its breakdown, and one that
+    none of the three can be made for with some c has none. That a row which is broken stays so with
+    more compromised workers is assumed.
     """
     few, met = seeds[:FEW], _met(own, known, seeds)
     if not met:
@@ -299,6 +305,8 @@ def breakdown(own: Sequence[Cell], known: Trials, seeds: range = SEEDS) -> Break
     low, high, by_limit = 0, (own[0].setting.workers + 1) // 2, False
     while high - low > 1:
         cells = at_c([cell for cell in own if cell.column in worst], at)
+        if not cells and at_c([cell for cell in own if cell.column == NO_ATTACK], at):
+            return Breakdown(None, False)  # it is the attacks that have a limit
         found = [measured(cell, known, few) for cell in cells]
         if any(one is None or len(one.errors) < len(few) for one in found):
             return Breakdown(None, False, tuple(cells))

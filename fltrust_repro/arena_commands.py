@@ -226,7 +226,7 @@ def _show(order: Order, found: Standings) -> None:
     for name, entries in arena_report.groups(found).items():
         if not near or any(entry.row in near for entry in entries):
             click.echo(f"\n{name}\n{arena_report.table(entries, 'simple', near)}")
-    told = arena_report.notes(found, order.rows)
+    told = arena_report.notes(found, order.rows, len(order.seeds))
     if not near and (left := arena_report.incomplete(found)):
         told.append(left)
     click.echo("".join(f"\n{_wrapped(line)}" for line in told))
@@ -256,8 +256,22 @@ def _write(order: Order, found: Standings, known: Known, out: Path) -> list[Path
     """Write the ranking as a page and as CSV."""
     experiment = order.table.experiment
     page, table = (out / f"{experiment.name}.{ending}" for ending in ("md", "csv"))
-    used = [trial for trials in known.values() for trial in trials]
-    told = arena_report.notes(found, experiment.rows)
+    told = arena_report.notes(found, experiment.rows, len(order.seeds))
+    used = _used(experiment.cells, found, known)
     write_text(table, arena_report.as_frame(found).to_csv(index=False, float_format="%.4g"))
     write_text(page, arena_report.page(found, experiment.command, used, told))
     return [page, table]
+
+
+def _used(cells: Iterable[Cell], found: Standings, known: Known) -> list[Trial]:
+    """The trials that the ranking counts, and those of breakdowns."""
+    met = {entry.row: entry.cells for entry in found.entries}
+    seeds = {
+        cell.setting: met[cell.row][cell.column].errors if cell.row in met else () for cell in cells
+    }
+    return [
+        trial
+        for setting, trials in known.items()
+        for trial in trials
+        if trial.seed in seeds.get(setting, SEEDS)
+    ]

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEGEND = f"""Error rates without attack, and under the attack that is worst for the rule: the mean
-over seeds and its 95% interval; the gap is the difference. Place, and the ranks a rule may have:
-two are told apart where the 95% interval (Student's t) of their difference, paired over the seeds
-that both have, leaves out 0; who is not from the first of a place shares it. Everywhere
-{arena.FEW} seeds; {len(arena.SEEDS)} without attack and under the {CANDIDATES} attacks that are
-worst for a rule, which decide."""
+over seeds and its 95% interval; the gap is the difference over seeds that both have. Place, and the
+ranks a rule may have: two are told apart where the 95% interval (Student's t) of their difference,
+paired over the seeds that both have, leaves out 0; those of whom none is told from another share a
+place. Everywhere {arena.FEW} seeds; {len(arena.SEEDS)} without attack and under the {CANDIDATES}
+attacks that are worst for a rule, which decide."""
 _LONGEST = 20  # letters of a rule's name on a terminal; the rest comes below
 _NEAR = 2  # neighbours on either side of a row that is asked for
 _COLUMNS = ("place", "rule", "clean", "worst", "gap", "attack")
@@ -89,8 +89,11 @@ def _mean(cell: Cell) -> str:
     return f"{cell.mean:.3f}{report.plus_minus(cell.half)}"
 
 
-def notes(found: Standings, rows: Sequence[str]) -> list[str]:
-    """Say what the table does not of these rows: leagues, flags, breakdowns, no place yet."""
+def notes(found: Standings, rows: Sequence[str], seeds: int) -> list[str]:
+    """Say what the table does not of these rows: leagues, flags, breakdowns, no place yet.
+
+    `seeds` are those that were looked at, at most.
+    """
     entries, told = [one for one in found.entries if one.row in rows], []
     league = [one.league_place for one in found.entries if one.league == NO_C]
     if alone := [f"{_place(e.league_place, league)} {e.row}" for e in entries if e.league == NO_C]:
@@ -105,8 +108,9 @@ def notes(found: Standings, rows: Sequence[str]) -> list[str]:
         told.append(f"The smallest c that doubles the clean error: {which}.")
     ranked = {entry.row for entry in entries}
     if not ranked:
-        do = "--draw --trials 1 shows what is known of fewer"
-        told.append(f"None of them has met every attack with {arena.FEW} seeds yet; {do}.")
+        few = min(arena.FEW, seeds)
+        do = "; --draw --trials 1 shows what is known of fewer" * (few > 1)
+        told.append(f"None of them has met every attack with {counted(few, 'seed')} yet{do}.")
     elif left := [row for row in rows if row not in ranked]:
         told.append(f"Not ranked, as they have not met every attack: {', '.join(left)}.")
     return told

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from fltrust_repro.labels import changed, in_words
 from fltrust_repro.reproduction import wrote
 from fltrust_repro.settings import Setting
 from fltrust_repro.trial_files import ENDING, PACKED
-from fltrust_repro.trials import Trials
 from fltrust_repro.words import counted
 
 MOST_LINES = 40  # on a terminal; the files have all
@@ -59,12 +58,13 @@ def compare_command(
     found = _found(sources, store_path, out, wanted, plain=not (fields or edit))
     sides = (finding.before, finding.today) if edit else (finding.current, finding.current)
     a, b = (side(trials) for side, trials in zip(sides, found))
-    # What B is asked for is no setting of A's.
-    a = {one: some for one, some in a.items() if not fields or not _has(one, fields)}
-    pairs = _pairs(a, b, fields)
+    others, refused = _counterparts(a, fields)
+    if fields:  # what B is asked for is no setting of A's
+        a = {one: some for one, some in a.items() if others.get(one) != one}
+    pairs = {one: others[one] for one in a if others.get(one) in b}
     names = _names(sources, wanted, fields, edit)
     if not pairs:
-        raise BadInput(_nothing(names, (len(a), len(b)), fields, edit))
+        raise refused or BadInput(_nothing(names, (len(a), len(b)), fields, edit))
     if edit and (old := len(a) - len(pairs)):
         left = f"Left out: {counted(old, 'setting')} of which today's code has no trial."
         click.echo(left, err=True)
@@ -86,10 +86,6 @@ def _found(
     return finding.chosen(every, wanted), every
 
 
-def _has(setting: Setting, fields: Mapping[str, Any]) -> bool:
-    return fields.items() <= setting.as_dict().items()
-
-
 def _check(sources: Sequence[Path], fields: Mapping[str, Any], edit: bool) -> None:
     """Refuse what does not say two sides."""
     if edit and (fields or len(sources) > 1):
@@ -101,22 +97,19 @@ def _check(sources: Sequence[Path], fields: Mapping[str, Any], edit: bool) -> No
         raise BadInput(f"{given} is no pair of stores, folders or files; {do}.")
 
 
-def _pairs(a: Trials, b: Trials, fields: Mapping[str, Any]) -> dict[Setting, Setting]:
-    """Each setting of A that has a counterpart in B, with it."""
+def _counterparts(
+    settings: Iterable[Setting], fields: Mapping[str, Any]
+) -> tuple[dict[Setting, Setting], BadInput | None]:
+    """Each setting with what it is with these fields, and why there is no such one of another."""
     if not fields:
-        return {setting: setting for setting in a if setting in b}
-    pairs, refused = {}, None
-    for setting in a:
+        return {setting: setting for setting in settings}, None
+    found, refused = {}, None
+    for setting in settings:
         try:
-            other = changed(setting, fields)
+            found[setting] = changed(setting, fields)
         except BadInput as error:  # a limit, or a name that nothing has
             refused = error
-            continue
-        if other in b:
-            pairs[setting] = other
-    if refused is not None and not pairs:
-        raise refused
-    return pairs
+    return found, refused
 
 
 def _names(

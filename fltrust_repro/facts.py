@@ -18,7 +18,7 @@ import numpy as np
 from fltrust_repro.attacks import undone
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.spectral import spread
-from fltrust_repro.weighing import lengths, shortening
+from fltrust_repro.weighing import finite_rows, lengths, shortening
 
 _STEP = 1e-3  # of a parameter's mean size in benign updates
 _FOLLOWED = 0.1  # of a worker's fair share of the influence
@@ -75,6 +75,10 @@ def measured(updates: np.ndarray, c: int, before: np.ndarray | None, answer: Ans
         way = float((result - before) @ path / max(path @ path, _TINY))
     if not finite:
         return Facts(finite, share, followed, gone, way)
+    updates = updates[finite_rows(updates)]  # of a benign one's values nothing can be told
+    benign = updates[c:]
+    if not len(benign):
+        return Facts(finite, share, followed, gone, way, shortened)
     long, mean = lengths(updates), benign.mean(axis=0, dtype=np.float64)
     cosines = updates @ mean / np.maximum(long * np.linalg.norm(mean), _TINY)
     squared = squared_distances(updates)
@@ -111,7 +115,8 @@ def _followed(
     Of those the number is None where they have it as a group only, as copies of one update do.
     """
     m, d = updates.shape
-    sizes = np.abs(updates[c:]).mean(axis=0, dtype=np.float64)
+    benign = updates[c:][finite_rows(updates[c:])]
+    sizes = np.abs(benign).mean(axis=0, dtype=np.float64) if len(benign) else np.zeros(d)
     step = (_STEP * sizes * np.random.default_rng(0).choice([-1, 1], d)).astype(np.float32)
     squared = float(step.astype(np.float64) @ step)
 

@@ -117,14 +117,16 @@ def _influence(seen: Moment, facts: Facts) -> str:
     told = f"Iteration {seen.iteration}: "
     if seen.errors[1] > 0 and seen.errors[1] >= TIMES * seen.errors[0]:
         told += f"in it the error goes from {seen.errors[0]:.2f} to {seen.errors[1]:.2f}; "
-    who = f"the {c} compromised workers"
+    who, have = f"the {c} compromised workers", "have"
+    if c == 1:
+        who, have = "the compromised worker", "has"
     if c > seen.master.c:
         told += f"{c} of {m} who send are compromised, where c is taken to be {seen.master.c}; "
-        who = "they"
+        who, have = "they", "have"
     if facts.share is None:
         told += "the result follows no small step of a worker, so that influence cannot be told"
     else:
-        told += f"{who} have {facts.share:.0%} of the influence (fair: "
+        told += f"{who} {have} {facts.share:.0%} of the influence (fair: "
         told += f"{c / m:.0%})"
     if facts.followed is not None:
         own, others = facts.followed
@@ -146,14 +148,15 @@ def _crafted(facts: Facts) -> str:
     distance = f"{_few(facts.nearest)} times its distance to the nearest benign one"
     if not np.isnan(facts.among):
         distance += f", {_few(facts.among)} times to each other"
+    to_mean, usual = facts.cosine
     told = [
         (facts.length, f"{_few(facts.length)} times its length{by_rule}"),
         (facts.nearest, distance),
-        (0, f"cosine to the benign mean {facts.cosine[0]:.2f} ({facts.cosine[1]:.2f})"),
+        (to_mean, f"cosine to the benign mean {to_mean:.2f} ({usual:.2f})"),
         (facts.apart, f"{_few(facts.apart)} deviations away where updates spread most"),
     ]
     words = "; ".join(text for known, text in told if not np.isnan(known))
-    return f"They sent, beside a benign update: {words}."
+    return f"They sent, beside a benign update: {words}." if words else ""
 
 
 def _few(number: float) -> str:

@@ -15,11 +15,9 @@ def project(executor: Executor, settings: Sequence[Setting], place: Place) -> fl
 
     None where a short one gave no answer.
     """
-    by_workers = sorted(settings, key=lambda setting: setting.selected)
-    most = by_workers[-1]
-    # On a GPU each model on each data set, one after the other in a process: what the largest
-    # fills decides how many trials share the GPU.
-    tried = {_kind(one): one for one in ([most] if executor.device == "cpu" else by_workers)}
+    # Each model on each data set with the most workers, one after the other in a process: what the
+    # largest fills on a GPU decides how many trials share it.
+    tried = {_kind(one): one for one in sorted(settings, key=lambda setting: setting.selected)}
     pace: dict[tuple[str, str], float] = {}
     for kind, setting in tried.items():
         projection = executor.result(executor.submit(trial_process.project, setting, *place))
@@ -28,8 +26,7 @@ def project(executor: Executor, settings: Sequence[Setting], place: Place) -> fl
             return None  # the trial itself will meet it again, and tell
         pace[kind] = projection.seconds / setting.iterations
     executor.share_gpus(projection.gpu_share)
-    usual = pace[_kind(most)]
-    seconds = sum(one.iterations * pace.get(_kind(one), usual) for one in settings)
+    seconds = sum(one.iterations * pace[_kind(one)] for one in settings)
     return seconds / max(1, min(executor.slots(), len(settings)))
 
 

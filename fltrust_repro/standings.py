@@ -152,60 +152,64 @@ def _flags(cells: Mapping[str, Cell], worst: str) -> list[str]:
 
 
 def ranked(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Return the entries best first, with their places and ranks."""
+    """Return the entries, the lowest mean first, with their places and ranks."""
     entries = sorted(entries, key=lambda one: (one.score.mean, one.row))
-    overall = _places(entries, [one.league == SERVER_DATA for one in entries])
-    in_league = _places(entries, [one.league for one in entries])
+    below = told_apart([one.score.errors for one in entries])
+    overall = _places(below, [one.league == SERVER_DATA for one in entries])
+    in_league = _places(below, [one.league for one in entries])
     return tuple(
         replace(one, rank=rank, place=place, league_rank=league_rank, league_place=league_place)
         for one, (rank, place), (league_rank, league_place) in zip(entries, overall, in_league)
     )
 
 
-def _places(
-    entries: Sequence[Entry], groups: Sequence[object]
-) -> list[tuple[tuple[int, int], int]]:
-    """Rank interval and place of each entry among those of its group."""
+def _places(below: np.ndarray, groups: Sequence[object]) -> list[tuple[tuple[int, int], int]]:
+    """Rank interval and place of each row among those of its group."""
     found: dict[int, tuple[tuple[int, int], int]] = {}
     for group in dict.fromkeys(groups):
         members = [number for number, its in enumerate(groups) if its == group]
-        scores = [entries[number].score.errors for number in members]
-        found.update(zip(members, zip(rank_intervals(scores), places(scores))))
-    return [found[number] for number in range(len(entries))]
+        own = below[np.ix_(members, members)]
+        found.update(zip(members, zip(rank_intervals(own), places(own))))
+    return [found[number] for number in range(len(groups))]
 
 
-def places(scores: Sequence[Mapping[int, float]]) -> list[int]:
-    """Return the places of rows, best first: ties share one.
+def places(below: np.ndarray) -> list[int]:
+    """Return the places of rows that are in order: ties share one.
 
-    Going down, a row shares the place of the one before unless the first of that place is surely
-    below it; then it begins a place of its own.
+    Going down, a row shares the place of those before it unless one of that place is surely below
+    it; then it begins a place of its own. `below`, bool (n, n), is as `told_apart` returns it.
 
-    >>> from fltrust_repro.standings import places
+    >>> from fltrust_repro.standings import places, told_apart
     >>> low, high = {10: 0.1, 11: 0.2, 12: 0.1}, {10: 0.3, 11: 0.4, 12: 0.4}
-    >>> places([low, low, high, high])
+    >>> places(told_apart([low, low, high, high]))
     [1, 1, 3, 3]
     """
     found: list[int] = []
-    for number, row in enumerate(scores):
-        begins = not found or surely_below(scores[found[-1] - 1], row)
+    for number in range(len(below)):
+        begins = not found or below[found[-1] - 1 : number, number].any()
         found.append(number + 1 if begins else found[-1])
     return found
 
 
-def rank_intervals(scores: Sequence[Mapping[int, float]]) -> list[tuple[int, int]]:
-    """Return within which ranks each row is among all, 1 the lowest mean of `scores`.
+def rank_intervals(below: np.ndarray) -> list[tuple[int, int]]:
+    """Return within which ranks each row is among all, 1 the lowest mean.
 
     From one more than the rows that are surely below it, to as many as are not surely above it.
-    A row of fewer than three seeds may have any rank.
+    A row of fewer than three seeds may have any rank. `below` is as `told_apart` returns it.
 
-    >>> from fltrust_repro.standings import rank_intervals
+    >>> from fltrust_repro.standings import rank_intervals, told_apart
     >>> low, high = {10: 0.1, 11: 0.2, 12: 0.1}, {10: 0.3, 11: 0.4, 12: 0.4}
-    >>> rank_intervals([high, low, low])
+    >>> rank_intervals(told_apart([high, low, low]))
     [(3, 3), (1, 2), (1, 2)]
     """
-    below = np.array([[surely_below(other, row) for other in scores] for row in scores])
-    best, last = 1 + below.sum(axis=1), len(scores) - below.sum(axis=0)
+    best, last = 1 + below.sum(axis=0), len(below) - below.sum(axis=1)
     return [(int(low), int(high)) for low, high in zip(best, last)]
+
+
+def told_apart(scores: Sequence[Mapping[int, float]]) -> np.ndarray:
+    """Return which row is surely below which other, bool (n, n), by their errors by seed."""
+    below = [[surely_below(one, other) for other in scores] for one in scores]
+    return np.array(below, dtype=bool).reshape(len(scores), len(scores))
 
 
 def surely_below(one: Mapping[int, float], other: Mapping[int, float]) -> bool:

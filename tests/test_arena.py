@@ -245,6 +245,15 @@ def test_beyond_its_limit_a_rule_is_broken_and_it_is_said(of_fifty):
     assert search(of_fifty("bulyan"), 11)[1:] == (11, False)
 
 
+def test_where_only_the_attack_has_a_limit_none_is_told_of_the_rule(small):
+    """Of 8 selected 5 are taken to be compromised, which the Krum attack is not made for."""
+    fields = {"dataset": "digits", "workers": 40, "selected": 8, "compromised": 8}
+    protocol = dataclasses.replace(protocols()["P5"], setting=fields)
+    own = arena.table(protocol, columns=["krum"]).experiment.choose(["mean"])
+    assert [cell.column for cell in own] == [NO_ATTACK, "krum"]
+    assert search(own, 99)[1:] == (None, False)
+
+
 def test_a_row_may_be_broken_at_the_protocols_own_c_already(own):
     known = {cell.setting: made(cell) for cell in own}  # 0.4 beside 0.1
     asked = arena.breakdown(own, known).asked
@@ -322,6 +331,18 @@ def test_drawing_runs_nothing_and_writes_the_ranking(call, small, others):
     assert page.startswith("# Arena P5, version 3: Small\n")
     assert "`python -m fltrust_repro arena --protocol P5`" in page
     assert re.search(r"^\*\*\d+ trials are missing still: places may change\.\*\*$", page, re.M)
+
+
+def test_the_page_counts_the_trials_that_the_ranking_does(call, small, others):
+    assert call("--draw")[0] == 0
+    page = (small / "results" / "arena-p5.md").read_text()
+    table = pd.read_csv(small / "results" / "arena-p5.csv")
+    assert f"{table['trials'].sum():,} in all" in page
+
+
+def test_a_quick_look_at_nothing_does_not_advise_itself(call, small):
+    _, out, _ = call("--draw", "--trials", "1")
+    assert "has met every attack with 1 seed yet." in out
 
 
 def test_of_what_is_published_nothing_is_kept_twice(call, small, others, monkeypatch):
@@ -442,6 +463,8 @@ def test_a_rule_with_server_data_gets_some(small):
         ("--protocol P7", ["--protocol is 'P7'", "choose one of P5, P6."]),
         ("--rule nonsense", ["P5 has no row 'nonsense'", "no such rule", "mean, median"]),
         ("--attack nonsense", ["P5 has no column 'nonsense'", "gaussian"]),
+        ("--attack no-attack", ["no-attack alone ranks nothing", "of an attack too"]),
+        ("--rule clip+median --pre clip", ["is a row of P5 and no rule", "leave --pre out"]),
         ("--pre clip", ["--pre is given without --rule"]),
         ("--trials 21", ["--trials is 21", "at most 20"]),
         ("--knowledge half", ["--knowledge is 'half'", "full, partial"]),

@@ -150,6 +150,16 @@ def test_my_rule_against_krum_in_all_that_both_have_met(call, tmp_path):
     )
 
 
+@pytest.mark.parametrize("typed", ["alie:z=1", "alie:z=1.0", "alie:side=below,z=1"])
+def test_no_setting_is_compared_with_itself_however_its_attack_is_typed(call, tmp_path, typed):
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(*trials(replace(FULL, attack="alie:z=1", knowledge="full"), 0.5))
+        store.add(*trials(FULL, 0.8))
+    code, text, _ = call("compare", "--rule", "krum", "--against", f"attack={typed}")
+    assert code == 0
+    assert [row[0] for row in told(text)] == ["B lower"]
+
+
 def test_what_follows_from_a_changed_field_follows(call, tmp_path):
     few = replace(FULL, compromised=10, beta=10)
     with Store(tmp_path / "s.sqlite") as store:

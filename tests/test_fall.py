@@ -193,6 +193,17 @@ def test_of_one_benign_update_no_distances_to_others_are_told():
     assert "over a million" not in words
 
 
+def test_a_benign_update_that_is_not_finite_spoils_no_number():
+    rows = np.concatenate([facts_rows := updates(), updates(1, seed=3)])
+    rows[:4], rows[-1, 7] = -facts_rows[4], np.inf
+    found = measured(rows, 4, fl.median(rows), fl.median)
+    alone = measured(rows[:-1], 4, fl.median(rows), fl.median)
+    assert found.share is not None
+    assert (found.cosine, found.length, found.apart) == (alone.cosine, alone.length, alone.apart)
+    rows[4:] = np.nan
+    assert "nan" not in fall._crafted(measured(rows, 4, fl.median(rows), fl.median))
+
+
 def test_what_most_send_is_not_shortened_to_its_own_length():
     rows = updates()
     rows[:11] = -50 * rows[11:].mean(axis=0)

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fltrust_repro import standings
 from fltrust_repro.standings import KNOWS_C, NO_ATTACK, NO_C, SERVER_DATA, Cell, Entry
@@ -107,7 +109,22 @@ def test_equal_rows_and_rows_that_noise_may_have_ordered_share_a_place():
     found = standings.ranked(rows)
     assert {one.row: one.place for one in found} == {"a": 1, "b": 1, "d": 1, "c": 4}
     assert found[-1].rank == (4, 4)
-    assert standings.rank_intervals([dict.fromkeys(SEEDS, 0.5)] * 2) == [(1, 2)] * 2
+    below = standings.told_apart([dict.fromkeys(SEEDS, 0.5)] * 2)
+    assert standings.rank_intervals(below) == [(1, 2)] * 2
+
+
+def test_a_place_has_no_row_that_another_of_it_is_surely_below():
+    """The first may be too noisy to be told from rows that others are told from."""
+    noisy, low, high = [0.1, 0.3, 0.11], [0.2, 0.201, 0.2], [0.25, 0.25, 0.251]
+    found = standings.ranked([entry("noisy", noisy), entry("low", low), entry("high", high)])
+    told = [(one.row, one.place, one.rank) for one in found]
+    assert told == [("noisy", 1, (1, 3)), ("low", 1, (1, 2)), ("high", 3, (2, 3))]
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=7))
+def test_a_place_is_one_of_the_ranks_that_a_row_may_have(errors):
+    for one in standings.ranked([entry(str(i), own) for i, own in enumerate(errors)]):
+        assert one.rank[0] <= one.place <= one.rank[1]
 
 
 def test_rows_of_fewer_than_three_seeds_may_have_any_rank():

@@ -573,11 +573,12 @@ def test_whatever_is_killed_the_results_are_those_of_an_undisturbed_run(tmp_path
             assert check == [("ok",)]
 
 
-def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
+@pytest.mark.parametrize("which", ["cpu", "gpu"])
+def test_every_model_is_tried_once_before_its_trials_are_timed_or_share_a_gpu(which):
     tried, shares = [], []
 
-    class OneGpu:
-        device = "gpu"
+    class One:
+        device = which
 
         def submit(self, function, setting, *where):
             tried.append((setting.dataset, setting.model, setting.workers))
@@ -598,7 +599,7 @@ def test_on_a_gpu_every_model_is_tried_before_trials_share_it(monkeypatch):
     fields = {"dataset": "digits", "iterations": 3600, "compromised": 2}
     settings = [Setting(**fields, workers=m, model=name) for m, name in
                 [(10, "lr"), (20, "lr"), (10, "resnet20")]]  # fmt: skip
-    seconds = project(OneGpu(), settings, Place("gpu"))
+    seconds = project(One(), settings, Place(which))
     assert sorted(tried) == [("digits", "lr", 20), ("digits", "resnet20", 10)]
     assert shares == [pytest.approx(0.2)]
     assert seconds == (1 + 1 + 4) / 2 * 3600
