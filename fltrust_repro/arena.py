@@ -195,10 +195,14 @@ def missing(cells: Iterable[Cell], known: Trials, seeds: range = SEEDS) -> dict[
 
 
 def seconds_of(experiment: Experiment, known: Trials) -> dict[str, float]:
-    """Return what a trial of each column takes: the median of those at hand, else of all these."""
+    """Return what a trial of each column takes on a CPU core: the median of those at hand there.
+
+    Of a column that has none it is the median of all.
+    """
     taken: dict[str, list[float]] = {column: [] for column in experiment.columns}
     for cell in experiment.cells:
-        taken[cell.column] += [trial.result.seconds for trial in known.get(cell.setting, ())]
+        seconds = (trial.core_seconds for trial in known.get(cell.setting, ()))
+        taken[cell.column] += [one for one in seconds if one is not None]
     every = [second for some in taken.values() for second in some]
     otherwise = median(every) if every else experiment.seconds or math.nan
     return {column: median(some) if some else otherwise for column, some in taken.items()}

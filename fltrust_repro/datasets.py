@@ -304,7 +304,7 @@ def ch_mnist_8(directories: tuple[Path, ...], rng: np.random.Generator) -> Datas
 # Its 455 examples are four or five for each of 100 workers: experiments/README.md on `dealing`.
 @dataset("breast-cancer", learning_rates={"cnn": 0.1}, dealing="shared")
 def breast_cancer(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
-    """Wisconsin diagnostic breast cancer: 569, 30 features, 2 classes (inside scikit-learn)."""
+    """Wisconsin diagnostic breast cancer: 569, 30 features, 2 classes (in scikit-learn)."""
     drawn = _split(readers.read_breast_cancer(), 455, 2, rng)
     center, scale = mean_and_deviation(drawn.train_x)
     scaled = [((x - center) / scale).astype(np.float32) for x in (drawn.train_x, drawn.test_x)]
@@ -321,7 +321,7 @@ def har(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
 
 @dataset("digits")
 def digits(directories: tuple[Path, ...], rng: np.random.Generator) -> Dataset:
-    """Small digits for smoke runs only, not the paper's: 1,797, 8x8 (inside scikit-learn)."""
+    """Small digits for smoke runs and the arena, not the paper's: 1,797, 8x8 (in scikit-learn)."""
     return _split(readers.read_digits(), 1_437, 10, rng)
 
 

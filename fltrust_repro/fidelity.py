@@ -91,10 +91,10 @@ def hours(experiment: Experiment, cells: Sequence[report.Measured], trials: Tria
 
 
 def seconds_of(experiment: Experiment, trials: Trials) -> dict[Setting, float]:
-    """Return what a trial of each of the experiment's settings takes.
+    """Return what a trial of each of the experiment's settings takes on a CPU core.
 
     The median of the finished ones of as much work, of this experiment where it has any, else of
-    others; where nobody has run such a trial, what the experiment's file says.
+    others; where nobody has run such a trial there, what the experiment's file says.
     """
     otherwise = math.nan if experiment.seconds is None else experiment.seconds
     own = {setting: trials.get(setting, ()) for setting in experiment.settings}
@@ -105,7 +105,8 @@ def seconds_of(experiment: Experiment, trials: Trials) -> dict[Setting, float]:
 def _median_seconds(trials: Trials) -> dict[tuple, float]:
     alike: dict[tuple, list[float]] = {}
     for setting, some in trials.items():
-        alike.setdefault(_work(setting), []).extend(trial.result.seconds for trial in some)
+        taken = (trial.core_seconds for trial in some)
+        alike.setdefault(_work(setting), []).extend(one for one in taken if one is not None)
     return {work: median(seconds) for work, seconds in alike.items() if seconds}
 
 

@@ -62,6 +62,12 @@ class Trial:
         """What makes the trial unique."""
         return TrialName(self.setting.key(), self.seed, self.protocol)
 
+    @property
+    def core_seconds(self) -> float | None:
+        """How long it took on a CPU core; None where a GPU, or several machines, had part in it."""
+        on_one = self.device == "cpu" and TOOK_OVER not in self.versions
+        return self.result.seconds if on_one else None
+
     def error(self, measure: str) -> float:
         """Return one of `experiments.MEASURES`.
 
