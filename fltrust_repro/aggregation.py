@@ -26,6 +26,7 @@ from fltrust_repro.doors import (
     Limit,
     Numbers,
     as_given,
+    as_numbers,
     as_updates,
     check_limit,
     lent,
@@ -104,6 +105,8 @@ class Rule:
         rows, known = self._checked(updates, c, beta, None)
         if self.leave_one_out is not None:
             found = self.leave_one_out(lent(rows, self.leave_one_out), **known)
+            if not isinstance(found, WithoutEach):  # which only this package's own make
+                found = as_numbers(found, rows.shape, f"rule {self.name!r}", "its leave_one_out")
         else:
             rest = ((self._seen_without(i), np.delete(rows, i, axis=0)) for i in range(len(rows)))
             found = np.stack([rule(others, c=c, beta=beta) for rule, others in rest])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 import numpy as np
 
 from fltrust_repro import backend
-from fltrust_repro.errors import BadInput, BeyondLimit, shown
+from fltrust_repro.errors import BadInput, BeyondLimit, WrongNumbers, shown
 from fltrust_repro.registry import is_built_in, place_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def is_ndarray(values: object) -> bool:
 def as_numbers(values: Any, shape: tuple[int | None, ...], user: str, what: str) -> np.ndarray:
     """Return what a user gave as a float32 array, sharing the memory of a float32 one on the host.
 
-    In `shape` None stands for any length from 1 on, m or d. Raises `BadInput`, in which `user`
+    In `shape` None stands for any length from 1 on, m or d. Raises `WrongNumbers`, in which `user`
     takes or gives `what`, for another shape or for what holds no real numbers.
     """
     array = _on_host(values)
@@ -113,7 +113,7 @@ def as_numbers(values: Any, shape: tuple[int | None, ...], user: str, what: str)
         lengths = [next(letters) if n is None else str(n) for n in shape]
         told = "(" + ", ".join(lengths) + ",)"[len(shape) > 1 :]
         given = "no array" if array.dtype.kind == "O" else f"{array.dtype} {array.shape}"
-        raise BadInput(f"{user}: {what} must be numbers of shape {told}, not {given}.")
+        raise WrongNumbers(f"{user}: {what} must be numbers of shape {told}, not {given}.")
     with np.errstate(over="ignore"):
         return np.require(array, np.float32, ["C", "A", "W", "E"])
 

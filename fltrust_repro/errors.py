@@ -29,6 +29,10 @@ class BeyondLimit(BadInput):
     """m, c and beta are beyond what a rule or an attack is defined for; for others they may do."""
 
 
+class WrongNumbers(BadInput):
+    """Something is no array of numbers of the shape that is needed."""
+
+
 class DataUnavailable(BadInput):
     """A data set is neither at hand nor to be had; other experiments can still run."""
 

@@ -79,7 +79,7 @@ def _read(what: str, text: str, default: Any) -> Any:
         if isinstance(default, int):
             raise BadInput(f"{what} is {shown(text)}; give a whole number.")
         return number
-    return int(number)
+    return int(text) if text.isdecimal() else int(number)  # a float has but 16 digits
 
 
 def words_of(name: str) -> list[str]:

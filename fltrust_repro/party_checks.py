@@ -35,9 +35,12 @@ from fltrust_repro.probes import (
     server_of,
     time_told,
     tried,
+    up_to,
+    within,
 )
 from fltrust_repro.server import ServerState
 from fltrust_repro.threat import Attack, Master, Parameters, Round
+from fltrust_repro.words import counted
 
 ASKED_RULES = ("mean", "krum", "trimmed-mean", "median")
 
@@ -68,22 +71,30 @@ def check_attack(entry: Entry) -> Findings:
         elif one.poison is None:
             yield Finding(OK, "changes nothing")
         return
-    first = _crafted(one, normal(M, D), C)
-    if first.problem:
-        yield Finding(FAILS, f"{M} random updates of {D} numbers, c = {C}: {first.problem}")
+    allowed = tried(within, one.limit, M, 1)
+    if allowed.problem or not allowed.answer:
+        none = f"its limit allows no c at all of {M} workers"
+        yield Finding(FAILS, allowed.problem or none)
         return
-    yield Finding(OK, f"{M} random updates of {D} numbers, c = {C}: {C} updates")
+    c = up_to(C, allowed.answer)
+    first = _crafted(one, normal(M, D), c)
+    if first.problem:
+        yield Finding(FAILS, f"{M} random updates of {D} numbers, c = {c}: {first.problem}")
+        return
+    yield Finding(OK, f"{M} random updates of {D} numbers, c = {c}: {counted(c, 'update')}")
     if not np.isfinite(first.answer).all():
         yield Finding(NOTE, "sends values that are not finite, which most rules leave out")
     rows = [normal(M, D, seed) for seed in range(3)]
     yield from repeated(
         entry,
-        lambda: _attacked_trial(entry(), rows),
-        lambda: _crafted(entry(), rows[0], C).answer,
+        lambda: _attacked_trial(entry(), rows, c),
+        lambda: _crafted(entry(), rows[0], c).answer,
     )
-    yield from _knowledge(one)
-    yield from _attack_sizes(one)
-    yield from _harm(one)
+    yield from _knowledge(one, c)
+    yield from _attack_sizes(one, c)
+    if one.backdoor is not None:
+        yield from _trigger(one.backdoor)
+    yield from _harm(one, c)
     yield from _attack_time(entry)
 
 
@@ -111,20 +122,17 @@ def _crafted(one: Attack, rows: np.ndarray, c: int, *how: str) -> Tried:
     return tried(craft)
 
 
-def _attacked_trial(one: Attack, rows: list[np.ndarray]) -> list[Any]:
-    first, found = _step(one, rows[0], C), []
-    for now in rows:
-        step = replace(_step(one, now, C), memory=first.memory, rng=first.rng, notes=first.notes)
-        done = tried(one.crafted, step)
-        found.append(np.zeros(1) if done.problem else done.answer)
-    return found
+def _attacked_trial(one: Attack, rows: list[np.ndarray], c: int) -> list[Tried]:
+    first = _step(one, rows[0], c)
+    kept: Any = {"memory": first.memory, "rng": first.rng, "notes": first.notes}
+    return [tried(one.crafted, replace(_step(one, now, c), **kept)) for now in rows]
 
 
-def _knowledge(one: Attack) -> Findings:
+def _knowledge(one: Attack, c: int) -> Findings:
     rows = normal(M, D)
-    other = np.concatenate([rows[:C], normal(M - C, D, 9)])
+    other = np.concatenate([rows[:c], normal(M - c, D, 9)])
     if one.has_knowledge:
-        both = [_crafted(one, known, C, "partial") for known in (rows, other)]
+        both = [_crafted(one, known, c, "partial") for known in (rows, other)]
         if problem := both[0].problem:
             yield Finding(FAILS, f"partial knowledge: {problem}")
         elif not same_bits([both[0].answer], [both[1].answer]):
@@ -133,20 +141,20 @@ def _knowledge(one: Attack) -> Findings:
         else:
             yield Finding(OK, "partial knowledge: what it sends depends on its own updates only")
     order = np.arange(M)
-    order[C:] = C + np.random.default_rng(3).permutation(M - C)
-    sent = [_crafted(one, known, C) for known in (rows, rows[order])]
+    order[c:] = c + np.random.default_rng(3).permutation(M - c)
+    sent = [_crafted(one, known, c) for known in (rows, rows[order])]
     if sent[1].problem or apart(sent[0].answer, sent[1].answer, rows) > SAME:
         yield Finding(NOTE, "the order of benign workers makes a difference to what it sends")
 
 
-def _attack_sizes(one: Attack) -> Findings:
-    """Few workers, one parameter, any c below m/2; and updates that are alike."""
+def _attack_sizes(one: Attack, c: int) -> Findings:
+    """Few workers, one parameter, any c below m/2; and updates that are alike, of c workers."""
     cases = _sizes(least=1)
-    cases["updates that are all zero"] = np.zeros((M, D), np.float32), C
-    cases["updates that are all equal"] = np.tile(normal(1, D), (M, 1)), C
-    for place, (rows, c) in cases.items():
-        found = _crafted(one, rows, c)
-        limited = one.limit and tried(one.limit.allows, len(rows), c, c).answer is False
+    cases["updates that are all zero"] = np.zeros((M, D), np.float32), c
+    cases["updates that are all equal"] = np.tile(normal(1, D), (M, 1)), c
+    for place, (rows, its) in cases.items():
+        found = _crafted(one, rows, its)
+        limited = one.limit and tried(one.limit.allows, len(rows), its, its).answer is False
         if found.problem and not limited:
             remedy = " (give it a limit, looked at before a trial begins)" * found.mendable
             yield Finding(NOTE if found.mendable else FAILS, f"{place}: {found.problem}{remedy}")
@@ -154,15 +162,27 @@ def _attack_sizes(one: Attack) -> Findings:
     yield Finding(OK, f"3 workers, d = 1, each c it allows of {M}, updates all zero or equal")
 
 
-def _harm(one: Attack) -> Findings:
+def _trigger(backdoor: poisoning.Backdoor) -> Findings:
+    """Whether it leaves images of both types what they are."""
+    shape = (2, 1, 8, 8)
+    for images in (np.zeros(shape, np.float32), np.zeros(shape, np.uint8)):
+        if problem := tried(backdoor.triggered, images).problem:
+            yield Finding(FAILS, problem)
+            return
+    yield Finding(OK, "its trigger leaves images of float32 and of uint8 what they are")
+
+
+def _harm(one: Attack, c: int) -> Findings:
     """Of the step that a rule would have made, the share undone, beside the paper's attack."""
     rows, told, most = normal(M, D), [], 0.0
     for name in ASKED_RULES:
         paper = "krum" if name == "krum" else "trimmed-mean"
         shares = []
         for attack in (one, attacks[paper]):
-            sent = _crafted(attack, rows, C, "full", name)
+            sent = _crafted(attack, rows, c, "full", name)
             if sent.problem:
+                level = NOTE if sent.mendable else FAILS
+                yield Finding(level, f"against {name}: {sent.problem}")
                 return
             shares.append(_undone(name, rows, sent.answer))
         most = max(most, abs(shares[0]))
@@ -176,18 +196,23 @@ def _share(share: float) -> str:
 
 
 def _undone(name: str, rows: np.ndarray, sent: np.ndarray) -> float:
-    rule, attacked = rules[name], rows.copy()
-    attacked[: len(sent)] = sent
+    rule, attacked, c = rules[name], rows.copy(), len(sent)
+    attacked[:c] = sent
     with np.errstate(all="ignore"):
-        before, after = (np.asarray(rule(x, c=C)) for x in (rows, attacked))
+        before, after = (np.asarray(rule(x, c=c)) for x in (rows, attacked))
         return undone(before, after)
 
 
 def _attack_time(entry: Entry) -> Findings:
     rows, paper = normal(*LARGE), attacks["trimmed-mean"]
-    ask = partial(_crafted, rows=rows, c=20)
+    allowed = tried(within, entry().limit, LARGE[0], 1).answer
+    if not allowed:
+        yield Finding(NOTE, f"its limit allows no c of {LARGE[0]} workers: time is not taken")
+        return
+    c = up_to(20, allowed)
+    ask = partial(_crafted, rows=rows, c=c)
     if problem := ask(entry()).problem:
-        yield Finding(FAILS, f"{LARGE[0]} x {LARGE[1]:,} updates, c = 20: {problem}")
+        yield Finding(FAILS, f"{LARGE[0]} x {LARGE[1]:,} updates, c = {c}: {problem}")
         return
     ask(paper)
     own, other = seconds(lambda: ask(entry())), seconds(lambda: ask(paper))
@@ -229,7 +254,7 @@ def check_defense(entry: Entry) -> Findings:
     rows = [normal(M, D, seed) for seed in range(3)]
     yield from repeated(
         entry,
-        lambda: [_removed(entry(), now, C).answer for now in rows],
+        lambda: [_removed(entry(), now, C) for now in rows],
         lambda: _removed(entry(), rows[0], C).answer,
     )
     yield from _places(one, set(first.answer.tolist()))

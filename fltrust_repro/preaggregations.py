@@ -15,9 +15,9 @@ import numpy as np
 
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.distances import nearest, squared_distances
-from fltrust_repro.doors import as_numbers, lent
+from fltrust_repro.doors import as_numbers, lent, taken_back
 from fltrust_repro.errors import BadInput, shown
-from fltrust_repro.kernels import extremes
+from fltrust_repro.kernels import column_mean, extremes
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, check_default, check_named, place_of
 from fltrust_repro.server import ASKED
@@ -96,7 +96,8 @@ def behind(names: str, rule: Rule) -> Rule:
         if own is not None:  # steps may leave other numbers of rows than they tell
             counts = known.get("c", 0), known.get("beta", 0)
             own.check(f"rule {rule.name!r} behind {names!r}", len(updates), *counts)
-        return ask(len(steps), rule, updates, known)
+        found = ask(len(steps), rule, updates, known)  # of a plug-in a copy: it may keep its own
+        return taken_back(found, updates.shape[1:], rule.function, f"rule {name!r}", "its result")
 
     limit = replace(own, rows=rows) if own else None
     name = "+".join([*(step.name for step in steps), rule.name])
@@ -156,7 +157,7 @@ def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -
     _buckets(len(updates), size=size)
     order = rng.permutation(len(updates))
     buckets = np.split(order, range(size, len(updates), size))
-    return np.stack([updates[bucket].mean(axis=0) for bucket in buckets])
+    return np.stack([column_mean(updates[bucket]) for bucket in buckets])
 
 
 @preaggregation("clip")
@@ -194,7 +195,7 @@ def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
 def _with_copies(m: int, *, share: float = 0.5) -> int:
     if not 0 <= share < np.inf:
         raise BadInput(f"pre-aggregation 'foundation': share is {share}; give at least 0.")
-    return m + int(share * m)
+    return m + int(share * m + 1e-9)  # 0.29 of 100 are 29, though 0.29 * 100 is less
 
 
 @preaggregation("foundation", rows=_with_copies)

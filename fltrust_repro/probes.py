@@ -10,7 +10,7 @@ import contextlib
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fltrust_repro.errors import BadInput, DataUnavailable, in_words
+from fltrust_repro.doors import Limit
+from fltrust_repro.errors import BadInput, DataUnavailable, WrongNumbers, in_words
 from fltrust_repro.plugins import Plugin
 from fltrust_repro.registry import Registry
 from fltrust_repro.server import ServerState
@@ -86,8 +87,19 @@ def tried(call: Callable[..., Any], *given: Any, **named: Any) -> Tried:
             warnings.simplefilter("ignore")
             return Tried(call(*given, **named))
     except (Exception, SystemExit) as error:
-        kinds = (isinstance(error, kind) for kind in (BadInput, DataUnavailable))
-        return Tried(None, in_words(error), *kinds)
+        # That what the user's code returns is no array of its size is not for others to mend.
+        mendable = isinstance(error, BadInput) and not isinstance(error, WrongNumbers)
+        return Tried(None, in_words(error), mendable, isinstance(error, DataUnavailable))
+
+
+def within(limit: Limit | None, m: int, least: int = 0) -> list[int]:
+    """Return each c from `least` to below m/2 that a limit allows, with beta the same."""
+    return [c for c in range(least, (m + 1) // 2) if limit is None or limit.allows(m, c, c)]
+
+
+def up_to(most: int, allowed: Sequence[int]) -> int:
+    """Return the largest c of those that is at most `most`, or the smallest where none is."""
+    return max((c for c in allowed if c <= most), default=min(allowed))
 
 
 def normal(m: int, d: int, seed: int = 0) -> np.ndarray:
@@ -161,13 +173,17 @@ def few(number: float) -> str:
     return f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"
 
 
-def repeated(entry: Entry, trial: Callable[[], list[Any]], ask: Callable[[], Any]) -> Findings:
+def repeated(entry: Entry, trial: Callable[[], list[Tried]], ask: Callable[[], Any]) -> Findings:
     """Whether the same trial twice, and the same question twice, is answered with the same bits.
 
     `trial` asks three times as a trial does; `ask` answers one question from a new start.
     """
     first, second = (entry.trial(trial) for _ in range(2))
-    if not same_bits(first, second):
+    for iteration, found in enumerate(first, 1):
+        if found.problem:
+            yield Finding(FAILS, f"iteration {iteration} of a trial: {found.problem}")
+            return
+    if not same_bits(*([one.answer for one in some] for some in (first, second))):
         yield Finding(
             FAILS,
             "the same trial twice gives different results: it draws from a generator without the "

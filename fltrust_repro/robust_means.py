@@ -242,11 +242,12 @@ def mda(updates: np.ndarray, c: int) -> np.ndarray:
             f"rule 'mda' searches exactly, which may take too long for c = {c} compromised; "
             f"use at most {_MOST_REMOVED}, or another rule, such as multi-krum."
         )
-    squared = squared_distances(updates)
-    order = np.argsort(squared.sum(axis=1, where=np.isfinite(squared)), kind="stable")
+    squared, finite = squared_distances(updates), finite_rows(updates)
+    far = squared.sum(axis=1, where=np.isfinite(squared))
+    order = np.argsort(np.where(finite, far, np.inf), kind="stable")
     kept = np.empty(len(updates), dtype=bool)
     kept[order] = smallest_diameter(squared[np.ix_(order, order)], c)
-    return weighted_mean(updates, kept)
+    return weighted_mean(updates, kept & finite)
 
 
 @rule("sign-vote")

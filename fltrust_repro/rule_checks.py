@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from fltrust_repro.aggregation import Rule, rules
-from fltrust_repro.doors import lent
+from fltrust_repro.doors import as_numbers, lent
 from fltrust_repro.preaggregations import PreAggregation, behind
 from fltrust_repro.probes import (
     FAILS,
@@ -34,6 +33,8 @@ from fltrust_repro.probes import (
     server_of,
     time_told,
     tried,
+    up_to,
+    within,
 )
 from fltrust_repro.words import counted
 
@@ -42,26 +43,23 @@ from fltrust_repro.words import counted
 class Subject:
     """A rule, or a pre-aggregation with the median behind it, as it is asked."""
 
-    entry: Entry
+    entry: Entry  # what the user wrote, with its `parameters`
     rule: Callable[[], Rule]
-    function: Callable[[], Any]  # what the user wrote, with its `parameters`
 
     def ask(self, rows: np.ndarray, c: int, root: np.ndarray | None = None) -> Tried:
         """Ask once, with nothing remembered."""
         return tried(self.rule(), rows, c=c, state=server_of(rows, root))
 
-    def trial(self, rows: list[np.ndarray], c: int) -> list[Any]:
+    def trial(self, rows: list[np.ndarray], c: int) -> list[Tried]:
         """Ask as in a trial: what is remembered goes from one call to the next."""
-        rule, state, found = self.rule(), server_of(rows[0]), []
-        for now in rows:
-            done = tried(rule, now, c=c, state=replace(state, w_re=server_of(now).w_re))
-            found.append(np.zeros(1) if done.problem else done.answer)
-        return found
+        rule, state = self.rule(), server_of(rows[0])
+        return [
+            tried(rule, now, c=c, state=replace(state, w_re=server_of(now).w_re)) for now in rows
+        ]
 
     def within(self, m: int) -> list[int]:
         """Return each c below m/2 that the limit allows."""
-        limit = self.rule().limit
-        return [c for c in range((m + 1) // 2) if limit is None or limit.allows(m, c, c)]
+        return within(self.rule().limit, m)
 
     @property
     def draws(self) -> bool:
@@ -71,13 +69,12 @@ class Subject:
 
 def check_rule(entry: Entry) -> Findings:
     """Yield what was found of a rule."""
-    subject = Subject(entry, entry, entry)
-    yield from _checked(subject, _breakdown)
+    yield from _checked(Subject(entry, entry), _breakdown)
 
 
 def check_preaggregation(entry: Entry) -> Findings:
     """Yield what was found of a pre-aggregation, by the median behind it."""
-    subject = Subject(entry, lambda: behind(entry.name, rules["median"]), entry)
+    subject = Subject(entry, lambda: behind(entry.name, rules["median"]))
     yield from _checked(subject, _rows_left)
 
 
@@ -87,7 +84,7 @@ def _checked(subject: Subject, own: Callable[[Subject], Findings]) -> Findings:
         none = f"its limit allows no c at all of {M} workers"
         yield Finding(FAILS, allowed.problem or none)
         return
-    c = min(C, allowed.answer[-1])
+    c = up_to(C, allowed.answer)
     first = subject.ask(normal(M, D), c)
     if first.fault:
         yield Finding(FAILS, f"{M} random updates of {D} numbers, c = {c}: {first.fault}")
@@ -106,16 +103,24 @@ def _checked(subject: Subject, own: Callable[[Subject], Findings]) -> Findings:
         yield from _alike(subject, c)
     yield from _broken(subject, c)
     yield from own(subject)
+    if subject.rule().leave_one_out is not None:
+        yield from _left_out(subject, c)
     yield from _time(subject)
 
 
 def _direct(subject: Subject, rows: np.ndarray, c: int) -> tuple[np.ndarray, Tried]:
     """What it was given, after the call, and what came of it, no door between."""
-    one: Rule | PreAggregation = subject.function()
+    one: Rule | PreAggregation = subject.entry()
     asked = tuple(name for name in one.parameters if name not in ("c", "beta"))
     known = {"c": c, "beta": c, **server_of(rows).told(asked, rows, one.name)}
     given = lent(rows.copy(), one.function)
-    return given, tried(one.function, given, **{name: known[name] for name in one.parameters})
+
+    def ask() -> np.ndarray:
+        made = one.function(given, **{name: known[name] for name in one.parameters})
+        shape = rows.shape[1:] if isinstance(one, Rule) else (None, rows.shape[1])
+        return as_numbers(made, shape, one.name, "its result")
+
+    return given, tried(ask)
 
 
 def _input(subject: Subject, c: int) -> Findings:
@@ -152,8 +157,13 @@ def _symmetries(subject: Subject, c: int, result: np.ndarray) -> Findings:
 
 def _sizes(subject: Subject) -> Findings:
     """Few workers, one parameter, and each c that its limit allows."""
-    tries = [(m, d, c) for m in (1, 2, 3) for d in (1, D) for c in subject.within(m)]
-    tries += [(M, D, c) for c in subject.within(M)]
+    allowed = {m: tried(subject.within, m) for m in (1, 2, 3, M)}
+    for m, its in allowed.items():
+        if its.problem:
+            yield Finding(FAILS, f"{counted(m, 'worker')}: {its.problem}")
+            return
+    tries = [(m, d, c) for m in (1, 2, 3) for d in (1, D) for c in allowed[m].answer]
+    tries += [(M, D, c) for c in allowed[M].answer]
     faults = {one: subject.ask(normal(*one[:2]), one[2]) for one in tries}
     wrong = [(_level(one[0], found), *one) for one, found in faults.items() if found.fault]
     for level, m, d, c in sorted(wrong, key=lambda one: one[0] != FAILS)[:1]:
@@ -162,9 +172,9 @@ def _sizes(subject: Subject) -> Findings:
         limit = " (give it a limit, looked at before a trial begins)" * found.mendable
         yield Finding(level, f"{place}{found.fault}{limit}")
     if not wrong:
-        fewest = min([m for m in (1, 2, 3) if subject.within(m)], default=M)
+        fewest = min([m for m in (1, 2, 3) if allowed[m].answer], default=M)
         few_workers = f"from {counted(fewest, 'worker')} on"
-        yield Finding(OK, f"{few_workers}, d = 1, c up to {subject.within(M)[-1]} of {M}")
+        yield Finding(OK, f"{few_workers}, d = 1, c up to {allowed[M].answer[-1]} of {M}")
 
 
 def _level(m: int, found: Tried) -> str:
@@ -205,6 +215,8 @@ def _broken(subject: Subject, c: int) -> Findings:
                 return
             if found.fault and 0 < count == c:
                 reaching.append(what)
+    if c == 0:
+        return  # nobody else may send such values
     if reaching:
         what = ", ".join(reaching)
         yield Finding(NOTE, f"{what} from {c} of {M} workers: the result is not finite")
@@ -214,7 +226,8 @@ def _broken(subject: Subject, c: int) -> Findings:
 
 def _breakdown(subject: Subject) -> Findings:
     """Huge updates of as many workers as c says."""
-    for c in [c for c in subject.within(M) if c > 0]:
+    allowed = [c for c in subject.within(M) if c > 0]
+    for c in allowed:
         rows = normal(M, D)
         honest = rows[c:].copy()
         rows[:c] = -HUGE * honest.mean(axis=0)
@@ -230,15 +243,38 @@ def _breakdown(subject: Subject) -> Findings:
             drag = f"the result goes {few(far)} times as far as any honest one lies"
             yield Finding(NOTE, place + drag)
             return
-    yield Finding(OK, "huge updates of c workers: the result stays among the honest ones")
+    if allowed:
+        yield Finding(OK, "huge updates of c workers: the result stays among the honest ones")
+
+
+def _left_out(subject: Subject, c: int) -> Findings:
+    """Whether its fast way without each worker gives what it gives without each worker."""
+    rows = normal(M, D)
+    rule = subject.rule().seen_at(server_of(rows))
+    slow, fast = (
+        tried(one.without_each, rows, c=c) for one in (replace(rule, leave_one_out=None), rule)
+    )
+    if fast.problem:
+        yield Finding(FAILS, f"leave_one_out: {fast.problem}")
+    elif not slow.problem:
+        one, other = (found.answer.aggregates[found.answer.which] for found in (slow, fast))
+        gap = apart(one, other, rows)
+        same = "leave_one_out: what the rule gives without each worker"
+        yield (
+            Finding(OK, same)
+            if gap <= SAME
+            else Finding(FAILS, f"{same} is another, by {few(gap)} of an update's length")
+        )
 
 
 def _rows_left(subject: Subject) -> Findings:
     """As many rows as it says that it leaves."""
-    step: PreAggregation = subject.function()
+    step: PreAggregation = subject.entry()
     for m in (3, 7, M):
-        c = subject.within(m)[-1]
-        _, found = _direct(subject, normal(m, D), c)
+        allowed = subject.within(m)
+        if not allowed:
+            continue
+        _, found = _direct(subject, normal(m, D), allowed[-1])
         told, problem, *_ = tried(step.rows, m)
         if problem:
             yield Finding(FAILS, f"rows, asked about {m} updates: {problem}")
@@ -256,11 +292,17 @@ def _time(subject: Subject) -> Findings:
     def ask(rule: Rule, c: int) -> Tried:
         return tried(rule, rows, c=c, state=server_of(rows))
 
-    c = 20 if 20 in subject.within(m) and not ask(subject.rule(), 20).problem else C
+    allowed = subject.within(m)
+    if not allowed:
+        yield Finding(NOTE, f"its limit allows no c of {m} workers: time is not taken")
+        return
+    c = up_to(20, allowed)
+    if ask(subject.rule(), c).problem:  # as of what takes too long
+        c = up_to(C, allowed)
     if problem := ask(subject.rule(), c).problem:
         yield Finding(FAILS, f"{m} x {LARGE[1]:,} updates, c = {c}: {problem}")
         return
     ask(krum, c)
     own, other = seconds(lambda: ask(subject.rule(), c)), seconds(lambda: ask(krum, c))
-    by = "Krum's" if subject.rule is subject.function else "Krum's, with the median behind it"
+    by = "Krum's" if subject.rule is subject.entry else "Krum's, with the median behind it"
     yield time_told(own, other, by)

@@ -68,7 +68,7 @@ class Readings:
     gradient: str = _field("mean", "", "sum")  # over a batch
 
     def __post_init__(self) -> None:
-        _check_fields(self, Readings)
+        _check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Setting:
     readings: Readings = dataclasses.field(default_factory=Readings)
 
     def __post_init__(self) -> None:
-        _check_fields(self, Setting)
+        _check_fields(self)
         data, model, _ = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
         steps = (name.strip() for name in self.pre.split("+") if name)
@@ -325,9 +325,9 @@ def _named(registry: Registry[Any], name: str) -> str:
     return entry.name if ":" in name else name
 
 
-def _check_fields(part: Setting | Readings, kind: type[Setting] | type[Readings]) -> None:
+def _check_fields(part: Setting | Readings) -> None:
     """Raise `BadInput` for a value that is not of its field's type, or none of its choices."""
-    for name, may_lack, choices, type_name in _ALLOWED[kind]:
+    for name, may_lack, choices, type_name in _ALLOWED[type(part)]:
         value = getattr(part, name)
         if value is None and may_lack:
             continue

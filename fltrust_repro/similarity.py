@@ -138,7 +138,7 @@ def signguard(
     shrink = shortening(long, median)
     result = weighted_sum(updates, kept * shrink / kept.sum()).astype(np.float32)
     if similarity is not None:
-        memory["last"] = result
+        memory["last"] = result.copy()
     return result
 
 
@@ -157,8 +157,9 @@ def _alike(
         np.fill_diagonal(among, np.nan)
         cosine = np.nanmedian(among, axis=1) if len(finite) > 1 else np.zeros(1)
     else:
-        slopes, scale = lengths_and_slopes(updates, last)[1], long * np.linalg.norm(last)
-        cosine = np.divide(slopes, scale, out=np.zeros_like(slopes), where=scale > 0)[finite]
+        slopes = lengths_and_slopes(updates, last)[1][finite]
+        scale = long[finite] * np.linalg.norm(last)
+        cosine = np.divide(slopes, scale, out=np.zeros_like(slopes), where=scale > 0)
     median = np.median(cosine)
     return np.clip(cosine, 0, median) / (5 * median) if median > 0 else np.zeros(len(finite))
 

@@ -185,6 +185,9 @@ class Attack:
 
     def __post_init__(self) -> None:
         check_limit(f"attack {self.name!r}", self.limit)
+        if isinstance(self.against, str):
+            example = f"against=({self.against!r},)"
+            raise BadInput(f"attack {self.name!r}: against is one name; give several, {example}.")
         if strange := set(self.asks) - {"root"}:
             raise BadInput(
                 f"attack {self.name!r} asks for {', '.join(map(str, sorted(strange, key=str)))}; "

@@ -12,7 +12,7 @@ from fltrust_repro.settings import Setting
 from fltrust_repro.training import TrialResult, run_trial
 from fltrust_repro.workers import Learner
 
-ITERATIONS = 20
+ITERATIONS, WORKERS = 20, 10
 _SHAPES = {"digits": (1, 8, 8), "MNIST": (1, 28, 28), "CH-MNIST": (1, 64, 64)}
 
 
@@ -44,9 +44,10 @@ def check_dataset(entry: Entry) -> Findings:
         tried(lambda seed=seed: entry().load(folders, np.random.default_rng(seed)))
         for seed in (0, 0, 1)
     ]
-    if problem := drawn[0].problem:
-        yield Finding(NOTE if drawn[0].missing else FAILS, problem)
-        return
+    for one in drawn:
+        if one.problem:
+            yield Finding(NOTE if one.missing else FAILS, one.problem)
+            return
     data, again, other = (one.answer for one in drawn)
     n, shape = len(data.train_y), data.train_x.shape[1:]
     sizes = f"{n:,} training and {len(data.test_y):,} test examples of {shape}"
@@ -55,7 +56,8 @@ def check_dataset(entry: Entry) -> Findings:
     if not all(np.isfinite(part).all() for part in parts[0]):
         yield Finding(FAILS, "holds NaN or infinity")
         return
-    if not _same(parts[0], parts[1]):
+    users = [[] if one.users is None else [one.users] for one in (data, again)]
+    if not _same(parts[0] + users[0], parts[1] + users[1]):
         yield Finding(FAILS, "the same seed gives another split: draw it by rng only")
     elif _same(parts[0], parts[2]):
         yield Finding(NOTE, "each seed gives the same split")
@@ -64,18 +66,22 @@ def check_dataset(entry: Entry) -> Findings:
     for where, labels in (("training", data.train_y), ("test", data.test_y)):
         if missing := sorted(set(range(data.classes)) - set(labels.tolist())):
             yield Finding(NOTE, f"no {where} example is of class {missing[0]}")
-    yield from _learns(entry, entry.name, "lr", data.classes)
+    natural = data.users is not None and entry().dealing == "natural"
+    workers = len(np.unique(data.users)) if natural else WORKERS
+    yield from _learns(entry, entry.name, "lr", data.classes, workers)
 
 
 def _same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other))
 
 
-def _learns(entry: Entry, dataset: str, model: str, classes: int) -> Findings:
+def _learns(
+    entry: Entry, dataset: str, model: str, classes: int, workers: int = WORKERS
+) -> Findings:
     def trained() -> TrialResult:
         setting = Setting(
-            dataset=dataset, model=model, rule="mean", workers=10, compromised=2,
-            iterations=ITERATIONS,
+            dataset=dataset, model=model, rule="mean", workers=workers,
+            compromised=min(2, (workers - 1) // 2), iterations=ITERATIONS,
         )  # fmt: skip
         return run_trial(setting, 0, data_dir=entry.data_dir)
 

@@ -86,6 +86,15 @@ RULES = {
                       "NaN from 4 of 20 workers: AssertionError"),
     "raises on all NaN": (rule("assert not np.isnan(updates).all()", "return median"), FAILS,
                           "NaN from 20 of 20 workers: AssertionError"),
+    "in the second iteration": (
+        rule("if memory: median += memory['lst']", "memory['last'] = 1", "return median",
+             asks=", memory"), FAILS, "iteration 2 of a trial: KeyError: 'lst'"),
+    "without each, their size": (
+        rule("return median", decorator="rule('mine', leave_one_out=lambda rows: rows[:3])"),
+        FAILS, r"leave_one_out: .*shape \(20, 50\), not float32 \(3, 50\)"),
+    "without each, other ones": (
+        rule("return median", decorator="rule('mine', leave_one_out=np.zeros_like)"), FAILS,
+        "leave_one_out: what the rule gives without each worker is another"),
     "NaN": (rule("return median"), NOTE, "NaN from 4 of 20 workers: the result is not finite"),
     "huge": (rule("return np.nan_to_num(updates).mean(axis=0)"), NOTE, "of 1 of 20 workers, c = 1"),
 }  # fmt: skip
@@ -132,8 +141,36 @@ def test_a_limit_that_raises_fails(tmp_path, text):
     raising = "lambda m, c, beta: m // (c - 1) - 2"
     findings = found(tmp_path, text.replace("{limit}", raising))
     assert [one.level for one in findings if "cannot be computed (ZeroDivision" in one.text] == [
-        FAILS if "rule(" in text else NOTE
+        FAILS
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rule("return median", asks=", c", decorator="rule('mine', fl.Limit('q', {limit}))"),
+        body("attack('mine', limit=fl.Limit('q', {limit}))", "step", "return -step.known[:step.c]"),
+    ],
+)
+@pytest.mark.parametrize("limit", ["m - 6 * c", "3 - c"])
+def test_no_more_is_tried_than_a_limit_allows(tmp_path, text, limit):
+    findings = found(tmp_path, text.replace("{limit}", f"lambda m, c, beta: {limit}"))
+    assert FAILS not in [one.level for one in findings], findings
+    assert findings[-1].text.startswith("time: ")
+
+
+def test_of_a_rule_for_no_attacker_nothing_is_said_of_any(tmp_path):
+    limit = "rule('mine', fl.Limit('q', lambda m, c, beta: 1 - c))"
+    findings = found(tmp_path, rule("return median", asks=", c", decorator=limit))
+    assert FAILS not in [one.level for one in findings], findings
+    assert not [one for one in findings if "huge" in one.text or "infinity" in one.text]
+
+
+def test_a_limit_that_raises_for_few_workers_fails_by_itself(tmp_path):
+    limit = "rule('mine', fl.Limit('q', lambda m, c, beta: 40 // (m - 3)))"
+    findings = found(tmp_path, rule("return median", asks=", c", decorator=limit))
+    [fails] = [one.text for one in findings if one.level == FAILS]
+    assert "3 workers: the limit of a plug-in cannot be computed" in fails
 
 
 def test_what_a_plugin_prints_is_not_amid_the_findings(tmp_path, capsys):
@@ -198,6 +235,23 @@ OTHERS = {
     "knows too much": (craft(*PEEKS), FAILS, "depends on benign updates"),
     "order of others": (craft("return -step.known[-step.c:]", decorator="attack('mine', False)"),
                         NOTE, "the order of benign workers"),
+    "an attack's shape for one": (craft("return np.squeeze(-step.known[: step.c])"), FAILS,
+                                  r"3 workers, d = 1, c = 1: .*shape \(1, 1\), not float32 \(\)"),
+    "in the second iteration": (
+        craft("if step.memory: raise KeyError('a')", "step.memory['a'] = 1", SENT), FAILS,
+        "iteration 2 of a trial: KeyError: 'a'"),
+    "against a rule": (craft("if step.master.rule.name == 'krum': raise KeyError('k')", SENT),
+                       FAILS, "against krum: KeyError: 'k'"),
+    "a trigger": (
+        "from fltrust_repro.poisoning import Backdoor\n"
+        + craft(SENT, decorator="attack('mine', False, backdoor=Backdoor(lambda x: x[:1]))"),
+        FAILS, r"a backdoor's trigger makes float32 \(1, 1, 8, 8\)"),
+    "a defense in the second iteration": (
+        body("defense('mine')", "case", "CALLS.append(1)",
+             "if len(CALLS) == 2: raise KeyError('d')", "return []"), FAILS, "KeyError: 'd'"),
+    "a step that gives nothing": (
+        body("preaggregation('mine')", "updates", "return updates if len(updates) > 3 else None"),
+        FAILS, "3 workers, d = 1, c = 0: .*must be numbers"),
     "few attackers": (craft("assert step.c > 1", SENT), FAILS, "3 workers, d = 1, c = 1: Assert"),
     "NaN sent": (craft("return np.full((step.c, len(mean)), np.nan)"), NOTE, "not finite, which"),
     "no harm": (craft("return step.known[: step.c]"), NOTE, "one step undone .*mean 0.00"),
@@ -219,13 +273,16 @@ OTHERS = {
 }  # fmt: skip
 
 
+SEVERAL = ("rows", "unseeded", "a defense in the second iteration")  # lines that fail
+
+
 @pytest.mark.parametrize("case", OTHERS)
 def test_what_else_is_broken_is_found_by_its_line(tmp_path, case):
     text, level, line = OTHERS[case]
     findings = found(tmp_path, text)
     assert [one for one in findings if one.level == level and re.search(line, one.text)], findings
     fails = [one for one in findings if one.level == FAILS]
-    assert len(fails) == (level == FAILS) or case in ("rows", "unseeded"), fails
+    assert len(fails) == (level == FAILS) or case in SEVERAL, fails
 
 
 BLOCK = (
@@ -270,6 +327,22 @@ DATA_SETS = {
     "class": ("rng", "pass", 4, NOTE, "no training example is of class 3"),
     "raises": ("rng", "open('missing')", 3, FAILS, "does not load: FileNotFoundError"),
 }
+
+
+def test_a_data_set_that_loads_once_fails(tmp_path):
+    text = "ONCE = iter([0])\n" + DATA.format(order="rng", more="next(ONCE)", classes=3)
+    [finding] = found(tmp_path, text)
+    assert finding.level == FAILS
+    assert "does not load: StopIteration" in finding.text
+
+
+@pytest.mark.parametrize(("users", "level"), [("y", OK), ("np.random.random(90) // 0.1", FAILS)])
+def test_who_holds_an_example_is_part_of_the_split(tmp_path, users, level):
+    text = DATA.replace("@fl.dataset('mine')", "@fl.dataset('mine', dealing='natural')")
+    text = text.replace("{classes})", f"{{classes}}, users=({users})[:60].astype(int))")
+    findings = found(tmp_path, text.format(order="rng", more="pass", classes=3))
+    assert findings[1].level == level
+    assert level == FAILS or {one.level for one in findings} == {OK}
 
 
 @pytest.mark.parametrize("case", DATA_SETS)

@@ -255,6 +255,8 @@ def test_an_attack_that_does_not_ask_is_not_given_it():
 def test_what_an_attack_may_ask_for_is_told_where_it_is_registered():
     with pytest.raises(BadInput, match="attack 'own' asks for judge; an attack may ask for root"):
         attack("own", asks=("judge",))(lambda step: step.known)
+    with pytest.raises(BadInput, match=r"against is one name; give several, against=\('krum',\)"):
+        attack("own", against="krum")(lambda step: step.known)
     assert "own" not in attacks
 
 

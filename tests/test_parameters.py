@@ -56,6 +56,8 @@ def test_parameters_follow_the_name_and_the_name_is_one(shrunk, away):
     assert rules["shrunk:by=0.5"].name == "shrunk"  # the default
     assert rules["shrunk:by=3.0"].name == "shrunk:by=3"
     assert rules["shrunk:of=3.0"].name == "shrunk:of=3.0"  # a text
+    assert rules["multi-krum:q=9007199254740993"].name == "multi-krum:q=9007199254740993"
+    assert rules["multi-krum:q=07"].name == rules["multi-krum:q=7e0"].name == "multi-krum:q=7"
     assert attacks["away:by=2"](np.ones((4, 3)), c=1).tolist() == [[2.0] * 3]
     one = Setting(**SMALL, rule="shrunk:of=median,by=.25", attack="away:by=2")
     other = Setting(**SMALL, rule="shrunk:by=0.250,of=median", attack="away:by=2.0")

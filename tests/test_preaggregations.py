@@ -187,6 +187,41 @@ def test_more_compromised_workers_than_updates_are_told(step, c):
         behind(step, rules["mean"])(np.ones((4, 3)), c=c)
 
 
+def test_a_rule_behind_a_step_may_keep_what_it_returned():
+    buffer = np.zeros(3, dtype=np.float32)
+
+    @rule("buffered")
+    def buffered(updates):
+        buffer[:] = np.median(updates, axis=0)
+        return buffer
+
+    @rule("short")
+    def short(updates):
+        return updates[0, 1:]
+
+    try:
+        both = behind("clip:radius=1e6", rules["buffered"])
+        first = both(np.full((5, 3), 1.0), c=1)
+        both(np.full((5, 3), 2.0), c=1)
+        assert first.tolist() == [1.0] * 3
+        with pytest.raises(BadInput, match=r"'clip\+short' \(test_preaggregations.py, line \d+\)"):
+            behind("clip", rules["short"])(np.ones((5, 3)), c=1)
+    finally:
+        rules.remove("buffered")
+        rules.remove("short")
+
+
+def test_means_of_buckets_are_those_of_a_mean():
+    large = np.full((4, 2), 3e38, dtype=np.float32)
+    np.testing.assert_array_equal(behind("bucketing", rules["mean"])(large, c=0), large[0])
+
+
+def test_a_share_of_copies_is_not_cut_by_rounding():
+    shares = [k / 100 for k in range(101)]
+    rows = [preaggregations[f"foundation:share={share}"].rows(100) for share in shares]
+    assert rows == list(range(100, 201))
+
+
 def test_each_step_and_the_rule_have_a_memory_of_their_own():
     @preaggregation("counting")
     def counting(updates, memory):

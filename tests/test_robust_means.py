@@ -188,6 +188,11 @@ def test_mda_does_not_look_at_places_where_a_row_is_not_finite(row):
     assert len(found) == 1
 
 
+def test_mda_gives_no_weight_to_rows_that_are_not_finite_be_they_more_than_c():
+    assert mda([[np.nan], [np.inf], [1], [2], [3]], c=1).tolist() == [2.0]
+    assert np.isnan(mda([[np.nan], [np.inf], [np.nan]], c=1)).all()
+
+
 def test_mda_of_100_updates_is_exact_and_beyond_50_removals_refused():
     updates = normal(100, 50)
     updates[:20] = 1.5 * updates[:20] + 1

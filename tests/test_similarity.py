@@ -147,6 +147,14 @@ def test_signguard_by_similarity_equals_the_reference_with_and_without_a_last_ag
         last = found
 
 
+def test_what_is_done_to_a_result_does_not_change_what_signguard_remembers():
+    memory, updates = {}, benign(9, 300)
+    found = signguard(updates, memory=memory, similarity="cosine")
+    before = found.copy()
+    found *= 0
+    np.testing.assert_array_equal(memory["last"], before)
+
+
 def test_signguard_by_similarity_bears_rows_in_any_order_and_such_that_are_not_finite():
     updates = benign(20, 300)
     updates[:4] *= -1
