@@ -82,7 +82,7 @@ def as_varied(experiment: Experiment, cells: Sequence[Measured]) -> Chart:
     if figure is None:
         return Chart({}, [], 1.0, [], [])
     measured = {(m.cell.row, m.cell.column): m for m in cells if m.errors}
-    top = top_of(m.mean for m in measured.values())
+    top = top_of(min(m.mean + float(np.nan_to_num(m.half_width)), 1.0) for m in measured.values())
     positions = _positions(figure.values)
     styles = styles_of(figure.lines)
     panels: dict[str, list[Line]] = {}

@@ -6,7 +6,8 @@ The program's own experiments are not kept so: their files come with it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,30 @@ def _experiment(name: str, told: Mapping[str, Any]) -> Experiment:
     astray = {cell.row for cell in cells} - {*rows} | {cell.column for cell in cells} - {*columns}
     if not cells or astray or told["measure"] not in MEASURES:
         raise BadInput("it has no cells, cells astray, or a measure that there is not")
-    numbers = [told["seconds"] or 0, *(figure.values if figure else ())]
-    if not all(isinstance(value, (int, float)) for value in numbers):
-        raise BadInput("its seconds, or values of its figure, are no numbers")
+    if len({(cell.row, cell.column) for cell in cells}) < len(cells):
+        raise BadInput("two of its cells have one place")
+    numbers = [told["seconds"] or 0, *(cell.paper or 0 for cell in cells)]
+    if not all(map(_is_number, numbers)):
+        raise BadInput("its seconds, or what a paper has, are no numbers")
+    if figure is not None:
+        _check_figure(figure, rows, columns)
     return Experiment(
         name, str(told["command"]), str(told["title"]), rows, columns, cells, figure,
         told["measure"], told["seconds"], told["published_by"],
         notes=tuple(map(str, told.get("notes", ()))),
     )  # fmt: skip
+
+
+def _check_figure(figure: Figure, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise `BadInput` where a figure does not fit its experiment."""
+    names = [*figure.panels, *figure.lines]
+    lines = {figure.row(panel, line) for panel in figure.panels for line in figure.lines}
+    if not all(isinstance(name, str) for name in names) or not {*rows} <= lines:
+        raise BadInput("the panels and lines of its figure are not its rows")
+    apart = len({*figure.values}) == len(figure.values) == len(columns)
+    if not apart or not all(map(_is_number, figure.values)):
+        raise BadInput("the values of its figure are not a number for each column")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

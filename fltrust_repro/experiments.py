@@ -110,8 +110,15 @@ class Experiment:
 
     @property
     def maps(self) -> dict[str, str]:
-        """The heat maps of a grid by what they show, with the names of their files."""
-        maps = self.grid.maps if self.grid else ()
+        """The heat maps of a grid that have a cell, with the names of their files."""
+        grid, rows = self.grid, {cell.row for cell in self.cells}
+        if grid is None:
+            return {}
+        maps = [
+            one
+            for one in grid.maps
+            if any(grid.row(one, column) in rows for column in grid.down.columns)
+        ]
         words = [re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps]
         apart = [f"{w}-{k}" if words.count(w) > 1 else w for k, w in enumerate(words, 1)]
         return {one: f"{self.name}-{word}" for one, word in zip(maps, apart)}
@@ -119,7 +126,8 @@ class Experiment:
     def choose(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> tuple[Cell, ...]:
         """Return the cells of some rows and columns; naming none means all of them.
 
-        Raises `BadInput` for a name that the experiment does not have.
+        Raises `BadInput` for a name that the experiment does not have, and where limits leave
+        nothing.
         """
         for kind, asked, known in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in asked:
@@ -127,7 +135,11 @@ class Experiment:
                     wrong = f"{self.name} has no {kind} {shown(name)}"
                     raise BadInput(f"{wrong}; {choose(name, known)}")
         rows, columns = rows or self.rows, columns or self.columns
-        return tuple(one for one in self.cells if one.row in rows and one.column in columns)
+        chosen = tuple(one for one in self.cells if one.row in rows and one.column in columns)
+        if not chosen:
+            why = " ".join(self.notes) or "choose other rows or columns."
+            raise BadInput(f"{self.name} has no cell there. {why}")
+        return chosen
 
 
 def figure_of(

@@ -14,7 +14,7 @@ from fltrust_repro.archive import Archive, Failure
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment, load_experiment, readable
 from fltrust_repro.settings import FIELDS, Setting
-from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, Trials
+from fltrust_repro.trials import FIRST_SEED, Trial, TrialName, Trials, protocol_of
 from fltrust_repro.words import counted
 
 Line = dict[str, Any]
@@ -49,6 +49,7 @@ def status(
             finished = reproduction.finished(store, out, experiments)
         failures, claimed = store.failures(), store.claimed()
         store.left_out.tell()
+    failures = _of_today(failures, finished, *(one.settings for one in experiments))
     if names:
         done = {s: [trial for trial in some if trial.seed in seeds] for s, some in finished.items()}
         for experiment in experiments:
@@ -64,6 +65,18 @@ def status(
     if with_others:
         click.echo(rest)
     _print_failures(experiments, failures, with_others)
+
+
+def _of_today(
+    failures: Mapping[TrialName, Failure], *settings: Iterable[Setting]
+) -> dict[TrialName, Failure]:
+    """Failures without those of earlier code, which may be mended."""
+    known = {setting.key(): setting for some in settings for setting in some}
+    return {
+        name: failure
+        for name, failure in failures.items()
+        if name.key not in known or protocol_of(known[name.key]) == name.protocol
+    }
 
 
 def _print_cells(experiment: Experiment, trials: int, done: Trials) -> None:

@@ -133,9 +133,12 @@ def export_command(file: Path, wanted: Wanted, store_path: Path) -> None:
         found = [finding.Found(trial, store_path) for trial in store.everything()]
         store.left_out.tell()
     trials = (one.trial for one in finding.chosen(found, wanted))
-    lines = [{**trial.setting.as_dict(), **trial.row()} for trial in trials]
+    lines = [
+        {"iterations_done": trial.result.iterations, **trial.row(), **trial.setting.as_dict()}
+        for trial in trials
+    ]
     first = dict.fromkeys([*TrialName._fields, *FIELDS])
-    others = [name for name in COLUMNS if name not in {*first, "setting"}]
+    others = [name for name in COLUMNS if name not in {*first, "setting"}] + ["iterations_done"]
     from pandas import DataFrame  # which takes a while to load
 
     frame = DataFrame(lines, columns=[*first, *others])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from itertools import accumulate
@@ -479,6 +480,30 @@ def test_a_table_of_ones_own_may_lack_cells(tmp_path):
     assert "there is no such cell" in text(cells["krum", "no-attack"])
     assert text(cells["krum", "gaussian"]).startswith("0.13")
     assert text(cells["median", "full"]).startswith("0.29")
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("values", []),
+        ("values", [5, 5, 5, 5, 5, 5]),
+        ("values", [1, 2, 3, 4, 5, float("nan")]),
+        ("values", [1, 2, 3, 4, 5, "6"]),
+        ("lines", []),
+        ("lines", [1]),
+        ("panels", ["x"]),
+        ("panels", "abc"),
+    ],
+)
+def test_a_figure_that_does_not_fit_is_left_out_by_name(part, damage, tmp_path):
+    mine = replace(load_experiment("figure2"), command="sweep")
+    [file] = definitions.keep(mine, tmp_path)
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told["figure"][part] = damage
+    file.write_text(json.dumps(told), encoding="utf-8")
+    left_out = LeftOut()
+    assert definitions.kept(tmp_path, left_out) == []
+    assert len(left_out) == 1
 
 
 def test_what_comes_with_the_program_is_not_kept(tmp_path):

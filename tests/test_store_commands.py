@@ -191,6 +191,15 @@ def test_export_writes_a_row_per_trial_and_a_column_per_field(call, filled, tmp_
     assert set(FULL.as_dict()) <= set(frame.columns)
 
 
+def test_an_export_has_the_settings_iterations_and_those_done(call, tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        one = trial(FULL, 0, 0.9)
+        store.add(replace(one, result=replace(one.result, iterations=7, diverged=True)))
+    assert call("export", tmp_path / "t.csv", out=False)[0] == 0
+    (row,) = pd.read_csv(tmp_path / "t.csv").to_dict("records")
+    assert (row["iterations"], row["iterations_done"]) == (500, 7)
+
+
 def test_an_export_that_cannot_be_written_names_the_file(call, filled, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, errors = call("export", tmp_path / "file" / "t.csv", out=False)
@@ -386,6 +395,16 @@ def test_status_of_all_tells_readings_the_arena_own_sweeps_and_what_else_there_i
     assert line_of(text, "sweep-p") == ["sweep-p", "2", "0", "0"]
     assert "Other settings: 1, 3 trials; `trials` lists them." in text
     assert f"failed: setting {other.key()}, seed 9: OSError: no" in text
+
+
+def test_a_failure_of_earlier_code_is_none_of_todays(call, filled, tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        old = TrialName.of(NONE, 5)._replace(protocol="0")
+        store.add_failure(Failure(old, "ValueError: mended since", ""))
+    for words in (("status",), ("status", "--all"), ("status", "table2a")):
+        text = call(*words)[1]
+        assert "seed 4: OSError: no" in text
+        assert "mended since" not in text
 
 
 def test_status_of_the_papers_experiments_leaves_the_others_out(call, filled):

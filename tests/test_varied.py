@@ -163,6 +163,11 @@ def test_without_compromised_workers_nobody_attacks():
     assert (one.attack, one.workers) == ("back-gradient", 1)
 
 
+def test_of_fewer_than_five_workers_none_attacks():
+    few = setting_at({"dataset": "digits", "rule": "median", "attack": "krum"}, {axis("m", [2]): 2})
+    assert (few.workers, few.compromised, few.attack) == (2, 0, "none")
+
+
 def test_own_parameters_are_varied_where_something_has_them():
     q = varied("multi-krum:q")
     assert q.fields(5, {"rule": "multi-krum"}) == {"rule": "multi-krum:q=5"}
@@ -213,6 +218,18 @@ def test_a_grid_has_a_row_per_map_and_value_and_leaves_out_what_no_limit_allows(
     assert unread == "Nothing reads beta in krum: it is not varied there."
     assert told.startswith("Left out: trimmed-mean, beta = 2 at c = 3: beta is 2; it must be")
     assert grid.maps["krum: flip"] == "g-krum-flip"
+
+
+def test_of_what_limits_leave_nothing_of_there_is_no_map_and_no_cell_to_choose():
+    rules = {"bulyan": {"rule": "bulyan"}, "mean": {"rule": "mean"}}
+    digits = {"dataset": "digits", "workers": 10}
+    made = grid_of(
+        "g", "sweep", "G", digits, rules, {"none": {"attack": "none"}}, axis("p", [0.5]),
+        axis("c", [4]),
+    )  # fmt: skip
+    assert list(made.maps) == ["mean: none"]
+    with pytest.raises(BadInput, match="has no cell there"):
+        made.choose([row for row in made.rows if row.startswith("bulyan")] or ["bulyan: none"])
 
 
 def test_a_point_that_a_limit_forbids_keeps_its_error():
