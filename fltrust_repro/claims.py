@@ -22,8 +22,7 @@ OURS = ("partial", "full")
 EVERY_ATTACK = ("no-attack", "gaussian", "label-flip", *OURS)
 BACK_GRADIENT = ("single-worker", "uniform")
 GOALS = ("deviation", "directed-deviation")
-SLIGHTLY = 0.05
-ROUNDING = 1e-9  # a difference that rounds to what is allowed is not beyond it, as in `verdict`
+SLIGHTLY, ROUNDING = 0.05, 1e-9  # what rounds to what is allowed is not beyond it, as in `verdict`
 WITHIN, AT_MOST = (-TOLERANCE, TOLERANCE), (-math.inf, TOLERANCE)  # of an increase
 VERDICTS = {"holds": "hold", "fails": "fail", TOO_FEW: TOO_FEW, "not measured": "not measured"}
 

@@ -43,10 +43,10 @@ class Varied:
 
         Where no worker is compromised nobody attacks, unless a single one is all there are.
         """
-        m = {"workers": value, "compromised": value // 5}
-        told = m if self.name == "m" else {self.field: value}
-        nobody = told.get("compromised") == 0 and told.get("workers", row.get("workers")) != 1
-        return {**told, **({"attack": "none"} if nobody else {})}
+        if self.name == "m":
+            return {"workers": value, "compromised": value // 5}
+        nobody = self.field == "compromised" and value == 0 and row.get("workers") != 1
+        return {self.field: value, **({"attack": "none"} if nobody else {})}
 
     def decides(self, field: str, _given: Any) -> bool:
         """Whether it takes the place of what is given for a field."""

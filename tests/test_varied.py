@@ -163,11 +163,6 @@ def test_without_compromised_workers_nobody_attacks():
     assert (one.attack, one.workers) == ("back-gradient", 1)
 
 
-def test_of_fewer_than_five_workers_none_attacks():
-    few = setting_at({"dataset": "digits", "rule": "median", "attack": "krum"}, {axis("m", [2]): 2})
-    assert (few.workers, few.compromised, few.attack) == (2, 0, "none")
-
-
 def test_own_parameters_are_varied_where_something_has_them():
     q = varied("multi-krum:q")
     assert q.fields(5, {"rule": "multi-krum"}) == {"rule": "multi-krum:q=5"}
