@@ -26,6 +26,11 @@ ATTACKED = Setting(dataset="digits", iterations=10, attack="krum")
 CELLS = [Cell("krum", "no attack", PLAIN, None), Cell("krum", "full", ATTACKED, None)]
 
 
+@pytest.fixture(autouse=True)
+def _a_terminal_that_can_redraw(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # and not "dumb", as that of who runs the tests may be
+
+
 def trial(setting: Setting, error_rate: float) -> Trial:
     result = TrialResult(error_rate, error_rate, 10, False, 1.0, [(10, error_rate, 1.0)], 0)
     return Trial(setting, 0, result, "cpu", "", "", "1")
