@@ -105,12 +105,13 @@ class Rule:
         rows, known = self._checked(updates, c, beta, None)
         if self.leave_one_out is not None:
             found = self.leave_one_out(lent(rows, self.leave_one_out), **known)
-            if not isinstance(found, WithoutEach):  # which only this package's own make
-                found = as_numbers(found, rows.shape, f"rule {self.name!r}", "its leave_one_out")
         else:
             rest = ((self._seen_without(i), np.delete(rows, i, axis=0)) for i in range(len(rows)))
             found = np.stack([rule(others, c=c, beta=beta) for rule, others in rest])
-        return found if isinstance(found, WithoutEach) else WithoutEach(found, np.arange(len(rows)))
+        if isinstance(found, WithoutEach):  # which only this package's own make
+            return found
+        found = as_numbers(found, rows.shape, f"rule {self.name!r}", "its leave_one_out")
+        return WithoutEach(found, np.arange(len(rows)))
 
     def _seen_without(self, row: int) -> Rule:
         """The rule as others may query it about all workers but the one of this row."""

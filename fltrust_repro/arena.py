@@ -24,7 +24,7 @@ from fltrust_repro.preaggregations import behind
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
-from fltrust_repro.trials import FIRST_SEED, Trial, Trials
+from fltrust_repro.trials import FIRST_SEED, Trial, Trials, core_seconds
 from fltrust_repro.varied import Fields
 
 SEEDS = range(FIRST_SEED, FIRST_SEED + 20)  # of no attack and the columns that decide
@@ -201,8 +201,7 @@ def seconds_of(experiment: Experiment, known: Trials) -> dict[str, float]:
     """
     taken: dict[str, list[float]] = {column: [] for column in experiment.columns}
     for cell in experiment.cells:
-        seconds = (trial.core_seconds for trial in known.get(cell.setting, ()))
-        taken[cell.column] += [one for one in seconds if one is not None]
+        taken[cell.column] += core_seconds(known.get(cell.setting, ()))
     every = [second for some in taken.values() for second in some]
     otherwise = median(every) if every else experiment.seconds or math.nan
     return {column: median(some) if some else otherwise for column, some in taken.items()}

@@ -265,10 +265,8 @@ def _write(order: Order, found: Standings, known: Known, out: Path) -> list[Path
 
 def _used(cells: Iterable[Cell], found: Standings, known: Known) -> list[Trial]:
     """The trials that the ranking counts, and those of breakdowns."""
-    met = {entry.row: entry.cells for entry in found.entries}
-    seeds = {
-        cell.setting: met[cell.row][cell.column].errors if cell.row in met else () for cell in cells
-    }
+    errors = found.errors()
+    seeds = {cell.setting: errors.get((cell.row, cell.column), ()) for cell in cells}
     return [
         trial
         for setting, trials in known.items()

@@ -57,9 +57,7 @@ def curves_of(
 
     The mean is over the seeds that the ranking counts, of those that have a curve.
     """
-    seeds = {(one.row, column): cell.errors for one in standings.entries
-             for column, cell in one.cells.items()}  # fmt: skip
-    found = {}
+    seeds, found = standings.errors(), {}
     for cell in cells:
         place = cell.row, cell.column
         counted = [t for t in trials.get(cell.setting, ()) if t.seed in seeds.get(place, ())]

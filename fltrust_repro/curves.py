@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fltrust_repro.drawing import top_of
+from fltrust_repro.drawing import band, top_of
 from fltrust_repro.experiments import Experiment
 from fltrust_repro.ranges import grows
 from fltrust_repro.report import Measured, half_widths, plus_minus
@@ -82,7 +82,7 @@ def as_varied(experiment: Experiment, cells: Sequence[Measured]) -> Chart:
     if figure is None:
         return Chart({}, [], 1.0, [], [])
     measured = {(m.cell.row, m.cell.column): m for m in cells if m.errors}
-    top = top_of(min(m.mean + float(np.nan_to_num(m.half_width)), 1.0) for m in measured.values())
+    top = top_of(band(m)[1] for m in measured.values())
     positions = _positions(figure.values)
     styles = styles_of(figure.lines)
     panels: dict[str, list[Line]] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.errors import BadInput, one_line
+from fltrust_repro.report import Measured
 
 # The same numbers give the same bytes: no date, and not which Matplotlib.
 _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
@@ -92,6 +93,17 @@ def top_of(errors: Iterable[float]) -> float:
     """Return where an axis of error rates ends that begins at 0: the least of `TOPS` above all."""
     highest = max(errors, default=1.0)
     return next(top for top in TOPS if top >= min(1.02 * highest, 1.0))
+
+
+def band(measured: Measured) -> tuple[float, float]:
+    """Return the ends of the mean's 95% confidence interval, within [0, 1].
+
+    That of the table (Student's t), without what cannot be: no error rate is below 0 or above 1, so
+    that what remains holds the mean as surely. An interval on a logit scale would stay inside by
+    itself, and would differ from the table's.
+    """
+    half = float(np.nan_to_num(measured.half_width))
+    return max(measured.mean - half, 0.0), min(measured.mean + half, 1.0)
 
 
 def name_lines(axis: Any, lines: Sequence[Any], names: Sequence[str]) -> None:

@@ -110,15 +110,8 @@ class Experiment:
 
     @property
     def maps(self) -> dict[str, str]:
-        """The heat maps of a grid that have a cell, with the names of their files."""
-        grid, rows = self.grid, {cell.row for cell in self.cells}
-        if grid is None:
-            return {}
-        maps = [
-            one
-            for one in grid.maps
-            if any(grid.row(one, column) in rows for column in grid.down.columns)
-        ]
+        """The heat maps of a grid by what they show, with the names of their files."""
+        maps = self.grid.maps if self.grid else ()
         words = [re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps]
         apart = [f"{w}-{k}" if words.count(w) > 1 else w for k, w in enumerate(words, 1)]
         return {one: f"{self.name}-{word}" for one, word in zip(maps, apart)}
@@ -202,6 +195,8 @@ def grid_of(
     described = {"name": name, "command": command, "title": title, "grid": grid}
     made = _drawn(points, across, groups, **described)
     of = {grid.row(one, column): one for one in maps for column in down.columns}
+    shown = dict.fromkeys(of[cell.row] for cell in made.cells)  # limits may leave nothing of a map
+    made = replace(made, grid=replace(grid, maps=tuple(shown)))
     whole = {panel: [f"{panel}: {line}" for line in lines] for panel in panels}
     return _told(made, [across, down], whole, of)
 

@@ -17,7 +17,7 @@ from fltrust_repro.claims import CLAIMS
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import Experiment, readable
 from fltrust_repro.settings import Setting
-from fltrust_repro.trials import FIRST_SEED, Trial, Trials
+from fltrust_repro.trials import FIRST_SEED, Trial, Trials, core_seconds
 from fltrust_repro.words import counted
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def seconds_of(experiment: Experiment, trials: Trials) -> dict[Setting, float]:
 def _median_seconds(trials: Trials) -> dict[tuple, float]:
     alike: dict[tuple, list[float]] = {}
     for setting, some in trials.items():
-        taken = (trial.core_seconds for trial in some)
-        alike.setdefault(_work(setting), []).extend(one for one in taken if one is not None)
+        alike.setdefault(_work(setting), []).extend(core_seconds(some))
     return {work: median(seconds) for work, seconds in alike.items() if seconds}
 
 

@@ -46,12 +46,12 @@ def picture(
 ) -> bytes:
     """Return a figure as the bytes of a "png" or an "svg"; the same numbers give the same bytes.
 
-    Lines are means over trials, with `band`; each ends in its name, or where too many end or a name
-    is long, there is a legend. `grey` draws in greys, for print.
+    Lines are means over trials, with `drawing.band`; each ends in its name, or where too many end
+    or a name is long, there is a legend. `grey` draws in greys, for print.
     """
     frame: Any = experiment.figure  # a table has none, and no lines
     cells = {(m.cell.row, m.cell.column): m for m in measured}
-    top = drawing.top_of(band(m)[1] for m in measured if m.errors)
+    top = drawing.top_of(drawing.band(m)[1] for m in measured if m.errors)
     notes = [captions.of_bands(measured), f"vertical axes end at {top:g}" * (top < 1)]
     told = [captions.of_measured(measured, "point"), "; ".join(filter(None, notes))]
     across = min(len(frame.panels), PANELS)
@@ -74,17 +74,6 @@ def picture(
         if not direct:
             _add_legend(drawn, axes.flat[0].get_lines(), frame.lines)
         return drawing.as_bytes(drawn, kind)
-
-
-def band(measured: Measured) -> tuple[float, float]:
-    """Return the ends of the mean's 95% confidence interval, within [0, 1].
-
-    That of the table (Student's t), without what cannot be: no error rate is below 0 or above 1, so
-    that what remains holds the mean as surely. An interval on a logit scale would stay inside by
-    itself, and would differ from the table's.
-    """
-    half = float(np.nan_to_num(measured.half_width))
-    return max(measured.mean - half, 0.0), min(measured.mean + half, 1.0)
 
 
 def _lines(names: Sequence[str], grey: bool) -> dict[str, dict[str, Any]]:
@@ -123,7 +112,7 @@ def _draw_panel(
         x = [value for value, m in zip(frame.values, row) if m and m.errors]
         axis.plot(x, [m.mean for m in known], **style)
         if known:
-            low, high = zip(*map(band, known))
+            low, high = zip(*map(drawing.band, known))
             axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
     axis.set_title(one_line(panel))
     axis.set_xlabel(one_line(frame.label))

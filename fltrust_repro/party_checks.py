@@ -29,6 +29,7 @@ from fltrust_repro.probes import (
     few,
     judge,
     normal,
+    nothing,
     repeated,
     same_bits,
     seconds,
@@ -72,9 +73,8 @@ def check_attack(entry: Entry) -> Findings:
             yield Finding(OK, "changes nothing")
         return
     allowed = tried(within, one.limit, M, 1)
-    if allowed.problem or not allowed.answer:
-        none = f"its limit allows no c at all of {M} workers"
-        yield Finding(FAILS, allowed.problem or none)
+    if why := nothing(allowed, M):
+        yield Finding(FAILS, why)
         return
     c = up_to(C, allowed.answer)
     first = _crafted(one, normal(M, D), c)
@@ -205,11 +205,11 @@ def _undone(name: str, rows: np.ndarray, sent: np.ndarray) -> float:
 
 def _attack_time(entry: Entry) -> Findings:
     rows, paper = normal(*LARGE), attacks["trimmed-mean"]
-    allowed = tried(within, entry().limit, LARGE[0], 1).answer
-    if not allowed:
-        yield Finding(NOTE, f"its limit allows no c of {LARGE[0]} workers: time is not taken")
+    allowed = tried(within, entry().limit, LARGE[0], 1)
+    if why := nothing(allowed, LARGE[0]):
+        yield Finding(FAILS if allowed.problem else NOTE, f"{why}: time is not taken")
         return
-    c = up_to(20, allowed)
+    c = up_to(20, allowed.answer)
     ask = partial(_crafted, rows=rows, c=c)
     if problem := ask(entry()).problem:
         yield Finding(FAILS, f"{LARGE[0]} x {LARGE[1]:,} updates, c = {c}: {problem}")

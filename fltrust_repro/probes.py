@@ -97,6 +97,12 @@ def within(limit: Limit | None, m: int, least: int = 0) -> list[int]:
     return [c for c in range(least, (m + 1) // 2) if limit is None or limit.allows(m, c, c)]
 
 
+def nothing(allowed: Tried, m: int) -> str:
+    """Why nothing can be tried of m workers, by what `within` gave; empty where something can."""
+    none = "" if allowed.answer else f"its limit allows no c at all of {m} workers"
+    return allowed.problem or none
+
+
 def up_to(most: int, allowed: Sequence[int]) -> int:
     """Return the largest c of those that is at most `most`, or the smallest where none is."""
     return max((c for c in allowed if c <= most), default=min(allowed))

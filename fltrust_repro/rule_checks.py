@@ -28,6 +28,7 @@ from fltrust_repro.probes import (
     apart,
     few,
     normal,
+    nothing,
     repeated,
     seconds,
     server_of,
@@ -80,9 +81,8 @@ def check_preaggregation(entry: Entry) -> Findings:
 
 def _checked(subject: Subject, own: Callable[[Subject], Findings]) -> Findings:
     allowed = tried(subject.within, M)
-    if allowed.problem or not allowed.answer:
-        none = f"its limit allows no c at all of {M} workers"
-        yield Finding(FAILS, allowed.problem or none)
+    if why := nothing(allowed, M):
+        yield Finding(FAILS, why)
         return
     c = up_to(C, allowed.answer)
     first = subject.ask(normal(M, D), c)
@@ -271,10 +271,10 @@ def _rows_left(subject: Subject) -> Findings:
     """As many rows as it says that it leaves."""
     step: PreAggregation = subject.entry()
     for m in (3, 7, M):
-        allowed = subject.within(m)
-        if not allowed:
-            continue
-        _, found = _direct(subject, normal(m, D), allowed[-1])
+        allowed = tried(subject.within, m)
+        if not allowed.answer:
+            continue  # as `_sizes` tells of few workers
+        _, found = _direct(subject, normal(m, D), allowed.answer[-1])
         told, problem, *_ = tried(step.rows, m)
         if problem:
             yield Finding(FAILS, f"rows, asked about {m} updates: {problem}")
@@ -292,14 +292,15 @@ def _time(subject: Subject) -> Findings:
     def ask(rule: Rule, c: int) -> Tried:
         return tried(rule, rows, c=c, state=server_of(rows))
 
-    allowed = subject.within(m)
-    if not allowed:
-        yield Finding(NOTE, f"its limit allows no c of {m} workers: time is not taken")
+    allowed = tried(subject.within, m)
+    if why := nothing(allowed, m):
+        yield Finding(FAILS if allowed.problem else NOTE, f"{why}: time is not taken")
         return
-    c = up_to(20, allowed)
-    if ask(subject.rule(), c).problem:  # as of what takes too long
-        c = up_to(C, allowed)
-    if problem := ask(subject.rule(), c).problem:
+    for c in dict.fromkeys(up_to(most, allowed.answer) for most in (20, C)):
+        problem = ask(subject.rule(), c).problem  # of many it may take too long
+        if not problem:
+            break
+    else:
         yield Finding(FAILS, f"{m} x {LARGE[1]:,} updates, c = {c}: {problem}")
         return
     ask(krum, c)

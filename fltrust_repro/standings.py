@@ -89,6 +89,10 @@ class Standings:
     entries: tuple[Entry, ...]
     missing: int = 0  # trials of the protocol that are not there yet
 
+    def errors(self) -> dict[tuple[str, str], Mapping[int, float]]:
+        """Return the errors by seed that the ranking counts, by row and column."""
+        return {(e.row, column): c.errors for e in self.entries for column, c in e.cells.items()}
+
     def leagues(self) -> tuple[list[Entry], list[Entry]]:
         """Return the rules without examples of the server's own, and those with them."""
         alone = [entry for entry in self.entries if entry.league != SERVER_DATA]

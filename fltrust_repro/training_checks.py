@@ -56,8 +56,7 @@ def check_dataset(entry: Entry) -> Findings:
     if not all(np.isfinite(part).all() for part in parts[0]):
         yield Finding(FAILS, "holds NaN or infinity")
         return
-    users = [[] if one.users is None else [one.users] for one in (data, again)]
-    if not _same(parts[0] + users[0], parts[1] + users[1]):
+    if not _same([*parts[0], data.users], [*parts[1], again.users]):
         yield Finding(FAILS, "the same seed gives another split: draw it by rng only")
     elif _same(parts[0], parts[2]):
         yield Finding(NOTE, "each seed gives the same split")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from statistics import fmean
@@ -62,12 +62,6 @@ class Trial:
         """What makes the trial unique."""
         return TrialName(self.setting.key(), self.seed, self.protocol)
 
-    @property
-    def core_seconds(self) -> float | None:
-        """How long it took on a CPU core; None where a GPU, or several machines, had part in it."""
-        on_one = self.device == "cpu" and TOOK_OVER not in self.versions
-        return self.result.seconds if on_one else None
-
     def error(self, measure: str) -> float:
         """Return one of `experiments.MEASURES`.
 
@@ -117,6 +111,12 @@ class Trial:
 
 
 Trials = Mapping[Setting, Sequence[Trial]]
+
+
+def core_seconds(trials: Iterable[Trial]) -> list[float]:
+    """Return how long those took that a CPU of one machine ran alone."""
+    alone = (one for one in trials if one.device == "cpu" and TOOK_OVER not in one.versions)
+    return [one.result.seconds for one in alone]
 
 
 def setting_reader() -> Callable[[str], Setting]:

@@ -173,6 +173,19 @@ def test_a_limit_that_raises_for_few_workers_fails_by_itself(tmp_path):
     assert "3 workers: the limit of a plug-in cannot be computed" in fails
 
 
+@pytest.mark.parametrize("m", [7, 100])
+def test_a_limit_that_raises_elsewhere_ends_no_other_line(tmp_path, m):
+    limit = f"fl.Limit('q', lambda m, c, beta: m // (m - {m}) - c + 99)"
+    texts = {
+        "rule": rule("return median", asks=", c", decorator=f"rule('mine', {limit})"),
+        "attack": body(f"attack('mine', limit={limit})", "step", "return -step.known[:step.c]"),
+    }
+    for kind, text in texts.items():
+        told = [one.text for one in found(tmp_path, text) if one.level == FAILS]
+        assert len(told) == (m == 100), (kind, told)
+        assert all("cannot be computed (ZeroDivision" in one for one in told)
+
+
 def test_what_a_plugin_prints_is_not_amid_the_findings(tmp_path, capsys):
     findings = found(tmp_path, "print('loaded')\n" + rule("print('asked')", "return median"))
     assert FAILS not in [one.level for one in findings]

@@ -94,7 +94,7 @@ def test_a_trial_without_a_curve_is_not_drawn(tmp_path):
 @pytest.mark.parametrize("errors", [(0.5,), (0.4, 0.6)])
 def test_few_trials_have_no_band(errors):
     [m, *_] = measured(a_figure(), errors)
-    assert figures.band(m) == (0.5, 0.5)
+    assert drawing.band(m) == (0.5, 0.5)
     text = figures.picture(a_figure(), measured(a_figure(), errors), "svg").decode()
     assert "bands:" not in text
     assert "bands:" in figures.picture(a_figure(), measured(a_figure()), "svg").decode()
@@ -103,7 +103,7 @@ def test_few_trials_have_no_band(errors):
 @pytest.mark.parametrize("errors", [(1.0, 1.0, 0.4), (0.0, 0.0, 0.3), (0.0, 1.0, 1.0)])
 def test_bands_stay_within_0_and_1_and_are_else_those_of_the_table(errors):
     [m, *_] = measured(a_figure(), errors)
-    low, high = figures.band(m)
+    low, high = drawing.band(m)
     assert 0 <= low < m.mean < high <= 1
     assert (low, high) == (max(m.mean - m.half_width, 0), min(m.mean + m.half_width, 1))
     assert (m.mean - m.half_width, m.mean + m.half_width) != (low, high)  # it would leave [0, 1]
