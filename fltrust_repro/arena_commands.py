@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from fltrust_repro.archive import Archive
 from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
 from fltrust_repro.experiments import Cell, Fields
-from fltrust_repro.files import check_name, check_writable, write_text
+from fltrust_repro.files import check_name, check_writable, in_name, write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
@@ -124,7 +123,7 @@ def _order(
     own = {row: fields for row, fields in asked.items() if row not in protocol.rows}
     table = arena.table(protocol, knowledge, own, columns, printed)
     if own:  # whose results take no other's place
-        name = "-".join([table.experiment.name, *(re.sub(r"[^\w.-]+", "-", row) for row in own)])
+        name = "-".join([table.experiment.name, *map(in_name, own)])
         check_name("the name of the files", name)
         table = table._replace(experiment=dataclasses.replace(table.experiment, name=name))
     rows = tuple(asked) or table.experiment.rows

@@ -77,9 +77,11 @@ def of_measured(measured: Sequence[Measured], place: str) -> str:
 
 
 def of_bands(measured: Sequence[Measured]) -> str:
-    """Say what a band is, if any is drawn."""
-    any_band = any(len(m.errors) >= LEAST_TRIALS for m in measured)
-    return "bands: 95% confidence of the mean, within [0, 1]" * any_band
+    """Say what a band is, if any is drawn, and where there is none."""
+    enough = {len(m.errors) >= LEAST_TRIALS for m in measured if m.errors}
+    told = "bands: 95% confidence of the mean, within [0, 1]"
+    less = f", none at points of fewer than {LEAST_TRIALS} trials" * (False in enough)
+    return (told + less) * (True in enough)
 
 
 def _named(names: Sequence[str], many: str) -> str:

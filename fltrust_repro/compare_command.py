@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 import sys
 import textwrap
@@ -17,7 +16,7 @@ from fltrust_repro import comparison, comparison_page, difference_picture, findi
 from fltrust_repro.comparison_page import Cell, Comparison
 from fltrust_repro.drawing import KINDS
 from fltrust_repro.errors import BadInput
-from fltrust_repro.files import check_writable, write_bytes, write_text
+from fltrust_repro.files import check_writable, in_name, write_bytes, write_text
 from fltrust_repro.filters import Wanted, assignment, filter_options
 from fltrust_repro.finding import Found
 from fltrust_repro.labels import changed, in_words
@@ -27,7 +26,7 @@ from fltrust_repro.trial_files import ENDING, PACKED
 from fltrust_repro.words import counted
 
 MOST_LINES = 40  # on a terminal; the files have all
-_LONGEST_NAME = 30  # letters of a side's name in that of a file
+_LONGEST_NAME = 30  # bytes of a side's name in that of a file
 
 
 @click.command("compare")
@@ -188,8 +187,9 @@ def _file_name(names: tuple[str, str]) -> str:
     depths = [["-".join(Path(name).parts[-depth:]) for name in names] for depth in (1, 2)]
     sides = next((both for both in depths if both[0] != both[1]), depths[-1])
     words = [_in_file_name(side) for side in sides]
-    name = "-".join(["compare", *(word[:_LONGEST_NAME].strip("-.") or "results" for word in words)])
-    if sides[0] != sides[1] and max(map(len, words)) <= _LONGEST_NAME:
+    short = [in_name(word, _LONGEST_NAME) for word in words]
+    name = "-".join(["compare", *(word.strip("-.") or "results" for word in short)])
+    if sides[0] != sides[1] and short == words:
         return name
     # What was left out may be all that tells this pair from another.
     return f"{name}-{hashlib.sha256(repr(names).encode()).hexdigest()[:6]}"
@@ -198,4 +198,4 @@ def _file_name(names: tuple[str, str]) -> str:
 def _in_file_name(side: str) -> str:
     for ending in (PACKED, ENDING, ".sqlite", ".csv"):
         side = side.removesuffix(ending)
-    return re.sub(r"[^\w.-]+", "-", side)
+    return in_name(side)

@@ -156,10 +156,19 @@ def _line(
         return [round(BOX[1] * (1 - rate / top)) for rate in np.clip(rates, 0, top).tolist()]
 
     y, spread = up(mean), np.nan_to_num(half)
-    around = [*zip(x, up(mean + spread)), *reversed([*zip(x, up(mean - spread))])]
+    upper, lower = ([*zip(x, up(ends))] for ends in (mean + spread, mean - spread))
+    # A point of too few trials has no interval, and the band a gap.
+    runs = [run for run in _runs(np.isfinite(half)) if spread[run].any()]
+    around = [upper[run] + lower[run][::-1] for run in runs]
     marks = [Mark(*point) for point in zip(x, y, texts) if point[2]]
-    band = _path(around) if spread.any() else ""
-    return Line(label, style, 1.0, _path([*zip(x, y)]), band, marks, float(mean[-1]))
+    bands = "z".join(map(_path, around))
+    return Line(label, style, 1.0, _path([*zip(x, y)]), bands, marks, float(mean[-1]))
+
+
+def _runs(marked: np.ndarray) -> list[slice]:
+    """Places of two or more marked ones beside each other."""
+    ends = np.flatnonzero(np.diff([False, *marked, False]))
+    return [slice(*run) for run in ends.reshape(-1, 2).tolist() if run[1] - run[0] > 1]
 
 
 def _path(points: Sequence[tuple[int, int]]) -> str:

@@ -16,7 +16,6 @@ In place of rows and columns a figure has `vary = "c"` (what `varied` knows, the
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from typing import Any
 
 from fltrust_repro.errors import BadInput, BeyondLimit, choose, note, shown
 from fltrust_repro.experiment_files import check_paper, check_parts, check_varied, read
-from fltrust_repro.files import check_name, path_of
+from fltrust_repro.files import check_name, in_name, path_of
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import Setting
 from fltrust_repro.varied import Axis, Fields, axis, left_out, level, setting_at
@@ -112,7 +111,7 @@ class Experiment:
     def maps(self) -> dict[str, str]:
         """The heat maps of a grid by what they show, with the names of their files."""
         maps = self.grid.maps if self.grid else ()
-        words = [re.sub(r"[^\w.-]+", "-", one)[:100] for one in maps]
+        words = [in_name(one, most=100) for one in maps]
         apart = [f"{w}-{k}" if words.count(w) > 1 else w for k, w in enumerate(words, 1)]
         return {one: f"{self.name}-{word}" for one, word in zip(maps, apart)}
 

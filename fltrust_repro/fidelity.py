@@ -185,7 +185,7 @@ def outside(frame: pd.DataFrame) -> list[str]:
 
 def latex(experiment: Experiment, trials: Trials) -> str:
     """Return a table as LaTeX (booktabs), each cell "ours ± interval (paper, difference)"."""
-    return report.table(measured(experiment, trials), "latex_booktabs") + "\n"
+    return report.table(experiment, measured(experiment, trials), "latex_booktabs") + "\n"
 
 
 # ---- Markdown -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def picture(
 ) -> bytes:
     """Return a figure as the bytes of a "png" or an "svg"; the same numbers give the same bytes.
 
-    Lines are means over trials, with `drawing.band`; each ends in its name, or where too many end
-    or a name is long, there is a legend. `grey` draws in greys, for print.
+    Lines are means over trials, with `drawing.band` between points that have one; each ends in its
+    name, or where too many end or a name is long, there is a legend. `grey`: in greys, for print.
     """
     frame: Any = experiment.figure  # a table has none, and no lines
     cells = {(m.cell.row, m.cell.column): m for m in measured}
@@ -108,12 +109,14 @@ def _draw_panel(
     frame: Any = experiment.figure
     for name, style in lines.items():
         row = [cells.get((frame.row(panel, name), column)) for column in experiment.columns]
-        known = [m for m in row if m and m.errors]
-        x = [value for value, m in zip(frame.values, row) if m and m.errors]
-        axis.plot(x, [m.mean for m in known], **style)
+        known = [(value, m) for value, m in zip(frame.values, row) if m and m.errors]
+        x = [value for value, _ in known]
+        axis.plot(x, [m.mean for _, m in known], **style)
         if known:
-            low, high = zip(*map(drawing.band, known))
-            axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
+            low, high = zip(*(drawing.band(m) for _, m in known))
+            sure = [math.isfinite(m.half_width) for _, m in known]
+            look: dict[str, Any] = {"color": style["color"], "alpha": 0.14, "linewidth": 0}
+            axis.fill_between(x, low, high, where=sure, **look)
     axis.set_title(one_line(panel))
     axis.set_xlabel(one_line(frame.label))
     if grows(frame.values):

@@ -27,6 +27,16 @@ def check_name(what: str, name: str) -> None:
         )
 
 
+def in_name(text: str, most: int | None = None) -> str:
+    """Return a text as it can stand in a file's name, cut to so many bytes.
+
+    >>> from fltrust_repro.files import in_name
+    >>> in_name("gas:base=krum + clip", most=10)
+    'gas-base-k'
+    """
+    return re.sub(r"[^\w.-]+", "-", text).encode()[:most].decode(errors="ignore")
+
+
 def path_of(text: str | Path) -> Path:
     """Return the path that a user typed, with ~ replaced; `BadInput` where it cannot be one."""
     text = str(text)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fltrust_repro import experiments, reproduction
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, LeftOut, choose, shown
-from fltrust_repro.settings import Setting
+from fltrust_repro.settings import Setting, one_name
 from fltrust_repro.trial_files import is_csv, read_csv
 from fltrust_repro.trials import Trial, TrialName, Trials, protocol_of
 
@@ -104,6 +103,7 @@ def chosen(found: Iterable[Found], wanted: Mapping[str, Collection[Any]]) -> lis
     Raises `BadInput` for a value that no trial has.
     """
     found = list(found)
+    wanted = {name: [_as_kept(name, value) for value in some] for name, some in wanted.items()}
     values = {one.trial.setting: one.trial.setting.as_dict() for one in found}
     for name, asked in wanted.items():
         known = {of[name] for of in values.values()}
@@ -116,6 +116,16 @@ def chosen(found: Iterable[Found], wanted: Mapping[str, Collection[Any]]) -> lis
                 raise BadInput(f"{wrong}; {choose(str(value), there)}")
     fits = {s for s, of in values.items() if all(of[n] in asked for n, asked in wanted.items())}
     return [one for one in found if one.trial.setting in fits]
+
+
+def _as_kept(field: str, value: Any) -> Any:
+    """A value as a setting has it: alie:z=1 where alie:z=1.0 is typed."""
+    if field not in ("rule", "pre", "attack"):
+        return value
+    try:
+        return one_name(field, value)
+    except BadInput:  # of a plug-in that is not given
+        return value
 
 
 def groups(found: Iterable[Found]) -> list[Group]:
@@ -148,13 +158,11 @@ def today(found: Iterable[Found]) -> Trials:
 
 def _by_age(found: Iterable[Found]) -> dict[Setting, list[Group]]:
     """Each setting's groups, that of today's code last, before it the one that finished last."""
-    today = cache(protocol_of)
     known: dict[Setting, list[Group]] = {}
     for group in groups(found):
         known.setdefault(group.setting, []).append(group)
 
     def age(group: Group) -> tuple[bool, str]:
-        is_today = group.protocol == today(group.setting)
-        return is_today, max(trial.finished for trial in group.trials)
+        return group.is_current, max(trial.finished for trial in group.trials)
 
     return {setting: sorted(some, key=age) for setting, some in known.items()}

@@ -248,16 +248,14 @@ def _reading(text: str) -> tuple[str, str]:
     return name, value
 
 
-def announcer(trials: int) -> Callable[[float], None]:
-    """Return a function that warns of a run that takes hours, and says how to shorten it."""
-
-    def announce(seconds: float) -> None:
-        if seconds >= LONG_SECONDS:
-            smaller = f" Smaller: --trials 1 takes about {lasting(seconds / trials)}."
-            click.echo(
-                f"This will take about {lasting(seconds)} on this machine.{smaller * (trials > 1)} "
-                "It can be stopped at any time (Ctrl-C); the same command goes on.",
-                err=True,
-            )
-
-    return announce
+def announce(seconds: float, first: float) -> None:
+    """Warn of a run that takes hours, and say how long the first seed's trials take alone."""
+    if seconds < LONG_SECONDS:
+        return
+    shorter = 0 < first < seconds
+    smaller = f" Smaller: --trials 1 takes about {lasting(first)}." if shorter else ""
+    click.echo(
+        f"This will take about {lasting(seconds)} on this machine.{smaller} "
+        "It can be stopped at any time (Ctrl-C); the same command goes on.",
+        err=True,
+    )

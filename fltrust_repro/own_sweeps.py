@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -14,6 +13,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.experiments import Experiment, figure_of, grid_of
+from fltrust_repro.files import in_name
 from fltrust_repro.ranges import values_of
 from fltrust_repro.settings import FIELDS
 from fltrust_repro.varied import Axis, OwnParameter, Varied, axis, varied
@@ -72,7 +72,7 @@ def arranged(
     lines = _attack_lines(attack_names, knowledges)
     names = [one.varied.name for one in axes]
     words = ["sweep", *names, setting["dataset"], setting["model"]]
-    name = re.sub(r"[^\w.-]+", "-", "-".join(words))
+    name = in_name("-".join(words))
     title = f"{setting['model']} on {setting['dataset']}, {' and '.join(names)} varied"
     title = "; ".join(filter(None, [title, ", ".join(_told(others))]))
     if len(axes) == 1:

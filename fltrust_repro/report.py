@@ -236,22 +236,21 @@ def _cell_text(m: Measured, judged: str) -> str:
     return f"{m.mean:.2f}{spread} ({m.cell.paper:.2f}, {m.difference:+.2f}){mark}"
 
 
-def arranged(measured: Iterable[Measured], texts: Iterable[str], style: str) -> str:
+def arranged(
+    experiment: Experiment, measured: Sequence[Measured], texts: Iterable[str], style: str
+) -> str:
     """Arrange a text per cell as the paper's table, in a style of `rendered`; "-" for no cell."""
-    lines: dict[str, dict[str, str]] = {}
-    columns: list[str] = []
+    there = {m.cell.column for m in measured}
+    whole = {column: "-" for column in experiment.columns if column in there}
+    lines = {m.cell.row: {"": m.cell.row, **whole} for m in measured}
     for m, text in zip(measured, texts):
-        line = lines.setdefault(m.cell.row, {})
-        if m.cell.column not in columns:  # behind what is before it in this row
-            columns.insert(columns.index([*line][-1]) + 1 if line else 0, m.cell.column)
-        line[m.cell.column] = text
-    whole = dict.fromkeys(columns, "-")
-    return rendered([{"": row, **whole, **line} for row, line in lines.items()], style)
+        lines[m.cell.row][m.cell.column] = text
+    return rendered([*lines.values()], style)
 
 
-def table(measured: Sequence[Measured], style: str) -> str:
+def table(experiment: Experiment, measured: Sequence[Measured], style: str) -> str:
     """Arrange as the paper's table; each cell "ours ±ci95 (paper, difference)" and its mark."""
-    return arranged(measured, map(_cell_text, measured, verdicts(measured)), style)
+    return arranged(experiment, measured, map(_cell_text, measured, verdicts(measured)), style)
 
 
 def summary_line(measured: Sequence[Measured]) -> str:
@@ -293,7 +292,7 @@ def page(experiment: Experiment, measured: Sequence[Measured], trials: Sequence[
     parts = [
         f"# {markdown(experiment.title)}\n",
         f"{heading(experiment, measured)}.\n",
-        f"{table(measured, 'github')}\n",
+        f"{table(experiment, measured, 'github')}\n",
         *([f"{picture_link(experiment)}\n"] if experiment.has_picture else []),
         *(f"{picture_link(experiment, one)}\n" for one in experiment.maps),
         *(f"{markdown(note)}\n" for note in experiment.notes),

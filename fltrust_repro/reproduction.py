@@ -159,7 +159,7 @@ def reproduce(
     store: Archive,
     machine: Machine,
     out: Path,
-    announce: Callable[[float], None],
+    announce: Callable[[float, float], None],
     fresh: bool = False,
     grey: bool = False,
 ) -> tuple[list[Failure], list[str]]:
@@ -248,7 +248,7 @@ def _print(
     seeds = report.seeds_named(trial.seed for trial in used)
     told = f"{_many(experiment, cells, wanted)}, {seeds}"
     click.echo(f"{one_line(experiment.title)}. {report.heading(experiment, cells)}; {told}.\n")
-    click.echo(report.table(cells, "simple") + "\n")
+    click.echo(report.table(experiment, cells, "simple") + "\n")
     if judged := report.summary_line(cells):
         click.echo(f"{judged}.  * outside the tolerance  ? too few trials to say")
 

@@ -113,10 +113,7 @@ class Setting:
         _check_fields(self)
         data, model, _ = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
-        steps = (name.strip() for name in self.pre.split("+") if name)
-        before = "+".join(_named(preaggregations, name) for name in steps)
-        names = {"rule": _named(rules, self.rule), "attack": _named(attacks, self.attack)}
-        self._put({**names, "pre": before})
+        self._put({name: one_name(name, getattr(self, name)) for name in ("rule", "pre", "attack")})
         defaults = {
             "knowledge": "full",
             "beta": self.compromised,
@@ -319,10 +316,11 @@ _KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
 }
 
 
-def _named(registry: Registry[Any], name: str) -> str:
-    """One name for one choice of an entry's own parameters."""
-    entry = registry[name]
-    return entry.name if ":" in name else name
+def one_name(field: str, text: str) -> str:
+    """Return the one name of what a field names, however its own parameters are written."""
+    known: dict[str, Registry[Any]] = {"rule": rules, "attack": attacks, "pre": preaggregations}
+    steps = [step.strip() for step in text.split("+") if step] if field == "pre" else [text]
+    return "+".join(known[field][step].name if ":" in step else step for step in steps)
 
 
 def _check_fields(part: Setting | Readings) -> None:

@@ -16,6 +16,7 @@ from fltrust_repro.standings import Standings
 LEVELS = 24
 LEAST = 0.005  # an error rate below it counts as it, since none has a logarithm
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+CLOSER = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
 
 class Shade(NamedTuple):
@@ -58,8 +59,10 @@ class Scale:
         return min(int(self.part(error) * LEVELS), LEVELS - 1)
 
     def ticks(self) -> list[float]:
-        """Return round error rates on the scale."""
-        return [tick for tick in TICKS if round(self.low, 3) <= tick <= self.high]
+        """Return round error rates on the scale; closer ones where the others are too few."""
+        few, more = ([tick for tick in ticks if round(self.low, 3) <= tick <= self.high]
+                     for ticks in (TICKS, CLOSER))  # fmt: skip
+        return few if len(few) > 1 else more
 
     def marks(self) -> list[dict[str, Any]]:
         """Return the ticks with how far up they lie, as a page shows them."""

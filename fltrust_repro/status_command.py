@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def _print_cells(experiment: Experiment, trials: int, done: Trials) -> None:
     click.echo(f"{title}: trials done of {trials}, mean {what}\n")
     cells = fidelity.measured(experiment, done)
     told = (f"{len(m.errors)}" + f", {m.mean:.3f}" * bool(m.errors) for m in cells)
-    click.echo(report.arranged(cells, told, "simple") + "\n")
+    click.echo(report.arranged(experiment, cells, told, "simple") + "\n")
 
 
 def _line(
@@ -109,8 +110,13 @@ def _told(
         "of": of,
         "running": sum(running[key] for key in keys),
         "failed": sum(failed[key] for key in keys),
-        "core hours left": hours,
+        "core hours left": None if hours is None else _upwards(hours),
     }
+
+
+def _upwards(hours: float) -> float:
+    """Hours in steps of 0.1, of which none are left only where nothing is."""
+    return hours if math.isnan(hours) else math.ceil(10 * hours) / 10
 
 
 # ---- beyond the paper ---------------------------------------------------------------------------

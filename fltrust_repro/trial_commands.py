@@ -44,7 +44,7 @@ def run(seeds: range, machine: Machine, store_path: Path, as_json: bool, **field
     setting = Setting.from_dict(fields)
     cell = Cell(captions.of_master(setting), setting.attack, setting, None)
     with Store(store_path) as store:
-        outcome = sweep.run_missing([cell], seeds, store, machine, options.announcer(len(seeds)))
+        outcome = sweep.run_missing([cell], seeds, store, machine, options.announce)
         finished = store.find(setting, seeds)
     reproduction.warn(finished)
     if as_json:
@@ -135,8 +135,8 @@ def _reproduce(
 ) -> None:  # fmt: skip
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:
-        announce = options.announcer(len(seeds))
-        ended = reproduction.reproduce(orders, seeds, store, machine, out, announce, fresh, grey)
+        how = (store, machine, out, options.announce, fresh, grey)
+        ended = reproduction.reproduce(orders, seeds, *how)
     end(*ended)
 
 

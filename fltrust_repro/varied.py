@@ -3,7 +3,8 @@
     --vary c --values 5..30          --vary learning-rate --values 0.01..1
     --vary c --values 0%:40%:10%     --vary multi-krum:q --values 20,50,80
 
-What neither the rule nor the attack of a line reads is not varied for it: it is one setting.
+What neither the rule nor the attack of a line reads is not varied for it: it is one setting. Only
+c is varied in every line.
 """
 
 from __future__ import annotations

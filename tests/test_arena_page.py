@@ -263,6 +263,7 @@ def test_a_scale_has_the_least_and_the_largest_error_at_its_ends():
     assert levels == sorted(levels)
     assert scale.part(0.3) == pytest.approx(0.5)  # as far from 0.1 as from 0.9
     assert scale.ticks() == [0.1, 0.2, 0.5]
+    assert Scale.over([0.21, 0.3]).ticks() == [0.3, 0.4]  # where round ones are far between
 
 
 def test_errors_that_are_alike_have_shades_that_are():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from xml.etree import ElementTree
 
 import pytest
 from matplotlib.text import Text
 
-from fltrust_repro import drawing, figures, report, trial_pictures
+from fltrust_repro import captions, curves, drawing, figures, report, trial_pictures
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import figure_of
 from fltrust_repro.settings import Setting
@@ -107,6 +108,27 @@ def test_bands_stay_within_0_and_1_and_are_else_those_of_the_table(errors):
     assert 0 <= low < m.mean < high <= 1
     assert (low, high) == (max(m.mean - m.half_width, 0), min(m.mean + m.half_width, 1))
     assert (m.mean - m.half_width, m.mean + m.half_width) != (low, high)  # it would leave [0, 1]
+
+
+@pytest.mark.parametrize(("trials", "bands"), [
+    ((3, 3, 3, 3), 1), ((3, 3, 2, 3), 1), ((3, 3, 1, 4, 5), 2), ((3, 2, 3, 1), 0), ((2, 3, 3), 1),
+])  # fmt: skip
+def test_bands_have_a_gap_at_points_of_too_few_trials(trials, bands):
+    """They would be narrowest where least is known."""
+    values = (0.1, 0.3, 0.5, 0.7, 0.9)[: len(trials)]
+    lines = {"x": {}}
+    figure = figure_of("m", "reproduce m", "M", SHARED, {"": {}}, lines, "p", values)
+    cells = [report.Measured(c, (0.1, 0.2, 0.3, 0.4, 0.5)[:n], 0)
+             for c, n in zip(figure.cells, trials)]  # fmt: skip
+    drawn = ElementTree.fromstring(figures.picture(figure, cells, "svg"))
+    svg = "{http://www.w3.org/2000/svg}"
+    [group] = [g for g in drawn.iter(f"{svg}g") if "PolyCollection" in g.get("id", "")]
+    drawn_paths = [path.get("d", "") for path in group.iter(f"{svg}path")]
+    places = (re.findall(r"([\d.]+) -?[\d.]+", path) for path in drawn_paths)
+    assert sum(len({*x}) > 1 for x in places) == bands
+    [line] = curves.as_varied(figure, cells).panels[""]
+    assert line.band.count("M") == bands
+    assert ("none at points" in captions.of_bands(cells)) == (min(trials) < 3)
 
 
 # ---- styles, labels and captions ----------------------------------------------------------------

@@ -10,6 +10,7 @@ from test_store import SETTING, trial
 from fltrust_repro import experiments, finding
 from fltrust_repro.errors import BadInput
 from fltrust_repro.finding import Found
+from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
 from fltrust_repro.trial_files import write_csv
 
@@ -70,6 +71,16 @@ def test_trials_are_chosen_by_any_of_several_values_and_by_all_fields(tmp_path):
     with pytest.raises(BadInput, match=r"no trial at hand has epsilon 7.*choose one of 0\.1, 0\.2"):
         finding.chosen(found, {"epsilon": (0.2, 7.0)})
     assert finding.chosen([], {"epsilon": (7.0,)}) == []
+
+
+def test_a_choice_is_the_same_however_its_own_parameters_are_written(tmp_path):
+    setting = Setting(dataset="digits", rule="median", pre="clip:radius=2", attack="alie:z=1")
+    found = [Found(trial(0, one), tmp_path) for one in (setting, SETTING)]
+    for wanted in ({"attack": ("alie:z=1.0",)}, {"attack": ("alie: z=1",)},
+                   {"pre": ("clip:radius=2.0",)}, {"attack": ("alie:z=1",)}):  # fmt: skip
+        assert finding.chosen(found, wanted) == found[:1]
+    with pytest.raises(BadInput, match="no trial at hand has attack 'alie:y=1'"):
+        finding.chosen(found, {"attack": ("alie:y=1",)})
 
 
 def test_trials_of_other_code_are_a_group_of_their_own(tmp_path):

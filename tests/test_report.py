@@ -148,7 +148,7 @@ def test_names_in_a_table_are_literal_in_markdown_and_on_a_terminal(odd):
     assert [head.text for head in table.iter("th")][1:] == shown
     assert [row.find("td").text for row in table.find("table/tbody")] == shown
     assert table.find("h1").text == one_line(odd.title)
-    lines = report.table(cells, "simple").splitlines()
+    lines = report.table(odd, cells, "simple").splitlines()
     assert len(lines) == 2 + len(ODD)
     assert all(line.startswith(name) for line, name in zip(lines[2:], shown))
     assert "\x1b" not in "".join(lines)
@@ -156,7 +156,7 @@ def test_names_in_a_table_are_literal_in_markdown_and_on_a_terminal(odd):
 
 def test_names_in_latex_are_escaped(odd):
     cells = [report.measure(cell, trials(cell, [0.1, 0.2])) for cell in odd.cells]
-    rows = report.table(cells, "latex_booktabs").splitlines()[4:8]
+    rows = report.table(odd, cells, "latex_booktabs").splitlines()[4:8]
     assert rows[2].split(" & ")[0].strip() == (
         r"x\^{}\{ \$\textbackslash{}frac\$ 100\% \#1 \& y\_z"
     )
@@ -183,7 +183,7 @@ def cells(experiment, finished):
 
 
 def test_the_table_shows_ours_the_papers_and_the_difference(experiment, cells):
-    lines = report.table(cells, "simple").splitlines()
+    lines = report.table(experiment, cells, "simple").splitlines()
     assert lines[0].split() == ["no-attack", "full"]
     assert lines[2].split(None, 1)[0] == "median"
     assert "0.13 ±0.02 (0.12, +0.01)" in lines[2]
@@ -197,10 +197,20 @@ def test_the_table_marks_cells_outside_and_cells_with_too_few_trials(experiment)
         report.measure(cell, trials(cell, errors))
         for cell, errors in zip(experiment.cells, [outside, few, [], []])
     ]
-    text = report.table(cells, "github")
+    text = report.table(experiment, cells, "github")
     assert r"0.30 ±0.01 (0.12, +0.18) \*" in text
     assert "0.50 (0.52, -0.02) ?" in text
     assert report.summary_line(cells) == "1 outside, 1 too few trials"
+
+
+def test_columns_stand_in_their_order_whichever_cells_are_left_out(experiment, cells):
+    """The first row has but the second column, the second but the first."""
+    text = report.table(experiment, [cells[1], cells[2]], "simple").splitlines()
+    assert text[0].split() == ["no-attack", "full"]
+    assert text[2].split()[:2] == ["median", "-"]
+    assert text[3].split() == ["mean", "0.10", "-"]
+    [first, _] = experiment.columns
+    assert report.table(experiment, [cells[2]], "simple").split()[0] == first
 
 
 def test_the_csv_has_one_line_per_cell(experiment, cells):

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import fltrust_repro as fl
-from fltrust_repro import datasets, processes, trial_process
+from fltrust_repro import datasets, options, processes, trial_process
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin
@@ -85,11 +85,26 @@ def test_only_what_is_missing_runs_and_a_setting_named_twice_runs_once(by_one_pr
     with Store(tmp_path / "trials.sqlite") as store:
         for trial in by_one_process.find(SMALL, [1]):
             store.add(trial)
-        outcome = run_missing(cells(SMALL, SMALL), range(3), store, Machine(jobs=0), told.append)
+        machine = Machine(jobs=0)
+        outcome = run_missing(
+            cells(SMALL, SMALL), range(3), store, machine, lambda *seconds: told.append(seconds)
+        )
         assert outcome == (2, [])
         assert numbers(store, [SMALL]) == numbers(by_one_process, [SMALL])
-    assert len(told) == 1
-    assert 0 < told[0] < 3600
+    [(seconds, first)] = told
+    assert 0 < seconds < 3600
+    assert first == seconds / 2  # of seeds 0 and 2
+
+
+@pytest.mark.parametrize(("first", "shorter"), [(0, ""), (7200, ""), (1800, "30 min")])
+def test_a_long_run_says_how_long_one_trial_of_each_setting_takes(first, shorter, capsys):
+    options.announce(7200, first)
+    told = capsys.readouterr().err
+    assert "about 2 h on" in told
+    assert ("--trials 1" in told) == bool(shorter)
+    assert shorter in told
+    options.announce(10, 1)
+    assert not capsys.readouterr().err
 
 
 def test_every_setting_has_its_first_seed_before_any_has_its_second():
@@ -495,12 +510,12 @@ def test_what_a_plugin_uses_edited_does_not_answer_with_the_old_numbers(plugin, 
 def test_a_plugin_edited_while_a_command_runs_goes_on_as_it_was(plugin, tmp_path):
     machine, setting = plugin(), Setting(**PLAIN, rule="momentum")
 
-    def edit(seconds: float) -> None:
+    def edit(seconds: float, first: float) -> None:
         (tmp_path / "helper.py").write_text("FACTOR = 0.0\n")
         (tmp_path / "plugin.py").write_text("half an ed")
 
     found = []
-    for announce in (edit, lambda seconds: None):
+    for announce in (edit, lambda *seconds: None):
         with Store(tmp_path / f"{len(found)}.sqlite") as store:
             plugin()
             assert run_missing(cells(setting), [0], store, machine, announce) == (1, [])
