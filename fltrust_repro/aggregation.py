@@ -154,7 +154,7 @@ def rule(
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., Numbers]:
         signature, own = inspect.signature(function), own_parameters(function)
-        parameters = asked_for("rule", name, function, ASKED)
+        parameters = asked_for("rule", name, function, ASKED, leave_one_out)
         entry = Rule(name, function, limit, parameters, leave_one_out)
         rules.add(name, entry)
         updates_c_beta = [

@@ -108,8 +108,9 @@ def _meant(told: Any, arrays: dict[str, np.ndarray]) -> Any:
 def plain(notes: Counter[str]) -> dict[str, float]:
     """Return what was noted as plain numbers, means as such; `BadInput` for what is no number."""
     told = {str(name): _number(name, value) for name, value in notes.items()}
-    for mean in _MEANS.keys() & told.keys():
-        told[mean] /= told[_MEANS[mean]]
+    for mean, count in _MEANS.items():
+        if mean in told and told.get(count):  # else a plug-in has a note of its own of that name
+            told[mean] /= told[count]
     return told
 
 

@@ -166,9 +166,9 @@ def _line(
 
 
 def _runs(marked: np.ndarray) -> list[slice]:
-    """Places of two or more marked ones beside each other."""
+    """Places of marked ones beside each other."""
     ends = np.flatnonzero(np.diff([False, *marked, False]))
-    return [slice(*run) for run in ends.reshape(-1, 2).tolist() if run[1] - run[0] > 1]
+    return [slice(*run) for run in ends.reshape(-1, 2).tolist()]
 
 
 def _path(points: Sequence[tuple[int, int]]) -> str:

@@ -250,7 +250,7 @@ def _checked(name: str, loaded: Any) -> Dataset:
             continue
         raise BadInput(f"data set {name!r}: the {part} examples {problem}; correct its loader.")
     if (users := loaded.users) is not None:
-        counted = isinstance(users, np.ndarray) and users.dtype.kind == "i"
+        counted = isinstance(users, np.ndarray) and users.dtype.kind in "iu"
         if not counted or users.shape != train_y.shape:
             raise BadInput(f"{what} gave users that are no array of int for each training example.")
         users = _laid_out(users)

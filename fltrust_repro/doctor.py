@@ -26,7 +26,7 @@ import click
 
 from fltrust_repro import machine, nvidia
 from fltrust_repro.databases import opened_to_read, plain_columns
-from fltrust_repro.errors import BadInput, in_words
+from fltrust_repro.errors import BadInput, in_words, one_line
 from fltrust_repro.machine import usable_cores
 from fltrust_repro.words import counted
 
@@ -193,6 +193,8 @@ def _data(data_dir: str | None) -> Iterator[str]:
 
 
 def _store(path: Path) -> Iterator[str]:
+    from fltrust_repro.archive import Archive  # which loads much
+
     remedy = "give --store another file, in a folder that you can write to"
     folder = next(parent for parent in path.resolve().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -207,15 +209,21 @@ def _store(path: Path) -> Iterator[str]:
             if not plain_columns(opened, "trials"):
                 raise sqlite3.DatabaseError("it has no plain table of trials")
             (verdict,) = opened.execute("PRAGMA quick_check(1)").fetchone()
-            both = opened.execute("SELECT COUNT(seed), COUNT(DISTINCT key) FROM trials")
-            trials, settings = both.fetchone()
+            triggers = opened.execute("SELECT 1 FROM sqlite_master WHERE type = 'trigger'")
+            if triggers.fetchone():
+                raise sqlite3.DatabaseError("it holds triggers")
     except sqlite3.DatabaseError as error:
         problem = f"{path} is no store of trials, or a damaged one ({error}); {remedy}."
         raise BadInput(problem) from error
     if verdict != "ok":
-        raise BadInput(f"{path} is damaged ({verdict}); keep a copy of it, and {remedy}.")
-    told = f"{counted(trials, 'finished trial')} of {counted(settings, 'setting')}"
-    yield f"{path}: {told}, intact"
+        raise BadInput(f"{path} is damaged ({one_line(verdict)}); keep a copy of it, and {remedy}.")
+    with Archive(path) as store:
+        trials, _ = [*store.everything()], store.failures()
+        left_out = len(store.left_out)
+    told = counted(len(trials), "finished trial")
+    told += f" of {counted(len({trial.setting for trial in trials}), 'setting')}"
+    less = f", {counted(left_out, 'entry')} beside them not understood" * bool(left_out)
+    yield f"{path}: {told}, intact{less}"
 
 
 def _cache() -> Iterator[str]:

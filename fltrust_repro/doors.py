@@ -156,6 +156,14 @@ class LentArray(np.ndarray):
         """Return a copy as a plain numpy array."""
         return np.array(self)
 
+    # What is computed of one may be a single number, which numpy's own would be a number for.
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(float(self), digits)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(float(self))
+
 
 def lent(array: np.ndarray, function: Callable) -> np.ndarray:
     """Return what a registered function is given: a plug-in gets a copy, which it may change."""

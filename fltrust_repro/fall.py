@@ -24,9 +24,7 @@ from fltrust_repro import backend
 from fltrust_repro.captions import of_master
 from fltrust_repro.errors import BadInput
 from fltrust_repro.facts import Facts, measured
-from fltrust_repro.plugins import plugins_for
 from fltrust_repro.replay import Moment, replayed
-from fltrust_repro.trial_process import afresh
 from fltrust_repro.trials import Trial
 
 TIMES = 2  # the clean error: the rule has fallen
@@ -58,8 +56,7 @@ def explain(attacked: Trial, clean: Trial, data_dir: str | Path | None = None) -
     iterations = span(curve, begun)
     sentences = [_course(attacked, clean, begun)]
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
-        with afresh(attacked.seed, plugins_for(())):
-            seen = replayed(attacked.setting, attacked.seed, iterations, data_dir)
+        seen = replayed(attacked.setting, attacked.seed, iterations, data_dir)
         if seen is None:
             sentences.append(f"From iteration {iterations[0]} on no worker attacked.")
         else:

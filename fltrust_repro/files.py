@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import stat
@@ -55,6 +56,19 @@ def path_of(text: str | Path) -> Path:
         told = f"{shown(text)} cannot be looked for ({fault}); give another path."
         raise BadInput(told) from error
     return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one command at a time add to files of a folder, which is made; wait for others' turns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some systems of files have no locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def is_there(path: Path) -> bool:

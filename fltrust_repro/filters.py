@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.options import kind_of
+from fltrust_repro.options import kind_of, reading
 from fltrust_repro.settings import FIELDS, Setting
 
 Wanted = dict[str, tuple[Any, ...]]  # the values that fields may have, by name
@@ -30,7 +30,7 @@ def filter_options(command: Callable) -> Callable:
     def filtered(**given: Any) -> None:
         wanted: Wanted = {name: given.pop(name) for name in [field.name for field in own]}
         wanted["pre"] = ("+".join(wanted["pre"]),) if wanted["pre"] else ()
-        for name, value in (assignment("--reading", text) for text in given.pop("readings")):
+        for name, value in map(reading, given.pop("readings")):
             wanted[name] = (*wanted.get(name, ()), value)
         command(wanted={name: values for name, values in wanted.items() if values}, **given)
 
@@ -58,9 +58,11 @@ def assignment(option: str, text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     name = name.strip().replace("-", "_")
-    if not equals or name not in FIELDS:
+    if name not in FIELDS:
         wrong = f"{option} is {shown(text)}, not FIELD=VALUE with a FIELD that there is"
         raise BadInput(f"{wrong}; {choose(name, FIELDS)}")
+    if not equals:
+        raise BadInput(f"{option} is {shown(text)}, without a value; give {name}=VALUE.")
     kind, _ = kind_of(FIELDS[name])
     try:
         return name, kind(value)

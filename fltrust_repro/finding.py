@@ -109,17 +109,20 @@ def chosen(found: Iterable[Found], wanted: Mapping[str, Collection[Any]]) -> lis
         known = {of[name] for of in values.values()}
         for value in asked if found else ():
             if value not in known:
-                there = sorted(map(str, known))
+                there = sorted(map(str, known - {None, ""}))
                 what = f"{name.replace('_', '-')} {shown(value)}"
                 hint = " (for one of a plug-in give --plugin)" * isinstance(value, str)
                 wrong = f"no trial at hand has {what}{hint}"
-                raise BadInput(f"{wrong}; {choose(str(value), there)}")
+                told = choose(str(value), there) if there else "all have none."
+                raise BadInput(f"{wrong}; {told}")
     fits = {s for s, of in values.items() if all(of[n] in asked for n, asked in wanted.items())}
     return [one for one in found if one.trial.setting in fits]
 
 
 def _as_kept(field: str, value: Any) -> Any:
     """A value as a setting has it: alie:z=1 where alie:z=1.0 is typed."""
+    if field in ("pre", "knowledge") and value == "none":
+        return "" if field == "pre" else None
     if field not in ("rule", "pre", "attack"):
         return value
     try:

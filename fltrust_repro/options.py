@@ -202,7 +202,7 @@ def setting_options(*without: str) -> Callable:
     own = [field for field in dataclasses.fields(Setting) if field.name not in without]
 
     def gather(readings: tuple[str, ...], **given: Any) -> dict[str, Any]:
-        return {**given, **dict(map(_reading, readings))}
+        return {**given, **dict(map(reading, readings))}
 
     return _gathering(gather, *map(_option_of, own))
 
@@ -234,7 +234,8 @@ def _option_of(field: dataclasses.Field) -> Callable:
     )  # fmt: skip
 
 
-def _reading(text: str) -> tuple[str, str]:
+def reading(text: str) -> tuple[str, str]:
+    """Return a reading of the paper and the value that a text NAME=VALUE names."""
     name, equals, value = text.partition("=")
     known = {field.name: field.metadata["choices"] for field in dataclasses.fields(Readings)}
     name = name.replace("-", "_")

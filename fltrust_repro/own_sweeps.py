@@ -73,7 +73,9 @@ def arranged(
     names = [one.varied.name for one in axes]
     words = ["sweep", *names, setting["dataset"], setting["model"]]
     name = in_name("-".join(words))
-    title = f"{setting['model']} on {setting['dataset']}, {' and '.join(names)} varied"
+    alone = [*panels] if len(panels) == 1 else []  # else each panel has its name
+    varied_by = f"{' and '.join(names)} varied"
+    title = ", ".join([*alone, f"{setting['model']} on {setting['dataset']}", varied_by])
     title = "; ".join(filter(None, [title, ", ".join(_told(others))]))
     if len(axes) == 1:
         points = names[0], axes[0].values

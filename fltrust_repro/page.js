@@ -32,12 +32,14 @@ for (const table of document.querySelectorAll("table.heat")) {
 
 const [WIDTH, HEIGHT] = [1600, 1000]; // of a panel's box
 const pointsOf = (path) => {
-  const numbers = path?.getAttribute("d").match(/-?\d+/g).map(Number) ?? [];
   const points = [];
-  for (let k = 0, x = 0, y = 0; k + 1 < numbers.length; k += 2) {
-    x += numbers[k];
-    y += numbers[k + 1];
-    points.push([x, y]);
+  for (const part of path?.getAttribute("d").split("M").slice(1) ?? []) { // a band may have gaps
+    const numbers = part.match(/-?\d+/g).map(Number);
+    for (let k = 0, x = 0, y = 0; k + 1 < numbers.length; k += 2) {
+      x += numbers[k];
+      y += numbers[k + 1];
+      points.push([x, y]);
+    }
   }
   return points;
 };
@@ -58,10 +60,10 @@ const readable = (svg, top, places, told) => {
     cursor.setAttribute("d", `M${x} 0V${HEIGHT}`);
     const words = [];
     for (const [label, mean, band] of lines) {
-      const k = mean.findIndex(([place]) => place === x);
-      if (k < 0) continue;
-      const [high, low] = [band[k], band[band.length - 1 - k]];
-      words.push(`${label} ${rate(mean[k][1])}` + (band.length ? ` (${rate(low[1])} to ${rate(high[1])})` : ""));
+      const [here, ends] = [mean, band].map((points) => points.filter(([place]) => place === x));
+      if (!here.length) continue;
+      const interval = ends.length ? ` (${rate(ends[ends.length - 1][1])} to ${rate(ends[0][1])})` : "";
+      words.push(`${label} ${rate(here[0][1])}${interval}`);
     }
     told.textContent = `${name}, ${text}: ${words.join("; ")}`;
     told.classList.add("on");

@@ -1,7 +1,7 @@
 """Own parameters of a rule or an attack, chosen with its name: `multi-krum:q=5`.
 
-They are the keyword-only arguments of its function, which all have defaults: numbers, text, or None
-for what the function works out itself.
+They are the keyword-only arguments of its function, which all have defaults: numbers, text, True or
+False, or None for what the function works out itself.
 """
 
 from __future__ import annotations
@@ -21,21 +21,52 @@ def own_parameters(function: Callable) -> dict[str, Any]:
     return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
 
 
-def asked_for(kind: str, name: str, function: Callable, may: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what a function asks for after the updates; `BadInput` for what there is not.
+def asked_for(
+    kind: str, name: str, function: Callable, may: tuple[str, ...], twin: Callable | None = None
+) -> tuple[str, ...]:
+    """Return what a function asks for after the first argument; `BadInput` for what there is not.
 
-    Also where a parameter of its own, which is by keyword alone, has no default.
+    Also where that is none by position, or a parameter of its own, which is by keyword alone, has
+    no default that can be written behind a name, or a `twin`, which is called alike, takes others.
     """
-    own = own_parameters(function)
-    names = tuple(one for one in inspect.signature(function).parameters if one not in own)[1:]
-    if strange := sorted(set(names) - set(may)):
+    user, own = f"{kind} {name!r}", own_parameters(function)
+    known = inspect.signature(function).parameters
+    names = tuple(one for one in known if one not in own)
+    if not names:
+        raise BadInput(f"{user} takes no argument by position; give it one for what it is told.")
+    # Where nothing can be asked for, what has a default is the author's own matter.
+    needed = [one for one in names[1:] if may or known[one].default is inspect.Parameter.empty]
+    if strange := sorted(set(needed) - set(may)):
+        a = "an" if kind[0] in "aeiou" else "a"
+        others = f"{', '.join(may)}, and parameters" if may else "parameters"
         raise BadInput(
-            f"{kind} {name!r} takes {', '.join(strange)}; after the updates a {kind} may take "
-            f"{', '.join(may)}, and parameters of its own by keyword alone."
+            f"{user} takes {', '.join(strange)}; after the first argument {a} {kind} may take "
+            f"{others} of its own by keyword alone, behind a *."
         )
-    if bare := [one for one, default in own.items() if default is inspect.Parameter.empty]:
-        raise BadInput(f"{kind} {name!r}: its parameter {bare[0]} has no default; give it one.")
-    return names
+    if early := sorted(set(own) & set(may)):
+        raise BadInput(f"{user} takes {early[0]} by keyword alone; name it before the *.")
+    for one, default in own.items():
+        if default is inspect.Parameter.empty:
+            raise BadInput(f"{user}: its parameter {one} has no default; give it one.")
+        is_number = isinstance(default, (int, float)) and math.isfinite(default)
+        if not (is_number or default is None or isinstance(default, str)):
+            allowed = "a finite number, a text, True or False, or None"
+            raise BadInput(f"{user}: its parameter {one} is {shown(default)}; give {allowed}.")
+    if twin is not None and not _called_alike(twin, {*names[1:], *own}):
+        same = ", ".join([*names[1:], *own]) or "none"
+        raise BadInput(
+            f"{user}: its leave_one_out takes other parameters; give it the same, {same}."
+        )
+    return names[1:]
+
+
+def _called_alike(function: Callable, names: set[str]) -> bool:
+    """Whether a function takes these by keyword after its first argument, and needs no others."""
+    try:
+        inspect.signature(function).bind(None, **dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
 
 
 def chosen(user: str, function: Callable, text: str) -> dict[str, Any]:
@@ -67,6 +98,12 @@ def _read(what: str, text: str, default: Any) -> Any:
     """A value as the default's type is; beside None any number or text."""
     if isinstance(default, str):
         return text
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise BadInput(f"{what} is {shown(text)}; give true or false.")
+        return text.lower() == "true"
+    if default is None and text == "None":
+        return None
     try:
         number = float(text)
     except ValueError:

@@ -24,8 +24,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fltrust_repro import readers
-from fltrust_repro.datasets import Dataset
-from fltrust_repro.errors import BadInput, note
+from fltrust_repro.datasets import MOST_CLASSES, Dataset
+from fltrust_repro.doors import whole_number
+from fltrust_repro.errors import BadInput, note, shown
 from fltrust_repro.files import cache_folders, can_hold, is_file, write_bytes
 from fltrust_repro.gradients import cross_entropy, softmax
 from fltrust_repro.partition import Batches
@@ -81,6 +82,14 @@ class Backdoor:
     trigger: Callable[[np.ndarray], np.ndarray]
     target: int = 0
     share: float = 0.3
+
+    def __post_init__(self) -> None:
+        whole_number("a backdoor's target", self.target, 0, MOST_CLASSES - 1)
+        if not callable(self.trigger):
+            raise BadInput(f"a backdoor's trigger is {shown(self.trigger)}; give a function.")
+        is_number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+        if not is_number or not 0 < self.share <= 1:
+            raise BadInput(f"a backdoor's share is {shown(self.share)}; it must be in (0, 1].")
 
     def triggered(self, x: np.ndarray) -> np.ndarray:
         """Return examples with the trigger; `BadInput` where it makes something else of them."""

@@ -62,6 +62,7 @@ def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], 
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         names = asked_for("pre-aggregation", name, function, ASKED)
+        asked_for("pre-aggregation", name, rows, ())
         preaggregations.add(name, PreAggregation(name, function, names, rows))
         return function
 
@@ -84,6 +85,9 @@ def behind(names: str, rule: Rule) -> Rule:
         memory = known["memory"].setdefault(f"{place} {step.name}", {})  # each has its own
         asked = {**known, "memory": memory}
         given = {name: asked[name] for name in step.parameters}
+        # Each has its own copies, so that none sees what another makes of the server's update.
+        given = {name: lent(value, step.function) if isinstance(value, np.ndarray) else value
+                 for name, value in given.items()}  # fmt: skip
         return step.function(lent(updates, step.function), **given)
 
     def aggregate(updates: np.ndarray, **known: Any) -> np.ndarray:
@@ -155,6 +159,8 @@ def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -
     (3, 2)
     """
     _buckets(len(updates), size=size)
+    if size == 1:
+        return updates  # in their order: a step that leaves as many rows keeps whose they are
     order = rng.permutation(len(updates))
     buckets = np.split(order, range(size, len(updates), size))
     return np.stack([column_mean(updates[bucket]) for bucket in buckets])

@@ -72,7 +72,10 @@ def faults_of(path: Path, remedy: str) -> Iterator[None]:
         told = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
         if isinstance(error, OSError) and error.errno is not None:
             told = error.strerror or told
-            remedy = "make it readable for this user, or name another directory with --data-dir"
+            if isinstance(error, FileNotFoundError):  # one of several, beside the one that is there
+                path = Path(error.filename or path)
+            else:
+                remedy = "make it readable for this user, or name another directory with --data-dir"
         problem = next(text for kinds, text in _PROBLEMS if isinstance(error, kinds)).format(told)
         raise DataUnavailable(f"{str(path)!r} {problem}; {remedy}.") from error
 

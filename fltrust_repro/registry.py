@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Generic, Protocol, TypeVar
 
 from fltrust_repro.errors import BadInput, UnknownName, choose, shown
@@ -216,8 +216,9 @@ class Here:
 
     Its digest is that of the text of its functions and of the values, functions, classes and
     modules of the user's that they name, looked at when it is registered and at every `refresh`,
-    and not in between, when functions may keep memory in them. What it cannot tell: the files that
-    a function reads, what an object of another package holds, and two lambdas of one line.
+    and not in between, when functions may keep memory in them; a module counts with those that its
+    modules, functions and classes are of. What it cannot tell: the files that a function reads,
+    what an object of another package holds, and two lambdas of one line.
     """
 
     def __init__(self, called: str, entry: object, package: str) -> None:
@@ -268,7 +269,12 @@ class Here:
             return thing
         if isinstance(thing, ModuleType):
             file = getattr(thing, "__file__", None)
-            return [Path(file).read_bytes()] if file and self._wrote(thing.__name__) else []
+            if not file or not self._wrote(thing.__name__):
+                return []
+            held = list(vars(thing).values())
+            modules: list[Any] = [one for one in held if isinstance(one, ModuleType)]
+            defined = [one.__module__ for one in held if isinstance(one, (FunctionType, type))]
+            return [Path(file).read_bytes(), *modules, *map(sys.modules.get, defined)]
         if isinstance(thing, FunctionType) and self._wrote(thing.__globals__.get("__name__", "")):
             cells = [cell.cell_contents for cell in thing.__closure__ or ()]
             named = _globals(thing.__code__)
@@ -281,7 +287,8 @@ class Here:
             own = {name: value for name, value in vars(thing).items() if name not in made}
             return [thing.__bases__, own] if self._wrote(thing.__module__) else []
         parts = [type(thing), *(getattr(thing, name, None) for name in _INSIDE)]
-        known = dataclasses.is_dataclass(thing) or self._wrote(type(thing).__module__)
+        known = isinstance(thing, SimpleNamespace) or dataclasses.is_dataclass(thing)
+        known = known or self._wrote(type(thing).__module__)
         return [*parts, getattr(thing, "__dict__", None)] if known else parts
 
     def _wrote(self, module: str) -> bool:

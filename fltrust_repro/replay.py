@@ -10,9 +10,11 @@ import numpy as np
 
 from fltrust_repro import backend
 from fltrust_repro.course import Course
+from fltrust_repro.plugins import plugins_for
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Master
 from fltrust_repro.training import Federation
+from fltrust_repro.trial_process import afresh
 
 if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
@@ -39,18 +41,22 @@ def replayed(
     Of equal ones the first; where nobody attacked in the span, the first later one in which
     somebody did, or none. The span may end where the trial diverged.
     """
-    federation = Federation(setting, seed, backend.context("cpu"), data_dir)
-    course = _as_far_as(span.start - 1, federation, federation.begin(None))
-    kept = federation.snapshot(course)
-    rises, end = _rises(federation, course.w, span, setting.iterations)
+    trial, plugins = (setting, seed, backend.context("cpu"), data_dir), plugins_for(())
+    with afresh(seed, plugins):
+        federation = Federation(*trial)
+        course = _as_far_as(span.start - 1, federation, federation.begin(None))
+        kept = None if setting.plugin_key() else federation.snapshot(course)
+        rises, end = _rises(federation, course.w, span, setting.iterations)
     if not rises:
         return None
     found = max(rises, key=lambda iteration: rises[iteration])
-    w = _as_far_as(found - 1, federation, federation.begin(kept)).w
-    sent = federation.sent(w, found, True)
-    updates, master = backend.host_view(sent.updates), federation.master.seen()
-    following = backend.to_ndarray(backend.host_view(w) + master.answer(updates))
-    errors = federation.error_rate(w), federation.error_rate(following)
+    with afresh(seed, plugins):  # from the start, where a user's code may keep more than is known
+        federation = Federation(*trial)
+        w = _as_far_as(found - 1, federation, federation.begin(kept)).w
+        sent = federation.sent(w, found, True)
+        updates, master = backend.host_view(sent.updates), federation.master.seen()
+        following = backend.to_ndarray(backend.host_view(w) + master.answer(updates))
+        errors = federation.error_rate(w), federation.error_rate(following)
     return Moment(found, updates, sent.c, sent.before, master, errors, end)
 
 

@@ -25,7 +25,7 @@ from fltrust_repro import (
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, DataUnavailable, LeftOut, note, one_line
 from fltrust_repro.experiments import Cell, Experiment
-from fltrust_repro.files import is_file, is_there, write_text
+from fltrust_repro.files import is_file, is_there, locked, write_text
 from fltrust_repro.processes import Machine
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Failure, Store
@@ -267,10 +267,11 @@ def keep_trials(experiment: Experiment, store: Archive, out: Path) -> list[Path]
     """Add to the experiment's file what neither `out` nor the published results hold."""
     own = file_of(experiment, out)
     every = {t.name: t for s in dict.fromkeys(experiment.settings) for t in store.find(s)}
-    there = {t.name for t in trials_in(out, store.left_out, every.__contains__)}
-    new = [t for n, t in every.items() if n not in there and t != store.lent(n)]
-    if new:
-        add_to_csv(own, new)
+    with locked(out):  # or of two commands one would write over what the other added
+        there = {t.name for t in trials_in(out, store.left_out, every.__contains__)}
+        new = [t for n, t in every.items() if n not in there and t != store.lent(n)]
+        if new:
+            add_to_csv(own, new)
     return [own] * bool(new)
 
 

@@ -67,7 +67,7 @@ class ServerState:
 
     def senders(self, m: int) -> np.ndarray:
         """Who sent m updates, int (m,): the first of the workers, and then nobody's numbers."""
-        senders = np.arange(0) if self.workers is None else self.workers[:m]
+        senders = np.arange(0) if self.workers is None else np.asarray(self.workers)[:m]
         nobody = senders.max(initial=-1) + 1 + np.arange(m - len(senders))
         return np.concatenate([senders, nobody])
 

@@ -17,6 +17,7 @@ from fltrust_repro import (
     fidelity,
     fidelity_page,
     finding,
+    labels,
     options,
     report,
     reproduction,
@@ -25,11 +26,11 @@ from fltrust_repro.archive import Archive
 from fltrust_repro.drawing import check_picture
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment, load_experiment
-from fltrust_repro.files import check_writable, write_bytes, write_text
+from fltrust_repro.files import check_writable, is_file, write_bytes, write_text
 from fltrust_repro.filters import Wanted, filter_options
 from fltrust_repro.settings import FIELDS, Setting
 from fltrust_repro.store import Store
-from fltrust_repro.trial_files import is_csv, read_csv
+from fltrust_repro.trial_files import ENDING, is_csv, read_csv
 from fltrust_repro.trial_pictures import draw_trial
 from fltrust_repro.trials import COLUMNS, Trial, TrialName, Trials
 from fltrust_repro.words import counted
@@ -111,9 +112,12 @@ def _trials_of(
     if failure is not None:
         click.echo(failure.details)
         raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
+    what = f"{captions.of_setting(setting)} ({labels.in_words(labels.told(setting))})"
     there = f"there are {report.seeds_told(known)}" if known else "there is none"
-    what = one_line(captions.of_setting(setting))
-    raise BadInput(f"no finished trial of {what} has seed {seed}; of seeds {there}.")
+    do = "`trials` lists what there is"
+    raise BadInput(
+        f"no finished trial of {one_line(what)} has seed {seed}; of seeds {there}; {do}."
+    )
 
 
 @click.command("export")
@@ -128,6 +132,13 @@ def export_command(file: Path, wanted: Wanted, store_path: Path) -> None:
     """
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
+    if file.name.endswith(ENDING):
+        do = "give another name; `import` and `reproduce` write such files"
+        raise BadInput(f"{str(file)!r} is named as trials of results are, which it is not; {do}.")
+    if not is_file(store_path):
+        raise BadInput(f"store {str(store_path)!r} does not exist; give --store one that does.")
+    if is_file(file) and file.samefile(store_path):
+        raise BadInput(f"{str(file)!r} is the store itself; name another file.")
     check_writable(file.parent, "FILE")
     with Archive(store_path) as store:
         found = [finding.Found(trial, store_path) for trial in store.everything()]

@@ -30,7 +30,7 @@ from fltrust_repro.doors import (
     whole_number,
 )
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.parameters import chosen, name_with, with_values
+from fltrust_repro.parameters import asked_for, chosen, name_with, with_values
 from fltrust_repro.poisoning import Backdoor, PoisonedSet
 from fltrust_repro.registry import Registry, check_named, summary
 from fltrust_repro.server import ServerState, lacks_root_data
@@ -185,9 +185,15 @@ class Attack:
 
     def __post_init__(self) -> None:
         check_limit(f"attack {self.name!r}", self.limit)
-        if isinstance(self.against, str):
-            example = f"against=({self.against!r},)"
-            raise BadInput(f"attack {self.name!r}: against is one name; give several, {example}.")
+        for what in ("against", "asks"):
+            if isinstance(one := getattr(self, what), str):
+                example = f"{what}=({one!r},)"
+                raise BadInput(
+                    f"attack {self.name!r}: {what} is one name; give several, {example}."
+                )
+        if not isinstance(self.backdoor, (Backdoor, type(None))):
+            wrong = f"its backdoor is {shown(self.backdoor)}"
+            raise BadInput(f"attack {self.name!r}: {wrong}; give Backdoor(trigger, target).")
         if strange := set(self.asks) - {"root"}:
             raise BadInput(
                 f"attack {self.name!r} asks for {', '.join(map(str, sorted(strange, key=str)))}; "
@@ -241,14 +247,17 @@ class Attack:
         if self.craft is None:
             raise BadInput(f"{user} crafts no updates; it changes data, or nothing.")
         rows = as_updates(updates, user)
-        m, beta = len(rows), c if beta is None else beta
+        m = len(rows)
         if not isinstance(c, (int, np.integer)) or not 1 <= c < m / 2:
             raise BadInput(f"c is {c!r}; it must be at least 1 and less than half of m = {m}.")
+        beta = c if beta is None else whole_number(f"{user}: beta", beta, 0, (m - 1) // 2)
+        _check_choice("knowledge", knowledge)
         if self.limit is not None:
             self.limit.check(user, m, c, beta)
         if "root" in self.asks and root is None:
             raise lacks_root_data(user, "root", "give root=..., an update as a worker's")
-        master = Master(m, c, beta, rules[rule or next(iter(self.against), "mean")])
+        made_for = next(iter(self.against), "mean")
+        master = Master(m, c, beta, rules[made_for if rule is None else rule])
         if root is not None:
             root = as_numbers(root, rows.shape[1:], user, "root")
             master = replace(master, rule=master.rule.seen_at(ServerState(root=root)))
@@ -307,6 +316,7 @@ def attack(
     check_named("attack", name)
 
     def register(craft: Craft) -> Craft:
+        asked_for("attack", name, craft, ())
         entry = Attack(
             name, craft=craft, has_knowledge=has_knowledge, limit=limit, against=against,
             asks=asks, backdoor=backdoor,

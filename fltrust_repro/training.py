@@ -96,10 +96,11 @@ def run_trial(
 ) -> TrialResult:
     """Train once under the setting's attack and defense; `device` may be "gpu", number `gpu`.
 
-    `seed` decides all that is random, each thing by a generator of its own; data sets are looked
-    for in `data_dir` first; `after_iteration` is called after each iteration, for progress bars.
-    `keep` is called then, too, with a function that takes a `Snapshot`: a trial of the same setting
-    and seed that is `begun` with it ends with the same numbers, and its seconds are the sum.
+    `seed` decides all that is random, but what a user's code draws from `np.random` or keeps in
+    variables: that goes on from call to call, where `fl.run` executes plug-ins anew. Data sets are
+    looked for in `data_dir` first; `after_iteration` is called after each iteration. `keep` is
+    called then, too, with a function that takes a `Snapshot`: a trial of the same setting and seed
+    that is `begun` with it ends with the same numbers, and its seconds are the sum.
     Raises `BadInput` or `DataUnavailable` where the model cannot take the data set's examples, or
     these are not at hand or damaged, and `MemoryError` where the GPU's memory ran out.
     """

@@ -178,7 +178,11 @@ def _check_names(chosen: list[Experiment], out: Path) -> None:
 @click.option("--knowledge", "knowledges", multiple=True, default=("partial", "full"),
               show_default=True, help="A line per attack and knowledge.")  # fmt: skip
 @options.setting_options("rule", "attack", "knowledge")
-@click.option("--name", help="Name of the files in OUT; default sweep-VARY-DATASET-MODEL.")
+@click.option(
+    "--name",
+    help="Name of the files in OUT; default "
+    "sweep-VARY-DATASET-MODEL, with six letters where other options are given.",
+)
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option
 @options.grey_option

@@ -487,3 +487,27 @@ def test_a_row_of_ones_own_that_cannot_be(small):
     limited = {"mine": {"rule": "bulyan", "compromised": 4}}
     with pytest.raises(BadInput, match="bulyan"):
         arena.table(protocols()["P5"], rows=limited)
+
+
+def test_a_column_takes_as_long_as_its_trials_at_hand_in_the_middle():
+    [first, second, *_] = load_experiment("table2a").cells
+    table = dataclasses.replace(load_experiment("table2a"), columns=(first.column, second.column))
+    table = dataclasses.replace(table, cells=(first, second))
+    results = [dataclasses.replace(RESULT, seconds=seconds) for seconds in (1.0, 2.0, 90.0)]
+    known = {first.setting: [dataclasses.replace(trial(seed, first.setting), result=result)
+                             for seed, result in enumerate(results)]}  # fmt: skip
+    assert arena.seconds_of(table, known) == {first.column: 2.0, second.column: 2.0}
+
+
+def test_of_two_papers_that_print_a_setting_the_first_ones_value_is_told(monkeypatch):
+    table = load_experiment("table2a")
+    other = dataclasses.replace(
+        table, cells=tuple(dataclasses.replace(cell, paper=0.99) for cell in table.cells)
+    )
+    monkeypatch.setattr(arena, "readable", lambda: [table, other])
+    arena.reported.cache_clear()
+    try:
+        for cell in table.cells:
+            assert arena.reported()[cell.setting] == cell.paper
+    finally:
+        arena.reported.cache_clear()

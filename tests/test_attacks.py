@@ -690,3 +690,14 @@ def test_of_a_model_that_stands_still_no_share_of_a_step_outweighs_all_others():
     assert undone(0 * way, way) == 0
     assert np.isnan(undone(way, np.float32([np.inf, 0])))
     assert np.isnan(undone(way, np.float32([np.nan, 0])))
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ({"beta": -1}, "beta is -1; give a whole number from 0 to 4"), ({"beta": "x"}, "beta is 'x'"),
+    ({"beta": 1.5}, "beta is 1.5"), ({"beta": 5}, "beta is 5"), ({"rule": ""}, "unknown rule ''"),
+    ({"knowledge": "bogus"}, "knowledge is 'bogus'; choose one of full, partial"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["krum", "trimmed-mean", "gaussian"])
+def test_a_call_with_what_no_setting_takes_is_refused(name, given, told):
+    with pytest.raises(BadInput, match=told):
+        attacks[name](np.ones((9, 3)), c=2, **given)

@@ -67,7 +67,7 @@ def test_copies_stand_behind_the_examples_with_the_trigger_and_the_targets_label
     np.testing.assert_array_equal(both.test_x, data.test_x)
 
 
-@pytest.mark.parametrize("target", [-1, 3])
+@pytest.mark.parametrize("target", [3, 99_999])
 def test_a_target_that_the_data_set_does_not_have_is_refused(target):
     with pytest.raises(
         BadInput, match=f"target is class {target}, but .*'made' has classes 0 to 2"
@@ -178,3 +178,19 @@ def test_a_run_tells_the_success_beside_the_error_rate(alone, tmp_path):
     assert re.match(
         r"seed 0: error rate 0\.\d{4} \(.*\), attack success rate [01]\.\d{4}, 20", done.stdout
     )
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ({"target": 1.5}, "target is 1.5; give a whole number"), ({"target": "a"}, "target is 'a'"),
+    ({"target": -1}, "target is -1"),
+    ({"share": 30}, r"share is 30; it must be in \(0, 1\]"), ({"share": -1}, "share is -1"),
+    ({"share": float("nan")}, "share is nan"), ({"trigger": 3}, "trigger is 3; give a function"),
+])  # fmt: skip
+def test_a_backdoor_that_is_none_is_refused_when_it_is_made(given, told):
+    with pytest.raises(BadInput, match=told):
+        Backdoor(**{"trigger": lambda x: x, **given})
+
+
+def test_an_attack_brings_a_backdoor_and_no_trigger_alone():
+    with pytest.raises(BadInput, match=r"give Backdoor\(trigger, target\)"):
+        attack("mine", backdoor=lambda x: x)(lambda step: step.known[: step.c])

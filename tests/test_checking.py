@@ -497,3 +497,11 @@ def test_built_in_data_sets_hold(name):
 def test_every_kind_of_entry_is_looked_at():
     assert set(check_commands._KINDS.values()) == set(KINDS)
     assert {registry.kind for registry, _ in KINDS.values()} == set(KINDS)
+
+
+def test_a_defense_that_draws_is_not_said_to_treat_workers_by_their_place(tmp_path):
+    draws = body("defense('mine')", "case",
+                 "return case.rng.choice(len(case.updates), case.c, replace=False)")  # fmt: skip
+    findings = found(tmp_path, draws)
+    assert [one for one in findings if one.level == FAILS] == []
+    assert any(one.level == NOTE and "draws: whether the order" in one.text for one in findings)

@@ -251,7 +251,7 @@ def test_another_stores_trials_of_earlier_code_are_compared_by_setting(call, tmp
         (["a.sqlite"], "a.sqlite is no pair"),
         (["a.sqlite", "b.sqlite", "a.sqlite"], "no pair of stores"),
         (["a.sqlite", "b.sqlite", "--edit"], "--edit takes both sides from the same trials"),
-        (["--against", "rule"], "not FIELD=VALUE with a FIELD"),
+        (["--against", "rule"], "is .rule., without a value; give rule=VALUE"),
         (["--against", "c=5"], "unknown|not FIELD=VALUE"),
         (["a.sqlite", "--against", "rule=medium"], "unknown rule 'medium'.*Did you mean 'median'"),
         (["a.sqlite", "--against", "rule=bulyan"], "has been run with rule bulyan too"),

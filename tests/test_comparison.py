@@ -43,6 +43,11 @@ def test_the_order_in_which_seeds_come_pairs_nothing():
     assert difference(a, dict(reversed(b.items()))) == difference(a, b)
 
 
+@pytest.mark.parametrize(("shared", "paired"), [(3, False), (4, True), (7, True)])
+def test_pairs_are_half_of_the_seeds_or_more(shared, paired):
+    assert difference(drawn(1, 7), drawn(2, 7, 7 - shared)).paired == paired
+
+
 @pytest.mark.parametrize(("n", "m"), [(3, 3), (5, 40), (50, 47)])
 def test_other_seeds_are_compared_by_welch_as_scipy_does(n, m):
     a, b = drawn(1, n), drawn(2, m, 100)

@@ -247,3 +247,26 @@ def test_a_defense_that_writes_to_what_it_is_given_changes_nothing_but_its_choic
 def test_models_of_a_wrong_length_are_not_judged(own):
     with pytest.raises(BadInput, match=r"'bends': models .* shape \(m, 650\), not .*\(12, 649\)"):
         own("bends")
+
+
+def test_impacts_are_of_what_was_received_whatever_a_defense_made_of_its_copy():
+    rows = np.zeros((10, 3), np.float32)
+    rows[8:] = 50
+
+    def judged(models):
+        return np.zeros(len(models)), np.abs(models).sum(axis=1)
+
+    def spoils(case):
+        case.updates[:], case.w_re[:] = 0, 9
+        return case.largest(case.impacts[1])
+
+    def case():
+        rng = np.random.default_rng(0)
+        return Suspicion(rows, np.zeros(3), rules["mean"], 2, 2, judged, rng)
+
+    assert sorted(Defense("spoils", spoils, 1).removed(case())) == [8, 9]
+
+    def turned(case):
+        return case.largest(replace(case, updates=case.updates[::-1]).impacts[1])
+
+    assert sorted(Defense("turned", turned, 1).removed(case())) == [0, 1]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from stub_driver import ADA, AMPERE, HOPPER, Card, source
+from test_store import trial
 
 from fltrust_repro import compiled, downloads
 from fltrust_repro import doctor as module
@@ -22,7 +23,6 @@ from fltrust_repro.machine import Blas, Cpu
 from fltrust_repro.nvidia import Driver
 from fltrust_repro.rehearsal import IN_GLUON, Step
 from fltrust_repro.store import Store
-from fltrust_repro.trials import COLUMNS
 
 REPOSITORY = Path(__file__).parents[1]
 CPU, CUDA = {"mxnet": "1.9.1"}, {"mxnet-cu112": "1.9.1"}
@@ -350,15 +350,15 @@ def test_the_first_trial_makes_the_store(machine, report, tmp_path):
 
 
 def test_a_whole_store_is_counted(machine, report):
-    Store("mine.sqlite").close()
-    with contextlib.closing(sqlite3.connect("mine.sqlite")) as opened, opened:
-        marks = ", ".join("?" * len(COLUMNS))
-        for seed in range(3):
-            row = {**dict.fromkeys(COLUMNS, ""), "seed": seed}
-            opened.execute(f"INSERT INTO trials VALUES ({marks})", tuple(row.values()))
+    with Store("mine.sqlite") as store:
+        store.add(*(trial(seed) for seed in range(3)))
     code, text = report("--store", "mine.sqlite")
     assert code == 0
-    assert "mine.sqlite: 3 finished trials of 1 setting, intact" in text
+    assert "mine.sqlite: 3 finished trials of 1 setting, intact\n" in text
+    with contextlib.closing(sqlite3.connect("mine.sqlite")) as opened, opened:
+        opened.execute("UPDATE trials SET error_rate = 7 WHERE seed = 1")
+    _, text = report("--store", "mine.sqlite")
+    assert "2 finished trials of 1 setting, intact, 1 entry beside them not understood" in text
 
 
 def other_table(path):
@@ -376,7 +376,20 @@ def damaged(path):
     path.write_bytes(content)
 
 
+def store_with(change):
+    def made(path):
+        Store(path).close()
+        with contextlib.closing(sqlite3.connect(path)) as opened, opened:
+            opened.execute(change)
+
+    return made
+
+
 BAD_STORES = {
+    "newer": store_with("PRAGMA user_version = 2"),
+    "a column more": store_with("ALTER TABLE trials ADD COLUMN mine"),
+    "a column more of failures": store_with("ALTER TABLE failures ADD COLUMN mine"),
+    "a trigger": store_with("CREATE TRIGGER t AFTER INSERT ON trials BEGIN SELECT 1; END"),
     "text": lambda path: path.write_text("my thesis\n" * 500),
     "folder": lambda path: path.mkdir(),
     "other columns": other_table,

@@ -498,3 +498,12 @@ def test_an_attack_is_a_function_of_all_updates(name, knowledge):
 def test_what_an_attack_as_a_function_refuses(name, fields, message):
     with pytest.raises(BadInput, match=message):
         attacks[name](np.ones((12, 5)), **fields)
+
+
+def test_a_number_computed_of_a_lent_array_rounds_and_hashes_as_numpys_does():
+    lent = np.float32([[1.25, 2.5], [3.75, 0.5]]).view(LentArray)
+    assert round(lent.max(), 1) == 3.8
+    assert {float(np.median(lent)): 1} == {np.median(lent): 1}
+    for call in (hash, round):
+        with pytest.raises(TypeError):
+            call(lent)

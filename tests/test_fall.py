@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import fltrust_repro as fl
-from fltrust_repro import fall, replay
+from fltrust_repro import backend, fall, replay
 from fltrust_repro.distances import squared_distances
 from fltrust_repro.errors import BadInput
 from fltrust_repro.facts import Facts, _along_the_spread, measured
 from fltrust_repro.plugins import plugins_for
 from fltrust_repro.settings import Setting
-from fltrust_repro.training import run_trial
+from fltrust_repro.training import Federation, TrialResult, run_trial
 from fltrust_repro.trial_process import afresh
 from fltrust_repro.trials import Trial
 
@@ -48,6 +48,33 @@ def plugin(tmp_path):
         fl.load_plugin(tmp_path / "mine.py")
 
     return load
+
+
+COUNTS = """
+import fltrust_repro as fl
+
+calls = []
+
+@fl.rule("counts")
+def counts(updates):
+    calls.append(1)
+    return updates.mean(axis=0) * (1 + 0.01 * len(calls))
+"""
+
+
+def test_the_iteration_looked_at_is_the_trials_though_a_rule_keeps_variables(plugin):
+    """What it kept at the end of the span must not be what it begins with again."""
+    plugin(COUNTS)
+    setting = small(rule="counts", attack="gaussian")
+    with afresh(0, plugins_for(())):
+        federation = Federation(setting, 0, backend.context("cpu"), None)
+        w = federation.begin(None).w
+        for iteration in range(1, 13):
+            w = federation.moved(w, federation.sent(w, iteration, False), False)
+        error = federation.error_rate(w)
+    seen = replay.replayed(setting, 0, range(13, 14), None)
+    assert seen.iteration == 13
+    assert seen.errors[0] == error
 
 
 @pytest.mark.parametrize(
@@ -422,3 +449,21 @@ def test_a_replay_that_rounds_otherwise_is_told_of():
     moved = [(i, error + 0.001, loss) for i, error, loss in attacked.result.curve]
     attacked = replace(attacked, result=replace(attacked.result, curve=moved))
     assert "machines round differently" in fall.explain(attacked, clean).replace("\n", " ")
+
+
+def test_what_an_attack_undid_and_where_it_undid_nothing_is_told_as_noted():
+    notes = {"compared with no attack": 10, "undone": 0.3, "no effect": 2}
+    curve = [(10, 0.5, 0.0), (20, 0.5, 0.0)]
+    setting = small(rule="mean", attack="ipm")
+    made = [Trial(one, 0, TrialResult(0.5, 0.5, 20, False, 1.0, curve, 0, own), "cpu", "", "", "1")
+            for one, own in ((setting, notes), (setting.without_attack(), {}))]  # fmt: skip
+    assert "undid 0.30 of a step on average, nothing in 2 of 10" in fall._course(*made, None)
+
+
+def test_the_cosine_is_of_what_was_sent_and_in_brackets_what_is_usual():
+    rows = updates()
+    rows[:4] = -rows[4:].mean(axis=0)
+    found = measured(rows, 4, mean(rows), mean)
+    to_mean, usual = found.cosine
+    assert to_mean < -0.9 < 0 < usual
+    assert f"cosine to the benign mean {to_mean:.2f} ({usual:.2f})" in fall._crafted(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -275,6 +277,10 @@ def test_a_report_of_what_the_paper_prints_is_inside_throughout_and_its_claims_h
     frame = fidelity.as_frame(experiments, trials)
     page = fidelity.markdown(experiments, trials, frame)
     assert "| 0.72" in page
+    more = {s: [replace(t, result=replace(t.result, error_rate=t.result.error_rate + 0.01))
+                for t in some] for s, some in trials.items()}  # fmt: skip
+    above = fidelity.markdown(experiments, more, fidelity.as_frame(experiments, more))
+    assert above.count("| +0.010") > 50 > above.count("| -0.010")
     judged = claims.judge(CLAIMS, fidelity.numbers(fidelity.all_experiments(), trials))
     words = [word for _, word, _ in judged]
     assert words.count("fails") == 0

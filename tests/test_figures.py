@@ -13,7 +13,7 @@ from fltrust_repro import captions, curves, drawing, figures, report, trial_pict
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import figure_of
 from fltrust_repro.settings import Setting
-from fltrust_repro.styles import style_of
+from fltrust_repro.styles import MOST_TICKS, style_of
 from fltrust_repro.training import TrialResult
 from fltrust_repro.trials import Trial
 
@@ -127,7 +127,8 @@ def test_bands_have_a_gap_at_points_of_too_few_trials(trials, bands):
     places = (re.findall(r"([\d.]+) -?[\d.]+", path) for path in drawn_paths)
     assert sum(len({*x}) > 1 for x in places) == bands
     [line] = curves.as_varied(figure, cells).panels[""]
-    assert line.band.count("M") == bands
+    runs = "".join("x" if n > 2 else " " for n in trials).split()
+    assert line.band.count("M") == len(runs)  # of one point, too: the page tells its numbers
     assert ("none at points" in captions.of_bands(cells)) == (min(trials) < 3)
 
 
@@ -277,3 +278,28 @@ def test_a_loss_without_end_hides_no_other(tmp_path, loss, monkeypatch):
         trial_pictures.draw_trial(of_attack(10), tmp_path / "p.png", None, [of_attack(11, wild)])
         trial_pictures.draw_trial(of_attack(10, wild), tmp_path / "p.png")
     assert 2 < kept[0].axes[1].get_ylim()[1] <= 4
+
+
+# ---- the charts of pages ------------------------------------------------------------------------
+
+
+def test_values_that_grow_lie_by_their_ratios_and_ticks_have_room():
+    assert curves._positions([0.01, 0.1, 1]) == [0, 800, 1600]
+    assert curves._positions([1, 2, 3]) == [0, 800, 1600]
+    values = tuple(k / 100 for k in range(1, 2 * MOST_TICKS + 2))
+    figure = figure_of("m", "c", "M", SHARED, {"": {}}, {"x": {}}, "p", values)
+    chart = curves.as_varied(figure, measured(figure))
+    assert len(chart.places) == len(values)
+    assert len(chart.ticks) <= MOST_TICKS
+
+
+def test_of_a_line_over_iterations_the_last_value_is_the_strongest():
+    opacities = [opacity for _, opacity in curves._of_columns(a_figure()).values()]
+    assert opacities[:2] == [pytest.approx(0.4), 1.0]
+
+
+def test_many_seeds_are_told_by_their_number_and_ends():
+    figure = a_figure()
+    cells = [report.Measured(cell, (0.1,) * 40, 0, tuple(range(0, 80, 2)))
+             for cell in figure.cells]  # fmt: skip
+    assert captions.of_trials(cells, "point") == "40 trials per point, seeds 40 from 0 to 78"

@@ -91,6 +91,9 @@ def test_trials_of_other_code_are_a_group_of_their_own(tmp_path):
     assert told == [("0", 2, False), (trial(0).protocol, 1, True), ("00", 1, False)]
     assert finding.current(found) == {SETTING: [trial(0)]}
     assert finding.before(found) == {SETTING: old}
+    # Also where an older checkout was used once more, later.
+    later = [Found(replace(trial(9), protocol="0", finished="9999-01-01"), tmp_path)]
+    assert finding.current(found + later) == {SETTING: [trial(0)]}
     # Where nothing is of today's code, the latest answers.
     assert finding.current(found[:3]) == {SETTING: old}
     assert finding.before(found[3:]) == {}

@@ -175,3 +175,14 @@ def test_each_user_is_a_worker_unless_dealt_otherwise(tmp_path, monkeypatch):
     dealt = Setting.from_dict({**few, "workers": 4, "dealing": "once"})
     assert run_trial(dealt, 0, data_dir=tmp_path).iterations == 2
     readers.forget()
+
+
+def test_a_file_that_is_missing_beside_one_that_is_there_is_the_one_named(tmp_path):
+    first = tmp_path / "UCI HAR Dataset" / "train" / "X_train.txt"
+    first.parent.mkdir(parents=True)
+    first.write_text(("0 " * 561 + "\n") * 30)
+    with pytest.raises(DataUnavailable) as raised:
+        har.read_har(first)
+    assert repr(str(first)) not in str(raised.value)
+    assert "No such file" in str(raised.value)
+    assert "make it readable" not in str(raised.value)

@@ -168,3 +168,16 @@ def test_the_published_pages_show_pictures_that_are_there_and_small():
             assert (published() / name).stat().st_size < 100_000, name
             shown += 1
     assert shown > 20
+
+
+def test_numbers_below_the_scale_stand_at_their_shades(monkeypatch):
+    """And the line between those that are ranked apart between them."""
+    made = []
+    monkeypatch.setattr(heat_maps, "_finished", lambda axis, *_: made.append(axis))
+    monkeypatch.setattr(heat_maps.drawing, "as_bytes", lambda *_, **__: b"")
+    values = {("a", "x"): 0.1, ("a", "y"): 0.4}
+    heat_maps.grid_picture("t", "rows", ["a"], "columns", ["x", "y"], values, "svg")
+    [axis] = made
+    bar, scale = axis.figure.axes[1], Scale.over([0.1, 0.4])
+    assert list(bar.get_xticks()) == [scale.part(tick) for tick in scale.ticks()]
+    assert [text.get_text() for text in bar.get_xticklabels()] == ["0.1", "0.2"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from invoked import ended
 from PIL import Image
 
@@ -864,3 +865,11 @@ def test_make_hands_its_options_to_the_program():
     assert "--fresh" not in plain.stdout
     assert "--seed" not in plain.stdout  # the program's own is the reported one
     assert "panels=abcde; else panels=ae" in plain.stdout
+
+
+def test_the_last_seed_there_is_can_be_the_last_of_the_trials():
+    for seed, trials, code in ((2**31 - 1, 1, 0), (2**31 - 1, 2, 2), (2**31 - 2, 2, 0)):
+        typed = ["--seed", str(seed), "--trials", str(trials), "--store", "none.sqlite"]
+        ended = CliRunner().invoke(commands, ["status", *typed])
+        assert ended.exit_code == code, ended.output
+        assert ("the last seed must be at most" in ended.output) == (code == 2)

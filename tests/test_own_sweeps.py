@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from invoked import ended
 
-from fltrust_repro import experiments, reproduction, sweep
+from fltrust_repro import experiments, own_sweeps, reproduction, sweep
+from fltrust_repro.varied import axis
 
 SMALL = ("--dataset", "digits", "--workers", 10, "--iterations", 3)
 QUICK = (*SMALL, "--trials", 1, "--jobs", 0, "--device", "cpu", "--out", "results")
@@ -246,3 +247,12 @@ def test_the_papers_figures_still_find_their_published_trials(monkeypatch):
     for name in PAPERS:
         for setting in experiments.load_experiment(name).settings:
             assert {(setting.key(), seed) for seed in range(10, 15)} <= known, (name, setting)
+
+
+def test_a_sweep_of_one_rule_is_named_by_it():
+    """Its table has a row per attack alone, which would read as a rule."""
+    setting = {"dataset": "digits", "model": "lr"}
+    for rules, title in ((["median"], "median, lr on digits, c varied"),
+                         (["median", "krum"], "lr on digits, c varied")):  # fmt: skip
+        made = own_sweeps.arranged([axis("c", [1, 2])], rules, ["none"], [], setting, {}, "sweep")
+        assert made.title == title

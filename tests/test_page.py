@@ -686,6 +686,37 @@ def test_pointing_tells_a_cells_tolerance_and_a_charts_values(browser, written):
 
 
 @pytest.mark.browser
+def test_a_chart_tells_each_points_own_interval_and_none_of_few_trials(browser, tmp_path):
+    figure = load_experiment("figure4a")
+    rounds = dict(zip(figure.columns, (3, 2, 3, 3, 1)))
+    trials: dict = {}
+    for cell in figure.cells:
+        k = figure.columns.index(cell.column)
+        rates = [0.2 + k / 10 + (1 + k) * j / 100 for j in range(rounds[cell.column])]
+        trials[cell.setting] = [a_trial(cell.setting, 10 + j, one) for j, one in enumerate(rates)]
+    file = tmp_path / "fidelity.html"
+    frame = fidelity.as_frame([figure], trials)
+    file.write_text(fidelity_page.page([figure], trials, frame), encoding="utf-8")
+    browser.get(file.as_uri())
+    shown_at(browser, 1280)
+    chart = browser.find_element("css selector", "[aria-labelledby=figure4a] .wide svg.chart")
+    told = browser.find_element("css selector", "[aria-labelledby=figure4a] .wide + .told")
+    browser.execute_script("arguments[0].focus()", chart)
+    press(browser, *["ARROW_LEFT"] * 9)
+    for k, column in enumerate(figure.columns):
+        first = re.search(r": \S+ (\d\.\d\d)( \((.*?) to (.*?)\))?", told.text)
+        rates = [0.2 + k / 10 + (1 + k) * j / 100 for j in range(rounds[column])]
+        half = report.half_width(rates)
+        assert float(first[1]) == pytest.approx(sum(rates) / len(rates), abs=0.006)
+        if rounds[column] < 3:
+            assert first[2] is None
+        else:
+            assert float(first[3]) == pytest.approx(sum(rates) / 3 - half, abs=0.006)
+            assert float(first[4]) == pytest.approx(sum(rates) / 3 + half, abs=0.006)
+        press(browser, "ARROW_RIGHT")
+
+
+@pytest.mark.browser
 def test_a_command_is_copied_by_a_button(browser, written):
     from selenium.webdriver.support.ui import WebDriverWait
 

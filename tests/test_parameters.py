@@ -5,9 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import fltrust_repro as fl
 from fltrust_repro import backend
 from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.errors import BadInput
+from fltrust_repro.parameters import chosen, own_parameters
+from fltrust_repro.preaggregations import preaggregations
 from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round, attack, attacks
@@ -142,3 +145,94 @@ def test_an_attack_sees_its_memory_outside_of_a_trial(away):
     known, master = np.ones((3, 2)), Setting(**SMALL).at_master
     step = Round(known, 1, w_re, "full", np.random.default_rng(0), master, notes=Counter())
     assert [attacks["away"].crafted(step)[0, 0] for _ in range(2)] == [1, 2]
+
+
+# ---- what papers and their authors' code have, unless it is told
+
+
+def test_own_parameters_have_the_values_that_published_trials_were_made_with():
+    """Another default is another rule or attack under the same name: then PROTOCOL moves."""
+    defaults = {
+        "rule": {
+            "krum": {"power": 2.0}, "multi-krum": {"q": None}, "geometric-median": {"nu": 1e-6},
+            "norm-clipping": {"radius": 1.0},
+            "centered-clipping": {"radius": 1.0, "iterations": 1, "tau": None},
+            "sign-vote": {"step": 1.0}, "rlr": {"theta": 0.4},
+            "signguard": {"similarity": None, "share": 0.1, "lower": 0.1, "upper": 3.0},
+            "flame": {"noise": 0.001}, "gas": {"base": "median", "p": 1000},
+            "dnc": {"iterations": 1, "fraction": 1.0, "b": 10_000},
+            "zeno": {"rho": 0.005, "b": None},
+            "lasa": {"sparsity": 0.3, "norm_radius": 2.0, "sign_radius": 1.0},
+            "fldetector": {"base": "median", "window": 10, "start": 50},
+            "leverage": {"decay": 0.985, "near": 4},
+        },
+        "attack": {
+            "sign-flip": {"of": "own", "scale": 1.0}, "ipm": {"epsilon": 0.1},
+            "alie": {"z": None, "side": "below"}, "byzmean": {"z": 0.5, "side": "below"},
+            "min-max": {"vector": "std"}, "min-sum": {"vector": "std", "bound": "max"},
+            "mpaf": {"scale": 1e6}, "poisonedfl": {"scale": 8.0},
+            "rop": {"z": None, "angle": 90.0, "relocation": 1.0, "reference": 0.9},
+            "mimic": {"warmup": 1}, "fltrust-adaptive": {"search": "random"},
+            "tailored": {"queries": 12}, "tailored-persistent": {"queries": 12},
+            "tailored-pull": {"queries": 12, "far": 2.0}, "scaling": {"factor": None},
+        },
+        "pre-aggregation": {
+            "bucketing": {"size": 2}, "clip": {"radius": 1.0}, "foundation": {"share": 0.5},
+        },
+    }  # fmt: skip
+    functions = {"rule": "function", "attack": "craft", "pre-aggregation": "function"}
+    for registry in (rules, attacks, preaggregations):
+        ours = {
+            name: own_parameters(getattr(registry[name], functions[registry.kind]))
+            for name in registry
+            if registry.owner(name) is None and getattr(registry[name], functions[registry.kind])
+        }
+        assert {name: own for name, own in ours.items() if own} == defaults[registry.kind]
+    backdoor = fl.attacks["scaling"].backdoor
+    assert (backdoor.share, backdoor.target) == (0.3, 0)
+
+
+# ---- what cannot be an entry is told when it is registered
+
+WRONG = {
+    "c behind the star": ("rule", "def f(updates, *, c=7): ...", "c by keyword alone; name it"),
+    "a memory behind it": ("rule", "def f(updates, *, memory=None): ...", "memory by keyword"),
+    "no updates": ("rule", "def f(*, q=1): ...", "takes no argument by position"),
+    "a default of NaN": ("rule", "def f(updates, *, a=float('nan')): ...", "a is nan"),
+    "an array": ("rule", "def f(updates, *, a=(1, 2)): ...", "a is .*; give a finite"),
+    "an attack without a default": ("attack", "def f(step, *, share): ...", "has no default"),
+    "an attack with rng": ("attack", "def f(step, rng): ...", "takes rng; after the"),
+    "an attack of nothing": ("attack", "def f(): ...", "takes no argument by position"),
+    "a defense with rng": ("defense", "def f(case, rng): ...", "takes rng"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_signature_that_no_trial_could_call_is_refused(case):
+    kind, text, told = WRONG[case]
+    made: dict = {}
+    exec(text, made)
+    with pytest.raises(BadInput, match=told):
+        getattr(fl, kind)("wrong")(made["f"])
+
+
+def test_a_leave_one_out_takes_what_its_rule_takes():
+    for twin in (lambda rows: rows, lambda rows, *, other=1: rows):
+        with pytest.raises(BadInput, match=r"takes other parameters; give it the same, scale"):
+            fl.rule("loo", leave_one_out=twin)(lambda updates, *, scale=1.0: updates[0])
+    try:
+        fl.rule("loo", leave_one_out=lambda rows, **known: rows)(lambda updates, *, q=1: updates[0])
+    finally:
+        rules.remove("loo")
+
+
+def test_true_false_and_none_are_values():
+    def one(updates, *, flag=False, q=None):
+        return flag, q
+
+    for text, values in (
+        ("flag=true", {"flag": True}), ("flag=False", {}), ("q=None", {}), ("q=3", {"q": 3}),
+    ):  # fmt: skip
+        assert chosen("rule 'one'", one, text) == values
+    with pytest.raises(BadInput, match="flag is '7'; give true or false"):
+        chosen("rule 'one'", one, "flag=7")

@@ -721,6 +721,31 @@ def test_an_object_counts_by_its_class_and_its_values(cell, edit):
     assert cell(MORE) == first
 
 
+def test_settings_in_a_namespace_count(cell):
+    text = "from types import SimpleNamespace\nof = SimpleNamespace(scale=1.0)\n"
+    text += CELL.replace("* FACTOR", "* of.scale")
+    first = cell(text)
+    assert cell(text.replace("1.0", "0.5")) not in ("", first)
+    assert cell(text) == first
+
+
+@pytest.mark.parametrize("line", ["import deep_one", "from deep_one import halved"])
+def test_a_module_counts_with_those_of_the_users_that_it_imports(cell, tmp_path, monkeypatch, line):
+    monkeypatch.syspath_prepend(tmp_path)
+    call = "deep_one.halved" if line.startswith("import") else "halved"
+    (tmp_path / "helps_one.py").write_text(f"{line}\ndef f(row):\n    return {call}(row)\n")
+    (tmp_path / "deep_one.py").write_text("def halved(row):\n    return row / 2\n")
+    text = "import helps_one\n" + CELL.replace("row * FACTOR", "helps_one.f(row)")
+    try:
+        first = cell(text)
+        (tmp_path / "deep_one.py").write_text("def halved(row):\n    return row / 4\n")
+        aggregation.rules.owner("mine").refresh()
+        assert Setting(rule="mine").plugin_key() not in ("", first)
+    finally:
+        for name in ("helps_one", "deep_one"):
+            sys.modules.pop(name, None)
+
+
 def test_values_are_looked_at_when_a_run_begins_and_not_meanwhile(cell):
     first = cell(CELL)
     assert cell("FACTOR = 0.25\n") == first

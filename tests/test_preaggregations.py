@@ -264,3 +264,33 @@ def test_a_wrong_parameter_is_told_before_anything_runs(step, told):
 def test_updates_are_clipped_to_a_length_above_zero(radius):
     with pytest.raises(BadInput, match=r"'clip': radius is .*; give a finite number above 0"):
         clip(np.ones((3, 2), dtype=np.float32), radius=radius)
+
+
+def test_what_a_step_does_to_the_servers_update_is_seen_by_no_other():
+    """Nor to the model, or to whose rows they are; the same step as a rule's author would write."""
+    seen = []
+
+    @preaggregation("spoils")
+    def spoils(updates, root, w_re, workers):
+        root[:], w_re[:], workers[:] = 0, 7, 3
+        return updates
+
+    @rule("sees")
+    def sees(updates, root, w_re, workers):
+        seen.append((root.tolist(), w_re.tolist(), workers.tolist()))
+        return updates[0]
+
+    try:
+        state = ServerState(root=np.float32([1, 2]), w_re=np.float32([5, 6]))
+        behind("spoils", rules["sees"])(np.ones((3, 2)), c=0, state=state)
+    finally:
+        preaggregations.remove("spoils")
+        rules.remove("sees")
+    assert seen == [([1, 2], [5, 6], [0, 1, 2])]
+
+
+def test_buckets_of_one_leave_updates_where_they_are():
+    updates = np.arange(20, dtype=np.float32).reshape(10, 2)
+    rng = np.random.default_rng(0)
+    step = preaggregations["bucketing:size=1"]
+    np.testing.assert_array_equal(step.function(updates, rng), updates)

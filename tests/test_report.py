@@ -34,6 +34,12 @@ def around(mean: float, spread: float = 0.01, n: int = 10) -> list[float]:
 PLAIN = measured(around(0.13), 0.12)
 
 
+def test_where_a_paper_prints_less_under_attack_the_tolerance_is_no_wider():
+    plain = measured(around(0.12), 0.12)
+    assert verdict(measured(around(0.105), 0.07, "trimmed-mean"), plain) == "outside"
+    assert verdict(measured(around(0.095), 0.07, "trimmed-mean"), plain) == "inside"
+
+
 @pytest.mark.parametrize(
     ("mean", "expected"),
     [(0.12, "inside"), (0.15, "inside"), (0.09, "inside"), (0.151, "outside"), (0.089, "outside")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from invoked import ended
 from test_store import trial
 
-from fltrust_repro import experiments, processes, sweep
+from fltrust_repro import experiments, files, processes, sweep
 from fltrust_repro.aggregation import rules
 from fltrust_repro.errors import DataUnavailable
 from fltrust_repro.experiments import load_experiment
@@ -258,3 +259,20 @@ def test_trials_at_hand_are_shown_though_the_data_for_more_are_missing(
     assert "One. Testing error rate" in out
     assert "not run: digits is not at hand." in err
     assert err.endswith("Not run for want of data: one.\n")
+
+
+def test_what_two_commands_add_to_a_folder_at_once_is_all_kept(tmp_path):
+    """The second waits until the first has read and written."""
+    order = []
+
+    def second():
+        with files.locked(tmp_path / "out"):
+            order.append("second")
+
+    with files.locked(tmp_path / "out"):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.3)
+        order.append("first")
+    other.join(30)
+    assert order == ["first", "second"]

@@ -50,6 +50,9 @@ def test_it_is_the_formula(problem):
     )
     cosines = (updates @ root.astype(np.float64)) > 0
     assert notes["workers kept"] == np.count_nonzero(cosines)
+    lengths = np.linalg.norm(updates.astype(float), axis=1) * np.linalg.norm(root.astype(float))
+    trust = np.maximum(updates @ root.astype(np.float64), 0) / np.where(lengths > 0, lengths, 1)
+    assert notes["trust"] == pytest.approx(trust.sum(), rel=1e-4, abs=1e-6)
 
 
 @given(problems(), st.floats(0.01, 100), st.integers(0, 99))

@@ -404,3 +404,10 @@ def test_in_a_trial_a_rule_is_known_by_name_and_the_same_twice(name):
     assert 0 < found.notes["workers kept"] <= 48
     defended = run_trial(replace(setting, defense="lfr"), seed=3)
     assert 0 < defended.notes["workers kept"] <= 40
+
+
+def test_flame_notes_those_of_the_majority_alone():
+    updates = np.float32([[1, 0.1 * k] for k in range(9)] + [[-1, 0.1 * k] for k in range(3)])
+    notes = ServerState().notes
+    flame(updates, notes=notes, noise=0.0)
+    assert notes["workers kept"] == len(reference.flame_kept(updates, np.zeros(2))) < len(updates)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fltrust_repro import standings
+from fltrust_repro import arena, arena_report, standings
 from fltrust_repro.standings import KNOWS_C, NO_ATTACK, NO_C, SERVER_DATA, Cell, Entry
 
 SEEDS = range(10, 30)
@@ -192,3 +193,57 @@ def test_flags_are_of_the_column_that_decides(notes, flags):
     own["mild"] = cell("mild", [0.2] * 3, diverged=True)
     assert "diverged" in standings.entry("a", KNOWS_C, own).flags  # wherever it was
     assert standings.entry("a", KNOWS_C, own, ["random"]).flags[-1] == "random"
+
+
+# ---- what is told of a ranking ------------------------------------------------------------------
+
+
+def told_of(**rows: tuple[float, ...]) -> standings.Standings:
+    """Rules in their order, of three seeds each."""
+    entries = standings.ranked([entry(row, errors) for row, errors in rows.items()])
+    return standings.Standings("P1", 2, "MNIST", (NO_ATTACK, "hard", "easy"), entries, 0)
+
+
+def test_a_row_is_summed_up_by_its_place_its_worst_and_what_it_has_without_attack():
+    found = told_of(b=(0.4, 0.5, 0.6), a=(0.2, 0.2, 0.2))
+    [one] = [entry for entry in found.entries if entry.row == "b"]
+    assert arena_report.summary(one, found) == (
+        "b: place 2 of 2 (rank 2 to 2), 0.500 ±0.248 under hard, 0.100 without attack."
+    )
+
+
+def test_every_cell_of_the_page_is_a_mean_over_seeds():
+    page = arena_report.page(told_of(a=(0.2, 0.3, 0.7)), "arena", [], [])
+    table = page.partition("Every cell")[2]
+    assert "0.400" in table
+    assert "0.200" not in table
+
+
+def test_what_papers_print_stands_beside_what_is_measured_with_the_difference():
+    printed = cell("hard", (0.1, 0.2, 0.3), reported=0.25)
+    cells = {NO_ATTACK: cell(NO_ATTACK, (0.1, 0.1, 0.1)), "hard": printed}
+    entries = standings.ranked([standings.entry("a", KNOWS_C, cells)])
+    found = standings.Standings("P1", 2, "MNIST", tuple(cells), entries, 0)
+    [line] = [line for line in arena_report.page(found, "arena", [], []).splitlines()
+              if "0.25" in line]  # fmt: skip
+    assert "-0.050" in line
+    assert "0.200" in line
+
+
+def test_a_breakdown_says_where_it_is_but_a_limit():
+    found = told_of(a=(0.2, 0.2, 0.2), b=(0.3, 0.3, 0.3))
+    first, second = found.entries
+    limited = replace(first, breakdown=13, flags=(arena.LIMIT,))
+    entries = [limited, replace(second, breakdown=20)]
+    notes = arena_report.notes(replace(found, entries=entries), ["a", "b"], 20)
+    [told] = [one for one in notes if "doubles the clean error" in one]
+    assert told.endswith("a 13 (its limit), b 20.")
+
+
+def test_around_ones_own_row_stand_its_neighbours():
+    names = "abcdefghij"
+    found = told_of(**{name: (0.1 * k + 0.1,) * 3 for k, name in enumerate(names)})
+    table = arena_report.table(found.entries, "simple", near=["e"])
+    words = [word for line in table.splitlines()[2:] for word in line.split()]
+    assert [word for word in words if word in [*names]] == ["c", "d", "e", "f", "g"]
+    assert words.count("...") == 2

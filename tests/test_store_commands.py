@@ -287,6 +287,7 @@ def test_what_is_no_trial_is_named_once_and_reaches_no_table(call, filled, tmp_p
 
 
 def test_an_export_of_nothing_has_its_columns(call, tmp_path):
+    Store(tmp_path / "s.sqlite").close()
     for name, read in (("t.csv", pd.read_csv), ("t.parquet", pd.read_parquet)):
         code, text, _ = call("export", tmp_path / name, out=False)
         assert code == 0
@@ -294,6 +295,24 @@ def test_an_export_of_nothing_has_its_columns(call, tmp_path):
         frame = read(tmp_path / name)
         assert len(frame) == 0
         assert {"key", "rule", "error_rate"} <= set(frame.columns)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("out/table2a.trials.csv", "named as trials of results are"),
+    ("s.csv", "is the store itself"), ("all.csv", "does not exist; give --store one that does"),
+])  # fmt: skip
+def test_an_export_takes_the_place_of_no_trials(filled, capsys, tmp_path, name, said):
+    file, store = tmp_path / name, tmp_path / "s.sqlite"
+    if name == "s.csv":
+        store = store.rename(file)
+    elif name == "all.csv":
+        file.write_text("mine")
+        store = tmp_path / "another.sqlite"
+    before = file.read_bytes()
+    code, _, errors = ended(capsys, "export", file, "--store", store)
+    assert code == 2
+    assert said in errors
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t="])
@@ -479,3 +498,10 @@ def test_commands_that_look_do_so_where_nothing_can_be_written(tmp_path, beside)
     assert sorted(path.name for path in shared.iterdir()) == sorted(
         f"s.sqlite{end}" for end in ("", *beside)
     )
+
+
+def test_what_is_not_there_is_named_with_all_that_it_differs_by(call, filled):
+    code, text, errors = call("show", "--dataset", "digits", "--iterations", "77")
+    assert (code, text) == (2, "")
+    assert "iterations 77" in errors
+    assert "`trials` lists what there is" in errors

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import fltrust_repro as fl
-from fltrust_repro import datasets, options, processes, trial_process
+from fltrust_repro import datasets, options, processes, sweep, trial_process
 from fltrust_repro.errors import BadInput
 from fltrust_repro.experiments import Cell
 from fltrust_repro.plugins import load_plugin
@@ -836,3 +836,19 @@ def test_the_home_folder_is_found_in_python_too(tmp_path, monkeypatch):
         assert len(store.everything()) == 1
     (tmp_path / "mine.py").write_text("KNOWN = 3\n")
     assert fl.load_plugin("~/mine.py").KNOWN == 3
+
+
+def test_what_is_most_work_begins():
+    """Not only where it is more iterations: more workers, or rounds, or examples are more, too."""
+    for fields in ({"selected": 10}, {"rounds": 1}, {"batch_size": 8}):
+        less, more = (replace(SMALL, **{**fields, **{name: value * k for name, value in
+                                                     fields.items()}}) for k in (1, 2))  # fmt: skip
+        assert [task.setting for task in in_turns([less, more], [0])] == [more, less]
+
+
+def test_the_time_of_the_first_seed_is_that_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "project", lambda *_: 100.0)
+    told, short = [], replace(SMALL, iterations=1)
+    with Store(tmp_path / "trials.sqlite") as store:
+        run_missing(cells(short), range(4), store, Machine(jobs=0), lambda *t: told.append(t))
+    assert told == [(100.0, 25.0)]

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 import fltrust_repro as fl
 from fltrust_repro import tailored
+from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attack, attacks, changing_direction
 from fltrust_repro.errors import BadInput
 from fltrust_repro.lasting_attacks import base_model
 from fltrust_repro.preaggregations import behind
 from fltrust_repro.settings import Setting
 from fltrust_repro.tailored import world
-from fltrust_repro.tailored_lines import lines
+from fltrust_repro.tailored_lines import Line, lines
 from fltrust_repro.threat import Master, Parameters, Round
 from fltrust_repro.training import run_trial
 
@@ -65,6 +66,99 @@ def overheard(step):
         return step.master.answers(rows, [state.rng for state in states])
 
     return replace(again(step), master=replace(step.master, defended=answers)), asked
+
+
+# ---- what it asks about is what the module says -------------------------------------------------
+
+
+def test_each_line_is_what_its_module_says():
+    """Of nine benign workers; in the last parameter none differs, and no line moves it by s."""
+    rng = np.random.default_rng(3)
+    known = (rng.standard_normal((12, 7)) + 1).astype("f4")
+    known[:, -1] = 0.5
+    step = Round(known, 3, np.zeros(7), "full", rng, master_of("median", 12, 3))
+    s, s_rule = np.float32([1, -1, 1, 1, -1, -1, 1]), np.float32([1, 1, -1, 1, -1, 1, 1])
+    own, others = known[:3].astype(float), known[3:].astype(float)
+    mu, sigma = others.mean(axis=0), others.std(axis=0)
+    live = sigma > 1e-6
+    r = np.sqrt(np.mean(sigma[live] ** 2))
+    p = {"std": -s * sigma, "sign": -s * r * live, "rule": -s_rule * r * live, "mean": -mu}
+    p["beyond"] = np.where(s > 0, others.min(axis=0), others.max(axis=0)) - mu
+    gaps = np.linalg.norm(own[:, None] - others, axis=2)
+    noise = own - np.array([others[np.argsort(row)[:4]].mean(axis=0) for row in gaps])
+    lengths = np.linalg.norm(others, axis=1)
+    values = np.sort(others[np.argsort(lengths)[4]])
+
+    def expected(form, p, g):
+        half = np.tile(p, (3, 1))
+        half[:1, ::2] = half[1:, 1::2] = 0
+        row = np.empty(7)
+        row[np.argsort(p)] = values
+        return {
+            "copies": mu + g * np.tile(p, (3, 1)), "own": own + g * p, "noisy": mu + g * p + noise,
+            "groups": mu + g * half, "origin": g * np.tile(p, (3, 1)),
+            "disguised": g * np.tile(row, (3, 1)),
+        }[form]  # fmt: skip
+
+    found = lines(step, s, s_rule)
+    assert len({line.name for line in found}) == len(found) == 15
+    for line in found:
+        form, _, direction = line.name.split()[0], *line.name.split()[-2:]
+        for g in (0.5, 3.0):
+            sent = line.at(np.float32(g))
+            assert sent.dtype == np.float32
+            np.testing.assert_allclose(sent, expected(form, p[direction], g), rtol=1e-4, atol=1e-5)
+
+
+def test_with_partial_knowledge_the_others_are_drawn_as_the_own_ones_vary():
+    """Few own ones, so that a covariance over c is told from one over c - 1."""
+    step = a_round(m=20_003, c=3, d=2, knowledge="partial")
+    step = replace(step, known=np.float32([[0, 0], [3, 1], [0, 5]]))
+    drawn = world(step).known[3:]
+    assert drawn.shape == (20_000, 2)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(step.known.T), rtol=0.1)
+    np.testing.assert_allclose(drawn.mean(axis=0), step.known.mean(axis=0), atol=0.1)
+
+
+@pytest.mark.parametrize("peak", [0.01, 0.3, 50.0])
+def test_the_scale_climbs_to_where_harm_is_largest_from_either_side(peak):
+    line = Line("line", lambda g: np.full((1, 1), g, dtype=np.float32), 1.0)
+    kept = {"scale": [1.0, 2.0]}
+
+    class Asked:
+        left = 1000
+
+        def ask(self, name, crafted):
+            self.left -= 1
+            return -abs(np.log(crafted[0, 0] / peak))
+
+    inquiry, harm = Asked(), -abs(np.log(1 / peak))
+    for _ in range(6):
+        harm = tailored.climb(inquiry, line, kept, harm, 4)
+    assert kept["scale"][0] == pytest.approx(peak, rel=0.3)
+
+
+def test_harm_is_of_parameters_that_some_update_changes():
+    """A rule may move others by itself, whatever is sent: that is nobody's harm."""
+
+    @contextlib.contextmanager
+    def registered():
+        @fl.rule("moves-all")
+        def moves_all(updates):
+            found = np.median(updates, axis=0)
+            found[-1] = 1000 * np.abs(updates).max()
+            return found
+
+        yield
+        rules.remove("moves-all")
+
+    with registered():
+        step = a_round("moves-all", m=15, c=3)
+        step.known[:, -1] = 0
+        sent = attacks["tailored"].crafted(step)
+    plain = a_round("median", m=15, c=3)
+    plain.known[:, -1] = 0
+    np.testing.assert_array_equal(sent, attacks["tailored"].crafted(plain))
 
 
 # ---- in one iteration nothing that it asks about does more

@@ -70,8 +70,11 @@ def test_options_of_a_setting_choose(call, filled):
     ("words", "said"),
     [
         (["--rule", "krumm"], "no trial at hand has rule 'krumm'.*--plugin.*Did you mean 'krum'"),
-        (["--reading", "direction"], "--reading is 'direction', not FIELD=VALUE"),
-        (["--reading", "compromised=x"], "give a whole number for compromised"),
+        (["--reading", "direction"], "--reading is 'direction', without a value; give direction="),
+        (["--reading", "compromised=3"], "not NAME=VALUE with a NAME that there is"),
+        (["--reading", "dealing=foo"], "dealing is 'foo'; choose one of"),
+        (["--knowledge", "half"], "has knowledge 'half'.*; choose one of"),
+        (["--pre", "clip"], "no trial at hand has pre 'clip'.*; all have none"),
         (["nothing.sqlite"], "does not exist; give a store"),
     ],
 )
