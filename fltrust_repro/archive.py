@@ -119,6 +119,13 @@ class Archive:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def checked_tables(self) -> dict[str, list[str]]:
+        """Return the columns of each table; `BadInput` where trials cannot be written to them."""
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
+        if self._connection.execute(query).fetchone():
+            raise self._refusal("holds triggers, which would run as trials are written", True)
+        return {table: self._columns(table) for table in TABLES}
+
     def _columns(self, table: str) -> list[str]:
         """The columns of a table; none where it is not there. `BadInput` where it is not ours."""
         found = plain_columns(self._connection, table)

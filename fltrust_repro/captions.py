@@ -9,6 +9,7 @@ from fltrust_repro.report import LEAST_TRIALS, Measured, seeds_named, seeds_told
 from fltrust_repro.settings import Setting
 from fltrust_repro.words import spanning
 
+TOLD = ("model", "dataset", "workers", "compromised", "non_iid", "rule", "pre", "defense", "attack")
 MOST_NAMES = 3  # of models or data sets
 MOST_LETTERS = 40  # of a list of seeds
 
@@ -80,7 +81,7 @@ def of_bands(measured: Sequence[Measured]) -> str:
     """Say what a band is, if any is drawn, and where there is none."""
     enough = {len(m.errors) >= LEAST_TRIALS for m in measured if m.errors}
     told = "bands: 95% confidence of the mean, within [0, 1]"
-    less = f", none at points of fewer than {LEAST_TRIALS} trials" * (False in enough)
+    less = f", with gaps around points of fewer than {LEAST_TRIALS} trials" * (False in enough)
     return (told + less) * (True in enough)
 
 

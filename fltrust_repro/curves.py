@@ -158,7 +158,7 @@ def _line(
     y, spread = up(mean), np.nan_to_num(half)
     upper, lower = ([*zip(x, up(ends))] for ends in (mean + spread, mean - spread))
     # A point of too few trials has no interval, and the band a gap.
-    runs = [run for run in _runs(np.isfinite(half)) if spread[run].any()]
+    runs = _runs(np.isfinite(half)) if spread.any() else []
     around = [upper[run] + lower[run][::-1] for run in runs]
     marks = [Mark(*point) for point in zip(x, y, texts) if point[2]]
     bands = "z".join(map(_path, around))

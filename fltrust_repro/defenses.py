@@ -16,7 +16,7 @@ import numpy as np
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.doors import lent_parts, take_in
 from fltrust_repro.errors import BadInput
-from fltrust_repro.parameters import asked_for
+from fltrust_repro.parameters import check_called
 from fltrust_repro.registry import Registry, check_named, summary
 
 VALIDATION_EXAMPLES = 100  # Section 5: drawn uniformly at random from the testing examples
@@ -39,10 +39,13 @@ class Suspicion:
 
     def __post_init__(self) -> None:
         take_in(self, "a defense", "updates")
-        given = self.updates, self.w_re
-        known = self.found.setdefault("given", given)  # whatever a plug-in makes of its copies
-        if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(given, known)):
-            object.__setattr__(self, "found", {"given": given})
+        asked = self.rule.name, self.c, self.beta, self.judge
+        known, given = self.found.get("asked"), (self.updates, self.w_re)
+        if asked != known or not all(map(np.array_equal, given, self.found["given"])):
+            # Kept, since a plug-in may change its copies; in place where nobody found anything yet.
+            found = self.found if known is None else {}
+            found.update(asked=asked, given=given)
+            object.__setattr__(self, "found", found)
 
     @property
     def impacts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +121,7 @@ def defense(name: str, most: int = 1) -> Callable:
         raise BadInput(f"defense {name!r} has most = {most!r}; give a whole number, at least 0.")
 
     def register(function: Callable[[Suspicion], np.ndarray]) -> Callable:
-        asked_for("defense", name, function, ())
+        check_called(f"defense {name!r}", function, ())
         defenses.add(name, Defense(name, function, most))
         return function
 

@@ -209,17 +209,14 @@ def _store(path: Path) -> Iterator[str]:
             if not plain_columns(opened, "trials"):
                 raise sqlite3.DatabaseError("it has no plain table of trials")
             (verdict,) = opened.execute("PRAGMA quick_check(1)").fetchone()
-            triggers = opened.execute("SELECT 1 FROM sqlite_master WHERE type = 'trigger'")
-            if triggers.fetchone():
-                raise sqlite3.DatabaseError("it holds triggers")
     except sqlite3.DatabaseError as error:
         problem = f"{path} is no store of trials, or a damaged one ({error}); {remedy}."
         raise BadInput(problem) from error
     if verdict != "ok":
         raise BadInput(f"{path} is damaged ({one_line(verdict)}); keep a copy of it, and {remedy}.")
     with Archive(path) as store:
-        trials, _ = [*store.everything()], store.failures()
-        left_out = len(store.left_out)
+        store.checked_tables()  # which raises what a run would
+        trials, left_out = [*store.everything()], len(store.left_out)
     told = counted(len(trials), "finished trial")
     told += f" of {counted(len({trial.setting for trial in trials}), 'setting')}"
     less = f", {counted(left_out, 'entry')} beside them not understood" * bool(left_out)

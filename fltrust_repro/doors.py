@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
@@ -156,13 +156,13 @@ class LentArray(np.ndarray):
         """Return a copy as a plain numpy array."""
         return np.array(self)
 
-    # What is computed of one may be a single number, which numpy's own would be a number for.
+    # Numpy makes numbers of what is computed without a shape for its own class only.
 
-    def __round__(self, digits: int | None = None) -> float:
-        return round(float(self), digits)
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.item(), digits)
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(float(self))
+        return hash(self.item())
 
 
 def lent(array: np.ndarray, function: Callable) -> np.ndarray:
@@ -170,12 +170,17 @@ def lent(array: np.ndarray, function: Callable) -> np.ndarray:
     return array if is_built_in(function) else array.copy().view(LentArray)
 
 
+def lent_values(values: Mapping[str, Any], function: Callable) -> dict[str, Any]:
+    """Return what a registered function is given by name, each array `lent`."""
+    return {name: lent(value, function) if isinstance(value, np.ndarray) else value
+            for name, value in values.items()}  # fmt: skip
+
+
 def lent_parts(case: Case, function: Callable) -> Case:
     """Return the case that a registered function is given, each of its arrays `lent`."""
     given = copy.copy(case)
-    for name, value in vars(case).items():
-        if isinstance(value, np.ndarray):
-            object.__setattr__(given, name, lent(value, function))
+    for name, value in lent_values(vars(case), function).items():
+        object.__setattr__(given, name, value)
     return given
 
 

@@ -60,7 +60,7 @@ def path_of(text: str | Path) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one command at a time add to files of a folder, which is made; wait for others' turns."""
+    """Make a folder and hold its lock: of several commands one at a time adds to its files."""
     folder.mkdir(parents=True, exist_ok=True)
     opened = os.open(folder, os.O_RDONLY)
     try:

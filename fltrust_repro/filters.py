@@ -43,9 +43,10 @@ def filter_options(command: Callable) -> Callable:
 
 def _option_of(field: dataclasses.Field) -> Callable:
     words, (kind, metavar) = field.name.replace("_", "-"), kind_of(field)
+    none = ", or none" * (words in ("knowledge", "pre"))
     return click.option(
         f"--{words}", field.name, type=kind, multiple=True, metavar=metavar,
-        hidden=field.name not in _SHOWN, help=f"Only with this {words}; repeatable.",
+        hidden=field.name not in _SHOWN, help=f"Only with this {words}{none}; repeatable.",
     )  # fmt: skip
 
 

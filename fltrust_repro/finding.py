@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from fltrust_repro import experiments, reproduction
 from fltrust_repro.archive import Archive
 from fltrust_repro.errors import BadInput, LeftOut, choose, shown
-from fltrust_repro.settings import Setting, one_name
+from fltrust_repro.settings import Setting, canonical_name
 from fltrust_repro.trial_files import is_csv, read_csv
 from fltrust_repro.trials import Trial, TrialName, Trials, protocol_of
+
+_REGISTERED = ("dataset", "model", "rule", "pre", "attack", "defense")  # what plug-ins bring
 
 
 class Found(NamedTuple):
@@ -103,19 +105,21 @@ def chosen(found: Iterable[Found], wanted: Mapping[str, Collection[Any]]) -> lis
     Raises `BadInput` for a value that no trial has.
     """
     found = list(found)
-    wanted = {name: [_as_kept(name, value) for value in some] for name, some in wanted.items()}
+    kept = {name: {_as_kept(name, v): v for v in some} for name, some in wanted.items()}
     values = {one.trial.setting: one.trial.setting.as_dict() for one in found}
-    for name, asked in wanted.items():
+    for name, asked in kept.items():
         known = {of[name] for of in values.values()}
-        for value in asked if found else ():
+        for value, typed in asked.items() if found else ():
             if value not in known:
                 there = sorted(map(str, known - {None, ""}))
-                what = f"{name.replace('_', '-')} {shown(value)}"
-                hint = " (for one of a plug-in give --plugin)" * isinstance(value, str)
+                what = f"{name.replace('_', '-')} {shown(typed)}"
+                hint = " (for one of a plug-in give --plugin)" * (
+                    name in _REGISTERED and typed != "none"
+                )
                 wrong = f"no trial at hand has {what}{hint}"
-                told = choose(str(value), there) if there else "all have none."
+                told = choose(str(typed), there) if there else "all have none."
                 raise BadInput(f"{wrong}; {told}")
-    fits = {s for s, of in values.items() if all(of[n] in asked for n, asked in wanted.items())}
+    fits = {s for s, of in values.items() if all(of[n] in asked for n, asked in kept.items())}
     return [one for one in found if one.trial.setting in fits]
 
 
@@ -126,7 +130,7 @@ def _as_kept(field: str, value: Any) -> Any:
     if field not in ("rule", "pre", "attack"):
         return value
     try:
-        return one_name(field, value)
+        return canonical_name(field, value)
     except BadInput:  # of a plug-in that is not given
         return value
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 from fltrust_repro.errors import BadInput, choose, shown
@@ -24,49 +25,49 @@ def own_parameters(function: Callable) -> dict[str, Any]:
 def asked_for(
     kind: str, name: str, function: Callable, may: tuple[str, ...], twin: Callable | None = None
 ) -> tuple[str, ...]:
-    """Return what a function asks for after the first argument; `BadInput` for what there is not.
+    """Return what a function asks for by name after the updates; `BadInput` for what there is not.
 
-    Also where that is none by position, or a parameter of its own, which is by keyword alone, has
-    no default that can be written behind a name, or a `twin`, which is called alike, takes others.
+    Own parameters, which are by keyword alone, have defaults, and no name of `may`. A rule's
+    leave_one_out is its `twin`, which is called with the same.
     """
-    user, own = f"{kind} {name!r}", own_parameters(function)
-    known = inspect.signature(function).parameters
-    names = tuple(one for one in known if one not in own)
-    if not names:
-        raise BadInput(f"{user} takes no argument by position; give it one for what it is told.")
-    # Where nothing can be asked for, what has a default is the author's own matter.
-    needed = [one for one in names[1:] if may or known[one].default is inspect.Parameter.empty]
-    if strange := sorted(set(needed) - set(may)):
-        a = "an" if kind[0] in "aeiou" else "a"
-        others = f"{', '.join(may)}, and parameters" if may else "parameters"
+    user = f"{kind} {name!r}"
+    check_called(user, function)
+    own = own_parameters(function)
+    names = tuple(one for one in inspect.signature(function).parameters if one not in own)[1:]
+    if strange := sorted(set(names) - set(may)):
         raise BadInput(
-            f"{user} takes {', '.join(strange)}; after the first argument {a} {kind} may take "
-            f"{others} of its own by keyword alone, behind a *."
+            f"{user} takes {', '.join(strange)}; after the updates a {kind} may take "
+            f"{', '.join(may)}, and parameters of its own by keyword alone."
         )
     if early := sorted(set(own) & set(may)):
         raise BadInput(f"{user} takes {early[0]} by keyword alone; name it before the *.")
-    for one, default in own.items():
-        if default is inspect.Parameter.empty:
-            raise BadInput(f"{user}: its parameter {one} has no default; give it one.")
-        is_number = isinstance(default, (int, float)) and math.isfinite(default)
-        if not (is_number or default is None or isinstance(default, str)):
-            allowed = "a finite number, a text, True or False, or None"
-            raise BadInput(f"{user}: its parameter {one} is {shown(default)}; give {allowed}.")
-    if twin is not None and not _called_alike(twin, {*names[1:], *own}):
-        same = ", ".join([*names[1:], *own]) or "none"
-        raise BadInput(
-            f"{user}: its leave_one_out takes other parameters; give it the same, {same}."
-        )
-    return names[1:]
+    if twin is not None:
+        check_called(f"{user}: its leave_one_out", twin, [*names, *own])
+    return names
 
 
-def _called_alike(function: Callable, names: set[str]) -> bool:
-    """Whether a function takes these by keyword after its first argument, and needs no others."""
+def check_called(user: str, function: Callable, names: Collection[str] | None = None) -> None:
+    """Raise `BadInput` where a function cannot be called with one argument and these by name.
+
+    Without names, with all that have to be given.
+    """
     try:
-        inspect.signature(function).bind(None, **dict.fromkeys(names))
-    except TypeError:
-        return False
-    return True
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise BadInput(f"{user} tells no signature; give a function of Python's.") from None
+    found = signature.parameters.values()
+    for one in found:
+        if one.kind is one.KEYWORD_ONLY and one.default is inspect.Parameter.empty:
+            raise BadInput(f"{user}: its parameter {one.name} has no default; give it one.")
+    if names is None:
+        names = [one.name for one in found if one.default is inspect.Parameter.empty][1:]
+    try:
+        signature.bind(None, **dict.fromkeys(names))
+    except TypeError as error:
+        told = f"one argument and {', '.join(names)} by name" if names else "one argument"
+        raise BadInput(
+            f"{user} cannot be called with {told} ({error}); let it take them."
+        ) from None
 
 
 def chosen(user: str, function: Callable, text: str) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def chosen(user: str, function: Callable, text: str) -> dict[str, Any]:
         if name in given:
             raise BadInput(f"{user}: {name} is given twice; leave one out.")
         given[name] = _read(f"{user}: {name}", value, known[name])
-    return {name: given[name] for name in known if given.get(name, known[name]) != known[name]}
+    return {name: given[name] for name in known if name in given and given[name] != known[name]}
 
 
 def _choices(text: str) -> Iterator[tuple[str, str, str]]:
@@ -104,6 +105,8 @@ def _read(what: str, text: str, default: Any) -> Any:
         return text.lower() == "true"
     if default is None and text == "None":
         return None
+    if not isinstance(default, (Real, type(None))):
+        raise BadInput(f"{what} is {shown(default)} by default, which is chosen in code alone.")
     try:
         number = float(text)
     except ValueError:

@@ -281,13 +281,14 @@ def _places(one: Defense, removed: set[int]) -> Findings:
     order = np.random.default_rng(3).permutation(M)
     untouched, rng = (np.random.default_rng(0) for _ in range(2))
     turned = _removed(one, normal(M, D)[order], C, rng)
-    if rng.bit_generator.state != untouched.bit_generator.state and not turned.problem:
-        yield Finding(NOTE, "draws: whether the order of workers makes a difference is not tried")
-    elif turned.problem or set(order[turned.answer].tolist()) != removed:
-        others = "of permuted workers it removes others"
-        yield Finding(FAILS, f"treats workers by their place: {others}; draw by rng between equals")
-    else:
+    drawn = rng.bit_generator.state != untouched.bit_generator.state
+    others = "of permuted workers it removes others"
+    if not turned.problem and set(order[turned.answer].tolist()) == removed:
         yield Finding(OK, "the order of workers makes no difference")
+    elif drawn and not turned.problem:
+        yield Finding(NOTE, f"{others}; it draws, so that this need not be by their place")
+    else:
+        yield Finding(FAILS, f"treats workers by their place: {others}; draw by rng between equals")
 
 
 def _defense_sizes(one: Defense) -> Findings:

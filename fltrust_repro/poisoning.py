@@ -18,6 +18,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,9 +88,9 @@ class Backdoor:
         whole_number("a backdoor's target", self.target, 0, MOST_CLASSES - 1)
         if not callable(self.trigger):
             raise BadInput(f"a backdoor's trigger is {shown(self.trigger)}; give a function.")
-        is_number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+        is_number = isinstance(self.share, Real) and not isinstance(self.share, bool)
         if not is_number or not 0 < self.share <= 1:
-            raise BadInput(f"a backdoor's share is {shown(self.share)}; it must be in (0, 1].")
+            raise BadInput(f"a backdoor's share is {shown(self.share)}; give a number in (0, 1].")
 
     def triggered(self, x: np.ndarray) -> np.ndarray:
         """Return examples with the trigger; `BadInput` where it makes something else of them."""

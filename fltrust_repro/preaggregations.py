@@ -15,10 +15,17 @@ import numpy as np
 
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.distances import nearest, squared_distances
-from fltrust_repro.doors import as_numbers, lent, taken_back
+from fltrust_repro.doors import as_numbers, lent, lent_values, taken_back
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.kernels import column_mean, extremes
-from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
+from fltrust_repro.parameters import (
+    asked_for,
+    check_called,
+    chosen,
+    name_with,
+    own_parameters,
+    with_values,
+)
 from fltrust_repro.registry import Registry, check_default, check_named, place_of
 from fltrust_repro.server import ASKED
 from fltrust_repro.weighing import finite_rows, lengths, shortening, weighted_sums
@@ -62,7 +69,10 @@ def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], 
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         names = asked_for("pre-aggregation", name, function, ASKED)
-        asked_for("pre-aggregation", name, rows, ())
+        check_called(f"pre-aggregation {name!r}: its rows", rows, ())
+        if strange := own_parameters(rows).keys() - own_parameters(function).keys():
+            wrong = f"its rows read {', '.join(sorted(strange))}, which it does not have"
+            raise BadInput(f"pre-aggregation {name!r}: {wrong}; give both the same.")
         preaggregations.add(name, PreAggregation(name, function, names, rows))
         return function
 
@@ -86,9 +96,7 @@ def behind(names: str, rule: Rule) -> Rule:
         asked = {**known, "memory": memory}
         given = {name: asked[name] for name in step.parameters}
         # Each has its own copies, so that none sees what another makes of the server's update.
-        given = {name: lent(value, step.function) if isinstance(value, np.ndarray) else value
-                 for name, value in given.items()}  # fmt: skip
-        return step.function(lent(updates, step.function), **given)
+        return step.function(lent(updates, step.function), **lent_values(given, step.function))
 
     def aggregate(updates: np.ndarray, **known: Any) -> np.ndarray:
         for place, step in enumerate(steps):
@@ -150,8 +158,8 @@ def _buckets(m: int, *, size: int = 2) -> int:
 def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -> np.ndarray:
     """Means of buckets of `size` updates, drawn anew in each iteration; the last may be smaller.
 
-    Karimireddy, He, Jaggi, ICLR 2022; the rule takes the same c on ceil(m / size) rows. Allocates
-    these.
+    Karimireddy, He, Jaggi, ICLR 2022; the rule takes the same c on ceil(m / size) rows. Those of
+    size 1 stay in their order. Allocates these rows.
 
     >>> import numpy as np
     >>> from fltrust_repro.preaggregations import bucketing
@@ -160,7 +168,7 @@ def bucketing(updates: np.ndarray, rng: np.random.Generator, *, size: int = 2) -
     """
     _buckets(len(updates), size=size)
     if size == 1:
-        return updates  # in their order: a step that leaves as many rows keeps whose they are
+        return updates.copy()  # as many rows are taken for the same workers'
     order = rng.permutation(len(updates))
     buckets = np.split(order, range(size, len(updates), size))
     return np.stack([column_mean(updates[bucket]) for bucket in buckets])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from fltrust_repro import trial_process
 from fltrust_repro.errors import Raised
@@ -10,8 +11,20 @@ from fltrust_repro.processes import Executor, Place
 from fltrust_repro.settings import Setting
 
 
-def project(executor: Executor, settings: Sequence[Setting], place: Place) -> float | None:
-    """Return the seconds until a trial of each setting is done, as many at a time as there is room.
+class Pace(NamedTuple):
+    """How long trials take: seconds of an iteration by data set and model, and how many at once."""
+
+    seconds: dict[tuple[str, str], float]
+    slots: int
+
+    def of(self, settings: Sequence[Setting]) -> float:
+        """Return the seconds until a trial of each setting is done."""
+        one_by_one = sum(one.iterations * self.seconds[_kind(one)] for one in settings)
+        return one_by_one / max(1, min(self.slots, len(settings)))
+
+
+def project(executor: Executor, settings: Sequence[Setting], place: Place) -> Pace | None:
+    """Return how long trials of the settings take, told by a short one of each kind.
 
     None where a short one gave no answer.
     """
@@ -26,8 +39,7 @@ def project(executor: Executor, settings: Sequence[Setting], place: Place) -> fl
             return None  # the trial itself will meet it again, and tell
         pace[kind] = projection.seconds / setting.iterations
     executor.share_gpus(projection.gpu_share)
-    seconds = sum(one.iterations * pace[_kind(one)] for one in settings)
-    return seconds / max(1, min(executor.slots(), len(settings)))
+    return Pace(pace, executor.slots())
 
 
 def _kind(setting: Setting) -> tuple[str, str]:

@@ -113,7 +113,9 @@ class Setting:
         _check_fields(self)
         data, model, _ = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
-        self._put({name: one_name(name, getattr(self, name)) for name in ("rule", "pre", "attack")})
+        self._put(
+            {name: canonical_name(name, getattr(self, name)) for name in ("rule", "pre", "attack")}
+        )
         defaults = {
             "knowledge": "full",
             "beta": self.compromised,
@@ -316,7 +318,7 @@ _KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
 }
 
 
-def one_name(field: str, text: str) -> str:
+def canonical_name(field: str, text: str) -> str:
     """Return the one name of what a field names, however its own parameters are written."""
     known: dict[str, Registry[Any]] = {"rule": rules, "attack": attacks, "pre": preaggregations}
     steps = [step.strip() for step in text.split("+") if step] if field == "pre" else [text]

@@ -49,10 +49,7 @@ class Store(Archive):
 
     def _prepare(self) -> None:
         super()._prepare()
-        query = "SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
-        if self._connection.execute(query).fetchone():
-            raise self._refusal("holds triggers, which would run as trials are written", True)
-        found = {table: self._columns(table) for table in TABLES}
+        found = self.checked_tables()
         self._log_ahead()
         with self._transaction():
             self._migrate(found)

@@ -112,7 +112,9 @@ def _trials_of(
     if failure is not None:
         click.echo(failure.details)
         raise BadInput(f"the trial with seed {seed} failed: {failure.message}.")
-    what = f"{captions.of_setting(setting)} ({labels.in_words(labels.told(setting))})"
+    rest = {n: v for n, v in labels.told(setting).items() if n not in captions.TOLD}
+    more = f" ({labels.in_words(rest)})" if rest else ""
+    what = captions.of_setting(setting) + more
     there = f"there are {report.seeds_told(known)}" if known else "there is none"
     do = "`trials` lists what there is"
     raise BadInput(
@@ -133,8 +135,8 @@ def export_command(file: Path, wanted: Wanted, store_path: Path) -> None:
     if file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{str(file)!r} is neither .csv nor .parquet; name the file so.")
     if file.name.endswith(ENDING):
-        do = "give another name; `import` and `reproduce` write such files"
-        raise BadInput(f"{str(file)!r} is named as trials of results are, which it is not; {do}.")
+        wrong = f"{str(file)!r} has the name of files that are read back as results"
+        raise BadInput(f"{wrong}, which an export is not; name it otherwise, as NAME.csv.")
     if not is_file(store_path):
         raise BadInput(f"store {str(store_path)!r} does not exist; give --store one that does.")
     if is_file(file) and file.samefile(store_path):

@@ -166,11 +166,11 @@ def run_missing(
 ) -> Outcome:
     """Run the trials of the cells that the store does not have yet, and write each as it ends.
 
-    `announce` is told before how many seconds it takes, and how many of them the first seed does;
-    the means of `measure` are shown. A trial that raises an error is recorded as failed and the
-    rest goes on, until three failed alike; one whose process dies, or has no memory or file, is
-    tried once more first. `BadInput` ends the run, and so does `KeyboardInterrupt`; what was
-    finished is in the store.
+    `announce` is told beforehand how many seconds all trials take, and how many those of the first
+    seed alone; the means of `measure` are shown. A trial that raises an error is recorded as failed
+    and the rest goes on, until three failed alike; one whose process dies, or has no memory or
+    file, is tried once more first. `BadInput` ends the run, and so does `KeyboardInterrupt`; what
+    was finished is in the store.
     """
     from fltrust_repro.progress import Watch, waiting  # loads rich, which takes a while
 
@@ -185,24 +185,21 @@ def run_missing(
     tasks = [task for task in in_turns(settings, seeds) if task.name not in finished]
     if not tasks:
         return Outcome(0, [])
-    iterations = _iterations(tasks, seeds)
     known = {one: [trial.error(measure) for trial in some] for one, some in found.items()}
     with _TURN, _executor(machine, owners) as executor:
         place = Place(executor.device, machine.data_dir, plugins_for(owners))
         executor.check_data(dict.fromkeys(task.setting.dataset for task in tasks), place.plugins)
         if announce is not None or executor.device == "gpu":
             with waiting("timing a first trial"):
-                seconds = project(executor, [task.setting for task in tasks], place)
-            if announce is not None and seconds is not None:
-                announce(seconds, seconds * _iterations(tasks, seeds[:1]) / iterations)
+                pace = project(executor, [task.setting for task in tasks], place)
+            if announce is not None and pace is not None:
+                first = [task.setting for task in tasks if task.seed == seeds[0]]
+                announce(pace.of([task.setting for task in tasks]), pace.of(first))
         _make_poisoned_sets(executor, tasks, place)
+        iterations = sum(task.setting.iterations for task in tasks)
         watch = Watch(cells, known, len(tasks), iterations, measure=measure)
         with watch, checkpoints.told((task.name for task in tasks), watch.say):
             return Run(tasks, executor, store, place, watch, checkpoints).to_the_end()
-
-
-def _iterations(tasks: Iterable[Task], seeds: Sequence[int]) -> int:
-    return sum(task.setting.iterations for task in tasks if task.seed in seeds)
 
 
 def _owners(settings: Iterable[Setting]) -> set[Owner]:

@@ -30,7 +30,7 @@ from fltrust_repro.doors import (
     whole_number,
 )
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.parameters import asked_for, chosen, name_with, with_values
+from fltrust_repro.parameters import check_called, chosen, name_with, with_values
 from fltrust_repro.poisoning import Backdoor, PoisonedSet
 from fltrust_repro.registry import Registry, check_named, summary
 from fltrust_repro.server import ServerState, lacks_root_data
@@ -316,7 +316,7 @@ def attack(
     check_named("attack", name)
 
     def register(craft: Craft) -> Craft:
-        asked_for("attack", name, craft, ())
+        check_called(f"attack {name!r}", craft, ())
         entry = Attack(
             name, craft=craft, has_knowledge=has_knowledge, limit=limit, against=against,
             asks=asks, backdoor=backdoor,

@@ -96,7 +96,7 @@ def run_trial(
 ) -> TrialResult:
     """Train once under the setting's attack and defense; `device` may be "gpu", number `gpu`.
 
-    `seed` decides all that is random, but what a user's code draws from `np.random` or keeps in
+    `seed` decides all that is random, except what a user's code draws from `np.random` or keeps in
     variables: that goes on from call to call, where `fl.run` executes plug-ins anew. Data sets are
     looked for in `data_dir` first; `after_iteration` is called after each iteration. `keep` is
     called then, too, with a function that takes a `Snapshot`: a trial of the same setting and seed

@@ -181,7 +181,7 @@ def _check_names(chosen: list[Experiment], out: Path) -> None:
 @click.option(
     "--name",
     help="Name of the files in OUT; default "
-    "sweep-VARY-DATASET-MODEL, with six letters where other options are given.",
+    "sweep-VARY-DATASET-MODEL, with six more characters where other options are given.",
 )
 @options.trial_options(PAPER_TRIALS, FIRST_SEED)
 @options.out_option

@@ -183,7 +183,7 @@ def test_a_run_tells_the_success_beside_the_error_rate(alone, tmp_path):
 @pytest.mark.parametrize(("given", "told"), [
     ({"target": 1.5}, "target is 1.5; give a whole number"), ({"target": "a"}, "target is 'a'"),
     ({"target": -1}, "target is -1"),
-    ({"share": 30}, r"share is 30; it must be in \(0, 1\]"), ({"share": -1}, "share is -1"),
+    ({"share": 30}, r"share is 30; give a number in \(0, 1\]"), ({"share": -1}, "share is -1"),
     ({"share": float("nan")}, "share is nan"), ({"trigger": 3}, "trigger is 3; give a function"),
 ])  # fmt: skip
 def test_a_backdoor_that_is_none_is_refused_when_it_is_made(given, told):

@@ -504,4 +504,4 @@ def test_a_defense_that_draws_is_not_said_to_treat_workers_by_their_place(tmp_pa
                  "return case.rng.choice(len(case.updates), case.c, replace=False)")  # fmt: skip
     findings = found(tmp_path, draws)
     assert [one for one in findings if one.level == FAILS] == []
-    assert any(one.level == NOTE and "draws: whether the order" in one.text for one in findings)
+    assert any(one.level == NOTE and "removes others; it draws" in one.text for one in findings)

@@ -129,7 +129,7 @@ def test_bands_have_a_gap_at_points_of_too_few_trials(trials, bands):
     [line] = curves.as_varied(figure, cells).panels[""]
     runs = "".join("x" if n > 2 else " " for n in trials).split()
     assert line.band.count("M") == len(runs)  # of one point, too: the page tells its numbers
-    assert ("none at points" in captions.of_bands(cells)) == (min(trials) < 3)
+    assert ("with gaps around" in captions.of_bands(cells)) == (min(trials) < 3)
 
 
 # ---- styles, labels and captions ----------------------------------------------------------------

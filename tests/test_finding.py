@@ -79,6 +79,13 @@ def test_a_choice_is_the_same_however_its_own_parameters_are_written(tmp_path):
     for wanted in ({"attack": ("alie:z=1.0",)}, {"attack": ("alie: z=1",)},
                    {"pre": ("clip:radius=2.0",)}, {"attack": ("alie:z=1",)}):  # fmt: skip
         assert finding.chosen(found, wanted) == found[:1]
+    plain = [Found(trial(0, Setting(dataset="digits", attack="gaussian")), tmp_path)]
+    for field in ("pre", "knowledge"):
+        assert (
+            finding.chosen(found[1:] + plain, {field: ("none",), "attack": ("gaussian",)}) == plain
+        )
+    with pytest.raises(BadInput, match="no trial at hand has pre 'none'; choose one of clip"):
+        finding.chosen(found[:1], {"pre": ("none",)})
     with pytest.raises(BadInput, match="no trial at hand has attack 'alie:y=1'"):
         finding.chosen(found, {"attack": ("alie:y=1",)})
 

@@ -197,13 +197,13 @@ def test_own_parameters_have_the_values_that_published_trials_were_made_with():
 WRONG = {
     "c behind the star": ("rule", "def f(updates, *, c=7): ...", "c by keyword alone; name it"),
     "a memory behind it": ("rule", "def f(updates, *, memory=None): ...", "memory by keyword"),
-    "no updates": ("rule", "def f(*, q=1): ...", "takes no argument by position"),
-    "a default of NaN": ("rule", "def f(updates, *, a=float('nan')): ...", "a is nan"),
-    "an array": ("rule", "def f(updates, *, a=(1, 2)): ...", "a is .*; give a finite"),
+    "no updates": ("rule", "def f(*, q=1): ...", "cannot be called with one argument"),
+    "c by position alone": ("rule", "def f(updates, c, /): ...", "one argument and c by name"),
     "an attack without a default": ("attack", "def f(step, *, share): ...", "has no default"),
-    "an attack with rng": ("attack", "def f(step, rng): ...", "takes rng; after the"),
-    "an attack of nothing": ("attack", "def f(): ...", "takes no argument by position"),
-    "a defense with rng": ("defense", "def f(case, rng): ...", "takes rng"),
+    "an attack with rng": ("attack", "def f(step, rng): ...", "one argument .*: 'rng'"),
+    "an attack of nothing": ("attack", "def f(): ...", "cannot be called with one argument"),
+    "no function": ("attack", "f = 3", "tells no signature"),
+    "a defense with rng": ("defense", "def f(case, rng): ...", "one argument .*: 'rng'"),
 }  # fmt: skip
 
 
@@ -218,7 +218,9 @@ def test_a_signature_that_no_trial_could_call_is_refused(case):
 
 def test_a_leave_one_out_takes_what_its_rule_takes():
     for twin in (lambda rows: rows, lambda rows, *, other=1: rows):
-        with pytest.raises(BadInput, match=r"takes other parameters; give it the same, scale"):
+        with pytest.raises(
+            BadInput, match="its leave_one_out cannot be called with one argument and scale by name"
+        ):
             fl.rule("loo", leave_one_out=twin)(lambda updates, *, scale=1.0: updates[0])
     try:
         fl.rule("loo", leave_one_out=lambda rows, **known: rows)(lambda updates, *, q=1: updates[0])
@@ -236,3 +238,15 @@ def test_true_false_and_none_are_values():
         assert chosen("rule 'one'", one, text) == values
     with pytest.raises(BadInput, match="flag is '7'; give true or false"):
         chosen("rule 'one'", one, "flag=7")
+
+
+def test_any_default_is_let_in_and_what_cannot_be_typed_is_chosen_in_code():
+    ones, three = np.ones(2), np.int64(3)
+
+    def one(updates, *, a=float("nan"), b=ones, c=three, d=float("inf"), e=(1, 2)):
+        return a, b, c, d, e
+
+    assert chosen("rule 'one'", one, "c=4,a=2,d=1") == {"a": 2.0, "c": 4, "d": 1.0}
+    for typed in ("b=3", "e=1"):
+        with pytest.raises(BadInput, match="by default, which is chosen in code alone"):
+            chosen("rule 'one'", one, typed)

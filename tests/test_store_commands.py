@@ -298,7 +298,7 @@ def test_an_export_of_nothing_has_its_columns(call, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("out/table2a.trials.csv", "named as trials of results are"),
+    ("out/table2a.trials.csv", "has the name of files that are read back as results"),
     ("s.csv", "is the store itself"), ("all.csv", "does not exist; give --store one that does"),
 ])  # fmt: skip
 def test_an_export_takes_the_place_of_no_trials(filled, capsys, tmp_path, name, said):
