@@ -25,7 +25,7 @@ import numpy as np
 
 from fltrust_repro import downloads
 from fltrust_repro.errors import BadInput, DataUnavailable
-from fltrust_repro.files import write_bytes
+from fltrust_repro.files import writable, write_bytes
 
 _File = Union[IO[bytes], io.BufferedIOBase]  # a zip file's members are the former
 
@@ -156,7 +156,7 @@ def read_ch_mnist(name: str, path: Path) -> Pool:
         images, labels = in_fixed_order(images, labels)
         if name == "ch-mnist-8":
             downloads.check([labels.tobytes(), images.tobytes()], CH_8_MD5)
-    if path.suffix == ".zip" and downloads.writable(path.parent):
+    if path.suffix == ".zip" and writable(path.parent):
         packed = io.BytesIO()
         np.savez(packed, images=images, labels=labels)
         with contextlib.suppress(BadInput):  # which costs the next process these seconds again

@@ -383,6 +383,14 @@ def test_what_to_look_at_is_chosen_by_what_was_measured(sent, answer, words):
     assert words in fall._advice(seen, facts(sent, answer, rows), begun=20)
 
 
+@pytest.mark.parametrize(("share", "cut"), [(0.019, True), (0.021, False), (0.0, True)])
+def test_what_is_cut_has_less_than_a_tenth_of_its_fair_share(share, cut):
+    rows = updates()
+    seen = replay.Moment(20, rows, 4, None, None, (0.5, 0.5), (20, 0.5))
+    found = replace(facts(beyond(rows), trimmed, rows), share=share)
+    assert ("what is cut" in fall._advice(seen, found, begun=20)) == cut
+
+
 def test_what_a_rule_shortens_is_judged_as_it_takes_it():
     rows = updates()
     found = facts(-9000 * rows[4:].mean(axis=0), clipped, rows)

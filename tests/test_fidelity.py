@@ -62,6 +62,31 @@ def test_every_printed_value_has_a_line_and_missing_ones_their_hours():
     assert set(untouched["verdict"]) == {"missing"}
 
 
+def test_the_hours_that_are_missing_are_those_of_cells_without_trials():
+    experiment = load_experiment("table7b")
+    first, *others = experiment.cells
+    trials = {first.setting: [a_trial(first.setting, 0, 0.1)]}
+    frame = fidelity.as_frame([experiment], trials)
+    told = fidelity.markdown([experiment], trials, frame)
+    hours = 50 * 36 * len(others) / 3600
+    assert f"Missing: {len(others)} cells; 50 trials of each take about {hours:.1f} hours" in told
+
+
+def test_ones_own_trials_tell_how_long_it_takes_and_rounds_are_work():
+    one, other = load_experiment("table7b"), load_experiment("table2a")
+    [mine], [theirs] = (
+        [c.setting for c in table.cells if c.setting.attack == "none"][:1] for table in (one, other)
+    )
+    theirs = replace(theirs, dataset=mine.dataset, compromised=19)
+    twice = replace(theirs, rounds=2)
+    trials = {mine: [a_trial(mine, 0, 0.1, seconds=10)],
+              theirs: [a_trial(theirs, s, 0.1, seconds=1000) for s in range(3)],
+              twice: [a_trial(twice, s, 0.1, seconds=5000) for s in range(9)]}  # fmt: skip
+    assert fidelity.seconds_of(one, trials)[mine] == 10
+    del trials[mine]
+    assert fidelity.seconds_of(one, trials)[mine] == 1000
+
+
 def test_a_trial_takes_what_those_of_as_much_work_took():
     section, table2b = load_experiment("section42"), load_experiment("table2b")
     of = {(cell.row, cell.column): cell.setting for cell in section.cells}
