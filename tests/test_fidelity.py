@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -172,8 +173,8 @@ def with_others(tmp_path, monkeypatch):
     """The paper's Table 7 (b), another paper's table, and one that nobody published."""
     home = tmp_path / "home"
     home.mkdir()
-    paper = (experiments.home() / "table7b.toml").read_text()
-    (home / "table7b.toml").write_text(paper)
+    for name in ("table7b.toml", "arena.toml"):
+        shutil.copy(experiments.home() / name, home)
     (home / "theirs.toml").write_text(OTHERS)
     ours = OTHERS.replace("Their table", "Our table").replace("published_by", "# published_by")
     (home / "ours.toml").write_text(ours)
