@@ -9,7 +9,7 @@ from fltrust_repro.report import LEAST_TRIALS, Measured, seeds_named, seeds_told
 from fltrust_repro.settings import Setting
 from fltrust_repro.words import spanning
 
-TOLD = ("model", "dataset", "workers", "compromised", "non_iid", "rule", "pre", "defense", "attack")
+TOLD = ("model", "dataset", "workers", "compromised", "non_iid", "defense")  # by `of_setting`
 MOST_NAMES = 3  # of models or data sets
 MOST_LETTERS = 40  # of a list of seeds
 

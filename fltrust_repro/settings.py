@@ -113,9 +113,8 @@ class Setting:
         _check_fields(self)
         data, model, _ = datasets[self.dataset], models[self.model], rules[self.rule]
         attack, _ = attacks[self.attack], defenses[self.defense]
-        self._put(
-            {name: canonical_name(name, getattr(self, name)) for name in ("rule", "pre", "attack")}
-        )
+        named = ("rule", "pre", "attack")
+        self._put({name: canonical_name(name, getattr(self, name)) for name in named})
         defaults = {
             "knowledge": "full",
             "beta": self.compromised,

@@ -191,10 +191,11 @@ def run_missing(
         executor.check_data(dict.fromkeys(task.setting.dataset for task in tasks), place.plugins)
         if announce is not None or executor.device == "gpu":
             with waiting("timing a first trial"):
-                pace = project(executor, [task.setting for task in tasks], place)
+                every = [task.setting for task in tasks]
+                pace = project(executor, every, place)
             if announce is not None and pace is not None:
                 first = [task.setting for task in tasks if task.seed == seeds[0]]
-                announce(pace.of([task.setting for task in tasks]), pace.of(first))
+                announce(pace.of(every), pace.of(first))
         _make_poisoned_sets(executor, tasks, place)
         iterations = sum(task.setting.iterations for task in tasks)
         watch = Watch(cells, known, len(tasks), iterations, measure=measure)
