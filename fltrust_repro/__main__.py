@@ -63,7 +63,7 @@ def _load(name: str) -> click.Command | None:
 
 
 class _Commands(click.Group):
-    """Loads what is typed; turns errors that the user can mend into a sentence and exit code 2."""
+    """Loads what is typed, and tells what is wrong with it in a sentence."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -85,17 +85,40 @@ class _Commands(click.Group):
         try:
             with context.obj or contextlib.nullcontext():
                 return super().invoke(context)
-        except BadInput as error:
-            click.echo(f"Error: {_sentence(error)}", err=True)
-            context.exit(2)
         except KeyboardInterrupt:
             kept = _STOPPED.get(str(context.invoked_subcommand), "")
             click.echo(f"\nStopped. {kept}".rstrip(" "), err=True)
             context.exit(_INTERRUPTED)
 
+    def main(self, *arguments: Any, **given: Any) -> NoReturn:
+        with _in_a_sentence():
+            sys.exit(super().main(*arguments, **given, standalone_mode=False))
 
-def _sentence(error: BadInput) -> str:
-    return one_line(" ".join(str(error).split())[:_LONGEST_SENTENCE])
+
+_HELP_ASKED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
+
+
+@contextlib.contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """End the program, exit code 2, with a sentence on what the user can mend."""
+    try:
+        yield
+    except _HELP_ASKED as error:
+        error.show()
+    except BadInput as error:
+        click.echo(f"Error: {_sentence(str(error))}", err=True)
+    except click.UsageError as error:
+        said = _sentence(error.format_message()).rstrip(".")
+        end = "" if said.endswith(("?", "?)")) else "."
+        more = f" `{error.ctx.command_path} --help` tells what it takes." if error.ctx else ""
+        click.echo(f"Error: {said[:1].lower()}{said[1:]}{end}{more}", err=True)
+    else:
+        return
+    sys.exit(2)
+
+
+def _sentence(text: str) -> str:
+    return one_line(" ".join(text.split())[:_LONGEST_SENTENCE])
 
 
 @click.group(
@@ -185,13 +208,11 @@ def main() -> NoReturn:
     _on_signals(_leave)
     code: Any = 0
     try:
-        _open_outputs()
-        for name in sys.argv[1:2]:
-            _load(name)
+        with _in_a_sentence():
+            _open_outputs()
+            for name in sys.argv[1:2]:
+                _load(name)
         commands(obj=_interruptible())
-    except BadInput as error:
-        print(f"Error: {_sentence(error)}", file=sys.stderr)
-        code = 2
     except SystemExit as end:
         code = end.code
     _on_signals(signal.SIG_IGN)
