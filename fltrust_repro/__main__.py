@@ -91,8 +91,9 @@ class _Commands(click.Group):
             context.exit(_INTERRUPTED)
 
     def main(self, *arguments: Any, **given: Any) -> NoReturn:
+        run: Any = super().main
         with _in_a_sentence():
-            sys.exit(super().main(*arguments, **given, standalone_mode=False))
+            sys.exit(run(*arguments, **given, standalone_mode=False) or 0)
 
 
 _HELP_ASKED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2

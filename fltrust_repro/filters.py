@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.options import kind_of, reading
+from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.options import assigned, kind_of, reading
 from fltrust_repro.settings import FIELDS, Setting
 
 Wanted = dict[str, tuple[Any, ...]]  # the values that fields may have, by name
@@ -57,13 +57,7 @@ def assignment(option: str, text: str) -> tuple[str, Any]:
     >>> assignment("--against", "non-iid=0.1")
     ('non_iid', 0.1)
     """
-    name, equals, value = text.partition("=")
-    name = name.strip().replace("-", "_")
-    if name not in FIELDS:
-        wrong = f"{option} is {shown(text)}, not FIELD=VALUE with a FIELD that there is"
-        raise BadInput(f"{wrong}; {choose(name, FIELDS)}")
-    if not equals:
-        raise BadInput(f"{option} is {shown(text)}, without a value; give {name}=VALUE.")
+    name, value = assigned(option, text, "FIELD", dict.fromkeys(FIELDS, "VALUE"))
     kind, _ = kind_of(FIELDS[name])
     try:
         return name, kind(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -236,16 +236,23 @@ def _option_of(field: dataclasses.Field) -> Callable:
 
 def reading(text: str) -> tuple[str, str]:
     """Return a reading of the paper and the value that a text NAME=VALUE names."""
-    name, equals, value = text.partition("=")
-    known = {field.name: field.metadata["choices"] for field in dataclasses.fields(Readings)}
-    name = name.replace("-", "_")
-    if name in known and not equals:
-        wrong = f"--reading is {shown(text)}, without a value"
-        raise BadInput(f"{wrong}; give {name}={' or '.join(known[name])}.")
-    if name not in known:
-        wrong = f"--reading is {shown(text)}, not NAME=VALUE with a NAME that there is"
-        raise BadInput(f"{wrong}; {choose(name, known)}")
+    fields = dataclasses.fields(Readings)
+    known = {field.name: " or ".join(field.metadata["choices"]) for field in fields}
+    name, value = assigned("--reading", text, "NAME", known)
     Readings(**{name: value})  # which checks it
+    return name, value
+
+
+def assigned(option: str, text: str, what: str, known: Mapping[str, str]) -> tuple[str, str]:
+    """Return the name and the value of a text NAME=VALUE; `known` are names, and their values."""
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if name not in known:
+        wrong = f"{option} is {shown(text)}, not {what}=VALUE with a {what} that there is"
+        raise BadInput(f"{wrong}; {choose(name, known)}")
+    if not equals:
+        wrong = f"{option} is {shown(text)}, without a value"
+        raise BadInput(f"{wrong}; give {name}={known[name]}.")
     return name, value
 
 
