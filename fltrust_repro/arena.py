@@ -91,8 +91,9 @@ def table(
     """Arrange a protocol's rows, and those of one's own, under its columns, or some and no attack.
 
     With partial knowledge, the columns are those whose attack it makes a difference to. A cell that
-    the limit of its rule or attack forbids is left out. `BadInput` for a column that there is not,
-    and for a row of one's own that no column allows. `printed` is what `reported` returns.
+    the limit of its rule or attack forbids is left out, and so is, unless named, an attack that asks
+    for the server's own update, where the server has no examples. `BadInput` for a column that there
+    is not, and a row of one's own that no column allows. `printed` is what `reported` returns.
     """
     concerned = {
         name: {**fields, "knowledge": knowledge}
@@ -110,10 +111,13 @@ def table(
         raise BadInput(f"{NO_ATTACK} alone ranks nothing; give the column of an attack too.")
     some = {NO_ATTACK, *(columns or concerned)}
     told = {name: fields for name, fields in concerned.items() if name in some}
+    asking = {name for name, fields in told.items() if _asks(fields["attack"])} - {*columns}
     every, cells = {**protocol.rows, **(rows or {})}, []
     refused: dict[str, list[tuple[str, str]]] = {}
     for row, own in every.items():
         for column, fields in told.items():
+            if column in asking and not own.get("root_size"):
+                continue
             try:
                 setting = Setting.from_dict({**protocol.setting, **own, **fields})
             except BadInput as error:
@@ -137,6 +141,11 @@ def table(
 def _differs(attack: str, knowledge: str) -> bool:
     """Whether an attack belongs into the table; one that is not known, to be named there."""
     return knowledge == "full" or attack not in attacks or attacks[attack].has_knowledge
+
+
+def _asks(attack: str) -> bool:
+    """Whether an attack asks for the server's own update."""
+    return attack in attacks and bool(attacks[attack].asks)
 
 
 @cache

@@ -26,11 +26,11 @@ from fltrust_repro.trial_files import read_csv, write_csv
 # ---- the protocols that are published -----------------------------------------------------------
 
 FROZEN = {
-    ("P1", 2): "03a612207994292d",
-    ("P2", 2): "fe6a4128ee12c568",
-    ("P3", 2): "1caf5f2ed227638d",
-    ("P4", 2): "ce71019fa52aa541",
-    ("P5", 2): "a24b501dd0799dc0",
+    ("P1", 3): "6be8401b476a85dc",
+    ("P2", 3): "409d873d6be8736c",
+    ("P3", 3): "ce4f1bc5e2ceaca1",
+    ("P4", 3): "7d866492f614a484",
+    ("P5", 3): "58eb2ee8b99115da",
 }
 ROWS = "eb2de121751f201f"
 
