@@ -91,8 +91,8 @@ def table(
     """Arrange a protocol's rows, and those of one's own, under its columns, or some and no attack.
 
     With partial knowledge, the columns are those whose attack it makes a difference to. A cell that
-    the limit of its rule or attack forbids is left out, and so is, unless named, an attack that asks
-    for the server's own update, where the server has no examples. `BadInput` for a column that there
+    a limit of its rule or attack forbids is left out; so is, unless its column is named, an attack
+    on what the server trains itself, where it has no examples. `BadInput` for a column that there
     is not, and a row of one's own that no column allows. `printed` is what `reported` returns.
     """
     concerned = {

@@ -107,7 +107,9 @@ class KrumProblem:
         """Theorem 1 (Equation 3), for any number of copies of w'_1 and assumed compromised.
 
         With c copies and c assumed, w'_1 needs m - c - 2 neighbours, of which m - 2c - 1 benign.
-        Finite: a model at infinite distance is none that Krum could pick.
+        Where so many more copies than assumed are sent that a benign model has too few benign
+        neighbours, as when workers are selected, Krum may pick w'_1 at a larger lambda, too: the
+        search still begins here. Finite: Krum picks no model at infinite distance.
         """
         n = len(self.offsets)
         neighbours = max(n + copies - assumed - 2, 1)

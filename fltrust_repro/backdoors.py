@@ -37,7 +37,7 @@ def pattern(x: np.ndarray) -> np.ndarray:
 
 @attack("scaling", has_knowledge=False, backdoor=Backdoor(pattern, target=0, share=0.3))
 def scaling(step: Round, *, factor: float | None = None) -> np.ndarray:
-    """Plant a backdoor and send `factor` times what training gives (Bagdasaryan, AISTATS 2020).
+    """Plant a backdoor and send `factor` times one's update (Bagdasaryan et al., AISTATS 2020).
 
     Model replacement: with factor = m, the default, a single worker's update outlives the mean. As
     FLTrust evaluates it (Cao et al., NDSS 2021, Section VI), the c workers train on their own

@@ -13,6 +13,7 @@ import numpy as np
 from fltrust_repro.aggregation import rule, rules
 from fltrust_repro.compiled import Array, compiled
 from fltrust_repro.registry import check_default
+from fltrust_repro.server import ServerState, check_base
 from fltrust_repro.weighing import finite_rows
 
 _REFERENCES = 10  # sets of random scores that the gap statistic compares with, as in their code
@@ -40,9 +41,9 @@ def fldetector(
         x_i' + H (w - w'),
 
     H the L-BFGS estimate of `hessian_products` from the last `window` differences of global models
-    and of the aggregates. In each iteration after the first `start`, the distances between sent and
-    predicted updates are divided by their mean (there by their sum, which orders scores alike); a
-    worker's score is the mean of its last `window`. If by the gap statistic there is more than
+    and of the aggregates. In each iteration after the first `start` + 1, the distances between sent
+    and predicted updates are divided by their mean (there by their sum, which orders scores alike);
+    a worker's score is the mean of its last `window`. If by the gap statistic there is more than
     one group of scores, k-means makes two, and that of the higher scores is detected (4.2).
 
     Zhang, Cao, Jia and Gong, "FLDetector: defending federated learning against model poisoning
@@ -56,7 +57,8 @@ def fldetector(
     last `window` iterations is not scored in this one, and none is detected before most have a
     score. Where nobody is left, the model stays.
 
-    A trimmed mean as `base` cuts c values at each end. Notes: "workers kept", "workers detected",
+    `base` is a rule that looks at the updates alone, since it keeps nothing; a trimmed mean cuts c
+    values at each end. Notes: "workers kept", "workers detected",
     summed over iterations. Remembers (m, d) numbers and 2 `window` d; costs one pass over the
     updates and (window d) times window beside `base`, of which it allocates the updates kept.
 
@@ -66,6 +68,7 @@ def fldetector(
     """
     check_default("rule 'fldetector'", "window", window, int)
     check_default("rule 'fldetector'", "start", start, int)
+    check_base("rule 'fldetector'", base, rules[base].parameters)
     _remember(memory, int(workers.max()) + 1, updates.shape[1], window)
     iteration, out = memory["iteration"], memory["left out"]
     finite, already = finite_rows(updates), np.count_nonzero(out)
@@ -83,7 +86,8 @@ def fldetector(
     result = np.zeros(updates.shape[1], dtype=np.float32)
     if kept.any():
         left = updates if kept.all() else updates[kept]
-        result = np.asarray(rules[base](left, c=max(c - np.count_nonzero(out[workers]), 0)))
+        fewer = max(c - np.count_nonzero(out[workers]), 0)
+        result = np.asarray(rules[base](left, c=fewer, state=ServerState(rng)))
     change = _difference(result, memory.get("aggregate", result))
     for name, row in (("steps", step), ("changes", change)) if iteration > 0 else ():
         memory[name] = np.concatenate([memory[name], row[None]])[-window:]

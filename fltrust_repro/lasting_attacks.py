@@ -143,9 +143,9 @@ def rop(
 def mimic(step: Round, *, warmup: int = 1) -> np.ndarray:
     """All copy one benign worker, who thereby counts c + 1 times (Karimireddy et al., ICLR 2022).
 
-    The one farthest along z, the direction in which the benign updates vary most, found by Oja's
-    rule during the first `warmup` iterations, as in the authors' code: in iteration t = 0, 1, ...
-    of these, z starting at random,
+    The one farthest along z, which comes the nearer to the direction in which the benign updates
+    vary most, the more `warmup` iterations Oja's rule has for it; the authors' code takes one. In
+    iteration t = 0, 1, ... of these, z starting at random,
 
         mu <- (t mu + mean of x_i) / (t + 1),    a = sum_i (x_i - mu) ((x_i - mu) . z),
         z <- (t z + a/|a|) / (t + 1), to length 1,    i* = argmax_i x_i . z,

@@ -3,10 +3,11 @@
 Their authors write of gradients, which the master device subtracts; an update is -alpha times one,
 what it adds. So `mu - z sigma` of gradients is `mu + z sigma` of updates, and which side of the
 mean is meant depends on who reads. An attack that is made of sigma therefore takes a side: "below"
-the mean in each parameter (the default: the printed formula, for what these workers send), "above",
-which the authors' codes of ALIE, Min-Max and ByzMean are for gradients, or "against" the direction
-in which the mean changes it, which is the strongest by far. Error rates of LR on MNIST, 20 of 100
-workers compromised, full knowledge (`run --seed 10`; "NNM" before the trimmed mean):
+the mean in each parameter (the default: the sign in the authors' codes of ALIE, Min-Max and
+ByzMean, for what these workers send), "above", which these codes are for gradients, or "against"
+the direction in which the mean changes it, which is the strongest by far. Error rates of LR on
+MNIST, 20 of 100 workers compromised, full knowledge (`run --seed 10`; "NNM" before the trimmed
+mean):
 
                          mean  trimmed  median   Krum  Multi-Krum    NNM
     none                0.100    0.119   0.133  0.149       0.103  0.103
@@ -113,7 +114,7 @@ def _mean_by_all(step: Round, factor: float) -> np.ndarray:
 def sign_flip(step: Round, *, of: str = "own", scale: float = 1.0) -> np.ndarray:
     """Send -scale times the own update, or with `of=mean` the benign mean (Li et al., AAAI 2019).
 
-    RSA's authors try scales up to 10. Non-finite own updates are sent as they are.
+    Non-finite own updates are sent as they are.
 
     >>> import fltrust_repro as fl
     >>> fl.attacks["sign-flip"]([[1, -2], [2, 4], [4, 0]], c=1)
@@ -127,7 +128,7 @@ def sign_flip(step: Round, *, of: str = "own", scale: float = 1.0) -> np.ndarray
 
 @attack("ipm")
 def ipm(step: Round, *, epsilon: float = 0.1) -> np.ndarray:
-    """Inner product manipulation: -epsilon mu ("Fall of Empires", Xie et al., UAI 2020).
+    """Inner product manipulation: -epsilon mu ("Fall of Empires", Xie et al., UAI 2019).
 
     The inner product of what is sent and the benign mean is negative. Mean's own with it turns
     negative where epsilon > (m - c) / c; below it only shrinks, and the rows stay short. epsilon =
@@ -234,7 +235,7 @@ def largest_within(squared: np.ndarray, slopes: np.ndarray, limit: float) -> flo
 
 @attack("min-max")
 def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
-    """As far from the benign updates as two of these are apart (Shejwalkar et al., NDSS 2021).
+    """As far from the benign updates as two of these are (Shejwalkar and Houmansadr, NDSS 2021).
 
     All send mu + gamma p, with the largest gamma for which
     `max_i |mu + gamma p - x_i| <= max_ij |x_i - x_j|`, where p is -mu ("unit"), -sign(mu) ("sign")
@@ -261,7 +262,7 @@ def min_max(step: Round, *, vector: str = "std") -> np.ndarray:
 
 @attack("min-sum")
 def min_sum(step: Round, *, vector: str = "std", bound: str = "max") -> np.ndarray:
-    """As far from all benign updates together as one of these is (Shejwalkar et al., NDSS 2021).
+    """As far from all benign updates together as one is (Shejwalkar and Houmansadr, NDSS 2021).
 
     All send mu + gamma p, with the largest gamma for which
     `sum_i |mu + gamma p - x_i|^2 <= max_i sum_j |x_i - x_j|^2`, p as in Min-Max; `bound=min` takes
@@ -300,7 +301,8 @@ def least_likely_labels(
     """Flip each label to the class least likely to the received model (Shejwalkar et al., 2022).
 
     The authors ("Back to the drawing board", IEEE S&P) train a model of their own for that, on the
-    compromised workers' examples; the received one is trained on all workers'.
+    compromised workers' examples; the received one is trained on all workers', and where the attack
+    has turned it round, the least likely class can be the true one.
     """
     return scores().argmin(axis=-1)
 

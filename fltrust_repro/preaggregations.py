@@ -32,6 +32,8 @@ from fltrust_repro.weighing import finite_rows, lengths, shortening, weighted_su
 
 Rows = Callable[..., int]
 
+_SOME = 100  # rows, of which a step leaves as many or not
+
 
 @dataclass(frozen=True)
 class PreAggregation:
@@ -85,6 +87,11 @@ def behind(names: str, rule: Rule) -> Rule:
         return rule
     steps = [preaggregations[name.strip()] for name in names.split("+")]
     own = rule.limit
+    if {"workers", "memory"} <= {*rule.parameters}:
+        for step in steps:
+            if step.rows(_SOME) != _SOME:
+                wrong = f"{step.name!r} leaves rows of nobody's"
+                raise BadInput(f"rule {rule.name!r} remembers workers, and {wrong}; leave it out.")
 
     def rows(m: int) -> int:
         for step in steps:
@@ -194,7 +201,8 @@ def clip(updates: np.ndarray, *, radius: float = 1.0) -> np.ndarray:
 def adaptive_robust_clipping(updates: np.ndarray, c: int) -> np.ndarray:
     """Adaptive robust clipping: the k longest updates are clipped to the length of the next.
 
-    k = floor(2 (c / m) (m - c)): Allouah et al., 2024 (ARC). Needs c < m. Allocates (m, d) numbers.
+    k = floor(2 (c / m) (m - c)): Allouah et al., "Adaptive gradient clipping for robust federated
+    learning", ICLR 2025 (ARC). Needs c < m. Allocates (m, d) numbers.
 
     >>> import numpy as np
     >>> from fltrust_repro.preaggregations import adaptive_robust_clipping
@@ -224,9 +232,9 @@ def foundation(updates: np.ndarray, *, share: float = 0.5) -> np.ndarray:
     Byzantine-robust aggregation rules?", NDSS 2025, with trimmed mean or median behind it and m / 2
     copies. Attackers decide which update that is: where two send K and -K in each parameter, it is
     a third one's long vector whose values add up to 0, and where one sends a vector far beyond all
-    others, it is that one, whose copies are more than trimming cuts (experiments/foundation). A row
-    that is not finite is no extreme, and is not copied.
-    Allocates (m + share m, d) numbers.
+    others, above them in some parameters and below them in as many, it is that one, whose copies
+    are more than trimming cuts (experiments/foundation). A row that is not finite is no extreme,
+    and is not copied. Allocates (m + share m, d) numbers.
 
     >>> import numpy as np
     >>> from fltrust_repro.preaggregations import foundation

@@ -1,8 +1,9 @@
 """Robust means of other papers (since 2017): each worker or value is kept, shortened or voted on.
 
-Rules as in `aggregation`; each names its paper. A scale is relative to the round: a radius counts
-in median lengths, never absolutely, since updates are `-alpha * gradient` and shrink as training
-goes on. A row that is not finite gets no weight; where none is left that has, the result is NaN.
+Rules as in `aggregation`; each names its paper. Unless one's own parameter says so, no scale is
+absolute: a radius counts in median lengths, since updates are `-alpha * gradient` and shrink as
+training goes on. All workers count alike, however many examples they have. A row that is not finite
+gets no weight in a mean of rows, which is NaN where none is left; it has its finite values' votes.
 """
 
 from __future__ import annotations
@@ -170,8 +171,8 @@ def centered_clipping(
     the round before, which is 0 at first (Karimireddy, He, Jaggi, ICML 2021; one iteration in its
     authors' code, three in that of their paper on bucketing, ICLR 2022). Their tau is absolute, for
     workers' momentum; here it is `radius` times the median |x_i - v| at the round's start, unless
-    given: theirs of gradients, 10, is 10 times the learning rate of updates. A row that is not
-    finite adds nothing. Notes: updates shortened. Allocates 32 bytes a parameter.
+    given: the later paper's of gradients, 10, is 10 times the learning rate of updates. A row that
+    is not finite adds nothing. Notes: updates shortened. Allocates 32 bytes a parameter.
 
     >>> import numpy as np
     >>> from fltrust_repro.robust_means import centered_clipping

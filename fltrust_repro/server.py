@@ -34,6 +34,13 @@ def lacks_root_data(user: str, name: str, instead: str) -> BadInput:
     return BadInput(f"{user} asks for {name}, which takes examples of the server's own; {instead}.")
 
 
+def check_base(user: str, name: str, asked: Collection[str]) -> None:
+    """Raise `BadInput` where a rule that another one calls asks for what nobody keeps for it."""
+    if kept := [one for one in asked if one not in ("c", "beta", "rng", "notes")]:
+        do = "give one that looks at the updates alone, as median"
+        raise BadInput(f"{user}: base is {name!r}, which asks for {', '.join(kept)}; {do}.")
+
+
 @dataclass
 class ServerState:
     """What the master device keeps through a trial, for rules that ask for it by name.

@@ -225,11 +225,7 @@ class Setting:
             by_rule = of_root_data(rule.parameters)
             user = f"rule {rule.name!r}" if by_rule else f"attack {attack.name!r}"
             raise lacks_root_data(user, self.root_data[0], "use --root-size 100 (root_size)")
-        if self.goal == "deviation" and attack.has_knowledge and self.knowledge == "partial":
-            raise BadInput(
-                "goal is 'deviation' with knowledge 'partial'; the paper has this goal for full "
-                "knowledge only (Appendix B): use knowledge full."
-            )
+        attack.check_goal(self.goal, self.knowledge)
 
     def without_attack(self) -> Setting:
         """Return the setting with which an attacked one is compared."""

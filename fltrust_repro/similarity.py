@@ -9,6 +9,7 @@ median, cluster or scale. Notes: "workers kept", by their weights, summed over i
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fltrust_repro.doors import Limit
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.mean_shift import mean_shift, reach
 from fltrust_repro.registry import check_default
+from fltrust_repro.server import ServerState, check_base
 from fltrust_repro.weighing import finite_rows, lengths, shortening, weighted_mean, weighted_sum
 
 # --- FoolsGold
@@ -45,9 +47,10 @@ def foolsgold(
     Fung, Yoon and Beschastnikh, "The limitations of federated learning in Sybil settings", RAID
     2020, Algorithm 1. The paper adds the a_i x_i up; divided by their sum the step is a mean, as
     other rules' are. Without the paper's choice of indicative features, which needs to know the
-    last layer. Histories are kept by identity: a worker that is not selected, or whose update a
-    defense removes, keeps its own. A worker that ever sends a value that is not finite has no say
-    from then on. Remembers d numbers a worker, allocates (m, d), and two (m, m) matrices.
+    last layer; who has a cosine within 1e-6 of 1 has no trust. Histories are kept by identity: a
+    worker that is not selected, or whose update a defense removes, keeps its own. A worker that
+    ever sends a value that is not finite has no say from then on. Remembers d numbers a worker,
+    allocates (m, d), and two (m, m) matrices.
 
     >>> from fltrust_repro.similarity import foolsgold
     >>> foolsgold([[1, 0], [0, 1], [-1, -1], [-1, -1]])
@@ -99,9 +102,10 @@ def signguard(
     With M the median length: (1) updates are trusted whose length is above `lower` M and below
     `upper` M; (2) of a `share` of all coordinates, drawn at random, an update's features are how
     many are positive, zero and negative, each relative to the most that any update has; mean shift
-    groups them, its bandwidth the mean distance that reaches half of the others; (3) the trusted
-    updates of the largest group, shortened to length M where they are longer, are averaged. Where
-    that group has no trusted one, all trusted ones are; where there is no group, all are one.
+    groups them, its bandwidth the mean distance that reaches half of all, oneself among them; (3)
+    the trusted updates of the largest group, shortened to length M where they are longer, are
+    averaged. Where that group has no trusted one, all trusted ones are; where there is no group,
+    all are one.
 
     `similarity="cosine"` is SignGuard-Sim: a fourth feature is min(max(s, 0), med s) / (5 med s)
     with s the cosine of an update and the last aggregate, in the first iteration (in the authors'
@@ -264,25 +268,26 @@ def gas(
     each end, as in their code. A row that is not finite scores infinity, and where `base` gives
     what is not, the result is NaN. Calls `base` p times, but once where it looks at each parameter
     by itself; allocates what that does, 24 bytes a parameter, and in the first case m d / 10
-    numbers.
+    numbers. `base` is a rule that looks at the updates alone, since it keeps nothing.
 
     >>> from fltrust_repro.similarity import gas
     >>> gas([[1, 2], [2, 1], [1, 1], [2, 2], [99, -99]], c=1)
     array([1.5, 1.5], dtype=float32)
     """
     check_default("rule 'gas'", "p", p, int)
-    (m, d), aggregate = updates.shape, rules[base]
+    check_base("rule 'gas'", base, rules[base].parameters)
+    (m, d), aggregate = updates.shape, partial(rules[base], c=c, state=ServerState(rng))
     order, p = rng.permutation(d), min(p, d)
     ends = np.cumsum([len(group) for group in np.array_split(order, p)])
     if base in _BY_PARAMETER:  # then its result in a group is its result, there
-        robust = np.asarray(aggregate(updates, c=c))
+        robust = np.asarray(aggregate(updates))
     else:
         robust = np.empty(d, dtype=np.float32)
         for some in np.array_split(np.arange(p), -(-p // _GROUPS)):
             first = ends[some[0] - 1] if some[0] else 0
             columns = order[first : ends[some[-1]]]
             parts = np.split(updates.take(columns, 1), ends[some[:-1]] - first, axis=1)
-            robust[columns] = np.concatenate([aggregate(part, c=c) for part in parts])
+            robust[columns] = np.concatenate([aggregate(part) for part in parts])
     group = np.empty(d, dtype=np.int32)
     group[order] = np.repeat(np.arange(p), np.diff(ends, prepend=0))
     scores = np.empty(m)

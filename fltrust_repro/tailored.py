@@ -237,7 +237,8 @@ def tailored_pull(step: Round, *, queries: int = 12, far: float = 2.0) -> np.nda
     kept from w'. LR on MNIST, error rates of `run --seed 10`: nearest-neighbour mixing before
     trimmed mean 0.54 under this one and 0.38 under tailored-persistent; trimmed mean alone, which
     acts on each parameter, 0.21 and 0.79. `far` = 2 was chosen on other seeds
-    (experiments/tailored/tailored-pull.toml).
+    (experiments/tailored/tailored-pull.toml). With the deviation goal, which knows no direction, w'
+    only tells where lines lead.
 
     >>> import fltrust_repro as fl
     >>> fl.attacks["tailored-pull"]([[1, 1], [1, 2], [2, 1]], c=1, rule="mean", w_re=[3, 3]).shape

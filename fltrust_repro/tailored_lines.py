@@ -22,8 +22,10 @@ of which all but mean leave a parameter as it is in which no benign update diffe
     disguised  g times the values of the benign update of median length, the largest where p is
                largest: no length, count of signs or magnitude tells it from that update
 
-Against rules that act on each parameter alone no update does more in one iteration than one beyond
-all benign ones; the others are for all other rules, where what does most depends on the scale.
+Against rules that act on each parameter alone, and whose result never falls where a value grows
+(trimmed mean and median, not Meamed and Phocas), no update does more in one iteration than one
+beyond all benign ones; the others are for all other rules, where what does most depends on the
+scale.
 """
 
 from __future__ import annotations

@@ -219,6 +219,14 @@ class Attack:
         shape = (step.c, step.known.shape[1])
         return taken_back(sent, shape, craft, f"attack {self.name!r}", "what it sends")
 
+    def check_goal(self, goal: str, knowledge: str | None) -> None:
+        """Raise `BadInput` where an attack has this goal for full knowledge only."""
+        if goal == "deviation" and self.has_knowledge and knowledge == "partial":
+            raise BadInput(
+                "goal is 'deviation' with knowledge 'partial'; the paper has this goal for full "
+                "knowledge only (Appendix B): use knowledge full."
+            )
+
     def __call__(
         self,
         updates: Numbers,
@@ -263,6 +271,7 @@ class Attack:
             master = replace(master, rule=master.rule.seen_at(ServerState(root=root)))
         seed = whole_number(f"{user}: seed", seed, 0, LAST_SEED)
         chosen, rng = Parameters.from_dict(parameters), np.random.default_rng(seed)
+        self.check_goal(chosen.goal, knowledge)
         knowledge = knowledge if self.has_knowledge else "full"
         known = rows[:c] if knowledge == "partial" else rows
         w_re = np.zeros(rows.shape[1]) if w_re is None else w_re

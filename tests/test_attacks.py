@@ -701,3 +701,12 @@ def test_of_a_model_that_stands_still_no_share_of_a_step_outweighs_all_others():
 def test_a_call_with_what_no_setting_takes_is_refused(name, given, told):
     with pytest.raises(BadInput, match=told):
         attacks[name](np.ones((9, 3)), c=2, **given)
+
+
+@pytest.mark.parametrize("name", ["krum", "trimmed-mean", "tailored"])
+def test_the_deviation_goal_is_for_full_knowledge_where_that_makes_a_difference(name):
+    goal, updates = {"c": 2, "goal": "deviation"}, np.random.default_rng(0).normal(size=(9, 3))
+    with pytest.raises(BadInput, match="Appendix B"):
+        attacks[name](updates, knowledge="partial", **goal)
+    attacks[name](updates, knowledge="full", **goal)
+    attacks["gaussian"](updates, knowledge="partial", **goal)

@@ -149,6 +149,28 @@ def test_base_is_told_of_all_compromised_where_those_left_out_do_not_take_part()
     assert told == [(16, 0), (20, 4), (16, 0)]
 
 
+@pytest.mark.parametrize("base", ["centered-clipping", "clipped-clustering", "lasa", "zeno"])
+def test_a_base_that_would_lose_what_it_asks_for_is_refused(base):
+    with pytest.raises(BadInput, match=f"'fldetector': base is '{base}', which asks for"):
+        rules[f"fldetector:base={base}"](normal(9, 4), c=1)
+
+
+def test_a_base_that_draws_draws_anew_in_each_iteration():
+    state, drawn = ServerState(np.random.default_rng(0)), []
+
+    @rule("drawing")
+    def drawing(updates, rng):
+        drawn.append(rng.random())
+        return updates.mean(axis=0)
+
+    try:
+        for _ in range(3):
+            rules["fldetector:base=drawing"](normal(9, 4), c=1, state=state)
+    finally:
+        rules.remove("drawing")
+    assert len(set(drawn)) == 3
+
+
 def test_half_of_the_workers_are_never_detected():
     send = quadratic(10, 40, 6)
     _, _, state = rounds(send, 20, "fldetector:start=3,window=3", c=4)

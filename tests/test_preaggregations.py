@@ -149,6 +149,15 @@ def test_rows_that_a_step_does_not_tell_of_are_no_rules_silent_nonsense(name):
         preaggregations.remove("short")
 
 
+@pytest.mark.parametrize("name", ["foolsgold", "fldetector", "leverage"])
+@pytest.mark.parametrize("step", ["bucketing", "foundation", "clip+bucketing:size=3"])
+def test_a_rule_that_remembers_workers_is_not_given_rows_that_are_nobodys(name, step):
+    with pytest.raises(BadInput, match=f"rule '{name}' remembers workers, and '.*' leaves"):
+        Setting(**SMALL, pre=step, rule=name)
+    Setting(**SMALL, pre="clip+nnm", rule=name)
+    Setting(**SMALL, pre="bucketing:size=1", rule=name)
+
+
 def test_rows_may_depend_on_some_of_a_steps_parameters():
     @preaggregation("some", rows=lambda m, *, size=2: m // size)
     def some(updates, *, size=2, share=1.0):

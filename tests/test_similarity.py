@@ -328,6 +328,9 @@ def test_the_rule_that_gas_takes_may_have_parameters_and_has_its_own_limits():
         aggregate("gas:base=bulyan", updates, c=4)
     with pytest.raises(BadInput, match="unknown rule 'kruum'"):
         aggregate("gas:base=kruum", updates)
+    for base in ("foolsgold", "centered-clipping", "flame", "fltrust"):
+        with pytest.raises(BadInput, match=f"'gas': base is '{base}', which asks for .*median"):
+            aggregate(f"gas:base={base}", updates, c=2)
     with pytest.raises(BadInput, match=r"'gas': p is 0"):
         aggregate("gas:p=0", updates)
 
