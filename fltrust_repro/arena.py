@@ -1,4 +1,4 @@
-"""The arena: frozen protocols, the trials that a ranking needs, and the ranking that trials give.
+"""The arena: the trials that a ranking needs, and the ranking that trials give.
 
 Every rule meets every attack with the same few seeds; then the three columns that are worst for it,
 and no attack, with more. Which these are, and so which trials count, follows from the few alone:
@@ -8,151 +8,23 @@ whatever else is at hand, the same protocol gives the same ranking.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
 from fltrust_repro import standings
-from fltrust_repro.aggregation import rules
-from fltrust_repro.attacks import MOST_UNDONE, attacks
-from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.experiment_files import read
-from fltrust_repro.experiments import Cell, Experiment, home, readable
-from fltrust_repro.preaggregations import behind
+from fltrust_repro.arena_protocols import Table
+from fltrust_repro.attacks import MOST_UNDONE
+from fltrust_repro.errors import BadInput
+from fltrust_repro.experiments import Cell, Experiment
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
 from fltrust_repro.trials import FIRST_SEED, Trial, Trials, core_seconds
-from fltrust_repro.varied import Fields
 
 SEEDS = range(FIRST_SEED, FIRST_SEED + 20)  # of no attack and the columns that decide
 FEW = 3  # of these, everywhere
-ROOT_EXAMPLES = 100  # of the server's own, for a rule that asks for them
 RANDOM, INCOMPLETE, LIMIT = "random", "incomplete", "its limit is its breakdown"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What rules are judged by; two versions of one are never in one ranking."""
-
-    name: str
-    version: int
-    title: str
-    seconds: float  # of one trial on one CPU core, where none is known
-    setting: Fields
-    rows: Mapping[str, Fields]
-    columns: Mapping[str, Fields]
-
-    def row(self, rule: str, pre: str = "") -> tuple[str, Fields]:
-        """Return the name and the fields of a row, or of one to be made of any registered rule.
-
-        Raises `BadInput` where there is neither.
-        """
-        if rule in self.rows and not pre:
-            return rule, self.rows[rule]
-        if rule in self.rows and rule not in rules:
-            what = f"{shown(rule)} is a row of {self.name} and no rule, which --pre comes before"
-            raise BadInput(f"{what}; leave --pre out, or {choose(rule, rules)}")
-        if rule not in rules:
-            wrong = f"{self.name} has no row {shown(rule)}, and there is no such rule"
-            raise BadInput(f"{wrong}; {choose(rule, dict.fromkeys([*self.rows, *rules]))}")
-        made = behind(pre, rules[rule])
-        if made.name in self.rows:
-            return made.name, self.rows[made.name]
-        root = {"root_size": ROOT_EXAMPLES} if of_root_data(made.parameters) else {}
-        return made.name, {"rule": rule, "pre": pre, **root}
-
-
-def protocols() -> dict[str, Protocol]:
-    """Return the protocols of experiments/arena.toml by name."""
-    content = read(home() / "arena.toml")
-    shared = {part: content[part] for part in ("rows", "columns")}
-    return {name: Protocol(name, **own, **shared) for name, own in content["protocols"].items()}
-
-
-class Table(NamedTuple):
-    """A protocol's cells, and why others are left out: rows and columns by the reason."""
-
-    protocol: Protocol
-    name: str  # "P1", with partial knowledge "P1 partial"
-    experiment: Experiment
-    refused: dict[str, list[tuple[str, str]]]
-
-
-def table(
-    protocol: Protocol,
-    knowledge: str = "full",
-    rows: Mapping[str, Fields] | None = None,
-    columns: Sequence[str] = (),
-    printed: Mapping[Setting, float] | None = None,
-) -> Table:
-    """Arrange a protocol's rows, and those of one's own, under its columns, or some and no attack.
-
-    With partial knowledge, the columns are those whose attack it makes a difference to. A cell that
-    a limit of its rule or attack forbids is left out; so is, unless its column is named, an attack
-    on what the server trains itself, where it has no examples. `BadInput` for a column that there
-    is not, and a row of one's own that no column allows. `printed` is what `reported` returns.
-    """
-    concerned = {
-        name: {**fields, "knowledge": knowledge}
-        for name, fields in protocol.columns.items()
-        if name == NO_ATTACK or _differs(fields["attack"], knowledge)
-    }
-    for column in columns:
-        if column not in protocol.columns:
-            wrong = f"{protocol.name} has no column {shown(column)}"
-            raise BadInput(f"{wrong}; {choose(column, protocol.columns)}")
-        if column not in concerned:
-            same = f"column {shown(column)} is the same with {knowledge} knowledge"
-            raise BadInput(f"{same}; leave --knowledge out, or the column.")
-    if {*columns} == {NO_ATTACK}:
-        raise BadInput(f"{NO_ATTACK} alone ranks nothing; give the column of an attack too.")
-    some = {NO_ATTACK, *(columns or concerned)}
-    told = {name: fields for name, fields in concerned.items() if name in some}
-    asking = {name for name, fields in told.items() if _asks(fields["attack"])} - {*columns}
-    every, cells = {**protocol.rows, **(rows or {})}, []
-    refused: dict[str, list[tuple[str, str]]] = {}
-    for row, own in every.items():
-        for column, fields in told.items():
-            if column in asking and not own.get("root_size"):
-                continue
-            try:
-                setting = Setting.from_dict({**protocol.setting, **own, **fields})
-            except BadInput as error:
-                refused.setdefault(str(error), []).append((row, column))
-            else:
-                cells.append(Cell(row, column, setting, (printed or {}).get(setting)))
-        if row in (rows or {}) and not any(cell.row == row for cell in cells):
-            raise BadInput(
-                next(why for why, places in refused.items() if (row, NO_ATTACK) in places)
-            )
-    name = f"{protocol.name} {knowledge}".removesuffix(" full")
-    experiment = Experiment(
-        f"arena-{name.lower().replace(' ', '-')}",
-        f"arena --protocol {protocol.name}" + f" --knowledge {knowledge}" * (name != protocol.name),
-        protocol.title, tuple(every), tuple(told), tuple(cells), seconds=protocol.seconds,
-        packed=True,
-    )  # fmt: skip
-    return Table(protocol, name, experiment, refused)
-
-
-def _differs(attack: str, knowledge: str) -> bool:
-    """Whether an attack belongs into the table; one that is not known, to be named there."""
-    return knowledge == "full" or attack not in attacks or attacks[attack].has_knowledge
-
-
-def _asks(attack: str) -> bool:
-    """Whether an attack asks for the server's own update."""
-    return attack in attacks and bool(attacks[attack].asks)
-
-
-@cache
-def reported() -> Mapping[Setting, float]:
-    """Return the values that papers print in the experiments at hand, by setting."""
-    cells = [cell for experiment in readable() for cell in experiment.cells]
-    return {cell.setting: cell.paper for cell in reversed(cells) if cell.paper is not None}
 
 
 def rows_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:

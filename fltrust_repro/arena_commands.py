@@ -14,6 +14,7 @@ import click
 from fltrust_repro import (
     arena,
     arena_page,
+    arena_protocols,
     arena_report,
     fall,
     options,
@@ -21,7 +22,8 @@ from fltrust_repro import (
     sweep,
 )
 from fltrust_repro.archive import Archive
-from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
+from fltrust_repro.arena import FEW, SEEDS
+from fltrust_repro.arena_protocols import Protocol, Table, protocols, table_of
 from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
 from fltrust_repro.experiments import Cell, Fields
 from fltrust_repro.files import check_name, check_writable, in_name, write_text
@@ -41,7 +43,7 @@ Known = dict[Setting, list[Trial]]
 class Order:
     """What is asked for of a protocol."""
 
-    table: arena.Table
+    table: Table
     rows: Words  # to run
     own: Mapping[str, Fields]  # of these, which the protocol does not have
     seeds: range
@@ -72,7 +74,7 @@ class Judged(NamedTuple):
               help="Only this row, or any rule as a row of its own; repeatable.")  # fmt: skip
 @click.option("--pre", multiple=True, metavar="NAME", help="Before each --rule; repeatable.")
 @click.option("--attack", "columns", multiple=True, metavar="COLUMN",
-              help="Only this column and no attack; repeatable.")  # fmt: skip
+              help="Only this column, or any attack as one; repeatable.")  # fmt: skip
 @click.option("--knowledge", default="full", show_default=True, help="Or partial: another table.")
 @click.option("--breakdown", is_flag=True, help="Search the smallest c that doubles the error.")
 @click.option("--draw", is_flag=True, help="Run nothing; rank what is at hand.")
@@ -101,7 +103,14 @@ def arena_command(
         raise BadInput("--pre is given without --rule; name the rule that it is before.")
     if knowledge not in (allowed := FIELDS["knowledge"].metadata["choices"]):
         raise BadInput(f"--knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
-    asked = (rule_names, "+".join(pre), columns, knowledge, SEEDS[:trials], arena.reported())
+    asked = (
+        rule_names,
+        "+".join(pre),
+        columns,
+        knowledge,
+        SEEDS[:trials],
+        arena_protocols.reported(),
+    )
     orders = [_order(known[name], *asked) for name in dict.fromkeys(names)]
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:
@@ -121,7 +130,7 @@ def _order(
 ) -> Order:  # fmt: skip
     asked = dict(protocol.row(rule, pre) for rule in rule_names)
     own = {row: fields for row, fields in asked.items() if row not in protocol.rows}
-    table = arena.table(protocol, knowledge, own, columns, printed)
+    table = table_of(protocol, knowledge, own, columns, printed)
     if own:  # whose results take no other's place
         name = "-".join([table.experiment.name, *map(in_name, own)])
         check_name("the name of the files", name)

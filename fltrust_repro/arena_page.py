@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro import arena, experiments, heat_maps, pages
+from fltrust_repro import arena, arena_protocols, experiments, heat_maps, pages
+from fltrust_repro.arena_protocols import protocols, table_of
 from fltrust_repro.arena_report import MEANING, incomplete
 from fltrust_repro.curves import POINTS, mean_curve
 from fltrust_repro.drawing import KINDS
@@ -35,12 +36,12 @@ def at_hand(
 
     A column that no rule has met is left out. `rows` are a protocol's further ones, of one's own.
     """
-    printed = arena.reported()
+    printed = arena_protocols.reported()
     found: list[Standings] = []
     curves: dict[str, Curves] = {}
-    for name, protocol in arena.protocols().items():
+    for name, protocol in protocols().items():
         for knowledge in FIELDS["knowledge"].metadata["choices"]:
-            table = arena.table(protocol, knowledge, (rows or {}).get(name), printed=printed)
+            table = table_of(protocol, knowledge, (rows or {}).get(name), printed=printed)
             ranking = arena.ranking(table, trials)
             if ranking.entries:
                 met = {column for entry in ranking.entries for column in entry.cells}

@@ -9,7 +9,7 @@ import click
 
 from fltrust_repro import datasets, fidelity, options
 from fltrust_repro.aggregation import Rule, rules
-from fltrust_repro.arena import protocols
+from fltrust_repro.arena_protocols import protocols
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.doors import Limit

@@ -12,6 +12,7 @@ import click
 
 from fltrust_repro import arena, fidelity, options, report, reproduction
 from fltrust_repro.archive import Archive, Failure
+from fltrust_repro.arena_protocols import Table, protocols, table_of
 from fltrust_repro.errors import BadInput, one_line
 from fltrust_repro.experiments import Experiment, load_experiment, readable
 from fltrust_repro.settings import FIELDS, Setting
@@ -156,13 +157,13 @@ def _at_hand(name: str, settings: Collection[Setting], finished: Trials, *counts
     return _told(name, settings, done, None, None, *counts)
 
 
-def _tables() -> list[arena.Table]:
+def _tables() -> list[Table]:
     """The arena's tables, of every protocol and knowledge."""
     knowledges = FIELDS["knowledge"].metadata["choices"]
-    return [arena.table(one, how) for one in arena.protocols().values() for how in knowledges]
+    return [table_of(one, how) for one in protocols().values() for how in knowledges]
 
 
-def _of_arena(table: arena.Table, finished: Trials, *counts: Counter) -> Line:
+def _of_arena(table: Table, finished: Trials, *counts: Counter) -> Line:
     cells = table.experiment.cells
     known = {cell.setting: finished.get(cell.setting, ()) for cell in cells}
     left, plan = arena.missing(cells, known), arena.wanted(cells, known)

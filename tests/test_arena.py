@@ -13,8 +13,10 @@ import pytest
 from invoked import ended
 from test_store import RESULT, trial
 
-from fltrust_repro import arena, experiments, fall, standings, sweep
-from fltrust_repro.arena import FEW, SEEDS, Protocol, protocols
+from fltrust_repro import arena, arena_protocols, experiments, fall, standings, sweep
+from fltrust_repro.arena import FEW, SEEDS
+from fltrust_repro.arena_protocols import Protocol, protocols, table_of
+from fltrust_repro.attacks import attack, attacks
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.experiments import Cell, load_experiment
 from fltrust_repro.settings import Setting
@@ -65,7 +67,9 @@ def test_a_digest_is_of_all_that_decides_the_numbers():
 
 
 def test_the_first_protocol_is_the_papers_and_has_its_trials_and_values():
-    cells = arena.table(protocols()["P1"], printed=arena.reported()).experiment.choose(["krum"])
+    cells = table_of(protocols()["P1"], printed=arena_protocols.reported()).experiment.choose(
+        ["krum"]
+    )
     papers = load_experiment("table2a").choose(["krum"])
     assert {one.setting for one in papers} & {one.setting for one in cells}
     (fell,) = (one for one in cells if one.column == "krum")
@@ -75,7 +79,7 @@ def test_the_first_protocol_is_the_papers_and_has_its_trials_and_values():
 def test_every_protocol_has_every_row_but_for_cells_that_a_limit_forbids():
     for protocol in protocols().values():
         for knowledge in ("full", "partial"):
-            table = arena.table(protocol, knowledge)
+            table = table_of(protocol, knowledge)
             assert len({cell.row for cell in table.experiment.cells}) == len(protocol.rows)
             assert table.experiment.columns[0] == NO_ATTACK
 
@@ -86,7 +90,7 @@ def test_the_protocols_are_no_experiment():
 
 
 def test_leagues():
-    cells = arena.table(protocols()["P1"]).experiment.choose(columns=[NO_ATTACK])
+    cells = table_of(protocols()["P1"]).experiment.choose(columns=[NO_ATTACK])
     of = {cell.row: arena.league(cell.setting) for cell in cells}
     asked = "krum trimmed-mean caf nnm+median median rlr clip+caf fltrust zeno union+trimmed-mean"
     assert [of[row] for row in asked.split()] == [
@@ -131,8 +135,8 @@ def small(tmp_path, monkeypatch):
     """A protocol of small trials, in a folder of its own."""
     (tmp_path / "arena.toml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(arena, "home", lambda: tmp_path)
-    monkeypatch.setattr(arena, "reported", dict)
+    monkeypatch.setattr(arena_protocols, "home", lambda: tmp_path)
+    monkeypatch.setattr(arena_protocols, "reported", dict)
     monkeypatch.setattr(experiments, "published", lambda: tmp_path / "published")
     return tmp_path
 
@@ -149,7 +153,7 @@ def made(cell: Cell, seeds=SEEDS[:FEW], error: float | None = None, **notes):
 @pytest.fixture
 def own(small):
     """The cells of the median."""
-    return arena.table(protocols()["P5"]).experiment.choose(["median"])
+    return table_of(protocols()["P5"]).experiment.choose(["median"])
 
 
 def test_few_seeds_everywhere_then_all_where_it_counts(own):
@@ -165,7 +169,7 @@ def test_few_seeds_everywhere_then_all_where_it_counts(own):
 
 
 def test_a_row_that_lacks_a_trial_is_neither_refined_nor_ranked(small, own):
-    table = arena.table(protocols()["P5"])
+    table = table_of(protocols()["P5"])
     known = {cell.setting: made(cell) for cell in own}
     assert [one.row for one in arena.ranking(table, known).entries] == ["median"]
     known[own[1].setting].pop()
@@ -174,7 +178,7 @@ def test_a_row_that_lacks_a_trial_is_neither_refined_nor_ranked(small, own):
 
 
 def test_what_else_is_at_hand_does_not_change_a_ranking(small, own):
-    table = arena.table(protocols()["P5"])
+    table = table_of(protocols()["P5"])
     known = {cell.setting: made(cell) for cell in own}
     before = arena.ranking(table, known)
     (mild,) = (cell for cell in own if cell.column == "gaussian")
@@ -196,7 +200,7 @@ def test_notes_of_trials_become_shares(own):
 
 
 def test_partial_knowledge_is_a_table_of_the_attacks_that_it_concerns(small):
-    table = arena.table(protocols()["P5"], "partial")
+    table = table_of(protocols()["P5"], "partial")
     assert table.name == "P5 partial"
     assert table.experiment.columns == (NO_ATTACK, "ipm 4", "trimmed-mean", "krum")
     told = {cell.column: cell.setting.knowledge for cell in table.experiment.choose(["median"])}
@@ -228,7 +232,7 @@ def of_fifty(small):
     protocol = dataclasses.replace(
         protocols()["P5"], setting={"dataset": "digits", "workers": 50, "compromised": 10}
     )
-    return lambda row: arena.table(protocol).experiment.choose([row])
+    return lambda row: table_of(protocol).experiment.choose([row])
 
 
 @pytest.mark.parametrize("c", [11, 12, 17, 24, 25])
@@ -249,7 +253,7 @@ def test_where_only_the_attack_has_a_limit_none_is_told_of_the_rule(small):
     """Of 8 selected 5 are taken to be compromised, which the Krum attack is not made for."""
     fields = {"dataset": "digits", "workers": 40, "selected": 8, "compromised": 8}
     protocol = dataclasses.replace(protocols()["P5"], setting=fields)
-    own = arena.table(protocol, columns=["krum"]).experiment.choose(["mean"])
+    own = table_of(protocol, columns=["krum"]).experiment.choose(["mean"])
     assert [cell.column for cell in own] == [NO_ATTACK, "krum"]
     assert search(own, 99)[1:] == (None, False)
 
@@ -276,7 +280,7 @@ def call(small, capsys):
 def others(small):
     """Trials of the mean, the median and a random rule, in OUT, as if they had been run."""
     (small / "results").mkdir()
-    table, trials = arena.table(protocols()["P5"]), []
+    table, trials = table_of(protocols()["P5"]), []
     for row, worse in (("mean", 0.3), ("median", 0.1), ("bucketing+geometric-median", 0.2)):
         own = table.experiment.choose([row])
         more = {c.column: 0.0 if c.column == NO_ATTACK else worse for c in own}
@@ -349,7 +353,7 @@ def test_of_what_is_published_nothing_is_kept_twice(call, small, others, monkeyp
     """Nor of the breakdown's trials, which are asked for when the others are known."""
     monkeypatch.setattr(experiments, "published", lambda: small / "published")
     (small / "results").rename(small / "published")
-    own = arena.table(protocols()["P5"]).experiment.choose(["median"])
+    own = table_of(protocols()["P5"]).experiment.choose(["median"])
     known = {cell.setting: made(cell) for cell in own}
     asked = arena.breakdown(own, known).asked
     searched = [trial for cell in asked for trial in made(cell)]
@@ -452,7 +456,7 @@ def test_the_trials_that_are_explained_have_one_seed(own):
 
 
 def test_a_rule_with_server_data_gets_some(small):
-    assert protocols()["P5"].row("zeno")[1]["root_size"] == arena.ROOT_EXAMPLES
+    assert protocols()["P5"].row("zeno")[1]["root_size"] == arena_protocols.ROOT_EXAMPLES
     assert protocols()["P5"].row("median", "clip")[0] == "clip+median"
     assert protocols()["P5"].row("fltrust")[1]["root_size"] == 20  # as its row has
 
@@ -462,7 +466,10 @@ def test_a_rule_with_server_data_gets_some(small):
     [
         ("--protocol P7", ["--protocol is 'P7'", "choose one of P5, P6."]),
         ("--rule nonsense", ["P5 has no row 'nonsense'", "no such rule", "mean, median"]),
-        ("--attack nonsense", ["P5 has no column 'nonsense'", "gaussian"]),
+        ("--attack nonsense", ["P5 has no column 'nonsense'", "no such attack"]),
+        ("--attack gausian", ["Did you mean 'gaussian'"]),
+        ("--attack none", ["P5 has no column 'none'"]),
+        ("--attack ipm:epsilon=much", ["ipm", "epsilon is 'much'"]),
         ("--attack no-attack", ["no-attack alone ranks nothing", "of an attack too"]),
         ("--rule clip+median --pre clip", ["is a row of P5 and no rule", "leave --pre out"]),
         ("--pre clip", ["--pre is given without --rule"]),
@@ -471,7 +478,7 @@ def test_a_rule_with_server_data_gets_some(small):
         ("--knowledge partial --attack gaussian", ["'gaussian' is the same with partial"]),
         ("--rule krum --pre nonsense", ["unknown pre-aggregation 'nonsense'"]),
         ("--rule multi-krum:z=1", ["multi-krum", "z"]),
-        ("--seed 3", ["No such option"]),
+        ("--seed 3", ["no such option"]),
         ("--out arena.toml", ["arena.toml", "--out"]),
     ],
 )
@@ -486,7 +493,34 @@ def test_bad_input_is_a_sentence_before_any_work(call, small, words, told):
 def test_a_row_of_ones_own_that_cannot_be(small):
     limited = {"mine": {"rule": "bulyan", "compromised": 4}}
     with pytest.raises(BadInput, match="bulyan"):
-        arena.table(protocols()["P5"], rows=limited)
+        table_of(protocols()["P5"], rows=limited)
+
+
+@pytest.mark.parametrize("name", protocols())
+def test_what_attacks_the_servers_own_training_meets_only_those_who_train(name):
+    table = table_of(protocols()[name])
+    met = [cell.row for cell in table.experiment.cells if cell.column == "fltrust-adaptive"]
+    assert met == ["fltrust", "zeno", "fedgreed"]
+    assert table.refused == {}
+    asked = table_of(protocols()[name], columns=["fltrust-adaptive"])
+    assert [cell.row for cell in asked.experiment.cells if cell.column != NO_ATTACK] == met
+    [(why, places)] = asked.refused.items()
+    assert "--root-size 100" in why
+    assert len(places) == len(table.protocol.rows) - len(met)
+
+
+def test_any_attack_is_a_column_where_it_is_named():
+    @attack("own-still")
+    def still(step):
+        return 0 * step.known[: step.c]
+
+    try:
+        for name in ("own-still", "ipm:epsilon=9", "scaling"):
+            cells = table_of(protocols()["P5"], columns=[name, "krum"]).experiment.cells
+            assert {cell.column for cell in cells} == {NO_ATTACK, name, "krum"}
+            assert {one.setting.attack for one in cells} == {"none", name, "krum"}
+    finally:
+        attacks.remove("own-still")
 
 
 def test_a_column_takes_as_long_as_its_trials_at_hand_in_the_middle():
@@ -504,10 +538,10 @@ def test_of_two_papers_that_print_a_setting_the_first_ones_value_is_told(monkeyp
     other = dataclasses.replace(
         table, cells=tuple(dataclasses.replace(cell, paper=0.99) for cell in table.cells)
     )
-    monkeypatch.setattr(arena, "readable", lambda: [table, other])
-    arena.reported.cache_clear()
+    monkeypatch.setattr(arena_protocols, "readable", lambda: [table, other])
+    arena_protocols.reported.cache_clear()
     try:
         for cell in table.cells:
-            assert arena.reported()[cell.setting] == cell.paper
+            assert arena_protocols.reported()[cell.setting] == cell.paper
     finally:
-        arena.reported.cache_clear()
+        arena_protocols.reported.cache_clear()

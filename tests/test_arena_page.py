@@ -14,6 +14,7 @@ from browsing import focus, press, shown_at, tree_of
 from invoked import told_by
 
 from fltrust_repro import arena, arena_page, heat_maps, shades, standings
+from fltrust_repro.arena_protocols import protocols, table_of
 from fltrust_repro.errors import one_line
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.shades import Scale, as_text, contrast
@@ -362,7 +363,7 @@ def test_a_picture_has_each_name_and_number_as_they_are():
 def at_hand(tmp_path, monkeypatch):
     """A folder of results with three trials of two rows in every cell of a protocol."""
     monkeypatch.setattr("fltrust_repro.experiments.published", lambda: tmp_path / "published")
-    table = arena.table(arena.protocols()["P5"])
+    table = table_of(protocols()["P5"])
     errors = {"krum": 0.2, "median": 0.1}
     trials = []
     met = [cell for cell in table.experiment.cells if cell.row in errors]

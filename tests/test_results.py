@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fltrust_repro import arena, arena_report
+from fltrust_repro import arena, arena_protocols, arena_report
+from fltrust_repro.arena_protocols import protocols, table_of
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
 from fltrust_repro.trial_files import read_csv
@@ -50,7 +51,7 @@ def test_the_trials_that_a_page_is_made_of_are_published(page, built_in):
 
 @pytest.mark.parametrize("file", RANKINGS, ids=lambda file: file.stem)
 def test_a_ranking_follows_from_the_trials_that_are_published(file, built_in):
-    protocol = arena.protocols()[file.stem.removeprefix("arena-").upper()]
-    found = arena.ranking(arena.table(protocol, printed=arena.reported()), built_in)
+    protocol = protocols()[file.stem.removeprefix("arena-").upper()]
+    found = arena.ranking(table_of(protocol, printed=arena_protocols.reported()), built_in)
     written = arena_report.as_frame(found).to_csv(index=False, float_format="%.4g")
     assert written == file.read_text("utf-8")

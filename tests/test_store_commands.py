@@ -16,9 +16,10 @@ import pytest
 from invoked import ended
 from PIL import Image
 
-from fltrust_repro import arena, experiments
+from fltrust_repro import experiments
 from fltrust_repro.aggregation import rules
 from fltrust_repro.archive import Failure
+from fltrust_repro.arena_protocols import protocols, table_of
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
 from fltrust_repro.store import Store
@@ -397,7 +398,7 @@ def test_a_run_tells_of_a_trial_that_it_cannot_believe_and_runs_it_again(call, t
 @pytest.mark.long
 def test_status_of_all_tells_readings_the_arena_own_sweeps_and_what_else_there_is(call, tmp_path):
     reading = load_experiment("readings").settings[3]
-    met = arena.table(arena.protocols()["P5"]).experiment.cells[0].setting
+    met = table_of(protocols()["P5"]).experiment.cells[0].setting
     other, another = (replace(NONE, non_iid=p) for p in (0.123, 0.456))
     with Store(tmp_path / "s.sqlite") as store:
         store.add(trial(FULL, 10, 0.8), *(trial(reading, seed, 0.2) for seed in (0, 1)))
@@ -442,7 +443,7 @@ READER = ["setpriv", f"--inh-caps={_RIGHTS}", f"--bounding-set={_RIGHTS}"]
 LOOK = """
 import sys
 from pathlib import Path
-from fltrust_repro import arena, experiments
+from fltrust_repro import experiments
 from fltrust_repro.__main__ import commands
 experiments.published = lambda: Path("nothing")
 try:
