@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 LEGEND = f"""Error rates without attack, and under the attack that is worst for the rule: the mean
 over seeds and its 95% interval; the gap is the difference over seeds that both have. Place, and the
 ranks a rule may have: two are told apart where the 95% interval (Student's t) of their difference,
-paired over the seeds that both have, leaves out 0; those of whom none is told from another share a
-place. Everywhere {arena.FEW} seeds; {len(arena.SEEDS)} without attack and under the {CANDIDATES}
-attacks that are worst for a rule, which decide."""
+paired over the seeds that both have, leaves out 0, which is not corrected for the number of pairs;
+those of whom none is told from another share a place. Everywhere {arena.FEW} seeds;
+{len(arena.SEEDS)} without attack and under the {CANDIDATES} attacks that are worst for a rule,
+which decide."""
 _LONGEST = 20  # letters of a rule's name on a terminal; the rest comes below
 _NEAR = 2  # neighbours on either side of a row that is asked for
 _COLUMNS = ("place", "rule", "clean", "worst", "gap", "attack")

@@ -126,7 +126,7 @@ def standings_picture(standings: Standings, caption: str, kind: str, grey: bool 
         if alone and with_data:
             axis.axhline(len(alone) - 0.5, color="0", linewidth=1, zorder=3)
         _add_scale(axis, scale, "mean testing error rate", grey)
-        return _finished(axis, caption, ["framed: a rule's worst"], kind)
+        return _finished(axis, caption, ["framed: a rule's worst; -: not met"], kind)
 
 
 # ---- cells, their names and their scale: in inches from the cells, which are the figure ----------
