@@ -46,6 +46,7 @@ _COMMANDS = {  # the module of each, and its line of help
     "data": ("doctor", "Look for, download and check the data sets."),
     "doctor": ("doctor", "Say what is installed and at hand, and what is wrong."),
 }
+_HELP_ASKED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
 _RESUMED = "Finished trials are kept: the same command goes on."
 _STOPPED = {  # what an interrupt leaves, by command
     **dict.fromkeys(("run", "reproduce", "sweep", "arena"), _RESUMED),
@@ -94,9 +95,6 @@ class _Commands(click.Group):
         run: Any = super().main
         with _in_a_sentence():
             sys.exit(run(*arguments, **given, standalone_mode=False) or 0)
-
-
-_HELP_ASKED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
 
 
 @contextlib.contextmanager

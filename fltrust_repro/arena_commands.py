@@ -103,14 +103,8 @@ def arena_command(
         raise BadInput("--pre is given without --rule; name the rule that it is before.")
     if knowledge not in (allowed := FIELDS["knowledge"].metadata["choices"]):
         raise BadInput(f"--knowledge is {shown(knowledge)}; {choose(knowledge, allowed)}")
-    asked = (
-        rule_names,
-        "+".join(pre),
-        columns,
-        knowledge,
-        SEEDS[:trials],
-        arena_protocols.reported(),
-    )
+    seeds, printed = SEEDS[:trials], arena_protocols.reported()
+    asked = rule_names, "+".join(pre), columns, knowledge, seeds, printed
     orders = [_order(known[name], *asked) for name in dict.fromkeys(names)]
     check_writable(out)
     with (Archive if draw else Store)(store_path) as store:

@@ -136,7 +136,7 @@ def _columns(protocol: Protocol, knowledge: str, some: Sequence[str]) -> dict[st
             raise BadInput(f"{same}; leave --knowledge out, or the column.")
     if {*some} == {NO_ATTACK}:
         raise BadInput(f"{NO_ATTACK} alone ranks nothing; give the column of an attack too.")
-    return {name: own for name, own in every.items() if name in {NO_ATTACK, *(some or every)}}
+    return {name: every[name] for name in every if name in {NO_ATTACK, *(some or every)}}
 
 
 def _differs(attack: str, knowledge: str) -> bool:

@@ -58,9 +58,9 @@ def fldetector(
     score. Where nobody is left, the model stays.
 
     `base` is a rule that looks at the updates alone, since it keeps nothing; a trimmed mean cuts c
-    values at each end. Notes: "workers kept", "workers detected",
-    summed over iterations. Remembers (m, d) numbers and 2 `window` d; costs one pass over the
-    updates and (window d) times window beside `base`, of which it allocates the updates kept.
+    values at each end. Notes: "workers kept", "workers detected", summed over iterations. Remembers
+    (m, d) numbers and 2 `window` d; costs one pass over the updates and (window d) times window
+    beside `base`, of which it allocates the updates kept.
 
     >>> from fltrust_repro.detectors import fldetector
     >>> fldetector([[1, 2], [2, 1], [1, 1], [9, 9]], c=1, base="mean")

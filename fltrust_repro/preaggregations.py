@@ -87,11 +87,10 @@ def behind(names: str, rule: Rule) -> Rule:
         return rule
     steps = [preaggregations[name.strip()] for name in names.split("+")]
     own = rule.limit
-    if {"workers", "memory"} <= {*rule.parameters}:
-        for step in steps:
-            if step.rows(_SOME) != _SOME:
-                wrong = f"{step.name!r} leaves rows of nobody's"
-                raise BadInput(f"rule {rule.name!r} remembers workers, and {wrong}; leave it out.")
+    mixing = [step.name for step in steps if step.rows(_SOME) != _SOME]
+    if mixing and {"workers", "memory"} <= {*rule.parameters}:
+        wrong = f"{mixing[0]!r} leaves rows of nobody's"
+        raise BadInput(f"rule {rule.name!r} remembers workers, and {wrong}; leave it out.")
 
     def rows(m: int) -> int:
         for step in steps:

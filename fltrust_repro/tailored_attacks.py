@@ -71,13 +71,14 @@ def fltrust_adaptive(step: Round, *, search: str = "random") -> np.ndarray:
         u ~ N(0, sigma^2 I),   e <- e + eta (h(e + gamma u) - h(e))/gamma u,   to length 1,
 
     where sigma^2 = 0.5, gamma = 0.005 and eta = 0.01; h counts in |x_0| here, so that a step does
-    not shrink as updates do. It finds nothing where the start's cosines to
-    x_0 are below 0: nobody trusts it, and h is the same all around. "exact" is the maximum itself:
-    e counts by e . x_0 and e . s alone, so that the best lie in the plane of x_0 and s, and one
-    vector is the best for all c (Dinkelbach); its angle is the best of 10,000. Against FLTrust it
-    is the one to take: LR on MNIST, 100 examples of the server's, `run --seed 10`, has an error
-    rate of 0.113 without attack, 0.115 under "random" and 0.391 under "exact", which takes 1 ms of
-    an iteration where "random" takes 500.
+    not shrink as updates do. It finds nothing where the start's cosines to x_0 are below 0: nobody
+    trusts it, and h is the same all around.
+
+    "exact" is the maximum itself: e counts by e . x_0 and e . s alone, so that the best lie in the
+    plane of x_0 and s, and one vector is the best for all c (Dinkelbach); its angle is the best of
+    10,000. Against FLTrust it is the one to take: LR on MNIST, 100 examples of the server's, `run
+    --seed 10`, has an error rate of 0.113 without attack, 0.115 under "random" and 0.391 under
+    "exact", which takes 1 ms of an iteration where "random" takes 500.
 
     >>> import fltrust_repro as fl
     >>> updates = [[9, 9], [3, 4], [4, 3]]

@@ -7,12 +7,15 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from fltrust_repro import arena, arena_protocols, arena_report
 from fltrust_repro.arena_protocols import protocols, table_of
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
+from fltrust_repro.standings import NO_ATTACK
 from fltrust_repro.trial_files import read_csv
 from fltrust_repro.trials import Trial
 
@@ -21,6 +24,14 @@ COMMAND = re.compile(r"^- Command: `python -m fltrust_repro reproduce (.*)`$", r
 COUNT = re.compile(r"^- Trials: (\d+) in all, seeds? (\d+)(?: to (\d+))?", re.MULTILINE)
 PAGES = [page for page in sorted(RESULTS.glob("*.md")) if COMMAND.search(page.read_text("utf-8"))]
 RANKINGS = sorted(RESULTS.glob("arena-p?.csv"))
+HOME = RESULTS.parent.parent
+ASKING = ("tailored", "tailored-persistent", "tailored-pull")
+ROWS = {  # of P1, as arena.md calls them where it is not by their name
+    "norm clipping": "norm-clipping",
+    "median with LFR": "lfr+median",
+    "leverage, this program's": "leverage",
+    "FLTrust, 100 examples of its own": "fltrust",
+}
 
 
 def trials_of(files: Iterable[Path]) -> dict[Setting, list[Trial]]:
@@ -55,3 +66,26 @@ def test_a_ranking_follows_from_the_trials_that_are_published(file, built_in):
     found = arena.ranking(table_of(protocol, printed=arena_protocols.reported()), built_in)
     written = arena_report.as_frame(found).to_csv(index=False, float_format="%.4g")
     assert written == file.read_text("utf-8")
+
+
+def test_readme_shows_the_best_five_of_the_ranking(built_in):
+    found = arena.ranking(table_of(protocols()["P1"], printed={}), built_in)
+    best, _ = found.leagues()
+    readme = [line.split() for line in (HOME / "README.md").read_text("utf-8").splitlines()]
+    for line in arena_report.table(best[:5], "simple").splitlines()[2:]:
+        assert line.split() in readme
+
+
+def test_what_the_arena_s_page_sets_side_by_side_is_what_the_ranking_has():
+    frame = pd.read_csv(RESULTS / "arena-p1.csv")
+    means = frame.pivot(index="row", columns="column", values="mean")
+    others = means.drop(columns=[NO_ATTACK, *ASKING]).max(axis=1)
+    text = (HOME / "experiments" / "arena.md").read_text("utf-8")
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    assert len(cells) > 20
+    for label, *numbers in cells[1:]:
+        name = re.sub(r"\[(.*)\]\(.*\)", r"\1", label)
+        row = ROWS.get(name, name.lower().replace(" + ", "+").replace(" ", "-"))
+        ours = [means.at[row, NO_ATTACK], others[row], *means.loc[row, [*ASKING]]]
+        told = [float(number.split()[0]) for number in numbers]
+        np.testing.assert_allclose(told, ours, atol=0.0051, err_msg=label)
