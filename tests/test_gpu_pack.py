@@ -177,7 +177,7 @@ def test_a_damaged_piece_is_named_and_mended_by_a_whole_one(packed, tmp_path):
         (here / file.name).write_bytes(file.read_bytes())
     damaged = here / "piece-01.tar.xz"
     content = damaged.read_bytes()
-    damaged.write_bytes(content[:1000] + b"?" + content[1001:])
+    damaged.write_bytes(content[:1000] + bytes([content[1000] ^ 255]) + content[1001:])
     done = run(here / "unpack.py", "--to", tmp_path / "site")
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
