@@ -19,15 +19,14 @@ from fltrust_repro.standings import NO_ATTACK
 from fltrust_repro.trial_files import read_csv
 from fltrust_repro.trials import Trial
 
-RESULTS = Path(__file__).parent.parent / "experiments" / "results"
+HOME = Path(__file__).parent.parent
+RESULTS = HOME / "experiments" / "results"
 COMMAND = re.compile(r"^- Command: `python -m fltrust_repro reproduce (.*)`$", re.MULTILINE)
 COUNT = re.compile(r"^- Trials: (\d+) in all, seeds? (\d+)(?: to (\d+))?", re.MULTILINE)
 PAGES = [page for page in sorted(RESULTS.glob("*.md")) if COMMAND.search(page.read_text("utf-8"))]
 RANKINGS = sorted(RESULTS.glob("arena-p?.csv"))
-HOME = RESULTS.parent.parent
-ASKING = ("tailored", "tailored-persistent", "tailored-pull")
+ASKING = ["tailored", "tailored-persistent", "tailored-pull"]
 ROWS = {  # of P1, as arena.md calls them where it is not by their name
-    "norm clipping": "norm-clipping",
     "median with LFR": "lfr+median",
     "leverage, this program's": "leverage",
     "FLTrust, 100 examples of its own": "fltrust",
@@ -52,7 +51,7 @@ def built_in() -> dict[Setting, list[Trial]]:
 def test_the_trials_that_a_page_is_made_of_are_published(page, built_in):
     text = page.read_text("utf-8")
     name, told = shlex.split(COMMAND.search(text)[1])[0], COUNT.search(text)
-    own = load_experiment(RESULTS.parent.parent / name if "/" in name else name)
+    own = load_experiment(HOME / name if "/" in name else name)
     settings = {cell.setting for cell in own.cells}
     there = [*built_in.items(), *trials_of(RESULTS.glob(f"{page.stem}.trials.csv*")).items()]
     seeds = range(int(told[2]), int(told[3] or told[2]) + 1)
@@ -86,6 +85,6 @@ def test_what_the_arena_s_page_sets_side_by_side_is_what_the_ranking_has():
     for label, *numbers in cells[1:]:
         name = re.sub(r"\[(.*)\]\(.*\)", r"\1", label)
         row = ROWS.get(name, name.lower().replace(" + ", "+").replace(" ", "-"))
-        ours = [means.at[row, NO_ATTACK], others[row], *means.loc[row, [*ASKING]]]
+        ours = [means.at[row, NO_ATTACK], others[row], *means.loc[row, ASKING]]
         told = [float(number.split()[0]) for number in numbers]
         np.testing.assert_allclose(told, ours, atol=0.0051, err_msg=label)
