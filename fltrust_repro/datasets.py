@@ -194,7 +194,7 @@ def read_digests(names: Iterable[str], data_dir: str | Path | None) -> None:
 
 def fetch(name: str, data_dir: str | Path | None = None) -> Path | None:
     """Download and check a data set, and return its folder if it needs one; raises as `load`."""
-    _check_finite(load(name, np.random.default_rng(0), data_dir))
+    load(name, np.random.default_rng(0), data_dir)
     if name not in downloads.SOURCES:
         return None
     return downloads.obtain(name, downloads.search_path(data_dir))[0].parent
@@ -209,14 +209,9 @@ def verify(name: str, data_dir: str | Path | None = None) -> None:
         raise DataUnavailable(f"{name} is not at hand; {to_do}.")
     read_har.cache_clear()
     readers.forget()  # what lies on the disk now is to be checked
-    _check_finite(load(name, np.random.default_rng(0), data_dir))
+    load(name, np.random.default_rng(0), data_dir)
     if name == "ch-mnist":
         readers.verify_kaggle_file(downloads.obtain(name, directories)[0])
-
-
-def _check_finite(loaded: Dataset) -> None:
-    if not (np.isfinite(loaded.train_x).all() and np.isfinite(loaded.test_x).all()):
-        raise BadInput(f"data set {loaded.name!r} holds NaN or infinity; replace these values.")
 
 
 def _checked(name: str, loaded: Any) -> Dataset:
@@ -246,6 +241,8 @@ def _checked(name: str, loaded: Any) -> Dataset:
             problem = f"are {x.dtype}, the training ones {train_x.dtype}"
         elif not x.size or y.min() < 0 or y.max() >= classes:
             problem = f"must be at least one, with labels 0..{classes - 1}"
+        elif x.dtype == np.float32 and not np.isfinite(x).all():
+            problem = "hold NaN or infinity, and must be finite"
         else:
             continue
         raise BadInput(f"data set {name!r}: the {part} examples {problem}; correct its loader.")

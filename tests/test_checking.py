@@ -336,7 +336,7 @@ DATA_SETS = {
     "type": ("rng", "x = x.astype(float)", 3, FAILS, "training examples must be float32"),
     "split": ("np.random.default_rng()", "pass", 3, FAILS, "the same seed gives another split"),
     "fixed": ("np.random.default_rng(0)", "pass", 3, NOTE, "each seed gives the same split"),
-    "nan": ("rng", "x[0] = np.nan", 3, FAILS, "holds NaN or infinity"),
+    "nan": ("rng", "x[0] = np.nan", 3, FAILS, "training examples hold NaN or infinity"),
     "class": ("rng", "pass", 4, NOTE, "no training example is of class 3"),
     "raises": ("rng", "open('missing')", 3, FAILS, "does not load: FileNotFoundError"),
 }

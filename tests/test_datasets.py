@@ -201,12 +201,14 @@ def test_a_loader_may_return_pixels_or_numbers():
         assert (read.name, read.classes) == ("toy", 2)
 
 
-def test_verify_and_what_comes_before_trials_find_nan():
-    with plugged(test_x=np.full((2, 1, 1, 3), np.nan, np.float32)):
-        load("toy", rng())
-        for check in (verify, fetch):
-            with pytest.raises(BadInput, match="'toy' holds NaN"):
-                check("toy")
+@pytest.mark.parametrize("part", ["train_x", "test_x"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_examples_that_are_not_finite_are_refused_wherever_they_are_loaded(part, value):
+    with plugged(**{part: np.full((2, 1, 1, 3), value, np.float32)}):
+        setting = Setting(dataset="toy", rule="mean", workers=2, compromised=0, iterations=1)
+        for use in (verify, fetch, lambda name: load(name, rng()), lambda _: run_trial(setting, 0)):
+            with pytest.raises(BadInput, match="'toy': the .* examples hold NaN or infinity"):
+                use("toy")
 
 
 @pytest.mark.parametrize(
