@@ -7,6 +7,7 @@ A pre-aggregation asks by name for what it needs, as a rule does, and may have o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ from fltrust_repro.weighing import finite_rows, lengths, shortening, weighted_su
 Rows = Callable[..., int]
 
 _SOME = 100  # rows, of which a step leaves as many or not
+_PLUS = re.compile(r"\+(?!(?<==\+)[\d.]|(?<=\d[eE]\+)\d)")  # but in a number: =+1, 1e+3
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,21 @@ def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], 
     return register
 
 
+def steps_of(names: str) -> list[str]:
+    """Return each step's name of those that are joined by +.
+
+    >>> from fltrust_repro.preaggregations import steps_of
+    >>> steps_of("nnm+clip:radius=1e+3")
+    ['nnm', 'clip:radius=1e+3']
+    """
+    return [step.strip() for step in _PLUS.split(names) if step.strip()]
+
+
 def behind(names: str, rule: Rule) -> Rule:
     """Return the rule on what the steps `names`, joined by +, make of updates; on these without."""
-    if not names:
+    steps = [preaggregations[name] for name in steps_of(names)]
+    if not steps:
         return rule
-    steps = [preaggregations[name.strip()] for name in names.split("+")]
     own = rule.limit
     mixing = [step.name for step in steps if step.rows(_SOME) != _SOME]
     if mixing and {"workers", "memory"} <= {*rule.parameters}:

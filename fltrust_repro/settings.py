@@ -22,7 +22,7 @@ from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, BeyondLimit, choose, shown
 from fltrust_repro.models import models
 from fltrust_repro.parameters import words_of
-from fltrust_repro.preaggregations import behind, preaggregations
+from fltrust_repro.preaggregations import behind, preaggregations, steps_of
 from fltrust_repro.registry import Registry
 from fltrust_repro.server import lacks_root_data, of_root_data
 from fltrust_repro.threat import CHOICES, Master, Parameters
@@ -247,7 +247,7 @@ class Setting:
     @property
     def registered(self) -> list[tuple[Registry[Any], str]]:
         """Each registered name of the setting, with its registry."""
-        steps = [name for name in self.pre.split("+") if name]
+        steps = steps_of(self.pre)
         told = [word for one in (self.rule, self.attack, *steps) for word in words_of(one)]
         return [
             (datasets, self.dataset), (models, self.model), (attacks, self.attack),
@@ -316,7 +316,7 @@ _KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
 def canonical_name(field: str, text: str) -> str:
     """Return the one name of what a field names, however its own parameters are written."""
     known: dict[str, Registry[Any]] = {"rule": rules, "attack": attacks, "pre": preaggregations}
-    steps = [step.strip() for step in text.split("+") if step] if field == "pre" else [text]
+    steps = steps_of(text) if field == "pre" else [text]
     return "+".join(known[field][step].name if ":" in step else step for step in steps)
 
 

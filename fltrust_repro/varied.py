@@ -21,7 +21,7 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.parameters import name_with, own_parameters
-from fltrust_repro.preaggregations import preaggregations
+from fltrust_repro.preaggregations import preaggregations, steps_of
 from fltrust_repro.registry import is_built_in
 from fltrust_repro.settings import FIELDS, Setting
 
@@ -100,8 +100,8 @@ class OwnParameter(Varied):
 def _steps(names: Any) -> list[tuple[str, dict[str, Any]]]:
     """The entries of `nnm+clip:radius=2`, each with what is chosen of its own parameters."""
     found = []
-    for text in str(names or "").split("+"):
-        name, _, chosen = text.strip().partition(":")
+    for text in steps_of(str(names or "")):
+        name, _, chosen = text.partition(":")
         parts = (part.partition("=") for part in chosen.split(",") if part)
         found.append((name, {key.strip(): value for key, _, value in parts}))
     return found

@@ -207,7 +207,7 @@ def test_examples_that_are_not_finite_are_refused_wherever_they_are_loaded(part,
     with plugged(**{part: np.full((2, 1, 1, 3), value, np.float32)}):
         setting = Setting(dataset="toy", rule="mean", workers=2, compromised=0, iterations=1)
         for use in (verify, fetch, lambda name: load(name, rng()), lambda _: run_trial(setting, 0)):
-            with pytest.raises(BadInput, match="'toy': the .* examples hold NaN or infinity"):
+            with pytest.raises(BadInput, match=r"'toy': the .* examples hold NaN or infinity"):
                 use("toy")
 
 

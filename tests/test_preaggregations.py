@@ -109,6 +109,8 @@ def test_steps_come_in_their_order_and_are_named_once():
     setting = Setting(**SMALL, pre=" nnm+ clip:radius=1.0", rule="trimmed-mean")
     assert setting.pre == "nnm+clip"
     assert setting.at_master.rule.name == "nnm+clip+trimmed-mean"
+    for written in ("2e+0", "+2", "+2.0E+0"):
+        assert Setting(**SMALL, pre=f"clip:radius={written}+nnm").pre == "clip:radius=2+nnm"
     other = Setting(**SMALL, pre="clip+nnm", rule="trimmed-mean")
     assert other.key() != setting.key() != Setting(**SMALL, rule="trimmed-mean").key()
     updates = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
