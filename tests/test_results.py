@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fltrust_repro import arena, arena_protocols, arena_report
+from fltrust_repro import arena, arena_protocols, arena_report, comparison_page
 from fltrust_repro.arena_protocols import protocols, table_of
 from fltrust_repro.experiments import load_experiment
 from fltrust_repro.settings import Setting
@@ -45,6 +45,23 @@ def trials_of(files: Iterable[Path]) -> dict[Setting, list[Trial]]:
 def built_in() -> dict[Setting, list[Trial]]:
     """All that is published but what needs plug-ins."""
     return trials_of(RESULTS.glob("*.trials.csv*"))
+
+
+def test_each_column_of_each_kind_of_file_is_told():
+    text = (HOME / "experiments" / "files.md").read_text("utf-8")
+    sections = {part.partition(":")[0]: part for part in text.split("\n## ")}
+    told = {
+        name: re.findall(r"`([^`]+)`", "".join(re.findall(r"^(\|.*?) \| ", part, re.MULTILINE)))
+        for name, part in sections.items()
+    }
+    files = {"NAME.csv": "fidelity.csv", "arena-PROTOCOL.csv": "arena-p5.csv",
+             "NAME.trials.csv": "table7b.trials.csv"}  # fmt: skip
+    for name, file in files.items():
+        assert sorted(told[name]) == sorted(pd.read_csv(RESULTS / file, nrows=0))
+    trials = trials_of([RESULTS / files["NAME.trials.csv"]])
+    found = comparison_page.compare(("a", "b"), (trials, trials), {one: one for one in trials})
+    columns = [*comparison_page.as_frame(found)][len(found.cells[0].label) :]
+    assert sorted(told["compare-A-B.csv"]) == sorted(columns)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
