@@ -20,6 +20,7 @@ from fltrust_repro.experiments import Cell, Experiment
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK, Standings
+from fltrust_repro.tailored import ASKED, QUERIES
 from fltrust_repro.trials import FIRST_SEED, Trial, Trials, core_seconds
 
 SEEDS = range(FIRST_SEED, FIRST_SEED + 20)  # of no attack and the columns that decide
@@ -128,6 +129,24 @@ def league(setting: Setting) -> str:
     return standings.KNOWS_C if {"c", "beta"} & {*asked} else standings.NO_C
 
 
+def draws(own: Sequence[Cell], known: Trials) -> bool:
+    """Whether a row's master device draws at random, as attackers who ask it found out.
+
+    Where none has asked, whether its rule asks for a generator or its defense has ties to break.
+    """
+    notes = [
+        trial.result.notes
+        for cell in own
+        if ":" not in cell.setting.attack  # which may have other queries
+        for trial in known.get(cell.setting, ())
+    ]
+    asked = [note for note in notes if ASKED in note]
+    if asked:
+        return any(note[ASKED] > QUERIES * note["attacked iterations"] for note in asked)
+    setting = own[0].setting
+    return "rng" in setting.at_master.rule.parameters or setting.defense != "none"
+
+
 def ranking(table: Table, known: Trials, seeds: range = SEEDS) -> Standings:
     """Return the ranking of the rows that have met every attack with the few seeds."""
     entries = []
@@ -140,7 +159,7 @@ def ranking(table: Table, known: Trials, seeds: range = SEEDS) -> Standings:
         whole = all(len(cells[cell.column].errors) == len(plan[cell]) for cell in own)
         broken = breakdown(own, known, seeds)
         flags = {
-            RANDOM: "rng" in own[0].setting.at_master.rule.parameters,
+            RANDOM: draws(own, known),
             INCOMPLETE: not whole,
             LIMIT: broken.by_limit,
         }

@@ -18,7 +18,7 @@ LEGEND = f"""Error rates without attack, and under the attack that is worst for 
 over seeds and its 95% interval; the gap is the difference over seeds that both have. Place, and the
 ranks a rule may have: two are told apart where the 95% interval (Student's t) of their difference,
 paired over the seeds that both have, leaves out 0, which is not corrected for the number of pairs;
-those of whom none is told from another share a place. Everywhere {arena.FEW} seeds;
+those of whom none is told from another below it share a place. Everywhere {arena.FEW} seeds;
 {len(arena.SEEDS)} without attack and under the {CANDIDATES} attacks that are worst for a rule,
 which decide."""
 _LONGEST = 20  # letters of a rule's name on a terminal; the rest comes below

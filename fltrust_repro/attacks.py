@@ -265,12 +265,14 @@ def trimmed_mean_attack(step: Round) -> np.ndarray:
 
 def farther_side(step: Round) -> np.ndarray:
     """+1 where values above all benign ones move trimmed mean further from where it is, else -1."""
-    before = trimmed_mean(step.known, step.master.beta)
+    # Of few workers selected another rule may take a beta that trimmed mean could not.
+    beta = min(step.master.beta, (len(step.known) - 1) // 2)
+    before = trimmed_mean(step.known, beta)
     one = np.ones_like(before)
 
     def moved(side: np.ndarray) -> np.ndarray:
         near, _ = benign_interval(step, -side)
         crafted = np.concatenate([np.tile(near, (step.c, 1)), step.known[step.c :]])
-        return np.abs(trimmed_mean(crafted, step.master.beta) - before)
+        return np.abs(trimmed_mean(crafted, beta) - before)
 
     return np.where(moved(one) > moved(-one), one, -one)

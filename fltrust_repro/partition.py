@@ -54,6 +54,8 @@ class Shards:
 
     def with_examples(self, holders: np.ndarray, first: int) -> Shards:
         """Give worker `holders[j]` the example first + j, beside its own."""
+        if not len(holders):
+            return self
         given = Shards.by(holders, len(self))
         return Shards.of([np.append(self[i], first + given[i]) for i in range(len(self))])
 
@@ -220,8 +222,9 @@ def sample_batches(
     if with_replacement:
         counts = np.where(shards.sizes > 0, batch_size, 0)
         places = shards.starts[:-1, None] + (uniforms * shards.sizes[:, None]).astype(np.int64)
-        # Where a worker holds nothing, its place may be the end.
-        rows = shards.examples[np.minimum(places, len(shards.examples) - 1)]
+        # Where a worker holds nothing, its place may be the end; all of them may hold nothing.
+        held = shards.examples if len(shards.examples) else np.zeros(1, dtype=np.int64)
+        rows = held[np.minimum(places, len(held) - 1)]
         return Batches(rows, labels[rows], counts)
     counts = np.minimum(shards.sizes, batch_size)
     rows = np.zeros(uniforms.shape, dtype=np.int64)

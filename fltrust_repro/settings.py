@@ -212,6 +212,9 @@ class Setting:
         if self.rule == "trimmed-mean" and self.beta < self.compromised:
             at_least = f"at least c = {self.compromised} for trimmed mean (2.2: c <= beta < m/2)"
             raise BeyondLimit(f"beta is {shown(self.beta)}; it must be {at_least}.")
+        if defense.most * c >= m:
+            most = f"of the {m} workers that take part with c = {c}, {defense.name!r} may remove"
+            raise BeyondLimit(f"{most} {defense.most * c}; select more, or compromise fewer.")
         if rule.limit is not None:
             rule.limit.check(f"rule {rule.name!r}", m, c, beta)
             if defense.most > 0:

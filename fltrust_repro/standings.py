@@ -158,7 +158,8 @@ def _flags(cells: Mapping[str, Cell], worst: str) -> list[str]:
 def ranked(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """Return the entries, the lowest mean first, with their places and ranks."""
     entries = sorted(entries, key=lambda one: (one.score.mean, one.row))
-    below = told_apart([one.score.errors for one in entries])
+    # Seeds that a row alone has may put it elsewhere than those that two rows share.
+    below = np.triu(told_apart([one.score.errors for one in entries]))
     overall = _places(below, [one.league == SERVER_DATA for one in entries])
     in_league = _places(below, [one.league for one in entries])
     return tuple(

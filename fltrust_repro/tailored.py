@@ -24,6 +24,9 @@ from fltrust_repro.threat import Craft, Master, Round
 MEMBERS = ("trimmed-mean", "krum")
 """Attacks that are candidates as they are, beside the lines."""
 
+QUERIES = 12  # an iteration, unless chosen
+ASKED = "aggregations asked for"  # as a note: more than the questions where the rule draws
+
 _STEP, _LEAST_STEP, _MOST_STEP = 2.0, 1.05, 4.0  # factors up and down, of a line's scale
 _LARGEST = 1e6  # scale
 _TURNS = 2  # questions about the scale of the line whose turn it is
@@ -142,7 +145,7 @@ def tailor(step: Round, queries: int, s: np.ndarray) -> np.ndarray:
     most, name, crafted = inquiry.best
     compare(kept, harms, most)
     step.notes[f"sent: {name}"] += 1
-    step.notes["aggregations asked for"] += inquiry.asked
+    step.notes[ASKED] += inquiry.asked
     return crafted
 
 
@@ -189,7 +192,7 @@ def climb(inquiry: Inquiry, line: Line, kept: dict[str, Any], harm: float, most:
 
 
 @attack("tailored")
-def tailored(step: Round, *, queries: int = 12) -> np.ndarray:
+def tailored(step: Round, *, queries: int = QUERIES) -> np.ndarray:
     """Send what the master device, asked about candidates, would make the most harmful change of.
 
     Harm is the directed deviation sum_j s_j (before_j - after_j) of Section 3.1, over parameters
@@ -208,7 +211,7 @@ def tailored(step: Round, *, queries: int = 12) -> np.ndarray:
 
 
 @attack("tailored-persistent")
-def tailored_persistent(step: Round, *, queries: int = 12) -> np.ndarray:
+def tailored_persistent(step: Round, *, queries: int = QUERIES) -> np.ndarray:
     """As tailored, but against one direction s through the trial: that of its first iteration.
 
     A step that undoes today's may be the right one tomorrow; one that always goes the same way adds
@@ -228,7 +231,7 @@ def tailored_persistent(step: Round, *, queries: int = 12) -> np.ndarray:
 
 
 @attack("tailored-pull")
-def tailored_pull(step: Round, *, queries: int = 12, far: float = 2.0) -> np.ndarray:
+def tailored_pull(step: Round, *, queries: int = QUERIES, far: float = 2.0) -> np.ndarray:
     """As tailored, but towards one model w': harm is how much nearer to it the global model comes.
 
     s above is w_re - w', of root mean square 1, w' being `far` times the model that MPAF drags to

@@ -157,7 +157,7 @@ class Federation:
         self._momenta: dict[str, np.ndarray] = {}  # by identity
         memories = {"rule's": self.master.state.memory, "attack's": self._memory}
         self._moving = Moving(self._rngs, self._notes, {**memories, "workers'": self._momenta})
-        self._dealt_y, self._holders = data.train_y, None
+        self._dealt_y, self._holders = data.train_y, np.empty(0, dtype=int)
         if self._attack.inject is not None:
             made = poisoned_examples(setting, seed, data_dir, data=data)
             who = setting.distribution, setting.compromised, self._rngs["distribution"]
@@ -166,8 +166,8 @@ class Federation:
         if self._attack.backdoor is not None:
             data = self._attack.backdoor.added_to(data)
         self._data = data
-        self._shards = self._deal()
-        self.empty_workers = int((self._shards.sizes == 0).sum())
+        self._dealt = self._deal()
+        self.empty_workers = int((self._dealt[True].sizes == 0).sum())
         self._train_x, self._test_x = map(self.learner.resident, (data.train_x, data.test_x))
         # A share of the iterations is attacked, drawn at random (4.2).
         count = round(setting.poisoned_fraction * setting.iterations)
@@ -180,8 +180,7 @@ class Federation:
         if m * d > MOST_NUMBERS:
             raise BadInput(
                 f"m = {m:,} workers and a model of d = {d:,} parameters make {m * d:,} numbers, "
-                f"and an array of MXNet holds {MOST_NUMBERS:,}; take fewer workers or a smaller "
-                "model."
+                f"and an array of MXNet holds {MOST_NUMBERS:,}; take fewer, or a smaller model."
             )
 
     def begin(self, kept: Snapshot | None) -> Course:
@@ -217,7 +216,7 @@ class Federation:
         """Steps I and II: what the workers send; `compared` if told what it changes."""
         setting, attack = self._setting, self._attack
         # Step I: the master device sends the global model to the workers that take part.
-        workers, shards = self._taking_part()
+        workers, shards = self._taking_part(iteration in self._attacked)
         c, m = np.count_nonzero(workers < setting.compromised), len(workers)
         # Neither where no compromised worker was selected nor where no other was.
         possible = setting.attack != "none" and 0 < c < m
@@ -256,28 +255,29 @@ class Federation:
         taken = np.isfinite(scores).all(axis=1) & (scores.argmax(axis=1) == backdoor.target)
         return float(taken.sum() / max(len(taken), 1))
 
-    def _deal(self) -> Shards:
-        """Deal the examples to the workers (4.1), and the poisoned ones to their holders."""
+    def _deal(self) -> dict[bool, Shards]:
+        """Deal the examples to the workers (4.1), and if attacked the poisoned ones to holders."""
         setting, readings = self._setting, self._setting.readings
         examples = self._dealt_y, self._data.classes, self._data.users
         who = setting.workers, setting.compromised, setting.non_iid
         shards = deal(readings.dealing, *examples, *who, self._rngs["partition"])
         if readings.worker_order == "shuffled" and readings.dealing != "sorted":
             shards = shards.shuffled(generator(self._seed, "order"))
-        shards, holders = shards.without(self.master.root), self._holders
-        return shards if holders is None else shards.with_examples(holders, len(self._dealt_y))
+        own = shards.without(self.master.root)
+        return {False: own, True: own.with_examples(self._holders, len(self._dealt_y))}
 
-    def _taking_part(self) -> tuple[np.ndarray, Shards]:
+    def _taking_part(self, attacked: bool) -> tuple[np.ndarray, Shards]:
         """The workers selected in this iteration, ascending, and what they hold."""
         setting = self._setting
         if setting.readings.dealing == "each-iteration":
-            self._shards = self._deal()
+            self._dealt = self._deal()
+        shards = self._dealt[attacked]
         if setting.selected == setting.workers:
-            return np.arange(setting.workers), self._shards
+            return np.arange(setting.workers), shards
         rng = self._rngs["selected"]
         # In order, so that the compromised ones, numbered from 0, stay first.
         drawn = np.sort(rng.choice(setting.workers, setting.selected, replace=False))
-        return drawn, Shards.of([self._shards[worker] for worker in drawn])
+        return drawn, Shards.of([shards[worker] for worker in drawn])
 
     def _batches(self, shards: Shards, rng: np.random.Generator) -> Batches:
         setting, labels = self._setting, self._data.train_y

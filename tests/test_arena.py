@@ -13,7 +13,7 @@ import pytest
 from invoked import ended
 from test_store import RESULT, trial
 
-from fltrust_repro import arena, arena_protocols, experiments, fall, standings, sweep
+from fltrust_repro import arena, arena_protocols, experiments, fall, standings, sweep, tailored
 from fltrust_repro.arena import FEW, SEEDS
 from fltrust_repro.arena_protocols import Protocol, protocols, table_of
 from fltrust_repro.attacks import attack, attacks
@@ -166,6 +166,21 @@ def test_few_seeds_everywhere_then_all_where_it_counts(own):
     assert set(plan.values()) == {SEEDS}
     assert len(SEEDS) == 20
     assert sum(arena.missing(own, known).values()) == 4 * 17
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "is_random"),
+    [("dnc", 12, False), ("dnc", 24, True), ("dnc", None, True), ("union+trimmed-mean", 24, True),
+     ("union+trimmed-mean", None, True), ("median", 12, False), ("median", None, False)],
+)  # fmt: skip
+def test_a_master_device_draws_if_attackers_who_ask_it_say_so(row, asked, is_random):
+    """Of a rule that draws they ask more often than they have questions."""
+    own = table_of(protocols()["P1"]).experiment.choose([row])
+    notes = {} if asked is None else {tailored.ASKED: 500 * asked, "attacked iterations": 500}
+    known = {cell.setting: [] for cell in own}
+    [cell] = [cell for cell in own if cell.column == "tailored"]
+    known[cell.setting] = made(cell, error=0.2, **notes)
+    assert arena.draws(own, known) == is_random
 
 
 def test_a_row_that_lacks_a_trial_is_neither_refined_nor_ranked(small, own):

@@ -194,6 +194,15 @@ def test_with_replacement_every_batch_is_whole_and_every_example_equally_likely(
         assert np.bincount(round_[2])[3:].tolist() == pytest.approx([2000] * 2, abs=4.5 * 32)
 
 
+def test_where_nobody_holds_an_example_all_batches_are_empty():
+    for replaced in (False, True):
+        batches = sample_batches(
+            of_sizes(0, 0), LABELS, 4, 2, np.random.default_rng(0), with_replacement=replaced
+        )
+        assert batches.rows.shape == batches.labels.shape == (2, 2, 4)
+        assert batches.counts.tolist() == [0, 0]
+
+
 def test_every_example_and_every_pair_is_equally_likely():
     # One worker with 7 examples, batches of 3, 7000 draws: 3000 of each, 1000 of each pair.
     rows = sample_batches(of_sizes(7), LABELS, 3, 7000, np.random.default_rng(1)).rows[:, 0]

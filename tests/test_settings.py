@@ -382,6 +382,15 @@ def test_a_rule_that_a_defense_asks_beyond_its_limit_is_refused_before_anything_
     assert Setting(**few, defense="none", workers=21).workers == 21
 
 
+@pytest.mark.parametrize("rule", ["mean", "median"])
+@pytest.mark.parametrize(("selected", "compromised"), [(2, 4), (5, 9)])
+def test_a_defense_that_may_remove_all_who_take_part_is_refused(rule, selected, compromised):
+    few = {"dataset": "digits", "workers": 20, "rule": rule, "selected": selected}
+    with pytest.raises(BadInput, match=rf"^of the {selected} workers .*'union' may remove \d"):
+        Setting(**few, compromised=compromised, defense="union")
+    assert Setting(**few, compromised=compromised, defense="lfr").selected == selected
+
+
 @pytest.mark.parametrize("defense", ["err", "lfr", "union"])
 @pytest.mark.parametrize("rule", ["mean", "median", "norm-clipping"])
 def test_one_worker_alone_is_compared_with_nobody(defense, rule):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fltrust_repro import arena, arena_report, standings
@@ -122,10 +122,20 @@ def test_a_place_has_no_row_that_another_of_it_is_surely_below():
     assert told == [("noisy", 1, (1, 3)), ("low", 1, (1, 2)), ("high", 3, (2, 3))]
 
 
-@given(st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=7))
+@given(st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=7), min_size=1, max_size=7))
+@example([[4, 5, 4], [2, 3, 2] + 17 * [6]])
 def test_a_place_is_one_of_the_ranks_that_a_row_may_have(errors):
     for one in standings.ranked([entry(str(i), own) for i, own in enumerate(errors)]):
         assert one.rank[0] <= one.place <= one.rank[1]
+
+
+def test_rows_are_told_apart_in_the_order_of_their_means_alone():
+    """The second row is surely below on the seeds that both have met, and above on its own."""
+    few, many = [0.20, 0.21, 0.20], [0.15, 0.16, 0.15] + 17 * [0.24]
+    found = standings.ranked([entry("few", few), entry("many", many)])
+    assert [(one.row, one.place, one.rank) for one in found] == [
+        ("few", 1, (1, 2)), ("many", 1, (1, 2)),
+    ]  # fmt: skip
 
 
 def test_rows_of_fewer_than_three_seeds_may_have_any_rank():

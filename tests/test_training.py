@@ -188,6 +188,16 @@ def test_a_fraction_of_the_iterations_is_attacked(fraction, expected):
     assert run_trial(setting, 0).notes["attacked iterations"] == expected
 
 
+@pytest.mark.parametrize(("selected", "compromised"), [(2, 4), (5, 9)])
+@pytest.mark.parametrize("attack", ["trimmed-mean", "tailored"])
+def test_few_workers_selected_are_attacked_with_any_goal(attack, selected, compromised):
+    """Where as many are compromised, rounded up, as trimmed mean could not cut off."""
+    few = {"workers": 20, "selected": selected, "compromised": compromised, "rule": "median"}
+    result = run_trial(small(20, **few, attack=attack, goal="deviation"), 0)
+    assert result.notes["attacked iterations"] > 0
+    assert np.isfinite(result.error_rate)
+
+
 def test_no_iteration_attacked_is_no_attack():
     attacked = run_trial(small(20, rule="krum", attack="krum", poisoned_fraction=0), 0)
     assert attacked.curve == run_trial(small(20, rule="krum"), 0).curve
@@ -322,9 +332,10 @@ def test_values_that_are_no_numbers_do_get_past_the_mean(hostile):
 def own(monkeypatch):
     """Run ten iterations under an attack of the parts given."""
 
-    def run(**parts):
+    def run(poisoned_fraction=1.0, **parts):
         monkeypatch.setitem(attacks._entries, "own", Attack("own", **parts))
-        return run_trial(small(10, rule="mean", attack="own"), 0)
+        setting = small(10, rule="mean", attack="own", poisoned_fraction=poisoned_fraction)
+        return run_trial(setting, 0)
 
     return run
 
@@ -365,6 +376,13 @@ def injected(x=(3, 1, 8, 8), labels=(0, 1, 9), dtype="float32"):
         return PoisonedSet(np.full(x, 0.5, dtype), np.array(labels), None)
 
     return inject
+
+
+def test_injected_examples_are_trained_on_in_iterations_that_are_attacked(own):
+    """As with any other attack, none of them where no iteration is."""
+    curves = [own(inject=injected(), poisoned_fraction=part).curve for part in (0, 0.5, 1)]
+    assert curves[0] == run_trial(small(10, rule="mean"), 0).curve
+    assert len({repr(curve) for curve in curves}) == 3
 
 
 def test_injected_examples_of_another_precision_are_the_same_examples(own):
