@@ -103,22 +103,23 @@ class Rule:
     def without_each(self, updates: Numbers, *, c: int, beta: int | None = None) -> WithoutEach:
         """Aggregate the other m - 1 updates, for each of the m workers left out (Section 5)."""
         rows, known = self._checked(updates, c, beta, None)
+        if self.limit is not None:
+            others = len(rows) - 1
+            self.limit.check(f"rule {self.name!r}", others, c, c if beta is None else beta)
         if self.leave_one_out is not None:
             found = self.leave_one_out(lent(rows, self.leave_one_out), **known)
         else:
-            rest = ((self._seen_without(i), np.delete(rows, i, axis=0)) for i in range(len(rows)))
+            rest = ((self._without(i, len(rows)), np.delete(rows, i, 0)) for i in range(len(rows)))
             found = np.stack([rule(others, c=c, beta=beta) for rule, others in rest])
         if isinstance(found, WithoutEach):  # which only this package's own make
             return found
         found = as_numbers(found, rows.shape, f"rule {self.name!r}", "its leave_one_out")
         return WithoutEach(found, np.arange(len(rows)))
 
-    def _seen_without(self, row: int) -> Rule:
-        """The rule as others may query it about all workers but the one of this row."""
-        state = self.state
-        if state is None or state.workers is None:
-            return self
-        return self.seen_at(replace(state, workers=np.delete(state.workers, row)))
+    def _without(self, row: int, m: int) -> Rule:
+        """The rule as others may query it about all of m workers but the one of this row."""
+        state = self.state or ServerState()
+        return self.seen_at(replace(state, workers=np.delete(state.senders(m), row)))
 
     def _checked(
         self, updates: Numbers, c: int, beta: int | None, state: ServerState | None
@@ -262,7 +263,7 @@ def _crowd(updates: np.ndarray, power: float) -> Crowd:
 
 def _krum_without(updates: np.ndarray, c: int, *, power: float = 2.0) -> WithoutEach:
     m, crowd = len(updates), _crowd(updates, power)
-    chosen = [crowd.select(max(m - c - 3, 1), others)[0] for others in ~np.eye(m, dtype=bool)]
+    chosen = [crowd.select(m - c - 3, others)[0] for others in ~np.eye(m, dtype=bool)]
     few, which = np.unique(chosen, return_inverse=True)
     return WithoutEach(updates[few], which)
 

@@ -55,7 +55,7 @@ def fldetector(
     left out is passed over, since the threat model says that most are honest. A worker that sends
     what is not finite is left out at once. Where workers are selected, one that did not send in the
     last `window` iterations is not scored in this one, and none is detected before most have a
-    score. Where nobody is left, the model stays.
+    score. Where nobody is left, or too few are for `base`, the model stays.
 
     `base` is a rule that looks at the updates alone, since it keeps nothing; a trimmed mean cuts c
     values at each end. Notes: "workers kept", "workers detected", summed over iterations. Remembers
@@ -84,9 +84,9 @@ def fldetector(
     notes["workers kept"] += np.count_nonzero(kept)
     notes["workers detected"] += np.count_nonzero(out) - already
     result = np.zeros(updates.shape[1], dtype=np.float32)
-    if kept.any():
-        left = updates if kept.all() else updates[kept]
-        fewer = max(c - np.count_nonzero(out[workers]), 0)
+    left = updates if kept.all() else updates[kept]
+    fewer, limit = max(c - np.count_nonzero(out[workers]), 0), rules[base].limit
+    if len(left) and (limit is None or limit.allows(len(left), fewer, fewer)):
         result = np.asarray(rules[base](left, c=fewer, state=ServerState(rng)))
     change = _difference(result, memory.get("aggregate", result))
     for name, row in (("steps", step), ("changes", change)) if iteration > 0 else ():

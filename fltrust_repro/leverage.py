@@ -143,7 +143,7 @@ class Said(NamedTuple):
 def said(updates: np.ndarray, workers: np.ndarray, memory: dict[str, Any], decay: float) -> Said:
     """Take in the updates (m, d) that are finite: steps (1) and (2) of `leverage`."""
     long = lengths(updates)
-    finite = np.isfinite(long)
+    finite = long <= (1 - decay) * np.finfo(np.float32).max  # and so will the sums be
     if not finite.any():
         return Said(updates[:0], np.zeros(0), workers[:0], np.zeros((0, 0)), np.zeros(0))
     if not finite.all():
@@ -243,9 +243,9 @@ def leverage(
     (1) by what they sent last, and with c n / m for c: half of those selected may be compromised in
     one iteration of many. If nobody who is heard sends, the model stays where it is.
 
-    This program's own, for updates of workers who are known by identity. A row that is not finite
-    is left out, and not remembered. Remembers d numbers for each worker up to the largest number,
-    and allocates as many twice.
+    This program's own, for updates of workers who are known by identity. A row that is not finite,
+    or whose sum might not be, is left out, and not remembered. Remembers d numbers for each worker
+    up to the largest number, and allocates as many twice.
     Notes: "workers kept", by their weights, summed over iterations. Needs m - 2c >= 1.
 
     >>> from fltrust_repro.leverage import leverage

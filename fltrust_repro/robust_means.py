@@ -3,7 +3,8 @@
 Rules as in `aggregation`; each names its paper. Unless one's own parameter says so, no scale is
 absolute: a radius counts in median lengths, since updates are `-alpha * gradient` and shrink as
 training goes on. All workers count alike, however many examples they have. A row that is not finite
-gets no weight in a mean of rows, which is NaN where none is left; it has its finite values' votes.
+gets no weight in a mean of rows, which is NaN where none is left, and adds nothing to a sum of
+shortened ones; where votes are counted, its values but NaN have theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fltrust_repro.distances import (
     products_amid,
     squared_distances,
 )
-from fltrust_repro.doors import Limit
+from fltrust_repro.doors import Limit, as_numbers
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, mean_around_middle
 from fltrust_repro.registry import check_default
@@ -36,6 +37,8 @@ from fltrust_repro.weighing import (
 )
 
 _MOST_STEPS = 1000
+_LEAST_NU = 1e-7  # shorter distances are lost in the rounding of inner products
+_SETTLED = 1e-4  # of the weight
 _STILL = 1e-8  # a step this short beside the updates' distances is below float32's rounding
 _MOST_REMOVED = 50  # by mda's exact search, whose time may grow 1.47 times with each
 
@@ -78,18 +81,21 @@ def geometric_median(updates: np.ndarray, notes: Counter[str], *, nu: float = 1e
     """Point with the least sum of distances to all updates.
 
     Smoothed Weiszfeld iteration of Pillutla, Kakade, Harchaoui ("RFA", IEEE Transactions on Signal
-    Processing 2022), Algorithm 2, from the mean: z <- sum_i b_i x_i / sum_i b_i, where
-    b_i = 1 / max(nu, |x_i - z|). Theirs makes a few steps; this one goes on until z stands still
-    (notes: Weiszfeld steps). Their nu is absolute; here it counts in median distances from the row
-    that half of all rows lie closest around. Rows that are not finite are left out. Each z is a
-    mean of updates, so that its distances follow from their inner products: a Gram, as Krum's, and
-    one sum over d at the end. Allocates what Krum does.
+    Processing 2022), Algorithm 2: z <- sum_i b_i x_i / sum_i b_i, where b_i = 1 / max(nu, |x_i -
+    z|). Theirs makes a few steps from the mean; this one begins at the mean of the half of all rows
+    that lie closest around one, so that rows however far away are not to be left behind first, and
+    goes on until z stands still (notes: Weiszfeld steps). Their nu is absolute; here it counts in
+    median distances from the row that half of all rows lie closest around. Rows that are not finite
+    are left out. Each z is a mean of updates, so that its distances follow from their inner
+    products: a Gram, as Krum's, and one sum over d at the end. Allocates what Krum does.
 
     >>> from fltrust_repro.robust_means import geometric_median
     >>> geometric_median([[0, 0], [2, 0], [0, 2], [2, 2], [1, 1]])
     array([1., 1.], dtype=float32)
     """
     check_default("rule 'geometric-median'", "nu", nu, float)
+    if nu < _LEAST_NU:
+        raise BadInput(f"rule 'geometric-median': nu is {nu}; give at least {_LEAST_NU}.")
     products, finite = products_amid(updates)
     weights = np.zeros(len(updates))
     if finite.any():
@@ -108,10 +114,11 @@ def weiszfeld(products: np.ndarray, nu: float) -> tuple[np.ndarray, int]:
     squared = distances_from(products, np.ones(n, dtype=bool))
     half_around = np.sort(squared, axis=1)[:, n // 2]
     scale = np.sqrt(half_around.min())
+    close = squared[half_around.argmin()] <= half_around.min()
+    weights, own, steps = close / np.count_nonzero(close), np.diag(products), 0
     if scale == 0:  # most points are one, which is the median
-        here = squared[half_around.argmin()] == 0
-        return here / np.count_nonzero(here), 0
-    weights, own, steps = np.full(n, 1 / n), np.diag(products), 0
+        return weights, steps
+    still = min(_STILL, nu / 100)  # a first step away from a point is about nu
     for _ in range(_MOST_STEPS):
         steps += 1
         across = products @ weights
@@ -119,7 +126,8 @@ def weiszfeld(products: np.ndarray, nu: float) -> tuple[np.ndarray, int]:
         nearness = 1 / np.maximum(away, nu * scale)
         change = nearness / nearness.sum() - weights
         weights = weights + change
-        if change @ products @ change <= (_STILL * scale) ** 2:
+        # While much weight moves, the rounding of products hides how far z does.
+        if change @ products @ change <= (still * scale) ** 2 and np.abs(change).sum() < _SETTLED:
             break
     return weights, steps
 
@@ -182,7 +190,8 @@ def centered_clipping(
     check_default("rule 'centered-clipping'", "radius", radius, float)
     check_default("rule 'centered-clipping'", "iterations", iterations, int)
     m, d = updates.shape
-    centre = np.asarray(memory.get("centre", np.zeros(d)), dtype=np.float64)
+    kept = memory.get("centre", np.zeros(d))
+    centre = as_numbers(kept, (d,), "rule 'centered-clipping'", "its centre").astype(np.float64)
     if tau is not None:
         check_default("rule 'centered-clipping'", "tau", tau, float)
     for _ in range(iterations):

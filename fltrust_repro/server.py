@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,6 +63,7 @@ class ServerState:
     layers: tuple[slice, ...] | None = None  # of d; all in one where nobody told
     root: np.ndarray | None = None  # float32 (d,)
     judge: Judge | None = None
+    d: int | None = None  # of the updates that memory is of
 
     def copied(self, **changes: Any) -> ServerState:
         """Return a state to query with: what a rule moves on is a copy, what it reads may change.
@@ -86,6 +87,11 @@ class ServerState:
         that takes examples of the server's own, and there are none.
         """
         m, d = rows.shape
+        if "memory" in asked:
+            if self.memory and self.d not in (None, d):
+                wrong = f"its state is of updates of d = {self.d}, these have d = {d}"
+                raise BadInput(f"{user}: {wrong}; give it a new ServerState.")
+            self.d = d
         for name in of_root_data(asked):
             if getattr(self, name) is None:
                 do = f"give ServerState({name}=...) or, in a trial, --root-size 100"
@@ -96,8 +102,17 @@ class ServerState:
             known["w_re"] = as_numbers(w_re, (d,), user, "w_re").copy()
         if "workers" in known:
             known["workers"] = self.senders(m)
-        if "layers" in known and self.layers is None:
-            known["layers"] = (slice(0, d),)
+        if "layers" in known:
+            known["layers"] = _in_order(self.layers or [slice(d)], d, user)
         if "root" in known:
             known["root"] = as_numbers(self.root, (d,), user, "root").copy()
         return known
+
+
+def _in_order(layers: Sequence[slice], d: int, user: str) -> tuple[slice, ...]:
+    """The layers from the first on; `BadInput` unless they hold each of d parameters once."""
+    ends = sorted(layer.indices(d)[:2] for layer in layers)
+    if [start for start, _ in ends] + [d] != [0] + [stop for _, stop in ends]:
+        told = ", ".join(f"{start}:{stop}" for start, stop in ends)
+        raise BadInput(f"{user}: layers are {told}; they must hold each of {d} parameters once.")
+    return tuple(slice(start, stop) for start, stop in ends)

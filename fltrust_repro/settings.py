@@ -215,13 +215,15 @@ class Setting:
         if defense.most * c >= m:
             most = f"of the {m} workers that take part with c = {c}, {defense.name!r} may remove"
             raise BeyondLimit(f"{most} {defense.most * c}; select more, or compromise fewer.")
-        if rule.limit is not None:
-            rule.limit.check(f"rule {rule.name!r}", m, c, beta)
+        bases = [behind(self.pre, rules[one]) for one in words_of(self.rule) if one in rules]
+        for one in [rule, *bases]:
+            if one.limit is None:
+                continue
+            one.limit.check(f"rule {one.name!r}", m, c, beta)
             if defense.most > 0:
-                after = f"rule {rule.name!r} after defense {defense.name!r}"
-                rule.limit.check(after, m - defense.most * c, self.c_left, beta)
-                if rule.leave_one_out is None:  # else it is asked about all but one worker
-                    rule.limit.check(f"{rule.name!r}, asked by {defense.name!r},", m - 1, c, beta)
+                after = f"rule {one.name!r} after defense {defense.name!r}"
+                one.limit.check(after, m - defense.most * c, self.c_left, beta)
+                one.limit.check(f"{one.name!r}, asked by {defense.name!r},", m - 1, c, beta)
         if attack.limit is not None:
             attack.limit.check(f"attack {attack.name!r}", m, c, beta)
         if self.root_data and self.root_size == 0:

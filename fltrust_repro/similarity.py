@@ -3,7 +3,8 @@
 But for GAS, which looks at distances in groups of parameters, they need not be told how many
 workers are compromised, and it matters where updates are counted from, as in their papers: they are
 not translation-equivariant. A row that is not finite is left out first, and takes part in no
-median, cluster or scale. Notes: "workers kept", by their weights, summed over iterations.
+median, cluster or scale, but in what GAS's base makes of all. Notes: "workers kept", by their
+weights, summed over iterations.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from fltrust_repro.aggregation import (
 )
 from fltrust_repro.backend import nd
 from fltrust_repro.distances import squared_distances
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, BeyondLimit
 
 NAN, INF = np.float32("nan"), np.float32("inf")
 
@@ -100,6 +100,13 @@ def test_aggregates_without_each_worker_on_ties(data, name):
     for i in range(m):
         naive = rules[name](array(np.delete(values, i, axis=0)), c=c, beta=c).asnumpy()
         np.testing.assert_allclose(found.aggregates[found.which[i]], naive, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "m"), [("krum", 4), ("trimmed-mean", 3), ("bulyan", 5)])
+def test_a_limit_holds_for_all_but_one_worker_too(name, m):
+    assert rules[name](np.eye(m), c=1).shape == (m,)
+    with pytest.raises(BeyondLimit, match=f"rule '{name}' needs .* m = {m - 1} workers"):
+        rules[name].without_each(np.eye(m), c=1)
 
 
 def test_krum_without_each_worker_has_as_many_aggregates_as_differ():

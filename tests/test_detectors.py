@@ -203,6 +203,17 @@ def test_who_sends_what_is_not_finite_is_left_out_at_once_and_for_good(bad):
     assert not rules["fldetector"](np.full((5, 3), bad), c=1).any()
 
 
+@pytest.mark.parametrize("base", ["krum", "multi-krum", "bulyan"])
+def test_where_too_few_are_left_for_its_base_the_model_stays(base):
+    state, asked = ServerState(workers=np.arange(20)), rules[f"fldetector:base={base}"]
+    updates = normal(20, 3)
+    updates[:4] = np.nan
+    assert asked(updates, c=4, state=state).any()
+    state.workers = np.array([0, 1, 2, 8, 9])
+    few = asked(updates[[0, 1, 2, 8, 9]], c=1, state=state)
+    assert few.any() == (base == "bulyan")  # which needs m - 4c >= 1, and c is 0 now
+
+
 def test_values_that_a_float_can_just_hold_are_borne():
     send, state = quadratic(9, 6), ServerState()
     for k in range(12):

@@ -27,6 +27,7 @@ from fltrust_repro.distances import squared_distances
 from fltrust_repro.doors import LentArray, Limit, as_numbers, as_updates
 from fltrust_repro.errors import BadInput
 from fltrust_repro.kernels import mean_around_median, middle_mean, middle_means_without
+from fltrust_repro.server import ServerState
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Attack, Master, Round
 from fltrust_repro.training import run_trial
@@ -219,6 +220,25 @@ def test_a_rules_own_defaults_hold_when_it_is_called_by_its_name(register):
     for call in (lambda: mine(updates), lambda: mine(updates, beta=3), lambda: mine(updates, 2)):
         call()
     assert seen == [(1, 2), (1, 3), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["leverage", "centered-clipping", "foolsgold", "fldetector", "signguard:similarity=cosine"],
+)
+def test_a_state_is_of_updates_of_one_length(name):
+    state = ServerState()
+    rules[name](np.eye(6, 50), c=1, state=state)
+    with pytest.raises(BadInput, match=r"d = 50, these have d = 400; give it a new ServerState"):
+        rules[name](np.eye(6, 400), c=1, state=state)
+    with pytest.raises(BadInput, match="new ServerState"):
+        rules[name].seen_at(state)(np.eye(6, 400), c=1)
+
+
+def test_a_centre_of_another_length_is_refused():
+    state = ServerState(memory={"centre": np.zeros(2, np.float32)})
+    with pytest.raises(BadInput, match=r"its centre must be numbers of shape \(3,\)"):
+        rules["centered-clipping"](np.eye(3), c=0, state=state)
 
 
 def test_a_leave_one_out_that_changes_its_input_changes_a_copy(register):

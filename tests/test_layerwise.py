@@ -61,6 +61,17 @@ def test_the_largest_magnitudes_are_found_whatever_the_numbers(d, data):
     assert purity[0, 0] == pytest.approx((1 + signs) / 2)
 
 
+def test_layers_come_in_any_order_and_hold_each_parameter_once():
+    updates = normal(6, 4)
+    expected = rules["lasa"](updates, c=0, state=ServerState(layers=(slice(2), slice(2, 4))))
+    for layers in ((slice(2, 4), slice(0, 2)), (slice(2, None), slice(-2))):
+        found = rules["lasa"](updates, c=0, state=ServerState(layers=layers))
+        np.testing.assert_array_equal(found, expected)
+    for wrong in ((slice(2),), (slice(3), slice(2, 4)), (slice(1), slice(2, 4))):
+        with pytest.raises(BadInput, match=r"layers are 0:.*; they must hold each of 4 param"):
+            rules["lasa"](updates, c=0, state=ServerState(layers=wrong))
+
+
 def test_who_stands_apart_in_one_layer_is_left_out_there_alone():
     updates, layers = normal(20, 400) + np.float32(0.2), cut(400, 350)
     updates[:4, 350:] *= -4  # too long there, and of other signs; the whole is hardly longer

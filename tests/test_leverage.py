@@ -324,6 +324,15 @@ def test_a_row_that_is_not_finite_is_left_out_and_not_remembered(value):
     assert np.isnan(RULE(np.full((5, 3), value), c=1)).all()
 
 
+@pytest.mark.parametrize("length", [1e36, 1e37, 3e38])
+def test_rows_whose_sums_would_overflow_are_left_out_and_the_others_go_on(length):
+    huge, updates = np.full((9, 5), np.float32(length)), grouped(9, 5, 3)
+    found, state = course([huge] * 70 + [updates] * 3, 2)
+    assert all(np.isfinite(one).all() for one in state.memory.values() if np.ndim(one))
+    assert np.isfinite(found[-1]).all()
+    assert np.isfinite(found[0]).all() == (length == 1e36)
+
+
 def test_rows_that_are_not_finite_are_among_those_that_the_filter_may_take():
     """More than a third send them, and the others are pairs of opposites, who go together."""
     updates = np.float32([[-1, 0], [1, 0], [0, 0.5], [0, -0.5], *[[np.nan, 0]] * 3])

@@ -328,6 +328,11 @@ def test_leaving_one_out_leaves_out_its_identity():
         state = ServerState(workers=np.array([2, 5, 7]))
         rules["own"].seen_at(state).without_each(np.ones((3, 2)), c=0)
         assert seen == [[5, 7], [2, 7], [2, 5]]
+        seen.clear()
+        for asked in (rules["own"].seen_at(ServerState()), rules["own"]):
+            asked.without_each(np.ones((3, 2)), c=0)
+        assert seen == 2 * [[1, 2], [0, 2], [0, 1]]  # 0..m-1 where nobody told
+        seen.clear()
         for rows, expected in ((2, [2, 5]), (5, [2, 5, 7, 8, 9])):
             rules["own"].seen_at(state)(np.ones((rows, 2)), c=0)
             assert seen[-1] == expected

@@ -327,6 +327,7 @@ def test_one_worker_alone_is_followed(name):
         ("multi-krum:q=10", "q is 10 of m = 9 workers; give one from 1 to 9"),
         ("multi-krum:q=2.5", "q is 2.5; give a whole number"),
         ("geometric-median:nu=0", "nu is 0.0; give a finite number above 0"),
+        ("geometric-median:nu=1e-9", "nu is 1e-09; give at least 1e-07"),
         ("norm-clipping:radius=-1", "radius is -1.0; give a finite number above 0"),
         ("centered-clipping:radius=0", "radius is 0.0"),
         ("centered-clipping:tau=0", "tau is 0; give a finite number above 0"),
@@ -351,6 +352,24 @@ def test_a_far_point_pulls_by_its_direction_alone(far):
     expected = geometric_median(np.vstack([updates, 1e3 * direction]))
     found = geometric_median(np.vstack([updates, np.float32(far) * direction]))
     near(found, expected, atol=2e-2 if far < 1e3 else 2e-3)
+
+
+@pytest.mark.parametrize(("m", "c"), [(100, 49), (25, 12), (101, 50), (3, 1)])
+@pytest.mark.parametrize("far", [1e12, 1e37])
+def test_fewer_than_half_of_the_points_never_carry_it_away(m, c, far):
+    updates = normal(m, 20)
+    updates[:c] = far
+    near_by = updates.copy()
+    near_by[:c] = 1e4  # where Weiszfeld from the mean finds it, too
+    near(geometric_median(updates), geometric_median(near_by), atol=1e-2)
+
+
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=9), st.integers(1, 7))
+def test_of_numbers_it_is_their_median(values, unit):
+    """Whatever point of theirs the steps begin at, or come by."""
+    found = geometric_median(np.float32(values)[:, None] / np.float32(unit))[0]
+    ordered, n = sorted(np.float32(values) / np.float32(unit)), len(values)
+    assert ordered[(n - 1) // 2] - 1e-5 <= found <= ordered[n // 2] + 1e-5
 
 
 def test_where_most_points_are_one_it_is_the_median():

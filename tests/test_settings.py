@@ -11,7 +11,7 @@ import pytest
 
 from fltrust_repro import settings as settings_module
 from fltrust_repro.datasets import dataset, datasets
-from fltrust_repro.errors import BadInput, LeftOut
+from fltrust_repro.errors import BadInput, BeyondLimit, LeftOut
 from fltrust_repro.models import model, models
 from fltrust_repro.plugins import load_plugin
 from fltrust_repro.settings import FIELDS, Readings, Setting
@@ -380,6 +380,28 @@ def test_a_rule_that_a_defense_asks_beyond_its_limit_is_refused_before_anything_
         Setting(**few, defense="lfr", workers=21)
     assert Setting(**few, defense="lfr", workers=22).workers == 22
     assert Setting(**few, defense="none", workers=21).workers == 21
+
+
+@pytest.mark.parametrize("rule", ["gas", "fldetector"])
+def test_the_limit_of_a_base_is_that_of_its_rule_too(rule):
+    few = {"dataset": "digits", "workers": 12, "rule": f"{rule}:base=bulyan"}
+    with pytest.raises(BeyondLimit, match=r"^rule 'bulyan' needs m - 4c >= 1, but with m = 12"):
+        Setting(**few, compromised=4)
+    assert Setting(**few, compromised=2).compromised == 2
+    with pytest.raises(BeyondLimit, match=r"'bucketing.bulyan' needs .* 6 rows, of 12 workers"):
+        Setting(**few, compromised=2, pre="bucketing")
+
+
+@pytest.mark.parametrize(
+    ("workers", "own"),
+    [(5, {"rule": "trimmed-mean", "compromised": 0, "beta": 2}),
+     (4, {"rule": "krum", "compromised": 1, "readings": Readings(master_assumes="zero")})],
+)  # fmt: skip
+def test_a_rule_with_a_fast_way_to_leave_one_out_is_asked_within_its_limit_too(workers, own):
+    few = {"dataset": "digits", "defense": "lfr", **own}
+    with pytest.raises(BeyondLimit, match=rf"', asked by 'lfr', needs .* m = {workers - 1}"):
+        Setting(**few, workers=workers)
+    assert Setting(**few, workers=workers + 1).workers == workers + 1
 
 
 @pytest.mark.parametrize("rule", ["mean", "median"])
