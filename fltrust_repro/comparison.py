@@ -8,8 +8,9 @@ many cells some would differ by chance: verdicts are corrected for their number 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import fmean
 
 import numpy as np
@@ -17,6 +18,9 @@ import numpy as np
 from fltrust_repro.report import LEAST_TRIALS, LEVEL, TOO_FEW, welch
 
 Errors = Mapping[int, float]  # error rates by seed
+
+_ROUNDING = 1e-12  # of differences of error rates
+_MOST_EXAMPLES = 100_000  # in a test set
 
 EQUAL = "equal"
 LOWER, HIGHER = "B lower", "B higher"
@@ -30,7 +34,8 @@ class Difference:
     """B - A in a cell: the means compared, their difference and its 95% interval.
 
     `half` and `p`, the two-sided probability of such a difference by chance, are NaN for too few
-    trials; `counts` are the trials compared on either side, of pairs the same number.
+    trials. Where all differ by the same amount, their spread is taken for that of rounding to whole
+    test examples. `counts` are the trials compared on either side, of pairs the same number.
     """
 
     paired: bool
@@ -74,9 +79,20 @@ def difference(a: Errors, b: Errors) -> Difference:
         varies = _spread(ours) > 0 or _spread(theirs) > 0
         error, freedom = welch(ours, theirs) if fewer >= LEAST_TRIALS and varies else (0.0, 1.0)
     enough = min(len(ours), len(theirs)) >= LEAST_TRIALS
+    if enough and error < _ROUNDING < abs(value):
+        # All differ by the same: what spread there is hides in whole test examples.
+        n, m = len(ours), len(theirs)
+        error = _example([*ours, *theirs]) * math.sqrt((1 / n + 1 / m) / 12)
+        freedom = n - 1.0 if paired else n + m - 2.0
     half, p = _student(value, error, freedom) if enough else (math.nan, math.nan)
     equal = paired and ours == theirs
     return Difference(paired, (len(ours), len(theirs)), means, value, half, p, equal)
+
+
+def _example(rates: Iterable[float]) -> float:
+    """The largest share of which all error rates are multiples: one test example, or several."""
+    parts = (Fraction(rate).limit_denominator(_MOST_EXAMPLES).denominator for rate in rates)
+    return 1 / math.lcm(*parts)
 
 
 def _spread(values: Sequence[float]) -> float:

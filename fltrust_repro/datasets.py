@@ -166,8 +166,8 @@ _digests: dict[tuple[str, str], str] = {}  # of plug-ins' data sets, by name and
 def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
     """Digest of the examples of a plug-in's data set, from whatever files; None for a built-in one.
 
-    A process loads them once for it, with the `data_dir` it first asks with. Raises `BadInput`
-    where they do not load.
+    A process loads them once for it, with the `data_dir` it first asks with, and again for
+    `read_digests`. Raises `BadInput` where they do not load.
     """
     code = datasets.digest(name)
     if code is None:
@@ -189,6 +189,7 @@ def data_digest(name: str, data_dir: str | Path | None = None) -> str | None:
 def read_digests(names: Iterable[str], data_dir: str | Path | None) -> None:
     """Read the data of those that are plug-ins', which are part of trials' names, from a folder."""
     for name in dict.fromkeys(names):
+        _digests.pop((name, datasets.digest(name) or ""), None)  # files may have changed
         data_digest(name, data_dir)
 
 

@@ -120,7 +120,11 @@ class Raised(NamedTuple):
         mendable = next((word for kind, word in kinds.items() if isinstance(error, kind)), None)
         details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         once_more = isinstance(error, (MemoryError, OSError)) and not _places(error)
-        return cls(in_words(error), details, mendable, once_more)
+        # A name of a file may hold what no text to be stored can.
+        message, details = (
+            text.encode(errors="backslashreplace").decode() for text in (in_words(error), details)
+        )
+        return cls(message, details, mendable, once_more)
 
     def raise_if_mendable(self) -> None:
         """Raise what the user can mend as the error it was."""

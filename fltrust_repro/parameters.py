@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from numbers import Real
 from typing import Any
@@ -20,6 +21,15 @@ def own_parameters(function: Callable) -> dict[str, Any]:
     """Return a function's own parameters with their defaults."""
     found = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def takes_whole(function: Callable, name: str) -> bool:
+    """Whether an own parameter of a function is a whole number, by its default or annotation."""
+    one = inspect.signature(function).parameters.get(name)
+    if one is None or one.kind is not one.KEYWORD_ONLY or isinstance(one.default, bool):
+        return False
+    told = getattr(one.annotation, "__name__", str(one.annotation))
+    return isinstance(one.default, int) or re.match(r"int\b", told) is not None
 
 
 def asked_for(

@@ -252,7 +252,7 @@ class Here:
         """Yield all that decides what a thing does."""
         if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes)):
             yield repr(thing).encode()
-        elif hasattr(thing, "dtype") and hasattr(thing, "tobytes"):
+        elif hasattr(thing, "dtype") and hasattr(thing, "tobytes") and not isinstance(thing, type):
             yield f"{thing.dtype}{thing.shape}".encode() + thing.tobytes()
         elif id(thing) not in seen:
             seen[id(thing)] = thing

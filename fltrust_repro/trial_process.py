@@ -106,6 +106,13 @@ def run(
         how["keep"] = kept.keep
         with contextlib.suppress(ValueError):  # it is damaged, as the command has said
             how["begun"] = kept.read()
+    run_afresh(plugins)
+    digest = datasets.data_digest(setting.dataset, data_dir)
+    if digest is not None and digest not in protocol.split("+"):
+        where = "here than where the command began"
+        raise BadInput(
+            f"data set {setting.dataset!r} has other examples {where}; give all the same."
+        )
     result = _trial(setting, seed, plugins, **how)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = kept.versions if kept else machine.versions(gpu)

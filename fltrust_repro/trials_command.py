@@ -21,6 +21,7 @@ from fltrust_repro.labels import labels, ordered
 from fltrust_repro.trials import TOOK_OVER
 from fltrust_repro.words import counted
 
+_LIBRARY = re.compile(r"(python|fltrust_repro|mxnet\S*|numpy|scipy|numba|BLAS) ")
 _RATES = ("error_rate", "lowest_error_rate", "iterations", "diverged", "seconds")
 
 
@@ -111,14 +112,14 @@ def _told(texts: Iterable[str]) -> str:
 
 
 def machine(one: Found) -> str:
-    """Return in short what a trial was made on: the last name without a version, else the device.
+    """Return in short what a trial was made on: the last name of no library, else the device.
 
     In `versions` the CPU or the GPU comes last, behind the libraries; before there was either, the
     architecture is the only such name. So it is of each machine that the trial was on.
     """
     named = []
     for place in re.sub(r" \([^)]*\)", "", one.trial.versions).split(TOOK_OVER):
-        names = [part for part in place.split(", ") if not re.search(r" \d[\w.]*$", part)]
+        names = [part for part in place.split(", ") if not _LIBRARY.match(part)]
         named.append(names[-1] if names else one.trial.device)
     return one_line(", then ".join(named))
 

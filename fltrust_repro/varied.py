@@ -20,7 +20,7 @@ from fltrust_repro.aggregation import rules
 from fltrust_repro.attacks import attacks
 from fltrust_repro.defenses import defenses
 from fltrust_repro.errors import BadInput, choose, shown
-from fltrust_repro.parameters import name_with, own_parameters
+from fltrust_repro.parameters import name_with, own_parameters, takes_whole
 from fltrust_repro.preaggregations import preaggregations, steps_of
 from fltrust_repro.registry import is_built_in
 from fltrust_repro.settings import FIELDS, Setting
@@ -70,6 +70,13 @@ class Varied:
 class OwnParameter(Varied):
     """A parameter of a rule's, an attack's or a pre-aggregation's own: `multi-krum:q`."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its values are whole numbers."""
+        owner, _, parameter = self.name.partition(":")
+        functions = _functions_of(owner).values()
+        return any(takes_whole(one, parameter) for one in functions)
+
     def fields(self, value: Any, row: Fields) -> dict[str, Any]:
         """Return what a row's setting has at one of the values: nothing where none has it."""
         owner, _, parameter = self.name.partition(":")
@@ -107,14 +114,19 @@ def _steps(names: Any) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _own_of(owner: str) -> dict[str, dict[str, Any]]:
-    """The own parameters of what has the name, by the field of a setting where it stands."""
+def _functions_of(owner: str) -> dict[str, Callable[..., Any]]:
+    """The functions of what has the name, by the field of a setting where it stands."""
     entries: dict[str, Callable[..., Any] | None] = {
         "rule": rules[owner].function if owner in rules else None,
         "attack": attacks[owner].craft if owner in attacks else None,
         "pre": preaggregations[owner].function if owner in preaggregations else None,
     }
-    return {field: own_parameters(one) for field, one in entries.items() if one}
+    return {field: one for field, one in entries.items() if one}
+
+
+def _own_of(owner: str) -> dict[str, dict[str, Any]]:
+    """The own parameters of what has the name, by the field of a setting where it stands."""
+    return {field: own_parameters(one) for field, one in _functions_of(owner).items()}
 
 
 def _owned(owner: str, parameter: str) -> list[str]:

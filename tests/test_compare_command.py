@@ -160,6 +160,15 @@ def test_no_setting_is_compared_with_itself_however_its_attack_is_typed(call, tm
     assert [row[0] for row in told(text)] == ["B lower"]
 
 
+def test_with_and_without_what_comes_before_a_rule(call, tmp_path):
+    mixed = replace(FULL, pre="nnm")
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(*trials(FULL, 0.5), *trials(mixed, 0.8))
+    code, text, _ = call("compare", tmp_path / "s.sqlite", "--against", "pre=none")
+    assert code == 0
+    assert told(text)[0][0] == "B lower"
+
+
 def test_what_follows_from_a_changed_field_follows(call, tmp_path):
     few = replace(FULL, compromised=10, beta=10)
     with Store(tmp_path / "s.sqlite") as store:

@@ -158,6 +158,19 @@ def test_a_verdict_says_which_way_and_how_sure():
     assert verdict(unsure, 0.2) == "within ±0.009"
 
 
+@pytest.mark.parametrize(("examples", "word"), [(1, "within"), (2, "B higher"), (30, "B higher")])
+def test_pairs_that_all_differ_by_the_same_have_the_spread_of_whole_examples(examples, word):
+    """Three of 114 test examples each: one more may be chance, as a coin of three sides has it."""
+    one = {seed: errors / 114 for seed, errors in enumerate((3, 7, 20))}
+    found = difference(one, {seed: rate + examples / 114 for seed, rate in one.items()})
+    assert found.paired
+    # Two roundings, uniform over one example, in three pairs: t with 2 degrees of freedom.
+    t = examples / math.sqrt(2 / 12 / 3)
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert verdict(found, found.p).startswith(word)
+    assert difference(one, one).p == 1
+
+
 def test_constant_sides_of_other_seeds_are_told_apart():
     constant = difference({1: 0.5, 2: 0.5, 3: 0.5}, {7: 0.4, 8: 0.4, 9: 0.4})
     assert verdict(constant, constant.p) == "B lower"

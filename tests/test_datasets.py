@@ -12,7 +12,7 @@ import pytest
 from data_files import LABELS, idx, place, rng
 
 from fltrust_repro import datasets as module
-from fltrust_repro import readers
+from fltrust_repro import readers, trial_process
 from fltrust_repro.datasets import Dataset, dataset, datasets, fetch, load, status, verify
 from fltrust_repro.errors import BadInput, DataUnavailable
 from fltrust_repro.plugins import load_plugin
@@ -281,6 +281,30 @@ def test_a_plugins_data_set_may_say_whose_its_examples_are(monkeypatch):
         with loaded_by(of_users(users)):
             digests.add(module.data_digest("toy"))
     assert len(digests) == 3
+
+
+def test_a_digest_is_of_the_files_as_they_are_when_a_command_reads_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(type(datasets), "digest", lambda *_: "code")
+
+    def from_a_file(directories, generator):
+        x = np.full((2, 1, 1, 3), float((directories[0] / "x").read_text()), np.float32)
+        return Dataset(x, np.array([0, 1], np.int32), x, np.array([0, 1], np.int32), 2, "toy")
+
+    digests = []
+    with loaded_by(from_a_file):
+        for text in ("1", "2", "1"):
+            (tmp_path / "x").write_text(text)
+            module.read_digests(["toy"], tmp_path)
+            digests.append(module.data_digest("toy", tmp_path))
+        # A trial of another process, whose files are not the command's, has no name for its result.
+        setting = Setting(dataset="toy", rule="mean", workers=2, compromised=0, iterations=1)
+        told = [
+            trial_process.run(setting, 0, f"1+{digest}", "cpu", tmp_path) for digest in digests[:2]
+        ]
+    assert told[0].setting == setting
+    assert "data set 'toy' has other examples here than where" in told[1].message
+    assert told[1].mendable
+    assert digests[0] == digests[2] != digests[1]
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), SystemExit(0), FileNotFoundError(2, "No file")])

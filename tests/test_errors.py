@@ -93,6 +93,13 @@ def test_any_other_error_can_be_sent_and_is_not_tried_again(error):
     assert type(error).__name__ in sent.details
 
 
+def test_what_no_text_can_hold_is_written_out():
+    """As Python names a file whose name is not UTF-8."""
+    raised = Raised.of(caught(ValueError("cannot read caf\udce9.txt")))
+    for text in (raised.message, raised.details):
+        assert r"caf\udce9.txt" in text.encode("utf-8").decode()
+
+
 @pytest.mark.parametrize("error", [MemoryError("the GPU's"), OSError("disk")])
 def test_what_the_surroundings_lacked_is_tried_again_unless_the_users_code_asked(error):
     assert Raised.of(caught(error)).once_more

@@ -388,8 +388,9 @@ def test_the_limit_of_a_base_is_that_of_its_rule_too(rule):
     with pytest.raises(BeyondLimit, match=r"^rule 'bulyan' needs m - 4c >= 1, but with m = 12"):
         Setting(**few, compromised=4)
     assert Setting(**few, compromised=2).compromised == 2
-    with pytest.raises(BeyondLimit, match=r"'bucketing.bulyan' needs .* 6 rows, of 12 workers"):
-        Setting(**few, compromised=2, pre="bucketing")
+    if rule == "gas":  # the other takes no rows of nobody's
+        with pytest.raises(BeyondLimit, match=r"'bucketing.bulyan' needs .* 6 rows, of 12 workers"):
+            Setting(**few, compromised=2, pre="bucketing")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from test_store_commands import FULL, NONE, call, trial  # noqa: F401  (a fixture among them)
 
+from fltrust_repro import trials_command
+from fltrust_repro.finding import Found
 from fltrust_repro.store import Store
 from fltrust_repro.trial_files import write_csv
 
@@ -110,6 +113,25 @@ def test_json_has_the_setting_whole(call, filled, tmp_path):
     assert [(one["seed"], one["current"]) for one in each] == [
         (10, True), (10, True), (11, True), (12, True), (10, False), (11, False),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            "x86_64, numpy 1.26.4 (OpenBLAS 0.3.23 Zen), Intel Xeon Gold 6148",
+            "Intel Xeon Gold 6148",
+        ),
+        ("numba 0.60, AMD EPYC 9654 (family 25, AVX-512)", "AMD EPYC 9654"),
+        ("numba 0.60, AMD EPYC 9654, NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090"),
+        ("mxnet-cu112 1.9.1, BLAS 0.3.7, AMD Ryzen 9 7950X", "AMD Ryzen 9 7950X"),
+        ("python 3.11.7, x86_64, fltrust_repro 0.1.0, numpy 1.26.4", "x86_64"),
+        ("numpy 1.26.4", "cpu"),
+    ],
+)
+def test_a_machine_is_named_as_its_maker_does(names, expected):
+    one = replace(trial(FULL, 10, 0.5), versions=names, device="cpu")
+    assert trials_command.machine(Found(one, Path("x"))) == expected
 
 
 def test_export_takes_the_same_filters(call, filled, tmp_path):

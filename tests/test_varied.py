@@ -163,6 +163,16 @@ def test_without_compromised_workers_nobody_attacks():
     assert (one.attack, one.workers) == ("back-gradient", 1)
 
 
+def test_an_own_parameter_is_whole_by_its_default_or_annotation():
+    whole = ("multi-krum:q", "bucketing:size", "tailored:queries", "fldetector:window")
+    assert all(varied(name).is_whole for name in whole)
+    others = ("clip:radius", "alie:z", "gas:base", "centered-clipping:tau")
+    assert not any(varied(name).is_whole for name in others)
+    for wrong in ("multi-krum:p", "median:q"):
+        with pytest.raises(BadInput):
+            varied(wrong)
+
+
 def test_own_parameters_are_varied_where_something_has_them():
     q = varied("multi-krum:q")
     assert q.fields(5, {"rule": "multi-krum"}) == {"rule": "multi-krum:q=5"}
