@@ -9,11 +9,25 @@ import functools
 import hashlib
 import inspect
 import math
+import re
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from types import CodeType, FrameType, FunctionType, ModuleType, SimpleNamespace
+from datetime import date, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from itertools import chain
+from operator import attrgetter, itemgetter
+from pathlib import Path, PurePath
+from types import (
+    CodeType,
+    FrameType,
+    FunctionType,
+    MappingProxyType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any, Generic, Protocol, TypeVar
 
 from fltrust_repro.errors import BadInput, UnknownName, choose, shown
@@ -208,6 +222,10 @@ def check_default(what: str, name: str, value: Any, kind: type[int] | type[float
 
 # Where what a user's function was wrapped in keeps it: partial, method, cache, property.
 _INSIDE = ("func", "args", "keywords", "__func__", "__self__", "__wrapped__", "fget")
+_TOLD_WHOLE = (  # by what Python writes for them
+    bool, int, float, complex, str, bytes, bytearray, range, slice, Decimal, Fraction, PurePath,
+    date, time, timedelta, attrgetter, itemgetter,
+)  # fmt: skip
 _text = functools.cache(inspect.getsource)  # as it was when a function was registered
 
 
@@ -218,7 +236,8 @@ class Here:
     modules of the user's that they name, looked at when it is registered and at every `refresh`,
     and not in between, when functions may keep memory in them; a module counts with those that its
     modules, functions and classes are of. What it cannot tell: the files that a function reads,
-    what an object of another package holds, and two lambdas of one line.
+    what an object of another package holds, or a module is given from outside, and two lambdas of
+    one line.
     """
 
     def __init__(self, called: str, entry: object, package: str) -> None:
@@ -250,7 +269,7 @@ class Here:
 
     def _told(self, thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
         """Yield all that decides what a thing does."""
-        if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes)):
+        if thing is None or isinstance(thing, _TOLD_WHOLE):
             yield repr(thing).encode()
         elif hasattr(thing, "dtype") and hasattr(thing, "tobytes") and not isinstance(thing, type):
             yield f"{thing.dtype}{thing.shape}".encode() + thing.tobytes()
@@ -259,14 +278,19 @@ class Here:
             yield f"{type(thing).__name__} {getattr(thing, '__name__', '')}".encode()
             for part in self._parts(thing):
                 yield from self._told(part, seen)
+            yield b"end"
+        else:
+            yield b"again"
 
     def _parts(self, thing: Any) -> Iterable[Any]:
-        if isinstance(thing, dict):
+        if isinstance(thing, (dict, MappingProxyType)):
             return thing.items()
         if isinstance(thing, (set, frozenset)):
             return sorted(thing, key=repr)
-        if isinstance(thing, (tuple, list)):
+        if isinstance(thing, (tuple, list, deque)):
             return thing
+        if isinstance(thing, re.Pattern):
+            return [thing.pattern, thing.flags]
         if isinstance(thing, ModuleType):
             file = getattr(thing, "__file__", None)
             if not file or not self._wrote(thing.__name__):
@@ -289,7 +313,10 @@ class Here:
         parts = [type(thing), *(getattr(thing, name, None) for name in _INSIDE)]
         known = isinstance(thing, SimpleNamespace) or dataclasses.is_dataclass(thing)
         known = known or self._wrote(type(thing).__module__)
-        return [*parts, getattr(thing, "__dict__", None)] if known else parts
+        slots = (vars(kind).get("__slots__", ()) for kind in type(thing).__mro__)
+        names = chain.from_iterable([one] if isinstance(one, str) else one for one in slots)
+        held = [getattr(thing, name, None) for name in (*names, "__dict__")]
+        return [*parts, *held] if known else parts
 
     def _wrote(self, module: str) -> bool:
         file = getattr(sys.modules.get(module), "__file__", None)
@@ -300,7 +327,8 @@ class Here:
 def _globals(code: CodeType) -> set[str]:
     """Names of the globals that a function uses, and those defined inside it."""
     inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    own = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    loads = ("LOAD_GLOBAL", "LOAD_NAME")  # the latter in the body of a class
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in loads}
     return own.union(*map(_globals, inner))
 
 

@@ -721,6 +721,35 @@ def test_an_object_counts_by_its_class_and_its_values(cell, edit):
     assert cell(MORE) == first
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("range(1)", "range(9)"), ("slice(1)", "slice(2)"), ("bytearray(b'a')", "bytearray(b'b')"),
+        ("fractions.Fraction(1, 2)", "fractions.Fraction(1, 3)"), ("[[1], 2]", "[[1, 2]]"),
+        ("decimal.Decimal('0.1')", "decimal.Decimal('0.2')"), ("[A, A]", "[A]"),
+        ("pathlib.Path('a')", "pathlib.Path('b')"), ("re.compile('a')", "re.compile('a', re.I)"),
+        ("collections.deque([1])", "collections.deque([2])"), ("Slots(1)", "Slots(2)"),
+        ("types.MappingProxyType({'a': 1})", "types.MappingProxyType({'a': 2})"),
+        ("operator.itemgetter(0)", "operator.itemgetter(1)"), ("np.float32", "np.float64"),
+    ],
+)  # fmt: skip
+def test_a_value_of_any_plain_kind_counts(cell, one, other):
+    text = "import collections, decimal, fractions, operator, pathlib, re, types\n"
+    text += "import numpy as np\nA = [1]\nclass Slots:\n    __slots__ = ('held',)\n"
+    text += "    def __init__(self, held):\n        self.held = held\n"
+    text += f"VALUE = {one}\n" + CELL.replace("row * FACTOR", "(row, VALUE)[0]")
+    first = cell(text)
+    assert cell(text.replace(f"VALUE = {one}", f"VALUE = {other}")) not in ("", first)
+    assert cell(text) == first
+
+
+def test_a_global_that_a_class_inside_a_function_reads_counts(cell):
+    inner = "class Of:\n        held = FACTOR\n    return row * Of.held"
+    text = CELL.replace("return row * FACTOR", inner)
+    first = cell(text)
+    assert cell(text.replace("0.5", "0.25")) not in ("", first)
+
+
 def test_settings_in_a_namespace_count(cell):
     text = "from types import SimpleNamespace\nof = SimpleNamespace(scale=1.0)\n"
     text += CELL.replace("* FACTOR", "* of.scale")
