@@ -103,10 +103,10 @@ class Rule:
     def without_each(self, updates: Numbers, *, c: int, beta: int | None = None) -> WithoutEach:
         """Aggregate the other m - 1 updates, for each of the m workers left out (Section 5)."""
         rows, known = self._checked(updates, c, beta, None)
-        if self.limit is not None:
-            others = len(rows) - 1
-            self.limit.check(f"rule {self.name!r}", others, c, c if beta is None else beta)
         if self.leave_one_out is not None:
+            if self.limit is not None:  # which else each call checks
+                others, beta = len(rows) - 1, c if beta is None else beta
+                self.limit.check(f"rule {self.name!r}", others, c, beta)
             found = self.leave_one_out(lent(rows, self.leave_one_out), **known)
         else:
             rest = ((self._without(i, len(rows)), np.delete(rows, i, 0)) for i in range(len(rows)))

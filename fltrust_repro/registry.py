@@ -312,11 +312,12 @@ class Here:
             return [thing.__bases__, own] if self._wrote(thing.__module__) else []
         parts = [type(thing), *(getattr(thing, name, None) for name in _INSIDE)]
         known = isinstance(thing, SimpleNamespace) or dataclasses.is_dataclass(thing)
-        known = known or self._wrote(type(thing).__module__)
+        if not known and not self._wrote(type(thing).__module__):
+            return parts
         slots = (vars(kind).get("__slots__", ()) for kind in type(thing).__mro__)
         names = chain.from_iterable([one] if isinstance(one, str) else one for one in slots)
         held = [getattr(thing, name, None) for name in (*names, "__dict__")]
-        return [*parts, *held] if known else parts
+        return [*parts, *held]
 
     def _wrote(self, module: str) -> bool:
         file = getattr(sys.modules.get(module), "__file__", None)

@@ -131,6 +131,7 @@ def run(
     folder = None if data_dir is None else path_of(data_dir)
     machine = Machine(device, jobs, folder, scheduler, checkpoint_minutes)
     seeds = range(seed, seed + trials)
+    datasets.read_digests((setting.dataset for setting in chosen), folder)
     with Store(path_of(store)) as opened:
         failed = run_missing(_table_of(chosen), seeds, opened, machine).failed
         found = [trial for setting in chosen for trial in opened.find(setting, seeds)]
@@ -176,7 +177,8 @@ def run_missing(
 
     settings = list(dict.fromkeys(cell.setting for cell in cells))
     owners = _owners(settings)
-    datasets.read_digests((setting.dataset for setting in settings), machine.data_dir)
+    for setting in settings:  # unless whoever began has read them, which a command does once
+        datasets.data_digest(setting.dataset, machine.data_dir)
     found = {setting: store.find(setting, seeds) for setting in settings}
     finished = {trial.name for some in found.values() for trial in some}
     store.left_out.tell()

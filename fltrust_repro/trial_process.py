@@ -87,6 +87,18 @@ def _trial(setting: Setting, seed: int, plugins: Sequence[Plugin], **where: Any)
         return run_trial(setting, seed, gpu=_process.gpu, **where)
 
 
+@functools.cache  # a process reads examples once
+def _check_examples(
+    dataset: str, protocol: str, data_dir: Path | None, plugins: tuple[Plugin, ...]
+) -> None:
+    """Raise `BadInput` where a plug-in's data set is not the one that trials are named by."""
+    run_afresh(plugins)
+    digest = datasets.data_digest(dataset, data_dir)
+    if digest is not None and digest not in protocol.split("+"):
+        where = "here than where the command began"
+        raise BadInput(f"data set {dataset!r} has other examples {where}; give all the same.")
+
+
 @_told
 def run(
     setting: Setting,
@@ -106,13 +118,7 @@ def run(
         how["keep"] = kept.keep
         with contextlib.suppress(ValueError):  # it is damaged, as the command has said
             how["begun"] = kept.read()
-    run_afresh(plugins)
-    digest = datasets.data_digest(setting.dataset, data_dir)
-    if digest is not None and digest not in protocol.split("+"):
-        where = "here than where the command began"
-        raise BadInput(
-            f"data set {setting.dataset!r} has other examples {where}; give all the same."
-        )
+    _check_examples(setting.dataset, protocol, data_dir, tuple(plugins))
     result = _trial(setting, seed, plugins, **how)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = kept.versions if kept else machine.versions(gpu)
