@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fltrust_repro.backend import host_view, to_ndarray
-from fltrust_repro.errors import BadInput
 
 if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
 
 _ARRAY = "array:"  # the key that stands, with an array's name, for the array
-# Notes that are means, by the note that counts what over.
-_MEANS = {"direction agreement": "attacked iterations", "undone": "compared with no attack"}
 
 
 @dataclass
@@ -103,21 +100,3 @@ def _meant(told: Any, arrays: dict[str, np.ndarray]) -> Any:
             return arrays[told[_ARRAY]].copy()
         return {key: _meant(one, arrays) for key, one in told.items()}
     return [_meant(one, arrays) for one in told] if isinstance(told, list) else told
-
-
-def plain(notes: Counter[str]) -> dict[str, float]:
-    """Return what was noted as plain numbers, means as such; `BadInput` for what is no number."""
-    told = {str(name): _number(name, value) for name, value in notes.items()}
-    for mean, count in _MEANS.items():
-        if mean in told and told.get(count):  # else a plug-in has a note of its own of that name
-            told[mean] /= told[count]
-    return told
-
-
-def _number(name: object, noted: Any) -> float:
-    """A note as a plain number, whatever kind of number or array of one it is."""
-    value = np.asarray(noted.asnumpy() if hasattr(noted, "asnumpy") else noted)
-    if value.size != 1 or value.dtype.kind not in "biuf":
-        raise BadInput(f"an attack or a rule notes {name!r} as {noted!r}; notes are numbers.")
-    number = value.item()
-    return int(number) if isinstance(number, bool) else number

@@ -38,11 +38,21 @@ def keep(experiment: Experiment, out: Path) -> list[Path]:
 
 
 def is_anothers_place(experiment: Experiment, out: Path) -> bool:
-    """Whether results lie in a folder of the program's experiment of this name, or of one's own."""
+    """Whether results of another experiment of this name lie in a folder.
+
+    One's own is the same where its file is typed as before, or has the same title: it may have been
+    edited since, or typed from another folder.
+    """
     file = _file_of(experiment, out)
-    if is_own(experiment):
-        return is_file(file.with_suffix(".csv")) and not is_file(file)
-    return is_file(file)
+    if not is_own(experiment):
+        return is_file(file)
+    if not is_file(file):
+        return is_file(file.with_suffix(".csv"))
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return told["command"] != experiment.command and told["title"] != experiment.title
+    except (OSError, *_WRONG):
+        return False  # it is no experiment any more
 
 
 def is_kept(experiment: Experiment, out: Path) -> bool:

@@ -216,11 +216,13 @@ def _store(path: Path) -> Iterator[str]:
         raise BadInput(f"{path} is damaged ({one_line(verdict)}); keep a copy of it, and {remedy}.")
     with Archive(path) as store:
         store.checked_tables()  # which raises what a run would
-        trials, left_out = [*store.everything()], len(store.left_out)
+        trials, left_out = [*store.everything()], store.left_out
     told = counted(len(trials), "finished trial")
     told += f" of {counted(len({trial.setting for trial in trials}), 'setting')}"
-    less = f", {counted(left_out, 'entry')} beside them not understood" * bool(left_out)
-    yield f"{path}: {told}, intact{less}"
+    others, broken = left_out.of_plugins, len(left_out) - left_out.of_plugins
+    more = f", {counted(others, 'trial')} beside them of plug-ins" * bool(others)
+    less = f", {counted(broken, 'entry')} beside them not understood" * bool(broken)
+    yield f"{path}: {told}, intact{more}{less}"
 
 
 def _cache() -> Iterator[str]:

@@ -147,6 +147,11 @@ class LeftOut:
         """Leave out what lies at a place of a file; the same place counts once."""
         self._errors.setdefault((file, place), error)
 
+    @property
+    def of_plugins(self) -> int:
+        """How many of them name what plug-ins bring that are not loaded."""
+        return sum(isinstance(error, UnknownName) for error in self._errors.values())
+
     def tell(self) -> None:
         """Say on stderr what has been left out since it was last told, a line or two per file."""
         new = list(self._errors.items())[self._told :]

@@ -81,7 +81,7 @@ def check_varied(content: Mapping[str, Any]) -> None:
     for row in (content.get("setting", {}), *rows):
         for field, value in row.items():
             if one.decides(field, value):
-                raise BadInput(f"{field} is given, but vary decides it; leave it out.")
+                raise BadInput(f"{field} is given, but vary decides it; {one.instead}.")
 
 
 def check_paper(paper: Mapping[str, Any], rows: Collection[str], columns: int) -> None:

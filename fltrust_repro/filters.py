@@ -58,8 +58,6 @@ def assignment(option: str, text: str) -> tuple[str, Any]:
     ('non_iid', 0.1)
     """
     name, value = assigned(option, text, "FIELD", dict.fromkeys(FIELDS, "VALUE"))
-    if name == "pre" and value == "none":
-        value = ""  # as a setting has it
     kind, _ = kind_of(FIELDS[name])
     try:
         return name, kind(value)

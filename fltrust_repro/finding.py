@@ -125,8 +125,8 @@ def chosen(found: Iterable[Found], wanted: Mapping[str, Collection[Any]]) -> lis
 
 def _as_kept(field: str, value: Any) -> Any:
     """A value as a setting has it: alie:z=1 where alie:z=1.0 is typed."""
-    if field in ("pre", "knowledge") and value == "none":
-        return "" if field == "pre" else None
+    if (field, value) == ("knowledge", "none"):
+        return None
     if field not in ("rule", "pre", "attack"):
         return value
     try:

@@ -124,4 +124,6 @@ def in_words(fields: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
+    if value is None or value == "":
+        return "none"
     return f"{value:.10g}" if isinstance(value, float) else str(value)

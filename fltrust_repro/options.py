@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,10 @@ def setting_options(*without: str) -> Callable:
     own = [field for field in dataclasses.fields(Setting) if field.name not in without]
 
     def gather(readings: tuple[str, ...], **given: Any) -> dict[str, Any]:
-        return {**given, **dict(map(reading, readings))}
+        told = list(map(reading, readings))
+        for name in dict(told):
+            _only([value for one, value in told if one == name], f"--reading {name}")
+        return {**given, **dict(told)}
 
     return _gathering(gather, *map(_option_of, own))
 
@@ -227,11 +230,24 @@ def _option_of(field: dataclasses.Field) -> Callable:
     kind, metavar = kind_of(field)
     first, *others = field.metadata["choices"] or (None,)
     choices = ", ".join([f"{first} (default)", *others]) if others else ""
+    how: dict[str, Any] = {"default": field.default}
+    if kind is str:  # of numbers the last one counts, as shells have it; names might all be meant
+        how["default"] = () if field.default is None else (field.default,)
+        how["callback"] = lambda _context, option, values: _only(values, option.opts[0])
+        how["multiple"] = True
     return click.option(
         "--" + field.name.replace("_", "-"), field.name, type=kind, metavar=metavar,
-        default=field.default, show_default=field.default is not None and not choices,
+        show_default=field.default is not None and not choices, **how,
         help=field.metadata["help"] + f": {choices}." * bool(choices),
     )  # fmt: skip
+
+
+def _only(values: Sequence[Any], option: str) -> Any:
+    """The one value that is given for an option, None for none; `BadInput` for several."""
+    if len(values) > 1:
+        given = ", ".join(map(str, values))
+        raise BadInput(f"{option} is given {len(values)} times ({given}); give it once.")
+    return values[0] if values else None
 
 
 def reading(text: str) -> tuple[str, str]:

@@ -34,6 +34,7 @@ from fltrust_repro.weighing import finite_rows, lengths, shortening, weighted_su
 Rows = Callable[..., int]
 
 _SOME = 100  # rows, of which a step leaves as many or not
+_NO_STEP = ("", "none")
 _PLUS = re.compile(r"\+(?!(?<==\+)[\d.]|(?<=\d[eE]\+)\d)")  # but in a number: =+1, 1e+3
 
 
@@ -67,6 +68,8 @@ def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], 
     check_named("pre-aggregation", name)
     if "+" in name:
         raise BadInput(f"a pre-aggregation has the name {name!r}; what follows a + is another.")
+    if name in _NO_STEP:
+        raise BadInput(f"a pre-aggregation has the name {name!r}, which is no step; take another.")
     if not callable(rows):
         do = "give a function of m, as rows=lambda m: m // 2"
         raise BadInput(f"pre-aggregation {name!r}: rows is {shown(rows)}; {do}.")
@@ -84,13 +87,13 @@ def preaggregation(name: str, rows: Rows = lambda m: m) -> Callable[[Callable], 
 
 
 def steps_of(names: str) -> list[str]:
-    """Return each step's name of those that are joined by +.
+    """Return each step's name of those that are joined by +; "none" is no step.
 
     >>> from fltrust_repro.preaggregations import steps_of
     >>> steps_of("nnm+clip:radius=1e+3")
     ['nnm', 'clip:radius=1e+3']
     """
-    return [step.strip() for step in _PLUS.split(names) if step.strip()]
+    return [step for step in map(str.strip, _PLUS.split(names)) if step not in _NO_STEP]
 
 
 def behind(names: str, rule: Rule) -> Rule:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fltrust_repro.doors import as_numbers
 from fltrust_repro.errors import BadInput
+from fltrust_repro.notes import Notes
 
 ASKED = (
     "c", "beta", "rng", "memory", "notes", "w_re", "workers", "layers", "root", "judge",
@@ -57,7 +58,7 @@ class ServerState:
 
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     memory: dict[str, Any] = field(default_factory=dict)
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Notes)
     w_re: np.ndarray | None = None  # float32 (d,); zeros where nobody told
     workers: np.ndarray | None = None  # int (m,); 0..m-1 where nobody told
     layers: tuple[slice, ...] | None = None  # of d; all in one where nobody told

@@ -41,7 +41,8 @@ class Scale:
         """Return the scale that ends at the least and the largest of some error rates."""
         known = [max(error, LEAST) for error in errors]
         low = min(known, default=LEAST)
-        return cls(low, max([*known, 2 * low]))
+        high = min(max([*known, 2 * low]), 1.0)
+        return cls(min(low, high / 2), high)
 
     @classmethod
     def of(cls, standings: Standings) -> Scale:

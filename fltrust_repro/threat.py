@@ -30,6 +30,7 @@ from fltrust_repro.doors import (
     whole_number,
 )
 from fltrust_repro.errors import BadInput, choose, shown
+from fltrust_repro.notes import Notes
 from fltrust_repro.parameters import check_called, chosen, name_with, with_values
 from fltrust_repro.poisoning import Backdoor, PoisonedSet
 from fltrust_repro.registry import Registry, check_named, summary
@@ -132,7 +133,7 @@ class Round:
     rng: np.random.Generator  # the attacker's own
     master: Master
     parameters: Parameters = Parameters()
-    notes: Counter[str] = field(default_factory=Counter)  # to be counted over the trial, by name
+    notes: Counter[str] = field(default_factory=Notes)  # to be counted over the trial, by name
     memory: dict[str, Any] = field(default_factory=dict)  # the attack's, between iterations
     root: np.ndarray | None = None  # float32 (d,), the server's own update, if the attack asks
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +14,12 @@ import numpy as np
 from fltrust_repro import backend, datasets, poisoning
 from fltrust_repro.attacks import attacks, direction_agreement, undone
 from fltrust_repro.backend import host_view, to_ndarray
-from fltrust_repro.course import Course, Moving, Snapshot, plain
+from fltrust_repro.course import Course, Moving, Snapshot
 from fltrust_repro.doors import LAST_SEED, whole_number
 from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.master import MasterDevice
 from fltrust_repro.models import models
+from fltrust_repro.notes import Notes, plain
 from fltrust_repro.partition import Batches, Shards, deal, sample_batches
 from fltrust_repro.settings import Setting
 from fltrust_repro.threat import Round
@@ -146,7 +146,7 @@ class Federation:
         self._parameters = setting.parameters()
         self._rngs = {name: generator(seed, name) for name in _PURPOSES}
         numbers = self._rngs.pop("numbers").permutation(setting.workers)  # drawn once
-        self._notes: Any = Counter()  # a Counter may count in fractions
+        self._notes: Any = Notes()  # which counts in fractions, too
         data = datasets.load(setting.dataset, self._rngs["split"], data_dir)
         initial = int(self._rngs["initial"].integers(2**31)), setting.readings.initial
         shape = data.train_x.shape[1:]

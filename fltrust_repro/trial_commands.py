@@ -213,7 +213,7 @@ def sweep_command(
         for one in (axis.varied for axis in axes):
             if one.decides(field.removesuffix("_names"), typed[field]):
                 wrong = f"{option} is given, but --vary {one.name} decides it"
-                raise BadInput(f"{wrong}; leave it out.")
+                raise BadInput(f"{wrong}; {one.instead}.")
     # A parameter left to its default follows what varies; the others are as given.
     told = {key: value for key, value in given.items() if value is not None}
     others = {key: value for key, value in typed.items() if key not in (*_WHERE, *_NAMED)}

@@ -109,17 +109,32 @@ def run(
     plugins: Sequence[Plugin] = (),
     checkpoints: Checkpoints | None = None,
 ) -> Trial | Raised:
-    """Run one trial; `protocol` is what the command that asks for it names it by."""
+    """Run one trial; `protocol` is what the command that asks for it names it by.
+
+    What is refused before an iteration is done ends the command, for trials beside it would be
+    refused alike; what is refused later, as a result whose shape has changed, is this trial's end.
+    """
     gpu = _process.gpu if device == "gpu" else None
     how: dict[str, Any] = {"device": device, "data_dir": data_dir}
-    how["after_iteration"] = _process.after_iteration
+    under_way = False
+
+    def after_iteration() -> None:
+        nonlocal under_way
+        under_way = True
+        _process.after_iteration()
+
     name = TrialName(setting.key(), seed, protocol)
     if kept := checkpoints and checkpoints.of(name, gpu):
         how["keep"] = kept.keep
         with contextlib.suppress(ValueError):  # it is damaged, as the command has said
             how["begun"] = kept.read()
     _check_examples(setting.dataset, protocol, data_dir, tuple(plugins))
-    result = _trial(setting, seed, plugins, **how)
+    try:
+        result = _trial(setting, seed, plugins, after_iteration=after_iteration, **how)
+    except BadInput as error:
+        if not under_way:
+            raise
+        return Raised.of(error)._replace(mendable=None)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = kept.versions if kept else machine.versions(gpu)
     return Trial(setting, seed, result, device, told, now, protocol)

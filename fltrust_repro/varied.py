@@ -53,6 +53,11 @@ class Varied:
         """Whether it takes the place of what is given for a field."""
         return field in self.fields(1, {})
 
+    @property
+    def instead(self) -> str:
+        """What to do where it decides what is given too."""
+        return "leave it out"
+
     def hundred(self, workers: int | None) -> int | None:
         """What 100% of it are: these workers, 1, or not known."""
         return workers if self.field in _COUNTS else 1 if self.field in _SHARES else None
@@ -98,6 +103,12 @@ class OwnParameter(Varied):
         return field in _owned(owner, parameter) and any(
             name == owner and parameter in own for name, own in steps
         )
+
+    @property
+    def instead(self) -> str:
+        """What to do where it decides what is given too."""
+        owner, _, parameter = self.name.partition(":")
+        return f"write {owner} without {parameter}"
 
     def is_read_by(self, setting: Setting) -> bool:
         """Whether something of the setting has it."""

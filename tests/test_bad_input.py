@@ -156,6 +156,13 @@ COMMANDS = {
     "sweep --vary c --name .hidden": ["'.hidden'", "first"],
     "reproduce sub/tiny.trials.toml": ["tiny.trials", "letters, digits"],
     "reproduce tiny.toml sub/tiny.toml": ["'tiny'", "rename your file"],
+    # options of which one would be ignored
+    "run --rule krum --rule median": ["--rule is given 2 times (krum, median)", "once"],
+    "show --rule krum --attack krum --attack none": ["--attack is given 2 times (krum, none)"],
+    "sweep --vary c --dataset digits --dataset har": ["--dataset is given 2 times (digits, har)"],
+    "run --reading base=received --reading search=exact --reading base=before-attack": [
+        "--reading base is given 2 times (received, before-attack)",
+    ],
     # sweeps that would ignore an option
     "sweep --vary c --knowledge nonsense": ["knowledge is 'nonsense'", "full, partial"],
     "sweep --vary c --attack gaussian --knowledge none": ["knowledge is 'none'"],
@@ -167,7 +174,10 @@ COMMANDS = {
     "sweep --vary workers --values 50 --workers 20": ["--workers", "--vary workers decides it"],
     "sweep --vary selected --selected 20": ["--selected", "--vary selected decides it"],
     "sweep --vary momentum --values 0.5 --momentum 0.9": ["--momentum", "--vary momentum decides"],
-    "sweep --vary multi-krum:q --values 9 --rule multi-krum:q=5": ["--rule", "decides it"],
+    "sweep --vary multi-krum:q --values 9 --rule multi-krum:q=5": [
+        "--rule",
+        "decides it; write multi-krum without q.",
+    ],
     "sweep --vary clip:radius --values 1 --pre nnm+clip:radius=2": ["--pre", "decides it"],
     # limits of rules and attacks
     DIGITS + "--rule trimmed-mean --beta 19": ["beta is 19", "c = 20", "c <= beta < m/2"],

@@ -359,6 +359,12 @@ def test_a_whole_store_is_counted(machine, report):
         opened.execute("UPDATE trials SET error_rate = 7 WHERE seed = 1")
     _, text = report("--store", "mine.sqlite")
     assert "2 finished trials of 1 setting, intact, 1 entry beside them not understood" in text
+    with contextlib.closing(sqlite3.connect("mine.sqlite")) as opened, opened:
+        told = "setting = json_set(setting, '$.rule', 'my-rule')"
+        opened.execute(f"UPDATE trials SET {told} WHERE seed = 2")
+    _, text = report("--store", "mine.sqlite")
+    others = "1 trial beside them of plug-ins, 1 entry beside them not understood"
+    assert f"1 finished trial of 1 setting, intact, {others}" in text
 
 
 def other_table(path):

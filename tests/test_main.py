@@ -739,6 +739,15 @@ def test_results_of_one_name_are_of_one_owner(call, tmp_path):
     assert code == 2
     assert "another experiment is called 'table7b' too" in err
     assert (out / "table7b.md").read_bytes() == before
+    for title in ("Another", "A tiny table"):  # the latter was copied, or typed from elsewhere
+        other = tmp_path / title / "table7b.toml"
+        other.parent.mkdir()
+        other.write_text(TINY.replace("A tiny table", title))
+        refused = title == "Another"
+        code, _, err = call("reproduce", other, *options)
+        assert code == (2 if refused else 0)
+        assert ("rename your file, or give --out another folder" in err) == refused
+    assert call("reproduce", file, *options)[0] == 0
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "table7b.csv").touch()  # as the program's experiment leaves it
     assert call("reproduce", file, *options, "--out", "theirs")[0] == 2

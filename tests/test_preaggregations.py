@@ -175,7 +175,16 @@ def test_rows_may_depend_on_some_of_a_steps_parameters():
         preaggregations.remove("some")
 
 
+@pytest.mark.parametrize("pre", ["none", " none", "", "none+none"])
+def test_none_is_no_step(pre):
+    plain = Setting(**SMALL, rule="median")
+    assert Setting(**SMALL, pre=pre, rule="median") == plain
+    assert Setting(**SMALL, pre="nnm+none", rule="median").pre == "nnm"
+
+
 def test_what_cannot_be_registered_is_told_in_a_sentence():
+    with pytest.raises(BadInput, match="'none', which is no step"):
+        preaggregation("none")
     with pytest.raises(BadInput, match="'a\\+b'; what follows a \\+ is another"):
         preaggregation("a+b")
     with pytest.raises(BadInput, match="'short': rows is 3; give a function of m"):

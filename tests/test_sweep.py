@@ -824,6 +824,49 @@ def test_three_failures_alike_end_a_run_and_keep_what_is_finished(crashes, tmp_p
         fl.run(crash("raises"), trials=2, jobs=0, store=tmp_path / "trials.sqlite")
 
 
+LATE = '''"""Rules that after some calls give another shape, or note what is no number."""
+from fltrust_repro import rule
+
+calls = 0
+
+@rule("late")
+def late(updates, *, good=20):
+    global calls
+    calls += 1
+    return updates.mean(axis=0)[: None if calls <= good else 3]
+
+@rule("noting")
+def noting(updates, notes, *, good=20):
+    global calls
+    calls += 1
+    notes["kind"] = 1 if calls <= good else "high"
+    return updates.mean(axis=0)
+'''
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("late", r"rule 'late.*' \(late\.py, line \d+\): its result must be .* not float32 \(3,\)"),
+        ("noting", r"'kind' is noted as 'high'; notes are numbers \(.*late\.py, line \d+\)"),
+    ],
+)
+def test_what_is_refused_amid_a_trial_ends_that_trial_alone(rule, message, tmp_path):
+    """In its first iteration it would be so in every trial, and ends the command."""
+    (tmp_path / "late.py").write_text(LATE)
+    load_plugin(tmp_path / "late.py")
+    amid, at_once = (replace(SMALL, rule=f"{rule}:good={n}", attack="none") for n in (20, 0))
+    machine = Machine(jobs=0)
+    with Store(tmp_path / "trials.sqlite") as store:
+        finished, failed = run_missing(cells(amid, SMALL), [0, 1], store, machine)
+        assert (finished, len(failed)) == (2, 2)
+        assert all(re.match(message, one.message) for one in failed), failed
+        assert "Traceback" in failed[0].details
+        with pytest.raises(BadInput, match=message):
+            run_missing(cells(at_once), [0], store, machine)
+        assert len(store.failures()) == 2
+
+
 def test_the_home_folder_is_found_in_python_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
