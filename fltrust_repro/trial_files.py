@@ -85,8 +85,9 @@ def read_csv(
 ) -> list[Trial]:
     """Read the trials of a file of `write_csv` whose names are wanted.
 
-    `left_out` takes the lines that hold no trial that this version understands. Raises `BadInput`
-    where the file cannot be read, or is no file of trials at all.
+    `left_out` takes the lines that hold no trial that this version understands, but for those of
+    which the name is read and not wanted: they are not looked at. Raises `BadInput` where the file
+    cannot be read, or is no file of trials at all.
     """
     # Line by line: to pandas a quote too few, or a byte that is no UTF-8, ends the whole file.
     left_out = LeftOut() if left_out is None else left_out
@@ -96,6 +97,8 @@ def read_csv(
     try:
         columns = _columns_of(path, content) if content else []
         for number, line in enumerate(content.split(b"\n")[1:], 2):
+            if (name := _name_of(columns, line)) and not wanted(name):
+                continue
             try:
                 row = _row(columns, line)
                 if row and _is_wanted(row, wanted):
@@ -120,6 +123,18 @@ def _columns_of(path: Path, content: bytes) -> list[str]:
     if twice := [name for name in COLUMNS if columns.count(name) > 1]:
         raise BadInput(f"{path} names {', '.join(twice)} twice in its first line; {_AWAY}")
     return columns
+
+
+def _name_of(columns: Sequence[str], line: bytes) -> TrialName | None:
+    """The name that a line begins with, as those of `write_csv` do; without reading its curve."""
+    parts = line.split(b",", len(TrialName._fields))[:-1]
+    if (*columns[: len(parts)],) != TrialName._fields:
+        return None
+    key, seed, protocol = parts
+    try:
+        return TrialName(key.decode(), int(seed), protocol.decode())
+    except ValueError:
+        return None
 
 
 def _row(columns: Sequence[str], line: bytes) -> dict[str, str]:

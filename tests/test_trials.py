@@ -242,6 +242,22 @@ def test_a_trial_of_the_most_iterations_is_read_back(tmp_path):
     assert csv.field_size_limit() == before
 
 
+def test_lines_of_trials_that_are_not_wanted_are_not_looked_at(tmp_path):
+    path = tmp_path / "t.csv"
+    write_csv(path, [trial(seed) for seed in range(3)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    broken = [lines[1].replace(b",cpu,", b',"cp"u,'), b"garbage\n", b"a,b,c,d\n"]
+    path.write_bytes(b"".join([lines[0], *broken, *lines[2:]]))
+    for wanted, found, left in ((1, [1], 2), (0, [], 3), (7, [], 2)):
+        left_out = LeftOut()
+        some = read_csv(path, left_out, lambda name, wanted=wanted: name.seed == wanted)
+        assert ([one.seed for one in some], len(left_out)) == (found, left)
+    # Another order of columns is read as well.
+    table = pd.read_csv(path, skiprows=[1, 2, 3])
+    table[table.columns[::-1]].to_csv(path, index=False)
+    assert [one.seed for one in read_csv(path, wanted=lambda name: name.seed == 2)] == [2]
+
+
 def test_lines_left_out_are_counted_a_few_are_named_and_the_file_is_told_once(tmp_path, capsys):
     rows = [TOLD, *({**trial(seed).row(), "error_rate": "7.5"} for seed in range(1, 10))]
     path = as_file(tmp_path / "t.csv", *rows)
