@@ -75,7 +75,8 @@ class Judged(NamedTuple):
 @click.option("--pre", multiple=True, metavar="NAME", help="Before each --rule; repeatable.")
 @click.option("--attack", "columns", multiple=True, metavar="COLUMN",
               help="Only this column, or any attack as one; repeatable.")  # fmt: skip
-@click.option("--knowledge", default="full", show_default=True, help="Or partial: another table.")
+@click.option("--knowledge", **options.once("full"), show_default=True, metavar="NAME",
+              help="Or partial: another table.")  # fmt: skip
 @click.option("--breakdown", is_flag=True, help="Search the smallest c that doubles the error.")
 @click.option("--draw", is_flag=True, help="Run nothing; rank what is at hand.")
 @click.option("--trials", default=len(SEEDS), show_default=True, metavar="N",

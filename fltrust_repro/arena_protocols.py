@@ -16,7 +16,7 @@ from fltrust_repro.attacks import attacks
 from fltrust_repro.errors import BadInput, choose, shown
 from fltrust_repro.experiment_files import read
 from fltrust_repro.experiments import Cell, Experiment, home, readable
-from fltrust_repro.preaggregations import behind
+from fltrust_repro.preaggregations import behind, steps_of
 from fltrust_repro.server import of_root_data
 from fltrust_repro.settings import Setting
 from fltrust_repro.standings import NO_ATTACK
@@ -42,6 +42,7 @@ class Protocol:
 
         Raises `BadInput` where there is neither.
         """
+        pre = "+".join(steps_of(pre))
         if rule in self.rows and not pre:
             return rule, self.rows[rule]
         if rule in self.rows and rule not in rules:

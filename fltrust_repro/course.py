@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fltrust_repro.backend import host_view, to_ndarray
+from fltrust_repro.notes import Notes
 
 if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
@@ -67,7 +68,7 @@ class Moving:
         curve = [(int(i), float(error), float(loss)) for i, error, loss in told["curve"]]
         w = to_ndarray(arrays["w"].astype(np.float32).reshape(shape))
         course = Course(w, iterations, curve, float(told["seconds"]))
-        notes = Counter(told["notes"])
+        notes = Notes(told["notes"])
         memories = {whose: {**_meant(told[whose], arrays)} for whose in self.memories}
         for name, rng in self.rngs.items():
             rng.bit_generator.state = told["generators"][name]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,8 +41,8 @@ def keep(experiment: Experiment, out: Path) -> list[Path]:
 def is_anothers_place(experiment: Experiment, out: Path) -> bool:
     """Whether results of another experiment of this name lie in a folder.
 
-    One's own is the same where its file is typed as before, or has the same title: it may have been
-    edited since, or typed from another folder.
+    One's own is the same where its file lies where it lay, or has the same title: it may have been
+    edited since, or moved. Sweeps of one name are one's own wish.
     """
     file = _file_of(experiment, out)
     if not is_own(experiment):
@@ -50,7 +51,8 @@ def is_anothers_place(experiment: Experiment, out: Path) -> bool:
         return is_file(file.with_suffix(".csv"))
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
-        return told["command"] != experiment.command and told["title"] != experiment.title
+        before = told["file"] if "file" in told else _file_typed(told["command"])
+        return before != _file_typed(experiment.command) and told["title"] != experiment.title
     except (OSError, *_WRONG):
         return False  # it is no experiment any more
 
@@ -65,6 +67,12 @@ def is_kept(experiment: Experiment, out: Path) -> bool:
         return all(told[part] == json.loads(json.dumps(now[part])) for part in _DECIDES)
     except (OSError, *_WRONG):
         return False
+
+
+def _file_typed(command: str) -> str | None:
+    """The file of one's own that a command names, by its whole path; None of a sweep."""
+    kind, *words = shlex.split(command)
+    return str(Path(words[0]).resolve()) if kind == "reproduce" else None
 
 
 def _file_of(experiment: Experiment, out: Path) -> Path:
@@ -82,7 +90,8 @@ def _told(experiment: Experiment) -> dict[str, Any]:
         for cell, setting in zip(experiment.cells, settings)
     ]  # fmt: skip
     return {
-        "command": experiment.command, "title": experiment.title, "measure": experiment.measure,
+        "command": experiment.command, "file": _file_typed(experiment.command),
+        "title": experiment.title, "measure": experiment.measure,
         "published_by": experiment.published_by, "seconds": experiment.seconds,
         "figure": None if experiment.figure is None else asdict(experiment.figure),
         "rows": experiment.rows, "columns": experiment.columns, "notes": experiment.notes,

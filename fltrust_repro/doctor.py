@@ -220,7 +220,7 @@ def _store(path: Path) -> Iterator[str]:
     told = counted(len(trials), "finished trial")
     told += f" of {counted(len({trial.setting for trial in trials}), 'setting')}"
     others, broken = left_out.of_plugins, len(left_out) - left_out.of_plugins
-    more = f", {counted(others, 'trial')} beside them of plug-ins" * bool(others)
+    more = f", and {others:,} of plug-ins that are not loaded" * bool(others)
     less = f", {counted(broken, 'entry')} beside them not understood" * bool(broken)
     yield f"{path}: {told}, intact{more}{less}"
 

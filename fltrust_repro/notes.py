@@ -13,6 +13,8 @@ from fltrust_repro.errors import WrongNumbers, shown
 # Notes that are means, by the note that counts what over.
 _MEANS = {"direction agreement": "attacked iterations", "undone": "compared with no attack"}
 
+_LARGE = 2**63  # whole numbers from there on are seen as numpy sees them
+
 
 class Notes(Counter[str]):
     """Counts by name, in fractions too: plain numbers, of whatever kind was noted.
@@ -36,10 +38,10 @@ class Notes(Counter[str]):
             self[name] = noted
         return self[name]
 
-    def update(self, *given: Any, **counts: Any) -> None:
+    def update(self, /, *given: Any, **counts: Any) -> None:
         """Add to the notes, as a `Counter` does."""
         for name, noted in Counter(*given, **counts).items():
-            self[name] = self[name] + noted if name in self else noted
+            self[name] += _number(name, noted)
 
 
 def plain(notes: Mapping[str, Any]) -> dict[str, float]:
@@ -53,7 +55,7 @@ def plain(notes: Mapping[str, Any]) -> dict[str, float]:
 
 def _number(name: object, noted: Any) -> Any:
     """A note as a plain number, whatever kind of number or array of one it is."""
-    if type(noted) in (int, float):  # as nearly all are
+    if type(noted) is float or (type(noted) is int and abs(noted) < _LARGE):  # as nearly all are
         return noted
     try:
         value = np.asarray(noted.asnumpy() if hasattr(noted, "asnumpy") else noted)
@@ -61,5 +63,4 @@ def _number(name: object, noted: Any) -> Any:
         value = np.empty(0)
     if value.size != 1 or value.dtype.kind not in "biuf":
         raise WrongNumbers(f"{name!r} is noted as {shown(noted)}; notes are numbers.")
-    number = value.item()
-    return int(number) if isinstance(number, bool) else number
+    return (float if value.dtype.kind == "f" else int)(value.item())

@@ -231,15 +231,22 @@ def _option_of(field: dataclasses.Field) -> Callable:
     first, *others = field.metadata["choices"] or (None,)
     choices = ", ".join([f"{first} (default)", *others]) if others else ""
     how: dict[str, Any] = {"default": field.default}
-    if kind is str:  # of numbers the last one counts, as shells have it; names might all be meant
-        how["default"] = () if field.default is None else (field.default,)
-        how["callback"] = lambda _context, option, values: _only(values, option.opts[0])
-        how["multiple"] = True
+    if kind is str:  # several might all be meant, as `sweep` has it; of numbers the last one counts
+        how = once(field.default)
     return click.option(
         "--" + field.name.replace("_", "-"), field.name, type=kind, metavar=metavar,
         show_default=field.default is not None and not choices, **how,
         help=field.metadata["help"] + f": {choices}." * bool(choices),
     )  # fmt: skip
+
+
+def once(default: Any) -> dict[str, Any]:
+    """What makes an option of a command refuse to be given twice."""
+    return {
+        "multiple": True,
+        "default": () if default is None else (default,),
+        "callback": lambda _context, option, values: _only(values, option.opts[0]),
+    }
 
 
 def _only(values: Sequence[Any], option: str) -> Any:

@@ -38,7 +38,7 @@ class Scale:
 
     @classmethod
     def over(cls, errors: Iterable[float]) -> Scale:
-        """Return the scale that ends at the least and the largest of some error rates."""
+        """Return the scale from the least to the largest of some error rates, or a wider one."""
         known = [max(error, LEAST) for error in errors]
         low = min(known, default=LEAST)
         high = min(max([*known, 2 * low]), 1.0)

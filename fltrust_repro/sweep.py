@@ -170,8 +170,8 @@ def run_missing(
     `announce` is told beforehand how many seconds all trials take, and how many those of the first
     seed alone; the means of `measure` are shown. A trial that raises an error is recorded as failed
     and the rest goes on, until three failed alike; one whose process dies, or has no memory or
-    file, is tried once more first. `BadInput` ends the run, and so does `KeyboardInterrupt`; what
-    was finished is in the store.
+    file, is tried once more first. A `BadInput` before a trial's second iteration ends the run, and
+    so does `KeyboardInterrupt`; what was finished is in the store.
     """
     from fltrust_repro.progress import Watch, waiting  # loads rich, which takes a while
 
@@ -335,14 +335,15 @@ class Run:
         if raised.once_more and self._attempts[task] < ATTEMPTS:
             self._waiting.appendleft(task)
             return
-        self._failed.append(Failure(task.name, raised.message, raised.details))
+        message = raised.message.rstrip(". ")  # which stands within sentences
+        self._failed.append(Failure(task.name, message, raised.details))
         self._store.add_failure(self._failed[-1])
         self._watch.failed()
-        self._messages[raised.message] += 1
-        if self._messages[raised.message] == ALIKE:
+        self._messages[message] += 1
+        if self._messages[message] == ALIKE:
             left = len(self._waiting) + len(self._elsewhere)
             self._waiting, self._elsewhere = deque(), deque()
             self._watch.say(
-                f"Stopped, since {ALIKE} trials failed alike: {raised.message}. What is finished "
+                f"Stopped, since {ALIKE} trials failed alike: {message}. What is finished "
                 f"is kept, {counted(left, 'trial')} not tried; `show` prints the traceback."
             )

@@ -51,6 +51,18 @@ def prepare(gpu: int, after_iteration: Callable[[], None], is_the_commands: bool
     _process.is_the_commands = is_the_commands
 
 
+class _Amid(Exception):
+    """What a trial is refused for after an iteration was done: its own end, and no other trial's.
+
+    As a rule's result whose shape has changed. What is refused in the first iteration, or before
+    it, is so with any seed, and ends the command.
+    """
+
+    def __init__(self, refused: BadInput) -> None:
+        super().__init__(str(refused))
+        self.refused = refused
+
+
 def _told(call: Callable) -> Callable:
     """Return an error of any kind, `sys.exit` too, instead of raising it; Ctrl-C is none."""
 
@@ -60,6 +72,8 @@ def _told(call: Callable) -> Callable:
             # What a plug-in prints must not stand amid what a command says.
             with contextlib.redirect_stdout(sys.stderr):
                 return call(*args)
+        except _Amid as late:
+            return Raised.of(late.refused)._replace(mendable=None)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and _process.is_the_commands:
                 raise
@@ -82,9 +96,28 @@ def afresh(seed: int, plugins: Sequence[Plugin]) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
-def _trial(setting: Setting, seed: int, plugins: Sequence[Plugin], **where: Any) -> TrialResult:
-    with afresh(seed, plugins):
-        return run_trial(setting, seed, gpu=_process.gpu, **where)
+def _trial(
+    setting: Setting,
+    seed: int,
+    plugins: Sequence[Plugin],
+    after_iteration: Callable[[], None] = lambda: None,
+    **where: Any,
+) -> TrialResult:
+    amid = where.get("begun") is not None
+
+    def after() -> None:
+        nonlocal amid
+        amid = False  # what the command itself does then, with its store, is no trial's
+        after_iteration()
+        amid = True
+
+    try:
+        with afresh(seed, plugins):
+            return run_trial(setting, seed, gpu=_process.gpu, after_iteration=after, **where)
+    except BadInput as error:
+        if amid:
+            raise _Amid(error) from error
+        raise
 
 
 @functools.cache  # a process reads examples once
@@ -109,32 +142,17 @@ def run(
     plugins: Sequence[Plugin] = (),
     checkpoints: Checkpoints | None = None,
 ) -> Trial | Raised:
-    """Run one trial; `protocol` is what the command that asks for it names it by.
-
-    What is refused before an iteration is done ends the command, for trials beside it would be
-    refused alike; what is refused later, as a result whose shape has changed, is this trial's end.
-    """
+    """Run one trial; `protocol` is what the command that asks for it names it by."""
     gpu = _process.gpu if device == "gpu" else None
     how: dict[str, Any] = {"device": device, "data_dir": data_dir}
-    under_way = False
-
-    def after_iteration() -> None:
-        nonlocal under_way
-        under_way = True
-        _process.after_iteration()
-
+    how["after_iteration"] = _process.after_iteration
     name = TrialName(setting.key(), seed, protocol)
     if kept := checkpoints and checkpoints.of(name, gpu):
         how["keep"] = kept.keep
         with contextlib.suppress(ValueError):  # it is damaged, as the command has said
             how["begun"] = kept.read()
     _check_examples(setting.dataset, protocol, data_dir, tuple(plugins))
-    try:
-        result = _trial(setting, seed, plugins, after_iteration=after_iteration, **how)
-    except BadInput as error:
-        if not under_way:
-            raise
-        return Raised.of(error)._replace(mendable=None)
+    result = _trial(setting, seed, plugins, **how)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = kept.versions if kept else machine.versions(gpu)
     return Trial(setting, seed, result, device, told, now, protocol)

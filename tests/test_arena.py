@@ -76,6 +76,13 @@ def test_the_first_protocol_is_the_papers_and_has_its_trials_and_values():
     assert (fell.paper, fell.setting) == (0.80, Setting(attack="krum"))
 
 
+def test_none_before_a_row_is_nothing():
+    protocol = protocols()["P1"]
+    for row in ("nnm+median", "median"):
+        assert protocol.row(row, "none") == protocol.row(row)
+    assert protocol.row("median", "nnm+none") == protocol.row("nnm+median")
+
+
 def test_every_protocol_has_every_row_but_for_cells_that_a_limit_forbids():
     for protocol in protocols().values():
         for knowledge in ("full", "partial"):

@@ -163,6 +163,7 @@ COMMANDS = {
     "run --reading base=received --reading search=exact --reading base=before-attack": [
         "--reading base is given 2 times (received, before-attack)",
     ],
+    "arena --knowledge full --knowledge partial": ["--knowledge is given 2 times (full, partial)"],
     # sweeps that would ignore an option
     "sweep --vary c --knowledge nonsense": ["knowledge is 'nonsense'", "full, partial"],
     "sweep --vary c --attack gaussian --knowledge none": ["knowledge is 'none'"],

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from fltrust_repro import backend
 from fltrust_repro.course import Course, Moving, Snapshot
+from fltrust_repro.notes import Notes
 
 ARRAYS = arrays(np.float32, st.integers(0, 3), elements=st.floats(-9, 9, width=32))
 LEAVES = ARRAYS | st.integers() | st.text(max_size=3) | st.none() | st.booleans()
@@ -69,6 +70,20 @@ def test_what_is_kept_does_not_move_with_the_trial():
         assert one.memories["rule's"]["deep"]["list"][0].tolist() == [0, 0]
         one.memories["rule's"]["deep"]["list"][0] += 1
     assert one.memories["rule's"]["number"] == 0.5
+
+
+def test_notes_that_are_no_numbers_move_nothing():
+    one = Moving({"a": np.random.default_rng(0)}, Notes(), {"rule's": {"calls": 3}})
+    course = Course(backend.to_ndarray(np.ones(2, dtype=np.float32)))
+    kept = one.snapshot(course, np.zeros(0))
+    one.rngs["a"].random(5)
+    before = one.rngs["a"].bit_generator.state
+    one.memories["rule's"]["calls"] = 4
+    kept.told["notes"] = {"shots": "many"}
+    with pytest.raises(ValueError, match="notes are numbers"):
+        one.restore(kept, (2,))
+    assert one.rngs["a"].bit_generator.state == before
+    assert one.memories["rule's"] == {"calls": 4}
 
 
 @pytest.mark.parametrize("lacks", ["w", "generators", "curve", "rule's", "notes"])

@@ -363,7 +363,7 @@ def test_a_whole_store_is_counted(machine, report):
         told = "setting = json_set(setting, '$.rule', 'my-rule')"
         opened.execute(f"UPDATE trials SET {told} WHERE seed = 2")
     _, text = report("--store", "mine.sqlite")
-    others = "1 trial beside them of plug-ins, 1 entry beside them not understood"
+    others = "and 1 of plug-ins that are not loaded, 1 entry beside them not understood"
     assert f"1 finished trial of 1 setting, intact, {others}" in text
 
 

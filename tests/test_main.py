@@ -759,6 +759,32 @@ def test_results_of_one_name_are_of_one_owner(call, tmp_path):
         assert "rename your file" in err
 
 
+def test_a_file_of_ones_own_is_known_by_where_it_lies(call, tmp_path, monkeypatch):
+    out, options = tmp_path / "results", ("--trials", 1, "--jobs", 0)
+    for title in ("A", "B"):
+        (tmp_path / title).mkdir()
+        (tmp_path / title / "mine.toml").write_text(TINY.replace("A tiny table", title))
+    monkeypatch.chdir(tmp_path / "A")
+    assert call("reproduce", "mine.toml", *options, "--out", out)[0] == 0
+    before = (out / "mine.md").read_bytes()
+    (tmp_path / "A" / "mine.toml").write_text(TINY.replace("A tiny table", "Edited"))
+    monkeypatch.chdir(tmp_path)
+    assert call("reproduce", "A/mine.toml", *options, "--out", out)[0] == 0
+    assert (out / "mine.md").read_bytes() != before
+    monkeypatch.chdir(tmp_path / "B")
+    code, _, err = call("reproduce", "mine.toml", *options, "--out", out)
+    assert code == 2
+    assert "another experiment is called 'mine' too" in err
+    sweep = ("sweep", "--vary", "c", "--values", 1, "--rule", "krum", *RUN[1:5], *options)
+    code, _, err = call(*sweep, "--name", "mine", "--out", out)
+    assert code == 2
+    assert "give another --name, or give --out another folder" in err
+    for more in ((), ("--iterations", 3)):  # what a sweep of a name is, is its owner's wish
+        assert call(*sweep, *more, "--iterations", 2, "--name", "other", "--out", out)[0] == 0
+    (tmp_path / "other.toml").write_text(TINY)
+    assert call("reproduce", tmp_path / "other.toml", *options, "--out", out)[0] == 2
+
+
 def test_a_sweep_over_one_knowledge_leaves_the_other_out(call, no_trials, monkeypatch):
     seen = []
     monkeypatch.setattr(

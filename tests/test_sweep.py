@@ -865,6 +865,40 @@ def test_what_is_refused_amid_a_trial_ends_that_trial_alone(rule, message, tmp_p
         with pytest.raises(BadInput, match=message):
             run_missing(cells(at_once), [0], store, machine)
         assert len(store.failures()) == 2
+        assert not failed[0].message.endswith(".")  # it stands within sentences
+
+
+def test_what_is_refused_while_trials_are_timed_is_left_to_the_trial(tmp_path):
+    (tmp_path / "late.py").write_text(LATE)
+    load_plugin(tmp_path / "late.py")
+    amid, announced = replace(SMALL, rule="late:good=2", attack="none"), []
+    with Store(tmp_path / "trials.sqlite") as store:
+        given = (
+            cells(SMALL, amid),
+            [0],
+            store,
+            Machine(jobs=0),
+            lambda *told: announced.append(told),
+        )
+        finished, failed = run_missing(*given)
+    assert (finished, len(failed), len(announced)) == (1, 1, 0)
+
+
+def test_what_ails_the_store_amid_a_trial_is_no_failure_of_the_trial(tmp_path, monkeypatch):
+    (tmp_path / "late.py").write_text(LATE)
+    load_plugin(tmp_path / "late.py")
+
+    def away(self):
+        raise BadInput("the store is away")
+
+    monkeypatch.setattr(sweep, "_RENEW_SECONDS", 0)
+    monkeypatch.setattr(Store, "renew_claims", away)
+    with Store(tmp_path / "trials.sqlite") as store:
+        with pytest.raises(BadInput, match="the store is away"):
+            run_missing(
+                cells(replace(SMALL, rule="late", attack="none")), [0], store, Machine(jobs=0)
+            )
+        assert store.failures() == {}
 
 
 def test_the_home_folder_is_found_in_python_too(tmp_path, monkeypatch):
