@@ -427,7 +427,7 @@ def test_a_note_that_is_no_number_is_named(own):
         step.notes["who"] = "me"
         return step.known[: step.c]
 
-    with pytest.raises(BadInput, match="notes 'who' as 'me'"):
+    with pytest.raises(BadInput, match="'who' is noted as 'me'; notes are numbers"):
         own(craft=noting)
 
 
