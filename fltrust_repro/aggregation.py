@@ -41,7 +41,7 @@ from fltrust_repro.kernels import (
 )
 from fltrust_repro.parameters import asked_for, chosen, name_with, own_parameters, with_values
 from fltrust_repro.registry import Registry, check_default, check_named
-from fltrust_repro.server import ASKED, ServerState
+from fltrust_repro.server import ASKED, ServerState, as_state
 
 
 class WithoutEach(NamedTuple):
@@ -95,7 +95,7 @@ class Rule:
         `BadInput` where what is given or what the rule returns has another shape or holds no
         numbers, or m, c and beta are beyond the rule's limit.
         """
-        rows, known = self._checked(updates, c, beta, state)
+        rows, known = self._checked(updates, c, beta, as_state(state, f"rule {self.name!r}"))
         result = self.function(lent(rows, self.function), **known)
         user, shape = f"rule {self.name!r}", rows.shape[1:]
         return as_given(taken_back(result, shape, self.function, user, "its result"), updates)

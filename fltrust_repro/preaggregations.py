@@ -7,6 +7,7 @@ A pre-aggregation asks by name for what it needs, as a rule does, and may have o
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -55,6 +56,22 @@ class PreAggregation:
         name, function = name_with(self.name, values), with_values(self.function, values)
         return replace(self, name=name, function=function, rows=rows)
 
+    def rows_left(self, m: int) -> int:
+        """How many rows the step leaves of m; `BadInput` where its `rows` does not tell."""
+        try:
+            return operator.index(self.rows(m))
+        except BadInput:  # of a parameter that it reads
+            raise
+        except (Exception, SystemExit) as error:  # a plug-in's may be anything
+            problem = f"of {m} cannot be told ({type(error).__name__}: {error})"
+            do = "let its rows=... return a whole number"
+            raise BadInput(f"pre-aggregation {self.name!r}: its rows {problem}; {do}.") from error
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its rows are no worker's any more."""
+        return self.rows_left(_SOME) != _SOME
+
 
 preaggregations: Registry[PreAggregation] = Registry("pre-aggregation")
 
@@ -102,14 +119,17 @@ def behind(names: str, rule: Rule) -> Rule:
     if not steps:
         return rule
     own = rule.limit
-    mixing = [step.name for step in steps if step.rows(_SOME) != _SOME]
-    if mixing and {"workers", "memory"} <= {*rule.parameters}:
-        wrong = f"{mixing[0]!r} leaves rows of nobody's"
-        raise BadInput(f"rule {rule.name!r} remembers workers, and {wrong}; leave it out.")
+    users: list[PreAggregation | Rule] = [*steps, rule]
+    for place, one in enumerate(users):
+        mixing = [step.name for step in steps[:place] if step.mixes]
+        if mixing and {"workers", "memory"} <= {*one.parameters}:
+            user = "rule" if one is rule else "pre-aggregation"
+            wrong = f"{mixing[0]!r} leaves rows of nobody's"
+            raise BadInput(f"{user} {one.name!r} remembers workers, and {wrong}; leave it out.")
 
     def rows(m: int) -> int:
         for step in steps:
-            m = step.rows(m)
+            m = step.rows_left(m)
         return m
 
     def ask(place: int, step: PreAggregation | Rule, updates: np.ndarray, known: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fltrust_repro.doors import as_numbers
-from fltrust_repro.errors import BadInput
+from fltrust_repro.errors import BadInput, shown
 from fltrust_repro.notes import Notes
 
 ASKED = (
@@ -108,6 +108,13 @@ class ServerState:
         if "root" in known:
             known["root"] = as_numbers(self.root, (d,), user, "root").copy()
         return known
+
+
+def as_state(state: object, user: str) -> ServerState | None:
+    """Return what was given as a state, or None for none; `BadInput` for anything else."""
+    if state is None or isinstance(state, ServerState):
+        return state
+    raise BadInput(f"{user}: state is {shown(state)}; give a ServerState, made once for a trial.")
 
 
 def _in_order(layers: Sequence[slice], d: int, user: str) -> tuple[slice, ...]:

@@ -129,7 +129,8 @@ def _check_examples(
     digest = datasets.data_digest(dataset, data_dir)
     if digest is not None and digest not in protocol.split("+"):
         where = "here than where the command began"
-        raise BadInput(f"data set {dataset!r} has other examples {where}; give all the same.")
+        do = "give all the same, and let what loads them draw with its rng alone"
+        raise BadInput(f"data set {dataset!r} has other examples {where}; {do}.")
 
 
 @_told

@@ -160,6 +160,29 @@ def test_a_rule_that_remembers_workers_is_not_given_rows_that_are_nobodys(name, 
     Setting(**SMALL, pre="bucketing:size=1", rule=name)
 
 
+def test_a_step_that_remembers_workers_is_not_given_rows_that_are_nobodys():
+    @preaggregation("remembers")
+    def remembers(updates, memory, workers):
+        return updates
+
+    try:
+        with pytest.raises(BadInput, match="pre-aggregation 'remembers' remembers workers, and 'b"):
+            behind("bucketing+remembers", rules["median"])
+        behind("remembers+bucketing", rules["median"])
+    finally:
+        preaggregations.remove("remembers")
+
+
+@pytest.mark.parametrize("wrong", [lambda m: 1 / 0, lambda m: None, lambda m: m / 2])
+def test_rows_that_cannot_be_told_are_refused_before_a_trial(wrong):
+    preaggregation("odd", rows=wrong)(lambda updates: updates)
+    try:
+        with pytest.raises(BadInput, match=r"'odd': its rows of 100 cannot be told .*whole number"):
+            Setting(**SMALL, pre="odd", rule="median")
+    finally:
+        preaggregations.remove("odd")
+
+
 def test_rows_may_depend_on_some_of_a_steps_parameters():
     @preaggregation("some", rows=lambda m, *, size=2: m // size)
     def some(updates, *, size=2, share=1.0):

@@ -41,6 +41,13 @@ def problems(draw):
     return updates, root
 
 
+@pytest.mark.parametrize("wrong", [{}, {"x": 1}, 0, "state"])
+def test_a_state_that_is_none_is_refused(wrong):
+    for name in ("mean", "leverage"):
+        with pytest.raises(BadInput, match=f"rule '{name}': state is .*; give a ServerState"):
+            rules[name](np.ones((6, 4), dtype=np.float32), c=1, state=wrong)
+
+
 @given(problems())
 def test_it_is_the_formula(problem):
     updates, root = problem
