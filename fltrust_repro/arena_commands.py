@@ -55,6 +55,15 @@ class Order:
         return [cell for cell in self.table.experiment.cells if cell.row in self.rows]
 
     @property
+    def refused(self) -> dict[str, list[tuple[str, str]]]:
+        """The rows to run and columns that cannot be together, by the reason."""
+        found = {
+            why: [(row, column) for row, column in places if row in self.rows]
+            for why, places in self.table.refused.items()
+        }
+        return {why: places for why, places in found.items() if places}
+
+    @property
     def is_whole(self) -> bool:
         """Whether the ranking is the protocol's, to be kept in files."""
         return not self.part and len(self.seeds) == len(SEEDS)
@@ -131,14 +140,19 @@ def _order(
         check_name("the name of the files", name)
         table = table._replace(experiment=dataclasses.replace(table.experiment, name=name))
     rows = tuple(asked) or table.experiment.rows
-    return Order(table, rows, own, seeds[:FEW] if columns else seeds, bool(columns))
+    order = Order(table, rows, own, seeds[:FEW] if columns else seeds, bool(columns))
+    if all(cell.column == NO_ATTACK for cell in order.cells):
+        why = next((f" ({one.partition(';')[0].rstrip('.')})" for one in order.refused), "")
+        wrong = f"in {table.name} none of these rules can meet any of these attacks{why}"
+        raise BadInput(f"{wrong}; choose others.")
+    return order
 
 
 def _judge(order: Order, store: Archive, machine: Machine, out: Path, breakdown: bool) -> Judged:
     """Run what is missing, where the store is to be written; print the ranking, write its files."""
     experiment, failed, data = order.table.experiment, [], ""
     reproduction.prepared([experiment], store, machine, out)
-    for line in arena_report.left_out(order.table.refused, len(experiment.rows)):
+    for line in arena_report.left_out(order.refused, len(order.rows)):
         click.echo(line, err=True)
     if isinstance(store, Store):
         _tell(order, _known(store, experiment.cells), breakdown)

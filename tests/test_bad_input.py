@@ -164,6 +164,11 @@ COMMANDS = {
         "--reading base is given 2 times (received, before-attack)",
     ],
     "arena --knowledge full --knowledge partial": ["--knowledge is given 2 times (full, partial)"],
+    "arena --protocol P5 --rule median --attack fltrust-adaptive": [
+        "in P5 none of these rules can meet",
+        "asks for root",
+        "choose others.",
+    ],
     # sweeps that would ignore an option
     "sweep --vary c --knowledge nonsense": ["knowledge is 'nonsense'", "full, partial"],
     "sweep --vary c --attack gaussian --knowledge none": ["knowledge is 'none'"],
