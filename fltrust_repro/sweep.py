@@ -138,8 +138,8 @@ def run(
     if failed:
         raise BadInput(
             f"{len(failed)} of {counted(len(chosen) * trials, 'trial')} failed, the first, of seed "
-            f"{failed[0].name.seed}, with {failed[0].message}; the others are kept in "
-            f"{str(store)!r}, and the same call tries only these again."
+            f"{failed[0].name.seed}, with {failed[0].message}; what is finished is "
+            f"kept in {str(store)!r}, and the same call tries the others again."
         ) from RuntimeError(failed[0].details)
     from pandas import DataFrame  # which takes a while to load
 

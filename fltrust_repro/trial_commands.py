@@ -77,7 +77,7 @@ def end(failed: Sequence[Failure], missing: Sequence[str] = ()) -> None:
         click.echo(f"\n{counted(len(failed), 'trial')} failed:", err=True)
         for name, message in ((one.name, one.message) for one in failed):
             click.echo(f"  setting {name.key}, seed {name.seed}: {message}", err=True)
-        click.echo("All others are kept; the same command tries the failed ones again.", err=True)
+        click.echo("What is finished is kept; the same command tries the others again.", err=True)
     if failed or missing:
         sys.exit(1)
 
