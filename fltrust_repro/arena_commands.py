@@ -24,7 +24,7 @@ from fltrust_repro import (
 from fltrust_repro.archive import Archive
 from fltrust_repro.arena import FEW, SEEDS
 from fltrust_repro.arena_protocols import Protocol, Table, protocols, table_of
-from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown
+from fltrust_repro.errors import BadInput, DataUnavailable, choose, shown, wrong_in
 from fltrust_repro.experiments import Cell, Fields
 from fltrust_repro.files import check_name, check_writable, in_name, write_text
 from fltrust_repro.processes import Machine
@@ -57,11 +57,11 @@ class Order:
     @property
     def refused(self) -> dict[str, list[tuple[str, str]]]:
         """The rows to run and columns that cannot be together, by the reason."""
-        found = {
-            why: [(row, column) for row, column in places if row in self.rows]
+        return {
+            why: own
             for why, places in self.table.refused.items()
+            if (own := [place for place in places if place[0] in self.rows])
         }
-        return {why: places for why, places in found.items() if places}
 
     @property
     def is_whole(self) -> bool:
@@ -142,7 +142,7 @@ def _order(
     rows = tuple(asked) or table.experiment.rows
     order = Order(table, rows, own, seeds[:FEW] if columns else seeds, bool(columns))
     if all(cell.column == NO_ATTACK for cell in order.cells):
-        why = next((f" ({one.partition(';')[0].rstrip('.')})" for one in order.refused), "")
+        why = next((f" ({wrong_in(one)})" for one in order.refused), "")
         wrong = f"in {table.name} none of these rules can meet any of these attacks{why}"
         raise BadInput(f"{wrong}; choose others.")
     return order

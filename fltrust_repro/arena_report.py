@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fltrust_repro import arena, report
+from fltrust_repro.errors import wrong_in
 from fltrust_repro.standings import CANDIDATES, NO_C, Cell, Entry, Standings
 from fltrust_repro.trials import Trial
 from fltrust_repro.words import counted
@@ -131,7 +132,7 @@ def left_out(refused: Mapping[str, Sequence[tuple[str, str]]], rows: int) -> lis
         those, under = (list(dict.fromkeys(names)) for names in zip(*places))
         who = "all rules" if len(those) == rows > 1 else ", ".join(those)
         columns = ", ".join(under) if len(under) <= 3 else f"{len(under)} columns"
-        told.append(f"Left out: {who} under {columns}: {why.partition(';')[0].rstrip('.')}.")
+        told.append(f"Left out: {who} under {columns}: {wrong_in(why)}.")
     return told
 
 

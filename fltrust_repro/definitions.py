@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fltrust_repro.errors import BadInput, LeftOut, UnknownName
+from fltrust_repro.errors import BadInput, LeftOut, UnknownName, wrong_in
 from fltrust_repro.experiments import MEASURES, Cell, Experiment, Figure
 from fltrust_repro.files import is_file, write_text
 from fltrust_repro.settings import Setting
@@ -112,7 +112,7 @@ def kept(folder: Path, left_out: LeftOut) -> list[Experiment]:
             if isinstance(told, dict) and {"command", "title", "cells"} <= told.keys():
                 found.append(_experiment(file.stem, told))
         except UnknownName as error:
-            of_plugin = f"{str(error).partition(';')[0]}; give --plugin to show it"
+            of_plugin = f"{wrong_in(str(error))}; give --plugin to show it"
             left_out.add(file, "the experiment", BadInput(of_plugin))
         except (OSError, *_WRONG) as error:
             left_out.add(file, "the experiment", BadInput(str(error) or "a part is missing"))

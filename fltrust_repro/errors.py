@@ -66,6 +66,16 @@ def choose(name: object, known: Collection[str]) -> str:
     return f"choose one of {every}. Did you mean {either(near[:1])}?"
 
 
+def wrong_in(sentence: str) -> str:
+    """Return what a sentence of ours says is wrong, without what to do about it.
+
+    >>> from fltrust_repro.errors import wrong_in
+    >>> wrong_in("c is 60; it must be less than half of the 100 workers.")
+    'c is 60'
+    """
+    return sentence.partition(";")[0].rstrip(".")
+
+
 def note(text: str) -> None:
     """Tell the user, on standard error, what costs nothing but should be known."""
     print(f"Note: {text}", file=sys.stderr)

@@ -230,9 +230,8 @@ def _option_of(field: dataclasses.Field) -> Callable:
     kind, metavar = kind_of(field)
     first, *others = field.metadata["choices"] or (None,)
     choices = ", ".join([f"{first} (default)", *others]) if others else ""
-    how: dict[str, Any] = {"default": field.default}
-    if kind is str:  # several might all be meant, as `sweep` has it; of numbers the last one counts
-        how = once(field.default)
+    # Several names might all be meant, as `sweep` has it; of numbers the last one counts.
+    how = once(field.default) if kind is str else {"default": field.default}
     return click.option(
         "--" + field.name.replace("_", "-"), field.name, type=kind, metavar=metavar,
         show_default=field.default is not None and not choices, **how,

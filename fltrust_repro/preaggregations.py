@@ -18,7 +18,7 @@ import numpy as np
 from fltrust_repro.aggregation import Rule
 from fltrust_repro.distances import nearest, squared_distances
 from fltrust_repro.doors import as_numbers, lent, lent_values, taken_back
-from fltrust_repro.errors import BadInput, shown
+from fltrust_repro.errors import BadInput, in_words, shown
 from fltrust_repro.kernels import column_mean, extremes
 from fltrust_repro.parameters import (
     asked_for,
@@ -63,7 +63,7 @@ class PreAggregation:
         except BadInput:  # of a parameter that it reads
             raise
         except (Exception, SystemExit) as error:  # a plug-in's may be anything
-            problem = f"of {m} cannot be told ({type(error).__name__}: {error})"
+            problem = f"of {m} cannot be told ({in_words(error)})"
             do = "let its rows=... return a whole number"
             raise BadInput(f"pre-aggregation {self.name!r}: its rows {problem}; {do}.") from error
 

@@ -233,7 +233,7 @@ class Setting:
         attack.check_goal(self.goal, self.knowledge)
 
     def without_attack(self) -> Setting:
-        """Return what an attacked one is compared with; the server keeps none for an attack."""
+        """Return what an attacked one is compared with; root data are for rules alone."""
         return dataclasses.replace(self, attack="none")
 
     def as_dict(self) -> dict[str, Any]:

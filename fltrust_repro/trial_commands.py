@@ -150,8 +150,12 @@ def _is_experiment(name: str) -> bool:
     return name.lower() in experiments.available()
 
 
-def _check_names(chosen: list[Experiment], out: Path, sweep_name: str = "") -> None:
-    """Refuse what is one's own and whose results would take the place of another's in OUT."""
+def _taken(name: str, out: Path) -> str:
+    return f"another experiment is called {name!r} too, and its results are kept in {out}"
+
+
+def _check_names(chosen: list[Experiment], out: Path) -> None:
+    """Refuse files of one's own whose results would take the place of another's in OUT."""
     names, published = [experiment.name for experiment in chosen], reproduction.is_published(out)
     for experiment in chosen:
         name, own = experiment.name, is_own(experiment)
@@ -159,9 +163,8 @@ def _check_names(chosen: list[Experiment], out: Path, sweep_name: str = "") -> N
             raise BadInput(f"reports are called {name!r}, too; rename your file.")
         taken = own and published and _is_experiment(name)
         if taken or names.count(name) > 1 or is_anothers_place(experiment, out):
-            same = f"another experiment is called {name!r} too, and its results are kept in {out}"
-            do = "give another --name" if name == sweep_name else "rename your file"
-            raise BadInput(f"{same}; {do}, or give --out another folder.")
+            do = "rename your file, or give --out another folder"
+            raise BadInput(f"{_taken(name, out)}; {do}.")
 
 
 @click.command("sweep")
@@ -225,7 +228,9 @@ def sweep_command(
     check_name("--name", made.name)
     if _is_report(made.name) or _is_experiment(made.name):
         raise BadInput(f"--name is {made.name!r}, the name of other results; take another.")
-    _check_names([made], out, made.name)
+    if is_anothers_place(made, out):
+        do = "give another --name, or give --out another folder"
+        raise BadInput(f"{_taken(made.name, out)}; {do}.")
     for note in made.notes:
         click.echo(note, err=True)
     _reproduce({made: made.cells}, out, False, grey, draw, **where)

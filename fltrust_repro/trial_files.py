@@ -97,11 +97,12 @@ def read_csv(
     try:
         columns = _columns_of(path, content) if content else []
         for number, line in enumerate(content.split(b"\n")[1:], 2):
-            if (name := _name_of(columns, line)) and not wanted(name):
+            name = _name_of(columns, line)
+            if name is not None and not wanted(name):
                 continue
             try:
                 row = _row(columns, line)
-                if row and _is_wanted(row, wanted):
+                if row and (name is not None or _is_wanted(row, wanted)):
                     trials.append(Trial.from_row(row, setting_of))
             except (Unreadable, UnknownName) as error:
                 left_out.add(path, f"line {number}", error)
@@ -128,8 +129,8 @@ def _columns_of(path: Path, content: bytes) -> list[str]:
 def _name_of(columns: Sequence[str], line: bytes) -> TrialName | None:
     """The name that a line begins with, as those of `write_csv` do; without reading its curve."""
     parts = line.split(b",", len(TrialName._fields))[:-1]
-    if (*columns[: len(parts)],) != TrialName._fields:
-        return None
+    if (*columns[: len(parts)],) != TrialName._fields or any(b'"' in part for part in parts):
+        return None  # to be read as CSV
     key, seed, protocol = parts
     try:
         return TrialName(key.decode(), int(seed), protocol.decode())

@@ -252,8 +252,14 @@ def test_lines_of_trials_that_are_not_wanted_are_not_looked_at(tmp_path):
         left_out = LeftOut()
         some = read_csv(path, left_out, lambda name, wanted=wanted: name.seed == wanted)
         assert ([one.seed for one in some], len(left_out)) == (found, left)
-    # Another order of columns is read as well.
+    # Another program may put names into quotes, all of them or those that are texts.
     table = pd.read_csv(path, skiprows=[1, 2, 3])
+    for quoting in (csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC):
+        table.to_csv(tmp_path / "q.csv", index=False, quoting=quoting)
+        key = table["key"][0]
+        found = read_csv(tmp_path / "q.csv", wanted=lambda name, key=key: name.key == key)
+        assert [one.seed for one in found] == [1, 2]
+    # Another order of columns is read as well.
     table[table.columns[::-1]].to_csv(path, index=False)
     assert [one.seed for one in read_csv(path, wanted=lambda name: name.seed == 2)] == [2]
 
